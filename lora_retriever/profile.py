@@ -1,0 +1,168 @@
+"""Profiles: everything a run depends on, in one validated YAML file.
+
+A *location* in a profile is a folder or file if it begins with `.`, `/` or `~` (relative ones start at the profile's
+own folder), and a Hub id otherwise. `{adapter}` in the adapters' location stands for the adapter's name.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lora_retriever.encoders import Layout
+from lora_retriever.errors import UserError
+from lora_retriever.methods import METHODS
+from lora_retriever.prompt import TEMPLATES
+from lora_retriever.scorers import SCORERS
+
+PROFILES = Path(str(files("lora_retriever"))) / "profiles"
+INSTRUCTION = "Represent the sentence for similar task retrieval: "
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Checkpoint(Section):
+    """Where a model lies, and at which commit if that is the Hub."""
+
+    location: str
+    revision: str | None = None
+
+
+class EncoderSection(Checkpoint):
+    layout: Layout = "auto"
+    instruction: str = INSTRUCTION
+    batch_size: int = Field(64, ge=1)
+
+
+class DataSection(Section):
+    rows: str
+    pool: str
+
+
+class RetrievalSection(Section):
+    scorer: str = "cosine"
+    k: int = Field(3, ge=1)
+
+    @field_validator("scorer")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, SCORERS, "scorer")
+
+
+class GenerationSection(Section):
+    """Decoding is greedy; the batch size is a number of rows."""
+
+    template: str = "alpaca"
+    max_prompt_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = Field(50, ge=1)
+    batch_size: int = Field(8, ge=1)
+    pad_token_id: int | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _known(cls, template: str) -> str:
+        return (
+            template if "{inputs}" in template else _one_of(template, TEMPLATES, "template (or a text with {inputs})")
+        )
+
+    @property
+    def template_text(self) -> str:
+        """The template itself, with `{inputs}` in it."""
+        return TEMPLATES.get(self.template, self.template)
+
+
+class Profile(Section):
+    """One profile, validated. `folder` is where relative locations start; `note` is printed under every table."""
+
+    name: str
+    folder: Path
+    note: str = ""
+    base: Checkpoint
+    adapters: Checkpoint
+    encoder: EncoderSection
+    data: DataSection
+    retrieval: RetrievalSection = RetrievalSection()
+    generation: GenerationSection = GenerationSection()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    methods: tuple[str, ...] = tuple(METHODS)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_one_of(name, METHODS, "method") for name in names)
+
+    @property
+    def torch_device(self) -> str:
+        """`cuda` where there is one, unless the profile names a device."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def local_path(self, location: str) -> Path | None:
+        """The file or folder a location means, there or not; None for a Hub id."""
+        if not location.startswith((".", "/", "~")):
+            return None
+        return (self.folder / Path(location).expanduser()).resolve()
+
+    def adapter_location(self, adapter: str) -> str:
+        return self.adapters.location.replace("{adapter}", adapter)
+
+    @property
+    def rows_path(self) -> Path:
+        return self._file(self.data.rows)
+
+    @property
+    def pool_path(self) -> Path:
+        return self._file(self.data.pool)
+
+    def _file(self, location: str) -> Path:
+        return (self.folder / Path(location).expanduser()).resolve()
+
+
+def load_profile(name_or_file: str) -> Profile:
+    """The profile of this name that comes with the package, or the one in this YAML file.
+
+    Raises:
+        UserError: there is none, it is not YAML, or a field is missing, unknown or wrong; the message names the field.
+    """
+    bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
+    path = bundled.get(name_or_file, Path(name_or_file))
+    if not path.is_file():
+        raise UserError(f"no profile {name_or_file!r}: known are {', '.join(bundled)}, or give the path of a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected fields and values, found {type(content).__name__}")
+    try:
+        return Profile.model_validate({"name": path.stem, **content, "folder": path.resolve().parent})
+    except ValidationError as error:
+        problems = "; ".join(_problem(item) for item in error.errors())
+        raise UserError(f"{path}: {problems}") from error
+
+
+def _problem(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    reason = {"missing": "is missing", "extra_forbidden": "is no field of a profile"}.get(error["type"])
+    return f"{field}: {reason or error['msg'].removeprefix('Value error, ')}"
+
+
+def _one_of(name: str, known: Any, what: str) -> str:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r} (known: {', '.join(known)})")
+    return name

@@ -1,0 +1,12 @@
+"""Per-sample composition of LoRA adapters: each row of a batch is served by its own mixture or fusion.
+
+One idea carries the package: every composition is a low-rank update. `checkpoint` reads an adapter and `exactness`
+refuses what cannot be composed exactly; `pairs` keeps the adapters resident and makes, once per batch, one low-rank
+pair per row and module; `hooks` adds the pairs in the forward pass; `model` is the face of it all; `save` writes a
+composition as an ordinary PEFT checkpoint.
+"""
+
+from peft_composition.errors import AdapterError, CompositionError
+from peft_composition.model import ComposableModel
+
+__all__ = ["AdapterError", "ComposableModel", "CompositionError"]

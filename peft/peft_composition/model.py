@@ -1,0 +1,264 @@
+"""A causal language model whose every row can be served by its own composition of adapters.
+
+`ComposableModel` keeps adapters resident beside a base model and composes them on demand. The base is only ever
+hooked, never altered: outside `composed` it computes what it always did. The formulas are in `pairs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from peft_composition.checkpoint import LoraAdapter, read_adapter
+from peft_composition.errors import AdapterError, CompositionError
+from peft_composition.hooks import LiveComposition, input_rows
+from peft_composition.layers import linear_shape, placement
+from peft_composition.pairs import EMPTY_SLOT, MODES, ActiveSlots, ModuleStack, Pair, active_slots
+from peft_composition.save import save_pairs
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """What is remembered of a loaded adapter; its tensors lie in its slot of the stacks."""
+
+    slot: int
+    base_model_name_or_path: str | None
+    task_type: str | None
+
+
+class ComposableModel:
+    """A transformers causal LM with resident LoRA adapters, composed by row while `composed` is open.
+
+    The base stays usable on its own. Not for use by several threads at once, as the base is shared.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+            raise CompositionError("the base carries PEFT adapters already; unload them first (PeftModel.unload())")
+        self.base = base
+        self._residents: dict[str, _Resident] = {}
+        self._stacks: dict[str, ModuleStack] = {}  # by module name; only modules that some adapter targets
+        self._columns: tuple[str, ...] = ()  # the adapters that lora_mapping's columns stand for
+        self._live: LiveComposition | None = None
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration."""
+        return self.base.config
+
+    @property
+    def device(self) -> torch.device:
+        """The base's device, where inputs are expected."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's dtype."""
+        return self.base.dtype
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the loaded adapters, in loading order."""
+        return list(self._residents)
+
+    def load_adapter(self, path_or_repo_id: str | Path, name: str, revision: str | None = None) -> None:
+        """Load a PEFT LoRA checkpoint under `name`, from a folder or from the Hub (there at `revision`).
+
+        The adapter stays in memory, in the dtype of the modules it targets. Raises `AdapterError`, and changes
+        nothing, if the name is taken or the adapter cannot be composed exactly.
+        """
+        if name in self._residents:
+            raise AdapterError(name, "an adapter of this name is loaded already; unload it first, or use another name")
+        adapter = read_adapter(path_or_repo_id, name, self.base, revision)
+        taken = {resident.slot for resident in self._residents.values()} | {EMPTY_SLOT}
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        try:
+            # Stacks outlive an inference_mode block in which they may have been loaded, so they must not belong to it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._write(adapter, slot)
+        except BaseException:
+            self._clear(slot)
+            raise
+        self._residents[name] = _Resident(slot, adapter.base_model_name_or_path, adapter.task_type)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter and free its place. Raises `AdapterError` if it is not loaded."""
+        self._clear(self._resident(name).slot)
+        del self._residents[name]
+
+    @contextmanager
+    def composed(
+        self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]], mode: str = "mixture"
+    ) -> Iterator[ComposableModel]:
+        """Within this context, row i of every batch is composed with row i of `weights` [batch, len(adapters)].
+
+        `mode` is "mixture" or "fusion". A row of zeros is the base model. Gradients flow to the inputs, and to
+        the weights that are not zero. Whatever happens inside, the base is as before once the context is left.
+        Raises `AdapterError` for an adapter that is not loaded, `CompositionError` for an unknown mode, for
+        weights that do not fit, and for a composition inside another.
+        """
+        if self._live is not None:
+            raise CompositionError("a composition is active already; leave it before composing again")
+        weights = self._checked_weights(adapters, weights)
+        live = LiveComposition(self.base, self._pairs(adapters, weights, mode), batch=weights.shape[0])
+        try:
+            live.attach()
+            self._live = live
+            yield self
+        finally:
+            self._live = None
+            live.detach()
+
+    def __call__(
+        self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the base's forward pass, composed if inside `composed` or if a `lora_mapping` is given.
+
+        `lora_mapping` [batch, adapters] are weights whose columns follow `set_adapter`; `merging_type` is
+        "mixture" (if not given) or "fusion": the call of the original's fork. All else is passed to the base.
+        Raises `CompositionError` if the inputs do not have one row for each row of weights.
+        """
+        return self._run(self.base, args, kwargs, lora_mapping, merging_type)
+
+    def generate(
+        self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the base's `generate`, composed as `__call__` is. Beams share their row's weights, as do sequences."""
+        return self._run(cast(Any, self.base).generate, args, kwargs, lora_mapping, merging_type)
+
+    def set_adapter(self, adapters: str | Sequence[str]) -> None:
+        """Say which adapters the columns of `lora_mapping` stand for. By itself it composes nothing."""
+        names = (adapters,) if isinstance(adapters, str) else tuple(adapters)
+        self._slots(names)
+        self._columns = names
+
+    def save_composition(
+        self, adapters: Sequence[str], weights: Sequence[float] | Tensor, mode: str = "mixture", *, path: str | Path
+    ) -> None:
+        """Write one composition as an ordinary PEFT checkpoint into a new folder at `path`.
+
+        `weights` holds one number for each adapter. Mixtures have the sum of the adapters' ranks, fusions the
+        largest rank. Raises `CompositionError` if nothing is left to save, or `path` holds something.
+        """
+        row = _as_floats(weights)
+        if row.ndim != 1:
+            raise CompositionError(f"weights must be one number for each adapter, not of shape {list(row.shape)}")
+        with torch.no_grad():
+            pairs = self._pairs(adapters, self._checked_weights(adapters, row[None]), mode)
+        if not pairs:
+            raise CompositionError("all weights are zero: such a composition is the base model itself")
+        first = self._resident(adapters[0])
+        base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
+        save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
+
+    def _write(self, adapter: LoraAdapter, slot: int) -> None:
+        """Put an adapter's tensors into a free slot of the stacks, its scalings folded into B."""
+        for name, part in adapter.modules.items():
+            module = self.base.get_submodule(name)
+            device, dtype = placement(module, self.dtype)
+            if device.type == "meta":
+                reason = "the base's weight is offloaded; load the base wholly into memory"
+                raise AdapterError(adapter.name, reason, name)
+            down = part.down.to(device, dtype)  # [r, d_in]
+            exact = part.up.to(torch.promote_types(part.up.dtype, torch.float32))  # [d_out, r]
+            up = (part.scaling * exact).T.to(device, dtype)  # [r, d_out]
+            if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+                raise AdapterError(adapter.name, f"its values overflow in {dtype}; use a base in bfloat16", name)
+            if name not in self._stacks:
+                shape = linear_shape(module)
+                assert shape is not None, f"{name} was verified to be linear"
+                self._stacks[name] = ModuleStack(*shape, device, dtype)
+            self._stacks[name].write(slot, down, up)
+
+    def _clear(self, slot: int) -> None:
+        """Empty a slot in all stacks, and drop the stacks that no adapter needs any more."""
+        with torch.inference_mode(False), torch.no_grad():
+            for stack in self._stacks.values():
+                stack.clear(slot)
+        self._stacks = {name: stack for name, stack in self._stacks.items() if stack.ranks}
+
+    def _pairs(self, adapters: Sequence[str], weights: Tensor, mode: str) -> dict[str, Pair]:
+        """Make the pair of each module that the adapters in use target; none if all weights are zero."""
+        if mode not in MODES:
+            raise CompositionError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
+        active = active_slots(self._slots(adapters), weights)
+        if active is None:
+            return {}
+        pairs = {}
+        on_device: dict[torch.device, ActiveSlots] = {}  # a base may be spread over several devices
+        for name, stack in self._stacks.items():
+            if stack.ranks.keys().isdisjoint(active.used):
+                continue
+            device, dtype = placement(self.base.get_submodule(name), self.dtype)
+            stack.follow(device, dtype)
+            if device not in on_device:
+                on_device[device] = active.to(device)
+            pairs[name] = MODES[mode](stack, on_device[device])
+        return pairs
+
+    def _run(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        lora_mapping: Tensor | None,
+        merging_type: str | None,
+    ) -> Any:
+        """Call `function` of the base, under the composition that is active or that `lora_mapping` asks for."""
+        if lora_mapping is not None:
+            if not self._columns:
+                raise CompositionError("call set_adapter first, to say which adapters lora_mapping's columns stand for")
+            with self.composed(self._columns, lora_mapping, "mixture" if merging_type is None else merging_type):
+                return self._run(function, args, kwargs, None, None)
+        if merging_type is not None:
+            raise CompositionError("merging_type was given without lora_mapping, so there is nothing to merge")
+        if self._live is not None:
+            rows = input_rows(args, kwargs).shape[0]
+            if rows != self._live.batch:
+                raise CompositionError(
+                    f"the inputs have {rows} rows and the weights {self._live.batch}; give each row its weights"
+                )
+        return function(*args, **kwargs)
+
+    def _resident(self, name: str) -> _Resident:
+        if name not in self._residents:
+            loaded = ", ".join(self._residents) or "none"
+            raise AdapterError(name, f"it is not loaded; load_adapter it first (loaded: {loaded})")
+        return self._residents[name]
+
+    def _slots(self, adapters: Sequence[str]) -> list[int]:
+        """Return the slots of several adapters, each of which must be loaded and named once."""
+        if isinstance(adapters, str) or not adapters:
+            raise CompositionError("name the adapters to compose in a list of at least one name")
+        for name in adapters:
+            if list(adapters).count(name) > 1:
+                raise AdapterError(name, "it is named twice; give each adapter one column of weights")
+        return [self._resident(name).slot for name in adapters]
+
+    def _checked_weights(self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]]) -> Tensor:
+        """Return weights as float32 [batch, adapters], or raise `CompositionError` if they are not that."""
+        tensor = _as_floats(weights)
+        if tensor.ndim != 2 or tensor.shape[0] == 0 or tensor.shape[1] != len(adapters):
+            raise CompositionError(
+                f"weights have shape {list(tensor.shape)}; needed is one row for each input and one column "
+                f"for each of the {len(adapters)} adapters"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CompositionError("weights hold NaN or infinity")
+        return tensor
+
+
+def _as_floats(weights: object) -> Tensor:
+    """Return weights as a float32 tensor of whatever shape; a tensor keeps its gradient."""
+    try:
+        return torch.as_tensor(weights).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CompositionError(f"weights are not all numbers, or its rows not of one length: {error}") from error

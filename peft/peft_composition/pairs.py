@@ -1,0 +1,141 @@
+"""The resident adapters as stacked tensors, and the making of one low-rank pair per row from them.
+
+Every composition of LoRA adapters is itself one low-rank update y = Wx + B A x. For a batch and one module that is a
+`Pair`: A as `down` [batch, R, d_in] and B, transposed, as `up` [batch, R, d_out]. A pair is made once per batch, costs
+the same however many adapters are resident, and does not change while tokens are decoded.
+
+Pure tensor code on any device: knows nothing of files, names of adapters, or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Zero in every stack and never given to an adapter: rows with fewer adapters than others are padded with it. Padding
+# with a real slot at weight 0 would not do, as its A could overflow in float16, and 0 · inf is NaN.
+EMPTY_SLOT = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The composed update of one module for each row of a batch: y = Wx + up^T (down x)."""
+
+    down: Tensor  # [batch, R, d_in]
+    up: Tensor  # [batch, R, d_out]
+
+
+@dataclass(frozen=True)
+class ActiveSlots:
+    """Which adapters each row uses, by slot, and with which weights; k is the most that any row uses."""
+
+    slots: Tensor  # [batch, k] int64, EMPTY_SLOT where a row uses fewer than k
+    weights: Tensor  # [batch, k] float32, 0 there
+    used: tuple[int, ...]  # every slot that some row uses
+
+    def to(self, device: torch.device) -> ActiveSlots:
+        """Return the same on another device."""
+        return ActiveSlots(self.slots.to(device), self.weights.to(device), self.used)
+
+
+class ModuleStack:
+    """All resident adapters' tensors for one module. An adapter that does not target it leaves its slot zero."""
+
+    def __init__(self, d_in: int, d_out: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.down = torch.zeros(0, 0, d_in, device=device, dtype=dtype)  # A: [slots, r_max, d_in]
+        self.up = torch.zeros(0, 0, d_out, device=device, dtype=dtype)  # (s B)^T: [slots, r_max, d_out]
+        self.ranks: dict[int, int] = {}  # rank of each slot that is not zero
+
+    def write(self, slot: int, down: Tensor, up: Tensor) -> None:
+        """Put an adapter's A [r, d_in] and scaled, transposed B [r, d_out] into a slot that is free."""
+        rank = down.shape[0]
+        slots, r_max, _ = self.down.shape
+        if slot >= slots or rank > r_max:
+            # Doubling the slots makes loading n adapters cost n copies in all, not n².
+            new_slots = slots if slot < slots else max(slot + 1, 2 * slots)
+            self.down = _enlarged(self.down, new_slots, max(rank, r_max))
+            self.up = _enlarged(self.up, new_slots, max(rank, r_max))
+        self.down[slot, :rank] = down
+        self.up[slot, :rank] = up
+        self.ranks[slot] = rank
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot, so that it can be given to another adapter. Clearing an empty slot does nothing."""
+        if self.ranks.pop(slot, None) is not None:
+            self.down[slot] = 0
+            self.up[slot] = 0
+
+    def follow(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to where the module's weight is now, should the base have been moved or cast."""
+        with torch.inference_mode(False):  # a stack made within inference_mode could never be written to again
+            self.down = self.down.to(device, dtype)
+            self.up = self.up.to(device, dtype)
+
+    def gather(self, active: ActiveSlots) -> tuple[Tensor, Tensor]:
+        """Return A and (s B)^T of each row's adapters, [batch, k, r, d_in] and [batch, k, r, d_out].
+
+        r is the largest rank that this batch uses, whatever larger ones are resident.
+        """
+        rank = max(self.ranks[slot] for slot in active.used if slot in self.ranks)
+        slots = active.slots.clamp(max=self.down.shape[0] - 1)
+        # A slot beyond this stack's end belongs to an adapter that does not target the module: it reads as empty.
+        slots = slots.where(slots == active.slots, EMPTY_SLOT)  # [batch, k]
+        return self.down[slots, :rank], self.up[slots, :rank]
+
+
+def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
+    """Drop the zeros from a batch's weights [batch, adapters], whose columns stand for `slots`.
+
+    Returns None if every weight is zero. Columns are brought into the order of their slots first, so that naming the
+    same adapters in another order gives the same bits.
+    """
+    order = sorted(range(len(slots)), key=slots.__getitem__)
+    weights = weights[:, order]
+    columns = torch.tensor([slots[i] for i in order], device=weights.device)  # [adapters]
+    nonzero = weights != 0  # [batch, adapters]
+    k = int(nonzero.sum(dim=1).max())
+    if k == 0:
+        return None
+    first = nonzero.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :k]  # [batch, k]
+    row_weights = weights.gather(1, first)  # [batch, k]
+    row_slots = columns[first].where(row_weights != 0, EMPTY_SLOT)  # [batch, k]
+    return ActiveSlots(row_slots, row_weights, tuple(columns[nonzero.any(dim=0)].tolist()))
+
+
+def mixture_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
+    """The average of the adapters' outputs, y = Wx + Σ_p w_p s_p B_p A_p x (the paper's Mixture).
+
+    The sum of k updates of rank r is one of rank k·r: the A's stacked, the weighted and scaled B's side by side.
+    The weights are float32, so torch takes the product in float32 at least; the pair has the stack's dtype.
+    """
+    down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
+    weights = active.weights[:, :, None, None]  # [batch, k, 1, 1]
+    weighted = (up * weights).to(up.dtype)  # [batch, k, r, d_out]
+    return Pair(down.flatten(1, 2), weighted.flatten(1, 2))  # [batch, k*r, d_in], [batch, k*r, d_out]
+
+
+def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
+    """The average of the adapters' parameters, y = Wx + (Σ_p w_p s_p B_p)(Σ_p w_p A_p) x (the paper's Fusion).
+
+    The product has cross terms between adapters, and the weights enter twice: one adapter of weight w acts as w².
+    Different ranks meet zero-padded. The sums are taken in float32 at least; the pair has the stack's dtype.
+    """
+    down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
+    weights = active.weights[:, :, None, None]  # [batch, k, 1, 1]
+    fused_down = (down * weights).sum(dim=1).to(down.dtype)  # [batch, r, d_in]
+    fused_up = (up * weights).sum(dim=1).to(up.dtype)  # [batch, r, d_out]
+    return Pair(fused_down, fused_up)
+
+
+# A new way of composing is one more function here.
+MODES: dict[str, Callable[[ModuleStack, ActiveSlots], Pair]] = {"mixture": mixture_pair, "fusion": fusion_pair}
+
+
+def _enlarged(tensor: Tensor, slots: int, rank: int) -> Tensor:
+    """Return `tensor` [slots', r', d] zero-padded to [slots, rank, d]."""
+    larger = tensor.new_zeros(slots, rank, tensor.shape[2])  # [slots, rank, d]
+    larger[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return larger

@@ -1,0 +1,92 @@
+"""One composition, the same for every input, written as an ordinary PEFT checkpoint.
+
+A composition is a low-rank update, so it is a LoRA adapter, and whatever loads LoRA (PEFT, vLLM, LoRAX) can serve it.
+Serving engines read one rank per adapter and module names by their last part, hence the padding below. Knows the
+file format and pairs of batch 1; knows nothing of resident adapters.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_composition.checkpoint import KEY_PREFIX, WEIGHTS_FILE
+from peft_composition.errors import CompositionError
+from peft_composition.layers import linear_shape
+from peft_composition.pairs import Pair
+
+
+def save_pairs(
+    base: nn.Module, pairs: Mapping[str, Pair], path: Path, base_model_name_or_path: str | None, task_type: str | None
+) -> None:
+    """Write pairs of batch 1, by module name, as a PEFT checkpoint of float32 tensors with scaling 1.
+
+    `path` must not exist, or be an empty folder; it appears complete or not at all. Raises `CompositionError`
+    otherwise.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise CompositionError(f"'{path}' exists already; choose another path, or remove it first")
+    halves = {name: _without_padding(pair) for name, pair in pairs.items()}
+    rank = max(down.shape[0] for down, _ in halves.values())
+    suffixes = {name.rpartition(".")[2] for name in halves}
+    tensors: dict[str, Tensor] = {}
+    transposed = False
+    for name, module in base.named_modules():
+        if name.rpartition(".")[2] not in suffixes:
+            continue
+        shape = linear_shape(module)
+        if shape is None:
+            raise CompositionError(f"module '{name}' shares its last name with an adapted one, and is not linear")
+        d_in, d_out = shape
+        # A module that no adapter targets, but whose last name the configuration must list, gets an update of zero.
+        padded_down, padded_up = torch.zeros(rank, d_in), torch.zeros(d_out, rank)
+        if name in halves:
+            down, up = halves[name]
+            padded_down[: down.shape[0]] = down
+            padded_up[:, : up.shape[0]] = up.T
+        tensors[f"{KEY_PREFIX}{name}.lora_A.weight"] = padded_down  # [R, d_in]
+        tensors[f"{KEY_PREFIX}{name}.lora_B.weight"] = padded_up  # [d_out, R]
+        transposed = transposed or isinstance(module, Conv1D)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # scaling 1: the adapters' own scalings are in B
+        target_modules=sorted(suffixes),
+        fan_in_fan_out=transposed,
+        inference_mode=True,
+        base_model_name_or_path=base_model_name_or_path,
+        task_type=task_type,
+    )
+    config.target_modules = sorted(suffixes)  # LoraConfig made a set of it, whose order changes from run to run
+    _write_checkpoint(config, tensors, path)
+
+
+def _without_padding(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return A [R, d_in] and B^T [R, d_out] of a pair of batch 1, without the components that add nothing."""
+    down, up = pair.down[0].float().cpu(), pair.up[0].float().cpu()  # [R, d_in], [R, d_out]
+    acting = down.any(dim=1) & up.any(dim=1)  # [R]
+    # One component is kept even of an update of zero: PEFT has no rank 0.
+    acting[0] |= not acting.any()
+    return down[acting], up[acting]
+
+
+def _write_checkpoint(config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write both files into a folder beside `path`, and rename it once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    try:
+        save_file(dict(tensors), unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+        config.save_pretrained(str(unfinished))
+        os.replace(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,138 @@
+"""Train one LoRA per entry of a pool.
+
+    python scripts/train_loras.py --base meta-llama/Llama-2-7b-hf --pool data/official/pool.json --out adapters
+
+Resumable task by task: an adapter whose folder is there is left alone, and a folder appears only when its adapter is
+whole. Every adapter has a `training.json` beside it that says how it was made; one made with other options stops the
+run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+from lora_retriever.data import read_pool
+from lora_retriever.errors import UserError
+from lora_retriever.training import RECORD_FILE, TrainingOptions, train_adapter
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and train; returns the exit status."""
+    defaults = TrainingOptions()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="base model: a folder or a Hub id")
+    parser.add_argument("--revision", help="commit of the base model on the Hub")
+    parser.add_argument("--pool", required=True, type=Path, help="pool file; one adapter is trained per entry")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the adapters, one sub-folder each")
+    parser.add_argument("--only", help="names of pool entries, separated by commas")
+    parser.add_argument("--rank", type=int, default=defaults.rank)
+    parser.add_argument("--alpha", type=float, default=defaults.alpha)
+    parser.add_argument("--targets", default=",".join(defaults.targets), help="module names, separated by commas")
+    parser.add_argument("--dropout", type=float, default=defaults.dropout)
+    parser.add_argument("--epochs", type=float, default=defaults.epochs)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    parser.add_argument(
+        "--max-tokens", type=int, default=defaults.max_tokens, help="longest prompt; longer ones are cut"
+    )
+    parser.add_argument("--max-answer-tokens", type=int, default=defaults.max_answer_tokens)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--validation", type=int, default=0, help="samples per entry held out, their loss recorded")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(arguments)
+    try:
+        train_pool(args)
+    except (UserError, ValidationError) as error:
+        print(f"train_loras: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train_pool(args: argparse.Namespace) -> None:
+    """Train what is not there yet."""
+    options = TrainingOptions(
+        rank=args.rank,
+        alpha=args.alpha,
+        targets=tuple(args.targets.split(",")),
+        dropout=args.dropout,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        max_tokens=args.max_tokens,
+        max_answer_tokens=args.max_answer_tokens,
+        seed=args.seed,
+    )
+    pool = {entry.model_name: entry for entry in read_pool(args.pool)}
+    names = args.only.split(",") if args.only else list(pool)
+    unknown = [name for name in names if name not in pool]
+    if unknown:
+        raise UserError(f"--only: {args.pool} has no entry {', '.join(unknown)}")
+    missing = [name for name in names if not is_trained(args.out / name, options)]
+    print(f"{len(names) - len(missing)} of {len(names)} adapters are there, {len(missing)} to train")
+    if not missing:
+        return
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between transformers and PEFT
+    tokenizer = AutoTokenizer.from_pretrained(args.base, revision=args.revision)
+    base = AutoModelForCausalLM.from_pretrained(
+        args.base, revision=args.revision, dtype=getattr(torch, args.dtype), device_map=args.device
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("adapters", total=len(missing))
+        for name in missing:
+            samples = pool[name].sample
+            kept = len(samples) - args.validation
+            if kept < 1:
+                raise UserError(
+                    f"{name}: --validation {args.validation} leaves none of its {len(samples)} samples to train"
+                )
+            record = train_adapter(base, tokenizer, samples[:kept], options, args.out / name, samples[kept:])
+            progress.console.print(f"{name}: {summary(record)}")
+            progress.advance(bar)
+
+
+def is_trained(folder: Path, options: TrainingOptions) -> bool:
+    """Whether the adapter is there, made with these very options.
+
+    Raises:
+        UserError: it was made with others.
+    """
+    if not folder.exists():
+        return False
+    path = folder / RECORD_FILE
+    if not path.exists():
+        raise UserError(f"{folder} is there but was not made by this script; move it away or choose another --out")
+    made_with: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["options"]
+    wanted = options.model_dump(mode="json")
+    differing = [
+        f"{key} {made_with.get(key)} (now {value})" for key, value in wanted.items() if made_with.get(key) != value
+    ]
+    if differing:
+        raise UserError(f"{folder} was trained with {', '.join(differing)}; choose another --out, or delete the folder")
+    return True
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line on one adapter's training."""
+    losses = " → ".join(f"{loss:.3f}" for loss in (record["losses"][0], record["losses"][-1]))
+    validation = " ".join(f"{loss:.3f}" for loss in record["validation_losses"])
+    heldout = f", validation {validation}" if validation else ""
+    return f"loss {losses}{heldout}, {record['steps']} steps, {record['seconds']} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
