@@ -115,8 +115,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 def retrieval_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.data import read_pool, read_rows
-    from lora_retriever.evaluate import index_pool
-    from lora_retriever.retrieval import report
+    from lora_retriever.retrieval import index_pool, report
 
     rows, pool = read_rows(args.inputs), read_pool(args.pool)
     encoder = _load_encoder(args)
@@ -137,7 +136,7 @@ def retrieval_command(args: argparse.Namespace, console: Console) -> int:
 
 def index_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.data import read_pool
-    from lora_retriever.evaluate import index_pool
+    from lora_retriever.retrieval import index_pool
 
     _check_scorer(args.scorer)
     pool = read_pool(args.pool)
@@ -220,9 +219,9 @@ def _encoder_options(parser: argparse.ArgumentParser) -> None:
 
 def _load_encoder(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # its type would import torch
     from lora_retriever.encoders import load_encoder
-    from lora_retriever.hub import folder_or_id
+    from lora_retriever.hub import ENCODER_WANTED, folder_or_id
 
-    return load_encoder(folder_or_id(args.encoder), args.layout, args.instruction)
+    return load_encoder(folder_or_id(args.encoder, ENCODER_WANTED), args.layout, args.instruction)
 
 
 def _check_scorer(name: str) -> None:

@@ -104,7 +104,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg})") from error
     else:
         records = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028
             if not line.strip():
                 continue
             try:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from lora_retriever.errors import UserError
 
@@ -79,7 +79,7 @@ def _names_instructor(folder: Path) -> bool:
 
 def _load_instructor(folder: Path, device: str) -> SentenceTransformer:
     """Transformer, Pooling without the instruction, Dense, Normalize; the four parts of every Instructor checkpoint."""
-    transformer = Transformer(str(folder))
+    transformer = Transformer.load(str(folder), local_files_only=True)
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean", include_prompt=False)
     dense = Dense.load(str(folder / "2_Dense"))
     return SentenceTransformer(modules=[transformer, pooling, dense, Normalize()], device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -11,10 +12,12 @@ from lora_retriever.errors import UserError
 from lora_retriever.profile import Profile
 
 # Weights as safetensors, configuration and tokenizer; never code, never pickles.
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
+# Instructor encoders on the Hub are older than safetensors; torch reads a .bin file as mere tensors (weights_only).
+ENCODER_WANTED = (*WANTED, "*.bin")
 
 
-def folder_of(profile: Profile, location: str, revision: str | None) -> Path:
+def folder_of(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
     """The folder a profile's location means; fetched from the Hub (or its cache) where it is a Hub id.
 
     Raises:
@@ -22,25 +25,25 @@ def folder_of(profile: Profile, location: str, revision: str | None) -> Path:
     """
     local = profile.local_path(location)
     if local is None:
-        return fetch(location, revision)
+        return fetch(location, revision, wanted)
     if not local.is_dir():
         raise UserError(f"profile {profile.name}: no folder {local}")
     return local
 
 
-def folder_or_id(text: str) -> Path:
+def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
     """What a user named on the command line: a folder that is there, or else a Hub id."""
-    return Path(text) if Path(text).is_dir() else fetch(text, None)
+    return Path(text) if Path(text).is_dir() else fetch(text, None, wanted)
 
 
-def fetch(repository: str, revision: str | None) -> Path:
-    """The local copy of a Hub repository's weights, configuration and tokenizer.
+def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
+    """The local copy of a Hub repository's files that match `wanted`.
 
     Raises:
         UserError: the Hub does not give it.
     """
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
@@ -50,9 +53,9 @@ def fetch(repository: str, revision: str | None) -> Path:
 
 
 def is_cached(repository: str, revision: str | None) -> bool:
-    """Whether a Hub repository is wholly on this machine already."""
+    """Whether a Hub repository is on this machine already."""
     try:
-        snapshot_download(repository, revision=revision, allow_patterns=WANTED, local_files_only=True)
+        snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return False
     return True

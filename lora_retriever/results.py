@@ -40,6 +40,10 @@ class RunFile:
         self._check_configuration()
         self.lines = self._read()
 
+    def is_finished(self, ids: Sequence[int]) -> bool:
+        """Whether all of `ids` are answered and the file has its final form."""
+        return self.path.exists() and not self.partial.exists() and not self.missing(ids)
+
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of `ids` that have no answer yet, in their order."""
         return [id for id in ids if id not in self.lines]
@@ -103,7 +107,9 @@ class RunFile:
         if not source.exists():
             return {}
         lines = {}
-        for text in source.read_text(encoding="utf-8", errors="replace").splitlines():
+        for text in source.read_text(encoding="utf-8", errors="replace").split(
+            "\n"
+        ):  # not splitlines: an answer may hold U+2028
             try:
                 line = json.loads(text)
                 lines[line["id"]] = line

@@ -1,15 +1,25 @@
-"""How often a scorer finds the input's own adapter: the paper's table 2. Knows embeddings and names, no models."""
+"""From a pool's samples to an index, and how often that finds the input's own adapter: the paper's table 2."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lora_retriever.data import Row
-from lora_retriever.encoders import Embeddings
+from lora_retriever.data import PoolEntry, Row
+from lora_retriever.encoders import Embeddings, SentenceEncoder
 from lora_retriever.index import AdapterIndex
 
 CUTS = (1, 3, 5, 8)
+
+
+def index_pool(encoder: SentenceEncoder, pool: Sequence[PoolEntry], scorer: str) -> AdapterIndex:
+    """An index over the inputs of every entry's samples, all encoded in one go."""
+    embeddings = encoder.encode([sample.inputs for entry in pool for sample in entry.sample])  # [all samples, dim]
+    index, start = AdapterIndex(scorer), 0
+    for entry in pool:
+        index.add(entry.model_name, embeddings[start : start + len(entry.sample)])
+        start += len(entry.sample)
+    return index
 
 
 def top_k_shares(index: AdapterIndex, rows: Sequence[Row], queries: Embeddings) -> dict[str, float | None]:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -58,6 +60,7 @@ def train_adapter(
     options: TrainingOptions,
     out: Path,
     validation: Sequence[Sample] = (),
+    initial: Path | None = None,
 ) -> dict[str, Any]:
     """Train one LoRA and write it, with a record of how it was made, to the folder `out` in one atomic step.
 
@@ -65,6 +68,7 @@ def train_adapter(
         base: the frozen base model; it is given back unchanged. The adapter is trained in the base's dtype.
         samples: the examples trained on.
         validation: examples whose loss is recorded after every epoch; none of them is trained on.
+        initial: folder of a LoRA of the same shape to go on from; by default training starts from PEFT's initialisation.
 
     Returns:
         The record: options, losses per epoch, seconds, versions.
@@ -79,6 +83,8 @@ def train_adapter(
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, config)
+    if initial is not None:
+        set_peft_model_state_dict(model, load_file(initial / SAFETENSORS_WEIGHTS_NAME))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=model,

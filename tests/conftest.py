@@ -1,0 +1,38 @@
+"""What several tests share: the bundled miniature, and the benchmark data beside the project where it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.profile import Profile, load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "data" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Profile:
+    """The profile of the bundled miniature."""
+    return load_profile("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_rows() -> list[Row]:
+    return read_rows(TINY / "test.json")
+
+
+@pytest.fixture(scope="session")
+def tiny_pool() -> list[PoolEntry]:
+    return read_pool(TINY / "pool.json")
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    """The official benchmark data, which the project reads but does not contain."""
+    folder = ROOT.parent / "shared" / "official"
+    if not folder.is_dir():
+        pytest.skip("the official data (../shared/official) is not here")
+    return folder

@@ -1,0 +1,119 @@
+"""Tables: the official scores to the last digit, and the means by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_retriever.errors import UserError
+from lora_retriever.summary import summarize, to_json, to_table
+from lora_retriever.tables import FORMATS
+
+
+def answered(task: str, domain: str, metric: str, targets: str, answer: str) -> dict[str, Any]:
+    return {
+        "inputs": "?", "targets": targets, "task": task, "domain": domain, "metric": metric, "predicted_answer": answer,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two runs: three QA rows in two tasks of one domain, one row of text."""
+    text = ("text", "struct to text", "rouge", "a b c d")
+    oracle = [
+        answered("qa1", "reading comp", "em", "yes", "yes"),
+        answered("qa1", "reading comp", "em", "no", "no"),
+        answered("qa2", "reading comp", "em", "red", "red"),
+        answered(*text, "a b c d"),
+    ]
+    other = [{**oracle[0], "predicted_answer": "."}, oracle[1], oracle[2], answered(*text, "a b x y")]
+    lines = [json.dumps({"id": place, **row}) for place, row in enumerate(oracle)]
+    (tmp_path / "best_selection.jsonl").write_text("\n".join(lines))
+    (tmp_path / "best_selection.meta.json").write_text(json.dumps({"note": "A note on the run."}))
+    (tmp_path / "mixture.json").write_text(json.dumps(other))  # the original's form
+    return tmp_path
+
+
+def test_scores_are_means_of_means(results: Path) -> None:
+    summary = to_json(summarize(results), "paper")["runs"]["mixture"]
+    assert summary["rows"] == 4
+    assert summary["empty_answers"] == 1
+    assert summary["tasks"]["qa1"] == {"domain": "reading comp", "n": 2, "em": 50.0}
+    assert summary["tasks"]["text"] == {
+        "domain": "struct to text", "n": 1, "rouge-1": 50.0, "rouge-2": 33.3, "rouge-l": 50.0,
+    }  # fmt: skip
+    assert summary["domains"]["reading comp"] == {"em": 75.0}
+    assert summary["mean"] == pytest.approx((50 + 100 + 50) / 3, abs=1e-3)
+    assert summary["normalized"] == pytest.approx((50 + 100 + 50) / 3, abs=1e-3)
+
+
+def test_without_the_oracle_nothing_is_normalized(results: Path) -> None:
+    (results / "best_selection.jsonl").unlink()
+    assert to_json(summarize(results), "paper")["runs"]["mixture"]["normalized"] is None
+
+
+def test_tasks_on_which_the_oracle_fails_have_no_ratio(results: Path) -> None:
+    rows = [json.loads(line) for line in (results / "best_selection.jsonl").read_text().splitlines()]
+    rows[2]["predicted_answer"] = "blue"
+    (results / "best_selection.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert to_json(summarize(results), "paper")["runs"]["mixture"]["normalized"] == 50.0
+
+
+def test_the_official_answers_score_as_expected(official: Path) -> None:
+    expected = json.loads((official / "expected_paper_scores.json").read_text())
+    ours = to_json(summarize(official / "predictions"), "paper")["runs"]
+    assert {f"{name}.json": {"tasks": run["tasks"]} for name, run in ours.items()} == expected
+
+
+def test_every_format_holds_the_same_numbers(results: Path) -> None:
+    table = to_table(summarize(results), by_task=False)
+    assert table.columns == ["mixture", "best_selection"]  # the paper's order, not the alphabet's
+    texts = {name: write(table) for name, write in FORMATS.items()}
+    for text in texts.values():
+        assert "reading comp em" in text
+        assert "75.0" in text
+    assert "A note on the run." in texts["table"]
+    assert "mixture: 1 answers are empty or dots only" in texts["markdown"]
+    assert r"best\_selection" in texts["latex"]
+    rows = list(csv.reader(io.StringIO(texts["csv"])))
+    assert rows[0] == ["", "mixture", "best_selection"]
+    assert all(len(row) == 3 for row in rows)
+
+
+def test_a_table_by_task_has_a_row_per_task_and_metric(results: Path) -> None:
+    labels = [label for label, _ in to_table(summarize(results), by_task=True).rows]
+    assert labels == [
+        "qa1 em",
+        "qa2 em",
+        "text rouge-1",
+        "text rouge-2",
+        "text rouge-l",
+        "mean over tasks",
+        "normalized",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mixture.jsonl", '{"inputs": "x"}', "row 1: field 'targets' is missing"),
+        ("mixture.json", '[{"inputs": "x",]', "line 1: not valid JSON"),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        summarize(tmp_path)
+    assert f"{tmp_path / name}: {message}" in str(error.value)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no finished run"):
+        summarize(tmp_path)
+    with pytest.raises(UserError, match="no results folder"):
+        summarize(tmp_path / "nowhere")
