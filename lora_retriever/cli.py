@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ.setdefault(
-    "TOKENIZERS_PARALLELISM", "false"
-)  # else the tokenizers package warns of the fork of a progress bar
-warnings.filterwarnings("ignore", message=".*pin_memory.*")
-
 from rich.console import Console
-from transformers.utils import logging
 
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.files import write_json, write_text
-from peft_composition import AdapterError, ComposableModel, CompositionError
 
 DEFAULT_PROFILE = "tiny"
 Handler = Callable[[argparse.Namespace, Console], int]
@@ -33,15 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     args = build_parser().parse_args(arguments)
     console = Console(stderr=True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     handler: Handler = args.handler
     try:
         return handler(args, console)
     except RowsFailedError as error:
         print(f"lora-retriever: {error}", file=sys.stderr)
         return 1
-    except (UserError, AdapterError, CompositionError) as error:
+    except UserError as error:
         print(f"lora-retriever: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -97,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# The heavy imports stand inside the commands: `--help`, `summarize` and mistyped arguments answer at once.
+# Imports that take seconds stand inside the commands: `--help`, `summarize` and mistyped arguments answer at once.
 
 
 def run_command(args: argparse.Namespace, console: Console) -> int:
@@ -106,6 +95,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
+    _quieten_transformers()
     evaluate(profile, args.only, results, args.limit, console)
     if args.table:
         args = build_parser().parse_args(["summarize", str(results)])
@@ -152,6 +142,7 @@ def compose_command(args: argparse.Namespace, console: Console) -> int:
     from transformers import AutoModelForCausalLM
 
     from lora_retriever.hub import folder_or_id
+    from peft_composition import ComposableModel, CompositionError
 
     weights = {}
     for text in args.adapter:
@@ -161,13 +152,16 @@ def compose_command(args: argparse.Namespace, console: Console) -> int:
         except ValueError as error:
             raise UserError(f"--adapter {text}: expected LOCATION=WEIGHT, for example adapters/dart=0.5") from error
     base = folder_or_id(args.base)
-    with console.status("loading"):
-        model = ComposableModel(AutoModelForCausalLM.from_pretrained(base, use_safetensors=True))
-        for location in weights:
-            model.load_adapter(location, name=location)
-    _writing(
-        args.out, lambda: model.save_composition(list(weights), list(weights.values()), mode=args.mode, path=args.out)
-    )
+    _quieten_transformers()
+    try:
+        with console.status("loading"):
+            model = ComposableModel(AutoModelForCausalLM.from_pretrained(base, use_safetensors=True))
+            for location in weights:
+                model.load_adapter(location, name=location)
+        names, values = list(weights), list(weights.values())
+        _writing(args.out, lambda: model.save_composition(names, values, mode=args.mode, path=args.out))
+    except CompositionError as error:
+        raise UserError(str(error)) from error
     print(f"{args.out}: {args.mode} of {len(weights)} adapters")
     return 0
 
@@ -222,6 +216,14 @@ def _load_encoder(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # 
     from lora_retriever.hub import ENCODER_WANTED, folder_or_id
 
     return load_encoder(folder_or_id(args.encoder, ENCODER_WANTED), args.layout, args.instruction)
+
+
+def _quieten_transformers() -> None:
+    """Its progress bars and advice would stand between ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _check_scorer(name: str) -> None:

@@ -53,8 +53,11 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
         profile, "encoder", profile.encoder.location, profile.encoder.revision, ("config.json", "modules.json")
     )
     yield from _examine_adapters(profile, pool)
-    yield _examine_device(profile)
-    yield _examine_memory(profile)
+    try:
+        yield _examine_device(profile, profile.torch_device)
+        yield _examine_memory(profile, profile.torch_device)
+    except UserError as error:
+        yield Finding("problem", str(error))
     yield _examine_disk(results, len(rows) * len(profile.methods) * BYTES_PER_ANSWER)
 
 
@@ -99,12 +102,7 @@ def _examine_adapters(profile: Profile, pool: list[PoolEntry]) -> Iterator[Findi
         yield Finding("ok", f"adapters: {len(good)} of {len(pool)} are there")
 
 
-def _examine_device(profile: Profile) -> Finding:
-    device = profile.torch_device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        return Finding(
-            "problem", f"device: the profile asks for {device}, but torch finds no CUDA device; set device: cpu"
-        )
+def _examine_device(profile: Profile, device: str) -> Finding:
     if device == "cpu" and profile.dtype != "float32":
         return Finding(
             "warning", f"device: {profile.dtype} on a CPU is slow on many machines; set dtype: float32 to try"
@@ -112,7 +110,7 @@ def _examine_device(profile: Profile) -> Finding:
     return Finding("ok", f"device: {device}, {profile.dtype}")
 
 
-def _examine_memory(profile: Profile) -> Finding:
+def _examine_memory(profile: Profile, device: str) -> Finding:
     """The base model's weights, and the keys and values of one full batch, against what the device has free."""
     folder = profile.local_path(profile.base.location)
     try:
@@ -124,10 +122,10 @@ def _examine_memory(profile: Profile) -> Finding:
         cache = _cache_bytes(folder, profile)
     except (OSError, SafetensorError, KeyError, ValueError, UserError) as error:
         return Finding("problem", f"memory: the base model's files cannot be read ({error})")
-    free = _free_memory(profile.torch_device)
+    free = _free_memory(device)
     text = (
         f"memory: weights {weights / GIB:.2f} GiB and a full batch's keys and values {cache / GIB:.2f} GiB, "
-        f"adapters apart; {free / GIB:.1f} GiB are free on {profile.torch_device}"
+        f"adapters apart; {free / GIB:.1f} GiB are free on {device}"
     )
     if weights > free:
         return Finding("problem", f"{text}: the model does not fit; choose a smaller dtype or another device")

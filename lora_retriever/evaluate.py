@@ -51,7 +51,6 @@ def evaluate(profile: Profile, only: Sequence[str] | None, results: Path, limit:
 
     Raises:
         UserError: something is unusable; what was done until then is on disk and will not be done again.
-        AdapterError: an adapter cannot be composed exactly.
         RowsFailedError: some rows could not be answered; all others were.
     """
     methods = find_methods(only or profile.methods)

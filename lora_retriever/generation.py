@@ -14,7 +14,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.methods import Composition, Mode
 from lora_retriever.profile import GenerationSection
 from lora_retriever.prompt import Prompt, encode_prompt, extract_answer
-from peft_composition import ComposableModel
+from peft_composition import AdapterError, ComposableModel
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,16 @@ class Generator:
         )
 
     def prompt(self, inputs: str) -> Prompt:
-        """The tokens of one input in the template, cut if it is too long."""
-        return encode_prompt(self.tokenizer, self.settings.template_text, inputs, self.settings.max_prompt_tokens)
+        """The tokens of one input in the template, cut if it is too long.
+
+        Raises:
+            UserError: not even the template fits.
+        """
+        settings = self.settings
+        try:
+            return encode_prompt(self.tokenizer, settings.template_text, inputs, settings.max_prompt_tokens)
+        except ValueError as error:
+            raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: Mode) -> list[Answer]:
@@ -95,8 +103,7 @@ def load_generator(
     """Load a base model and its adapters from local folders; nothing is unpickled and no checkpoint's code is run.
 
     Raises:
-        UserError: the base cannot be loaded.
-        AdapterError: an adapter cannot be composed exactly.
+        UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -104,6 +111,9 @@ def load_generator(
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"base model {base}: cannot be loaded: {error}") from error
     composable = ComposableModel(model.eval())
-    for name, folder in adapters.items():
-        composable.load_adapter(str(folder), name=name)
+    try:
+        for name, folder in adapters.items():
+            composable.load_adapter(folder, name=name)
+    except AdapterError as error:
+        raise UserError(str(error)) from error
     return Generator(composable, tokenizer, settings)

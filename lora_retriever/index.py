@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +128,7 @@ class AdapterIndex:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         samples = list(self._embeddings.values())
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "samples": np.concatenate(samples) if samples else np.zeros((0, 0), np.float32),  # [all samples, dim]
             "counts": np.array([len(array) for array in samples], dtype=np.int64),  # [adapters]
         }

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_retriever.data import Row
-from lora_retriever.encoders import Embeddings
 from lora_retriever.errors import UserError
 from lora_retriever.index import AdapterIndex
+from lora_retriever.scorers import Array
 
 Mode = Literal["mixture", "fusion"]
 
@@ -81,7 +81,7 @@ def find_methods(names: Sequence[str]) -> list[Method]:
 
 
 def route(
-    method: Method, rows: Sequence[Row], k: int, index: AdapterIndex | None, queries: Embeddings | None
+    method: Method, rows: Sequence[Row], k: int, index: AdapterIndex | None, queries: Array | None
 ) -> list[Composition]:
     """The composition of every row: k adapters of equal weight 1/k (paper, section 3.2).
 

@@ -101,10 +101,16 @@ class Profile(Section):
 
     @property
     def torch_device(self) -> str:
-        """`cuda` where there is one, unless the profile names a device."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        """`cuda` where there is one, unless the profile names a device.
+
+        Raises:
+            UserError: the profile asks for a CUDA device, and torch finds none.
+        """
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"profile {self.name}: device is {self.device}, but torch finds no CUDA device; say cpu")
+        return self.device
 
     @property
     def torch_dtype(self) -> torch.dtype:

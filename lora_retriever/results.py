@@ -37,12 +37,12 @@ class RunFile:
         self.partial = results / f"{name}.jsonl.partial"
         self.meta_path = results / f"{name}.meta.json"
         self.configuration = configuration
-        self._check_configuration()
+        self._finished = self._read_meta().get("finished", False)
         self.lines = self._read()
 
     def is_finished(self, ids: Sequence[int]) -> bool:
-        """Whether all of `ids` are answered and the file has its final form."""
-        return self.path.exists() and not self.partial.exists() and not self.missing(ids)
+        """Whether all of `ids` are answered, and the file and its record have their final form."""
+        return self._finished and self.path.exists() and not self.partial.exists() and not self.missing(ids)
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of `ids` that have no answer yet, in their order."""
@@ -79,7 +79,8 @@ class RunFile:
         digest = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()
         return {"run": self.name, "configuration_hash": digest, "configuration": self.configuration, **meta}
 
-    def _check_configuration(self) -> None:
+    def _read_meta(self) -> dict[str, Any]:
+        """The record of an earlier start, empty if there was none."""
         if not self.meta_path.exists():
             begun = [path for path in (self.path, self.partial) if path.exists()]
             if begun:
@@ -87,19 +88,20 @@ class RunFile:
                     f"{begun[0]} has no {self.meta_path.name} beside it, so nobody can tell what made it; "
                     "move it away, or choose another --results folder"
                 )
-            return
+            return {}
         try:
-            old = json.loads(self.meta_path.read_text(encoding="utf-8"))["configuration"]
+            meta: dict[str, Any] = json.loads(self.meta_path.read_text(encoding="utf-8"))
+            differing = differences(meta["configuration"], self.configuration)
         except (OSError, json.JSONDecodeError, KeyError) as error:
             raise UserError(
                 f"{self.meta_path}: not readable ({error}); delete {self.name}.* there to start anew"
             ) from error
-        differing = differences(old, self.configuration)
         if differing:
             raise UserError(
                 f"{self.path} was made with another configuration: {'; '.join(differing)}. "
                 f"Choose another --results folder, or start this run anew: rm {self.path.parent / self.name}.*"
             )
+        return meta
 
     def _read(self) -> dict[int, Line]:
         """The rows on disk by id. A half-written last line, and whatever is not a row, counts as not there."""
@@ -107,9 +109,8 @@ class RunFile:
         if not source.exists():
             return {}
         lines = {}
-        for text in source.read_text(encoding="utf-8", errors="replace").split(
-            "\n"
-        ):  # not splitlines: an answer may hold U+2028
+        content = source.read_text(encoding="utf-8", errors="replace")
+        for text in content.split("\n"):  # not splitlines: an answer may hold U+2028
             try:
                 line = json.loads(text)
                 lines[line["id"]] = line
