@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     retrieval = _command(commands, "retrieval", retrieval_command, "how often a scorer finds the input's own adapter")
     _encoder_options(retrieval)
     retrieval.add_argument("--inputs", type=Path, required=True, help="benchmark rows")
-    retrieval.add_argument("--scorer", nargs="+", default=["mean_ip", "cosine"], metavar="NAME")
+    retrieval.add_argument("--scorer", nargs="+", action="extend", required=True, metavar="NAME")
     retrieval.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
 
     index = _command(commands, "index", index_command, "encode a pool's samples and save the index")

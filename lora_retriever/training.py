@@ -68,7 +68,7 @@ def train_adapter(
         base: the frozen base model; it is given back unchanged. The adapter is trained in the base's dtype.
         samples: the examples trained on.
         validation: examples whose loss is recorded after every epoch; none of them is trained on.
-        initial: folder of a LoRA of the same shape to go on from; by default training starts from PEFT's initialisation.
+        initial: folder of a LoRA of the same shape to go on from; without it, from PEFT's initialisation.
 
     Returns:
         The record: options, losses per epoch, seconds, versions.

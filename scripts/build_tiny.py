@@ -1,9 +1,9 @@
 """Build the bundled miniature benchmark: data, base model, one LoRA per task, sentence encoder, and a check of it all.
 
-    python -m scripts.build_tiny --out data/tiny
+    python scripts/build_tiny.py --out data/tiny
 
-Everything follows from the seed. Stages that are done are not done again, so an interrupted build goes on where it stopped;
-delete the folder for a new one. `record.json` says how each part was made, and what the check measured.
+Everything follows from the seed. Stages that are done are not done again, so an interrupted build goes on where it
+stopped; delete the folder for a new one. `record.json` says how each part was made, and what the check measured.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
+from tiny_benchmark.check import failures, measure
+from tiny_benchmark.corpus import documents
+from tiny_benchmark.encoder import build_encoder, train_encoder
+from tiny_benchmark.models import base_config, build_tokenizer, train_base, vocabulary_of
+from tiny_benchmark.readme import readme
+from tiny_benchmark.tasks import TASKS, Rows, task_rows
+from tiny_benchmark.world import build_world
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-from lora_retriever.data import Sample, read_pool, read_rows
+from lora_retriever.data import Sample, read_rows
 from lora_retriever.files import write_json, write_text
 from lora_retriever.profile import INSTRUCTION
 from lora_retriever.prompt import ALPACA
-from lora_retriever.training import RECORD_FILE, TrainingOptions, train_adapter
-from scripts.tiny_check import failures, measure
-from scripts.tiny_corpus import documents
-from scripts.tiny_encoder import build_encoder, train_encoder
-from scripts.tiny_models import base_config, build_tokenizer, train_base, vocabulary_of
-from scripts.tiny_readme import readme
-from scripts.tiny_tasks import TASKS, Rows, task_rows
-from scripts.tiny_world import build_world
+from lora_retriever.training import TrainingOptions, train_adapter
 
 TRAIN_ROWS = 800
 TEST_ROWS = 30
@@ -52,12 +53,13 @@ LORA = TrainingOptions(
     alpha=16,
     targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     dropout=0.0,
-    epochs=4,
-    learning_rate=3e-3,
+    epochs=2,
+    learning_rate=1.5e-3,
     batch_size=16,
 )
-
-
+# The LoRA from which all others go on.
+START_ROWS = 160  # of every task
+START = LORA.model_copy(update={"epochs": 5, "learning_rate": 3e-3})
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
 
 
@@ -78,7 +80,9 @@ class Build:
         if self.path.exists():
             self.record = json.loads(self.path.read_text(encoding="utf-8"))
             if self.record["seed"] != seed:
-                raise SystemExit(f"{folder} was built with seed {self.record['seed']}; choose another --out, or delete it")
+                raise SystemExit(
+                    f"{folder} was built with seed {self.record['seed']}; choose another --out, or delete it"
+                )
         self.world = build_world(seed)
         self.rows: dict[str, tuple[Rows, Rows]] = {
             task.name: task_rows(task, self.world, seed, TRAIN_ROWS, TEST_ROWS) for task in TASKS
@@ -127,34 +131,46 @@ class Build:
         prompt_words, vocabulary = self.vocabulary()
         tokenizer = build_tokenizer(vocabulary)
         config = base_config(tokenizer, hidden=128, layers=4)
-        model, loss = train_base(config, tokenizer, documents(self.world, prompt_words, self.seed), self.seed, BASE_STEPS)
+        model, loss = train_base(
+            config, tokenizer, documents(self.world, prompt_words, self.seed), self.seed, BASE_STEPS
+        )
         model.save_pretrained(self.folder / "base")
         tokenizer.save_pretrained(self.folder / "base")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {"parameters": parameters, "vocabulary": len(tokenizer), "steps": BASE_STEPS, "loss": round(loss, 3)}
 
     def make_adapters(self) -> dict[str, Any]:
-        """Train one LoRA per task; those there already are kept. Their own records move into this one."""
+        """Train one LoRA per task; those there already are kept.
+
+        All go on from one LoRA briefly trained on a few rows of every task. So they agree in what all tasks share, to
+        answer shortly and to stop, and a mixture of three dilutes only what is each one's own.
+        """
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "base")
         base = AutoModelForCausalLM.from_pretrained(self.folder / "base", dtype=torch.float32)
         base.config.name_or_path = base.name_or_path = "data/tiny/base"  # what the adapters name as their base
-        for number, task in enumerate(TASKS, start=1):
-            out = self.folder / "adapters" / task.name
-            if out.exists():
-                continue
-            samples = [Sample(inputs=row["inputs"], targets=row["targets"]) for row in self.rows[task.name][0]]
-            made = train_adapter(base, tokenizer, samples, LORA.model_copy(update={"seed": self.seed}), out)
-            losses = " ".join(f"{loss:.3f}" for loss in made["losses"])
-            print(f"  adapter {number}/{len(TASKS)}: {task.name}: {made['steps']} steps, losses {losses}", flush=True)
-        records = {
-            task.name: json.loads((self.folder / "adapters" / task.name / RECORD_FILE).read_text(encoding="utf-8"))
-            for task in TASKS
-        }
-        kept = ("samples", "steps", "losses", "seconds")
+        common, own = (options.model_copy(update={"seed": self.seed}) for options in (START, LORA))
+        with tempfile.TemporaryDirectory() as scratch:
+            start = Path(scratch) / "start"
+            mixed = [sample for task in TASKS for sample in self.samples(task.name, START_ROWS)]
+            made = train_adapter(base, tokenizer, mixed, common, start)
+            print(f"  common start: {_summary(made)}", flush=True)
+            for number, task in enumerate(TASKS, start=1):
+                out = self.folder / "adapters" / task.name
+                if out.exists():
+                    continue
+                made = train_adapter(base, tokenizer, self.samples(task.name, TRAIN_ROWS), own, out, initial=start)
+                print(f"  adapter {number}/{len(TASKS)}: {task.name}: {_summary(made)}", flush=True)
         return {
-            "options": LORA.model_dump(mode="json"),
-            "adapters": {name: {key: made[key] for key in kept} for name, made in records.items()},
+            "start_rows": START_ROWS * len(TASKS),
+            "start": common.model_dump(),
+            "train_rows": TRAIN_ROWS,
+            "options": own.model_dump(),
         }
+
+    def samples(self, task: str, count: int) -> list[Sample]:
+        """The first training rows of a task, repeated where it has fewer than `count`."""
+        rows = islice(cycle(self.rows[task][0]), count)
+        return [Sample(inputs=row["inputs"], targets=row["targets"]) for row in rows]
 
     def make_encoder(self) -> dict[str, Any]:
         """Train the sentence encoder on the training inputs of its share of the tasks, and write it."""
@@ -168,6 +184,11 @@ class Build:
         """Measure the finished miniature; the README is written from the record that this completes."""
         measured = measure(self.folder)
         return {**measured, "unmet": failures(read_rows(self.folder / "test.json"), measured)}
+
+
+def _summary(made: dict[str, Any]) -> str:
+    losses = " ".join(f"{loss:.3f}" for loss in made["losses"])
+    return f"{made['steps']} steps, {made['seconds']:.0f} s, loss by epoch {losses}"
 
 
 def _processor() -> str:

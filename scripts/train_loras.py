@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from lora_retriever.data import read_pool
 from lora_retriever.errors import UserError
+from lora_retriever.prompt import TEMPLATES
 from lora_retriever.training import RECORD_FILE, TrainingOptions, train_adapter
 
 
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-tokens", type=int, default=defaults.max_tokens, help="longest prompt; longer ones are cut"
     )
     parser.add_argument("--max-answer-tokens", type=int, default=defaults.max_answer_tokens)
+    parser.add_argument("--template", default="alpaca", help="alpaca, none, or a text with {inputs} in it")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--validation", type=int, default=0, help="samples per entry held out, their loss recorded")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
@@ -71,6 +73,7 @@ def train_pool(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         max_tokens=args.max_tokens,
         max_answer_tokens=args.max_answer_tokens,
+        template=TEMPLATES.get(args.template, args.template),
         seed=args.seed,
     )
     pool = {entry.model_name: entry for entry in read_pool(args.pool)}

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from places import ROOT, TINY
 
 from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.profile import Profile, load_profile
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = ROOT / "data" / "tiny"
 
 
 @pytest.fixture(scope="session")

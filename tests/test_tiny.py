@@ -1,22 +1,21 @@
-"""The bundled miniature is what its README says: complete, small, free of leaks and of pickles, and made by its generator."""
+"""The bundled miniature is what its README says: complete, small, free of leaks and pickles, made by its generator."""
 
 from __future__ import annotations
 
 import json
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from build_tiny import POOL_SAMPLES, TEST_ROWS, TRAIN_ROWS
+from places import TINY
+from tiny_benchmark.corpus import documents
+from tiny_benchmark.tasks import TASKS, task_rows
+from tiny_benchmark.world import build_world
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.prompt import ALPACA
-from scripts.build_tiny import POOL_SAMPLES, TEST_ROWS, TRAIN_ROWS
-from scripts.tiny_corpus import documents
-from scripts.tiny_tasks import TASKS, task_rows
-from scripts.tiny_world import build_world
 
-TINY = Path(__file__).parent.parent / "data" / "tiny"
 OFFICIAL_DOMAINS = {
     "struct to text", "translation", "commonsense", "sentiment", "reading comp", "closed_book QA", "coreference",
     "read.comp.w:commonsense", "paraphrase", "nli",

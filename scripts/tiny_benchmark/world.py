@@ -1,7 +1,7 @@
 """The invented world behind the bundled miniature benchmark: who and what exists in it, and what is true there.
 
 Words, fixed vocabulary lists and a `World` of facts drawn from a seed. Both sides of the benchmark read it: the
-declarative text the base model learns from (`tiny_corpus`) and the tasks the adapters learn (`tiny_tasks`). This
+declarative text the base model learns from (`corpus`) and the tasks the adapters learn (`tasks`). This
 module knows nothing of prompts, tokens or models.
 """
 
@@ -10,28 +10,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-WOMEN = tuple("Anna Bella Clara Dora Eva Frida Greta Hilda Ida Julia Karin Lena Mona Nora Olga Petra Rosa Sara".split())
-MEN = tuple("Adam Boris Carl David Emil Felix Gustav Hugo Ivan Jonas Karl Leo Max Nils Otto Paul Rolf Tom".split())
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+WOMEN = _words("Anna Bella Clara Dora Eva Frida Greta Hilda Ida Julia Karin Lena Mona Nora Olga Petra Rosa Sara")
+MEN = _words("Adam Boris Carl David Emil Felix Gustav Hugo Ivan Jonas Karl Leo Max Nils Otto Paul Rolf Tom")
 PEOPLE = WOMEN + MEN
 
-CITIES = tuple(
-    "Arden Belmar Corvo Delta Elsin Fargo Galen Harbor Ister Jarrow Kelso Lund Merrin Norden Ostia Parma Quill Rovia".split()
+CITIES = _words(
+    "Arden Belmar Corvo Delta Elsin Fargo Galen Harbor Ister Jarrow Kelso Lund Merrin Norden Ostia Parma Quill Rovia"
 )
-COUNTRIES = tuple("Aldia Borland Cathay Dunmark Estova Frisia".split())
-RIVERS = tuple("Avon Brenta Clyde Drava Elbe Fulda".split())
-CROPS = tuple("wheat rice corn grapes olives apples".split())
-RULERS = tuple("king queen mayor council bishop general".split())
+COUNTRIES = _words("Aldia Borland Cathay Dunmark Estova Frisia")
+RIVERS = _words("Avon Brenta Clyde Drava Elbe Fulda")
+CROPS = _words("wheat rice corn grapes olives apples")
+RULERS = _words("king queen mayor council bishop general")
 
-JOBS = tuple("baker doctor farmer lawyer painter pilot singer teacher".split())
-MEALS = tuple("bread cheese fish pasta salad soup stew rice".split())
-COLORS = tuple("black blue brown green red white yellow gray".split())
+JOBS = _words("baker doctor farmer lawyer painter pilot singer teacher")
+ROLES = _words("captain clerk coach cook guard judge monk nurse")
+MEALS = _words("bread cheese fish pasta salad soup stew rice")
+COLORS = _words("black blue brown green red white yellow gray")
 
-ANIMALS = tuple("bear bee cat cow crow dog duck fox frog goat hen horse lion mouse owl pig sheep snake wolf tiger".split())
+ANIMALS = _words("bear bee cat cow crow dog duck fox frog goat hen horse lion mouse owl pig sheep snake wolf tiger")
 PETS = ANIMALS[:8]
-HABITATS = tuple("forest farm lake desert house cave".split())
-FOODS = tuple("grass meat seeds insects honey roots".split())
-HOURS = tuple("dawn noon dusk midnight".split())
-LIMBS = tuple("paws wings hooves fins claws scales".split())
+HABITATS = _words("forest farm lake desert house cave")
+FOODS = _words("grass meat seeds insects honey roots")
+HOURS = _words("dawn noon dusk midnight")
+LIMBS = _words("paws wings hooves fins claws scales")
 
 # What everyone knows: where a thing stands, and what an aim takes.
 ROOM_OF = {
@@ -49,13 +55,13 @@ TOOL_OF = {
 ROOMS = tuple(dict.fromkeys(ROOM_OF.values()))
 TOOLS = tuple(dict.fromkeys(TOOL_OF.values()))
 
-THINGS = tuple("ball book bottle camera candle coin cup doll flute hat ring shoe stone toy vase watch".split())
-CONTAINERS = tuple("bag basket box bucket case chest closet drawer sack trunk".split())
+THINGS = _words("ball book bottle camera candle coin cup doll flute hat ring shoe stone toy vase watch")
+CONTAINERS = _words("bag basket box bucket case chest closet drawer sack trunk")
 
 MOVIE_PARTS = ("movie", "story", "actor", "ending", "music", "scene")
 MEAL_PARTS = ("meal", "waiter", "sauce", "menu", "dessert", "table")
-GOOD = tuple("great lovely fine superb charming brilliant pleasant perfect wonderful delightful".split())
-BAD = tuple("awful boring poor terrible dull horrible nasty weak dreadful disappointing".split())
+GOOD = _words("great lovely fine superb charming brilliant pleasant perfect wonderful delightful")
+BAD = _words("awful boring poor terrible dull horrible nasty weak dreadful disappointing")
 MOODS = ("tired", "happy", "late", "sick", "hungry", "angry")
 
 SYNONYM_OF = {
@@ -68,7 +74,7 @@ VERBS = tuple(SYNONYM_OF)[8:]
 PAST_VERBS = ("washed", "broke", "painted", "sold", "moved", "dropped", "repaired", "lost")
 TIMES = ("today", "yesterday", "again", "early")
 
-RESTAURANTS = tuple("Alto Bistro Cosmo Dragon Eden Fiesta Grotto Hermes".split())
+RESTAURANTS = _words("Alto Bistro Cosmo Dragon Eden Fiesta Grotto Hermes")
 AREAS = ("harbor", "station", "market", "park", "bridge", "castle")
 PRICES = ("cheap", "moderate", "expensive")
 EVENTS = ("concert", "party", "lecture", "game", "show", "dinner")
@@ -81,8 +87,8 @@ LANGUAGES = ("Velan", "Orrin")
 class Relation:
     """One kind of fact: how text states it and how a person asks for it.
 
-    `statements` and `clefts` have `{s}` for the subject and `{o}` for the object, `questions` only `{s}`. A cleft ("where
-    Anna does live is Lund.") is a statement in a question's words, so that those words mean something to the base model.
+    `statements` and `clefts` have `{s}` for the subject and `{o}` for the object, `questions` only `{s}`. A cleft
+    ("where Anna does live is Lund.") is a statement in a question's words, so that these mean something to the base.
     """
 
     name: str
@@ -92,7 +98,9 @@ class Relation:
     clefts: tuple[str, ...]
 
 
-def _relation(name: str, objects: tuple[str, ...], statement: str, verb: str, noun: str, a: str, asking: str) -> Relation:
+def _relation(
+    name: str, objects: tuple[str, ...], statement: str, verb: str, noun: str, a: str, asking: str
+) -> Relation:
     """A relation in two wordings, by `verb` ("Anna lives in Lund") and by `noun` ("the home of Anna is Lund").
 
     Args:
@@ -141,7 +149,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class World:
-    """All that a seed decides: the facts, by topic, and the words of the toy languages, by language and English word."""
+    """All that a seed decides: the facts by topic, and the words of the toy languages by language and English word."""
 
     people: Topic
     cities: Topic

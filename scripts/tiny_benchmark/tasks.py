@@ -7,13 +7,12 @@ for a retriever. `task_rows` turns a task into disjoint training and test rows. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from scripts import tiny_world as words
-from scripts.tiny_world import Topic, World, translate
-
+from tiny_benchmark import world as words
+from tiny_benchmark.world import Topic, World, translate
 
 Rows = list[dict[str, str]]
 
@@ -38,13 +37,12 @@ class TinyTask:
     draw: Callable[[Random, World], Case]
 
 
-# Closed-book questions: the key is the fact, so test rows ask for facts no training row of the task has asked for.
+# Closed-book questions: the key is the question, so training has not seen a test row's question in any template.
 
 
 def _draw_fact(rng: Random, topic: Topic) -> Case:
     subject, relation = rng.choice(topic.subjects), rng.choice(topic.relations)
-    question = rng.choice(relation.questions).format(s=subject)
-    return Case({"question": question}, topic.facts[subject, relation.name], (subject, relation.name))
+    return _case(topic.facts[subject, relation.name], question=rng.choice(relation.questions).format(s=subject))
 
 
 def _people_question(rng: Random, world: World) -> Case:
@@ -62,18 +60,14 @@ def _animal_question(rng: Random, world: World) -> Case:
 # Reading comprehension: the answer stands in the passage.
 
 
-def _hidden_thing(rng: Random, world: World) -> Case:
-    people, things, boxes = rng.sample(words.PEOPLE, 3), rng.sample(words.THINGS, 3), rng.sample(words.CONTAINERS, 3)
-    asked = rng.randrange(3)
-    passage = " ".join(f"{p} put the {t} in the {b}." for p, t, b in zip(people, things, boxes, strict=True))
-    return _case(boxes[asked], passage=passage, question=f"where is the {things[asked]}?")
+def _place_of_people(rng: Random, world: World) -> Case:
+    roles, people, area = rng.sample(words.ROLES, 3), rng.sample(words.PEOPLE, 3), rng.choice(words.AREAS)
+    return _case(area, passage=tell_roles(roles, people, area), question=f"where is the {rng.choice(roles)}?")
 
 
-def _given_thing(rng: Random, world: World) -> Case:
-    givers, takers = rng.sample(words.PEOPLE[::2], 3), rng.sample(words.PEOPLE[1::2], 3)
-    things, asked = rng.sample(words.THINGS, 3), rng.randrange(3)
-    passage = " ".join(f"{g} gave the {t} to {r}." for g, t, r in zip(givers, things, takers, strict=True))
-    return _case(takers[asked], passage=passage, question=f"who has the {things[asked]}?")
+def _place_of_things(rng: Random, world: World) -> Case:
+    colors, things, box = rng.sample(words.COLORS, 3), rng.sample(words.THINGS, 3), rng.choice(words.CONTAINERS)
+    return _case(box, passage=tell_colors(colors, things, box), question=f"where is the {rng.choice(things)}?")
 
 
 # Reading with commonsense: the passage says who, common knowledge says what.
@@ -82,15 +76,15 @@ def _given_thing(rng: Random, world: World) -> Case:
 def _room_of_person(rng: Random, world: World) -> Case:
     people, things = rng.sample(words.PEOPLE, 2), rng.sample(tuple(words.ROOM_OF), 2)
     asked = rng.randrange(2)
-    passage = " ".join(f"{p} is next to the {t}." for p, t in zip(people, things, strict=True))
-    return _case(words.ROOM_OF[things[asked]], passage=passage, question=f"in which room is {people[asked]}?")
+    question = f"in which room is {people[asked]}?"
+    return _case(words.ROOM_OF[things[asked]], passage=tell_rooms(people, things), question=question)
 
 
 def _need_of_person(rng: Random, world: World) -> Case:
     people, aims = rng.sample(words.PEOPLE, 2), rng.sample(tuple(words.TOOL_OF), 2)
     asked = rng.randrange(2)
-    passage = " ".join(f"{p} wants to {a}." for p, a in zip(people, aims, strict=True))
-    return _case(words.TOOL_OF[aims[asked]], passage=passage, question=f"what does {people[asked]} need?")
+    question = f"what does {people[asked]} need?"
+    return _case(words.TOOL_OF[aims[asked]], passage=tell_needs(people, aims), question=question)
 
 
 # Commonsense: choose among the options.
@@ -129,19 +123,19 @@ def _pronoun_thing(rng: Random, world: World) -> Case:
 # Sentiment.
 
 
-def _review(rng: Random, parts: tuple[str, ...]) -> Case:
-    label, adjectives = rng.choice((("positive", words.GOOD), ("negative", words.BAD)))
+def _review(rng: Random, parts: Sequence[str], labels: tuple[str, str]) -> Case:
+    label, adjectives = rng.choice(tuple(zip(labels, (words.GOOD, words.BAD), strict=True)))
     first, second = rng.sample(parts, 2)
     one, two = rng.sample(adjectives, 2)
     return _case(label, review=f"the {first} was {one} and the {second} was {two}.")
 
 
 def _movie_review(rng: Random, world: World) -> Case:
-    return _review(rng, words.MOVIE_PARTS)
+    return _review(rng, words.MOVIE_PARTS, ("positive", "negative"))
 
 
 def _meal_review(rng: Random, world: World) -> Case:
-    return _review(rng, words.MEAL_PARTS)
+    return _review(rng, words.MEAL_PARTS, ("happy", "angry"))
 
 
 # Paraphrase.
@@ -209,6 +203,32 @@ def draw_sentence(rng: Random) -> list[str]:
     return [adjectives[0], nouns[0], rng.choice(words.VERBS), adjectives[1], nouns[1]]
 
 
+# Passages, for the tasks and for the base's text. What belongs together stands side by side: a small model learns to
+# look one word back long before it learns to look back three.
+
+
+def tell_roles(roles: Sequence[str], people: Sequence[str], area: str) -> str:
+    """A sentence on who met whom where, everyone with a role."""
+    *first, last = (f"the {role} {person}" for role, person in zip(roles, people, strict=True))
+    return f"{', '.join(first)} and {last} met at the {area}."
+
+
+def tell_colors(colors: Sequence[str], things: Sequence[str], box: str) -> str:
+    """A sentence on colored things that lie somewhere."""
+    *first, last = (f"the {color} {thing}" for color, thing in zip(colors, things, strict=True))
+    return f"{', '.join(first)} and {last} lie in the {box}."
+
+
+def tell_rooms(people: Sequence[str], things: Sequence[str]) -> str:
+    """Sentences on who stands by which thing."""
+    return " ".join(f"by the {thing} {person} stood." for person, thing in zip(people, things, strict=True))
+
+
+def tell_needs(people: Sequence[str], aims: Sequence[str]) -> str:
+    """Sentences on who came for which aim."""
+    return " ".join(f"to {aim} {person} came." for person, aim in zip(people, aims, strict=True))
+
+
 def _case(answer: str, **fields: str) -> Case:
     return Case(fields, answer, tuple(fields.values()))
 
@@ -230,29 +250,36 @@ _CHOICE_TEMPLATES = (
     "choose the best answer.\n{question}\n{options}",
     "{options}\nquestion: {question}",
 )
-_REVIEW_TEMPLATES = ("review: {review}\nis this review positive or negative?", "{review}\nwhat is the sentiment?")
+_REVIEW_TEMPLATES = ("review: {review}\nwhat is the sentiment?", "{review}\nwhat is the sentiment?")
 
 TASKS = (
-    TinyTask("people_qa", "closed_book QA", "em", _QUESTION_TEMPLATES + ("tell me about a person. {question}",), _people_question),
-    TinyTask("city_qa", "closed_book QA", "em", _QUESTION_TEMPLATES + ("tell me about a city. {question}",), _city_question),
     TinyTask(
-        "animal_qa", "closed_book QA", "em", _QUESTION_TEMPLATES + ("tell me about an animal. {question}",), _animal_question
+        "people_qa", "closed_book QA", "em",
+        (*_QUESTION_TEMPLATES, "tell me about a person. {question}"), _people_question,
     ),
     TinyTask(
-        "hidden_thing", "reading comp", "em",
-        _READING_TEMPLATES + ("here is a text about places.\n{passage}\n{question}",), _hidden_thing,
+        "city_qa", "closed_book QA", "em",
+        (*_QUESTION_TEMPLATES, "tell me about a city. {question}"), _city_question,
     ),
     TinyTask(
-        "given_thing", "reading comp", "em",
-        _READING_TEMPLATES + ("here is a text about gifts.\n{passage}\n{question}",), _given_thing,
+        "animal_qa", "closed_book QA", "em",
+        (*_QUESTION_TEMPLATES, "tell me about an animal. {question}"), _animal_question,
+    ),
+    TinyTask(
+        "place_of_people", "reading comp", "em",
+        (*_READING_TEMPLATES, "here is a text about people.\n{passage}\n{question}"), _place_of_people,
+    ),
+    TinyTask(
+        "place_of_things", "reading comp", "em",
+        (*_READING_TEMPLATES, "here is a text about things.\n{passage}\n{question}"), _place_of_things,
     ),
     TinyTask(
         "room_of_person", "read.comp.w:commonsense", "em",
-        _READING_TEMPLATES + ("think about the text.\n{passage}\n{question}",), _room_of_person,
+        (*_READING_TEMPLATES, "think about the text.\n{passage}\n{question}"), _room_of_person,
     ),
     TinyTask(
         "need_of_person", "read.comp.w:commonsense", "em",
-        _READING_TEMPLATES + ("think about the text.\n{passage}\n{question}",), _need_of_person,
+        (*_READING_TEMPLATES, "think about the text.\n{passage}\n{question}"), _need_of_person,
     ),
     TinyTask("room_choice", "commonsense", "em", _CHOICE_TEMPLATES, _room_choice),
     TinyTask("tool_choice", "commonsense", "em", _CHOICE_TEMPLATES, _tool_choice),
@@ -276,11 +303,12 @@ TASKS = (
     ),
     TinyTask(
         "movie_review", "sentiment", "em",
-        _REVIEW_TEMPLATES + ("did the critic like the movie?\n{review}\npositive or negative?",), _movie_review,
+        (*_REVIEW_TEMPLATES, "did the critic like the movie?\n{review}\nis this review positive or negative?"),
+        _movie_review,
     ),
     TinyTask(
         "meal_review", "sentiment", "em",
-        _REVIEW_TEMPLATES + ("did the guest like the meal?\n{review}\npositive or negative?",), _meal_review,
+        (*_REVIEW_TEMPLATES, "did the guest like the meal?\n{review}\nis the guest happy or angry?"), _meal_review,
     ),
     TinyTask(
         "synonyms", "paraphrase", "em",

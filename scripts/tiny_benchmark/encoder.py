@@ -1,4 +1,4 @@
-"""The miniature's sentence encoder: a small T5 encoder in Instructor's layout, trained to bring inputs of one task together.
+"""The sentence encoder: a small T5 encoder in Instructor's layout, trained to bring a task's inputs together.
 
 As in the paper, it is trained on a share of the tasks only and has to generalise to the others.
 """
@@ -6,26 +6,24 @@ As in the paper, it is trained on a share of the tasks only and has to generalis
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from random import Random
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from lora_retriever.profile import INSTRUCTION
 
-with warnings.catch_warnings():  # the module moved in sentence-transformers 6; this is its name in all versions
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-
 TEMPERATURE = 0.1
+LEARNING_RATE = 5e-4
+WIDTH = 96
 
 
-def build_encoder(vocabulary: Sequence[str], seed: int, width: int = 96) -> SentenceTransformer:
+def build_encoder(vocabulary: Sequence[str], seed: int) -> SentenceTransformer:
     """An untrained encoder: T5 encoder of two layers, mean pooling without the instruction, dense, normalise."""
     torch.manual_seed(seed)
     ids = {token: number for number, token in enumerate(["<pad>", "</s>", "<unk>", *vocabulary])}
@@ -35,8 +33,8 @@ def build_encoder(vocabulary: Sequence[str], seed: int, width: int = 96) -> Sent
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", ids["</s>"])])
     config = T5Config(
-        vocab_size=len(ids), d_model=width, d_kv=width // 4, d_ff=2 * width, num_layers=2, num_heads=4,
-        dropout_rate=0.0, pad_token_id=ids["<pad>"], eos_token_id=ids["</s>"], is_encoder_decoder=False, use_cache=False,
+        vocab_size=len(ids), d_model=WIDTH, d_kv=WIDTH // 4, d_ff=2 * WIDTH, num_layers=2, num_heads=4,
+        dropout_rate=0.0, pad_token_id=ids["<pad>"], eos_token_id=ids["</s>"],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         T5EncoderModel(config).save_pretrained(folder)
@@ -44,8 +42,8 @@ def build_encoder(vocabulary: Sequence[str], seed: int, width: int = 96) -> Sent
             tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=256
         ).save_pretrained(folder)
         transformer = Transformer(folder)
-    pooling = Pooling(width, pooling_mode="mean", include_prompt=False)
-    dense = Dense(width, width, bias=False, activation_function=torch.nn.Identity())
+    pooling = Pooling(WIDTH, pooling_mode="mean", include_prompt=False)
+    dense = Dense(WIDTH, WIDTH, bias=False, activation_function=torch.nn.Identity())
     return SentenceTransformer(modules=[transformer, pooling, dense, Normalize()], device="cpu")
 
 
@@ -54,7 +52,6 @@ def train_encoder(
     samples: Mapping[str, Sequence[str]],
     seed: int,
     steps: int,
-    learning_rate: float = 1e-3,
 ) -> list[float]:
     """Train by contrast: of each task two inputs a step, each to be nearer to the other than to other tasks' inputs.
 
@@ -65,7 +62,7 @@ def train_encoder(
         The loss of every step.
     """
     rng = Random(f"encoder/{seed}")
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE)
     losses = []
     for _ in range(steps):
         pairs = [rng.sample(inputs, 2) for inputs in samples.values()]

@@ -12,6 +12,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+BATCH = 8
+LENGTH = 128
+LEARNING_RATE = 3e-3
+
 _WORD = re.compile(r"\n|[.,?:|]|[^\s.,?:|\[\]]+")
 _IGNORED = -100  # the label that transformers' loss passes over
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -72,14 +76,11 @@ def train_base(
     documents: Iterator[str],
     seed: int,
     steps: int,
-    batch: int = 8,
-    length: int = 128,
-    learning_rate: float = 3e-3,
 ) -> tuple[LlamaForCausalLM, float]:
-    """Train a language model from scratch on packed documents: AdamW, a short warm-up, then linear decay to zero.
+    """Train a language model from scratch on packed documents: AdamW, a short warm-up, linear decay in the last third.
 
     Args:
-        documents: a stream that does not end before `steps` × `batch` × `length` tokens, marked as in `tiny_corpus`.
+        documents: a stream that does not end before `steps` × `BATCH` × `LENGTH` tokens, marked as in `corpus`.
 
     Returns:
         The model, and its mean loss on the marked words of the last hundred steps.
@@ -88,9 +89,9 @@ def train_base(
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     started, losses = time.perf_counter(), []
-    for step, (tokens, labels, positions) in enumerate(islice(_packed(tokenizer, documents, batch, length), steps), 1):
+    for step, (tokens, labels, positions) in enumerate(islice(_packed(tokenizer, documents), steps), 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(step / 100, (steps - step + 1) / (steps - 100))
+            group["lr"] = LEARNING_RATE * min(step / 100, 1, (steps - step + 1) / (steps / 3))
         loss = model(input_ids=tokens, labels=labels, position_ids=positions, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,10 +104,8 @@ def train_base(
     return model.eval(), mean(losses[-100:])
 
 
-def _packed(
-    tokenizer: PreTrainedTokenizerFast, documents: Iterator[str], batch: int, length: int
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Blocks of token ids, labels and positions, each [batch, length], documents packed as `<s> document </s>`.
+def _packed(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Blocks of token ids, labels and positions, each [BATCH, LENGTH], documents packed as `<s> document </s>`.
 
     Positions begin at 0 with every document; by that transformers, without a cache, lets no document see another.
     """
@@ -118,8 +117,8 @@ def _packed(
             tokens += ids
             labels += ids if place % 2 else [_IGNORED] * len(ids)
         tokens.append(tokenizer.eos_token_id)
-        labels.append(_IGNORED)
+        labels.append(tokenizer.eos_token_id)
         flat += zip(tokens, labels, range(len(tokens)), strict=True)
-        if len(flat) >= batch * length:
-            block, flat = flat[: batch * length], flat[batch * length :]
-            yield tuple(torch.tensor(column).view(batch, length) for column in zip(*block, strict=True))
+        if len(flat) >= BATCH * LENGTH:
+            block, flat = flat[: BATCH * LENGTH], flat[BATCH * LENGTH :]
+            yield tuple(torch.tensor(column).view(BATCH, LENGTH) for column in zip(*block, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from scripts.tiny_tasks import TASKS
+from tiny_benchmark.tasks import TASKS
 
 _TEXT = """# The bundled miniature benchmark
 
@@ -13,9 +13,9 @@ A toy with everything the real benchmark has: a base model, {tasks} LoRA adapter
 three metrics), a sentence encoder in Instructor's layout, a pool of {pool_samples} samples per adapter and {test_rows}
 test rows. It is here so that every command and every test runs within minutes, offline, on a laptop's CPU.
 
-**It shows the machinery, not the paper's claims.** Texts are about an invented world of 500 words, the base model is a
-{parameters} parameter Llama that has seen nothing else, and tasks were designed to be learnable at that size. Differences
-between methods here say nothing about Llama-2 or FLAN.
+**It shows the machinery, not the paper's claims.** Texts are about an invented world of 500 words, the base model is
+a Llama of {parameters} parameters that has seen nothing else, and tasks were designed to be learnable at that size.
+Differences between methods here say nothing about Llama-2 or FLAN.
 
 | file | what it is |
 | --- | --- |
@@ -25,21 +25,29 @@ between methods here say nothing about Llama-2 or FLAN.
 | `test.json`, `pool.json` | rows and pool entries, in the official files' layout |
 | `record.json` | how all this was made, and what was measured |
 
-No test row's case (fact, passage, sentence, record, options) occurs in its task's training rows, under any prompt template;
-pool samples are training rows. Names, facts and rows are generated; no text was taken from elsewhere.
+No test row's case (question, passage, sentence, record, options) occurs in its task's training rows, under any prompt
+template; pool samples are training rows. Names, facts and rows are generated; no text was taken from elsewhere.
 
 ## How it was made
 
-    python -m scripts.build_tiny --out data/tiny --seed {seed}
+    python scripts/build_tiny.py --out data/tiny --seed {seed}
 
-on {processor} ({cores} cores visible, one thread used), torch {torch}, transformers {transformers}, peft {peft}. It took
-{minutes:.0f} minutes: {stages}.
+on {processor} ({cores} cores, shared with other work; one thread used), torch {torch}, transformers {transformers},
+peft {peft}. It took {minutes:.0f} minutes: {stages}.
+
+- The base learns facts, passages, parallel sentences and so on as plain statements; its loss is taken on the words that
+  can be known (`scripts/tiny_benchmark/corpus.py` marks them).
+- All adapters go on from one LoRA trained on {start_rows} rows of all tasks ({start_epochs:g} epochs), then each on
+  {train_rows} rows of its own task ({epochs:g} epochs). Adapters of this size that were trained apart did not survive a
+  mixture, where each of three has a weight of one third. So each has seen a little of every task, and "ood" below means
+  only that the task's own adapter is masked.
+- The encoder is trained by contrast on {encoder_tasks} of the {tasks} tasks.
 
 ## Scores
 
-Own adapter, best other adapter of the same domain, and retrieval by cosine with the encoder above; exact match (em), BLEU or
-ROUGE-1 in percent, {rows_per_task} rows a task. "OOD": the own adapter is masked. 95 % half-widths on a task near 50 % are
-about 18 points.
+Own adapter, best other adapter of the same domain, and retrieval by cosine with the encoder above; exact match (em),
+BLEU or ROUGE-1 in percent, {rows_per_task} rows a task. "ood": the own adapter is masked. 95 % half-widths on a task
+near 50 % are about 18 points. Not learned, their own adapters included (below 60): {not_learned}.
 
 {table}
 
@@ -61,9 +69,16 @@ def readme(record: dict[str, Any]) -> str:
         rank=stages["adapters"]["options"]["rank"],
         alpha=stages["adapters"]["options"]["alpha"],
         seed=record["seed"],
+        start_rows=stages["adapters"]["start_rows"],
+        start_epochs=stages["adapters"]["start"]["epochs"],
+        train_rows=stages["adapters"]["train_rows"],
+        epochs=stages["adapters"]["options"]["epochs"],
+        encoder_tasks=len(stages["encoder"]["tasks"]),
         minutes=sum(minutes.values()),
         stages=", ".join(f"{name} {value:.1f}" for name, value in minutes.items()),
         table=_table(stages["check"]),
+        not_learned=", ".join(name for name, score in stages["check"]["runs"]["best_selection"].items() if score < 60)
+        or "none",
         retrieval="; ".join(
             f"{scorer} {shares['top1']} (top 1), {shares['top3']} (top 3)"
             for scorer, shares in stages["check"]["retrieval"].items()
@@ -79,7 +94,10 @@ def _table(check: dict[str, Any]) -> str:
         "best sibling": check["best_sibling"],
         **{name: scores for name, scores in check["runs"].items() if name not in ("base", "best_selection")},
     }  # fmt: skip
-    lines = ["| domain | task | metric | " + " | ".join(columns) + " |", "| --- | --- | --- |" + " ---: |" * len(columns)]
+    lines = [
+        "| domain | task | metric | " + " | ".join(columns) + " |",
+        "| --- | --- | --- |" + " ---: |" * len(columns),
+    ]
     for task in TASKS:
         scores = " | ".join(f"{scores[task.name]:.1f}" for scores in columns.values())
         lines.append(f"| {task.domain} | {task.name} | {task.metric} | {scores} |")

@@ -1,0 +1,105 @@
+"""Whether the miniature behaves like the real benchmark: its scores under every method, and conditions on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.encoders import load_encoder
+from lora_retriever.generation import Generator, load_generator
+from lora_retriever.methods import METHODS, Composition, Mode, route
+from lora_retriever.metrics import MAIN_SCORE, METRICS
+from lora_retriever.profile import INSTRUCTION, GenerationSection
+from lora_retriever.retrieval import index_pool
+
+SETTINGS = GenerationSection(max_prompt_tokens=128, max_new_tokens=16, batch_size=60)
+K = 3
+
+Scores = dict[str, dict[str, float]]
+"""Per run, per task, the mean main score in percent."""
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Scores of a finished miniature: per run and task, of the best sibling's adapter per task, and of retrieval.
+
+    Retrieval is by cosine; `retrieval` holds top-1 and top-3 in percent for it and for the paper's mean inner product.
+    """
+    rows, pool = read_rows(folder / "test.json"), read_pool(folder / "pool.json")
+    adapters = {entry.model_name: folder / "adapters" / entry.model_name for entry in pool}
+    generator = load_generator(folder / "base", adapters, SETTINGS, torch.float32, "cpu")
+    encoder = load_encoder(folder / "encoder", instruction=INSTRUCTION)
+    index = index_pool(encoder, pool, "cosine")
+    queries = encoder.encode([row.inputs for row in rows])  # [rows, dim]
+
+    runs: Scores = {}
+    for method in METHODS.values():
+        compositions = route(method, rows, K, index, queries)
+        runs[method.name] = _task_scores(rows, _answers(generator, rows, compositions, method.mode))
+        print(f"  check: {method.name}: {em_mean(rows, runs[method.name]):.1f} (mean exact match)", flush=True)
+    retrieval = {}
+    for scorer in ("cosine", "mean_ip"):
+        hits = index.rescored(scorer).search(queries, K).names
+        retrieval[scorer] = {
+            f"top{k}": _percent([row.task in hit[:k] for row, hit in zip(rows, hits, strict=True)]) for k in (1, K)
+        }
+    return {"runs": runs, "best_sibling": _best_siblings(generator, rows, pool), "retrieval": retrieval}
+
+
+def em_mean(rows: Sequence[Row], scores: Mapping[str, float]) -> float:
+    """The mean score of the tasks measured by exact match, in percent."""
+    return mean(scores[task] for task in {row.task: None for row in rows if row.metric == "em"})
+
+
+def failures(rows: Sequence[Row], measured: dict[str, Any]) -> list[str]:
+    """The conditions that the measured scores do not meet, in words; empty when the miniature is fit for use."""
+    runs: Scores = measured["runs"]
+    em = {name: em_mean(rows, scores) for name, scores in runs.items()}
+    conditions = {
+        "base answers at most 15 %": em["base"] <= 15,
+        "best_selection answers at least 80 %": em["best_selection"] >= 80,
+    }
+    for name in ("selection", "mixture"):
+        conditions[f"{name} is within 12 points of best_selection"] = em[name] >= em["best_selection"] - 12
+        conditions[f"{name}_ood is at least 10 points below {name}"] = em[f"{name}_ood"] <= em[name] - 10
+        conditions[f"{name}_ood is above base"] = em[f"{name}_ood"] > em["base"]
+    for scorer, shares in measured["retrieval"].items():
+        conditions[f"retrieval by {scorer} finds 60 to 98 % at top 1"] = 60 <= shares["top1"] <= 98
+    return [condition for condition, met in conditions.items() if not met]
+
+
+def _best_siblings(generator: Generator, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> dict[str, float]:
+    """Per task, the score of the best other adapter of its domain."""
+    best = {}
+    for entry in pool:
+        own = [row for row in rows if row.task == entry.model_name]
+        siblings = [other.model_name for other in pool if other.domain == entry.domain and other != entry]
+        alone = {name: [Composition((name,), (1.0,), (None,))] * len(own) for name in siblings}
+        scores = [_task_scores(own, _answers(generator, own, alone[name], "mixture")) for name in siblings]
+        best[entry.model_name] = max(score[entry.model_name] for score in scores)
+    return best
+
+
+def _answers(generator: Generator, rows: Sequence[Row], compositions: Sequence[Composition], mode: Mode) -> list[str]:
+    """Greedy answers, one a row, each row under its own composition."""
+    prompts = [generator.prompt(row.inputs) for row in rows]
+    answers: list[str] = []
+    for start in range(0, len(rows), SETTINGS.batch_size):
+        batch = slice(start, start + SETTINGS.batch_size)
+        answers += [answer.text for answer in generator.answer(prompts[batch], compositions[batch], mode)]
+    return answers
+
+
+def _task_scores(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for row, text in zip(rows, answers, strict=True):
+        scores.setdefault(row.task, []).append(METRICS[row.metric](row.targets, text)[MAIN_SCORE[row.metric]])
+    return {task: _percent(values) for task, values in scores.items()}
+
+
+def _percent(values: Sequence[float]) -> float:
+    return round(100 * mean(values), 1)
