@@ -78,6 +78,7 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         "generation": profile.generation.model_dump(),
         "dtype": profile.dtype,
         "device": profile.torch_device,
+        "threads": profile.threads,
     }
     if method.source != "none":
         used |= {"adapters": benchmark.hashes["adapters"]}

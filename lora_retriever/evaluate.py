@@ -54,6 +54,8 @@ def evaluate(profile: Profile, only: Sequence[str] | None, results: Path, limit:
         RowsFailedError: some rows could not be answered; all others were.
     """
     methods = find_methods(only or profile.methods)
+    if profile.threads is not None:
+        torch.set_num_threads(profile.threads)
     with locked(results):
         benchmark = open_benchmark(profile, limit)
         check_pool_size(profile, benchmark, methods)

@@ -79,7 +79,13 @@ class GenerationSection(Section):
 
 
 class Profile(Section):
-    """One profile, validated. `folder` is where relative locations start; `note` is printed under every table."""
+    """One profile, validated.
+
+    Attributes:
+        folder: where relative locations start: the profile's own.
+        note: what is printed under every table.
+        threads: torch's on a CPU; None takes as many as there are cores.
+    """
 
     name: str
     folder: Path
@@ -92,6 +98,7 @@ class Profile(Section):
     generation: GenerationSection = GenerationSection()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
     methods: tuple[str, ...] = tuple(METHODS)
 
     @field_validator("methods")

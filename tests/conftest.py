@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT, TINY
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.profile import Profile, load_profile
@@ -25,6 +26,12 @@ def tiny_rows() -> list[Row]:
 @pytest.fixture(scope="session")
 def tiny_pool() -> list[PoolEntry]:
     return read_pool(TINY / "pool.json")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer of the miniature's base model."""
+    return AutoTokenizer.from_pretrained(TINY / "base")
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from places import TINY
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.prompt import ALPACA, encode_prompt, extract_answer
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(TINY / "base")
 
 
 def test_a_prompt_that_fits_is_the_filled_template(tokenizer: PreTrainedTokenizerBase) -> None:

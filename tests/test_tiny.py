@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from itertools import islice
 
-import pytest
 from build_tiny import POOL_SAMPLES, TEST_ROWS, TRAIN_ROWS
 from places import TINY
 from tiny_benchmark.corpus import documents
 from tiny_benchmark.tasks import TASKS, task_rows
 from tiny_benchmark.world import build_world
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.data import PoolEntry, Row
 from lora_retriever.prompt import ALPACA
 
 OFFICIAL_DOMAINS = {
@@ -22,27 +21,14 @@ OFFICIAL_DOMAINS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[Row]:
-    return read_rows(TINY / "test.json")
-
-
-@pytest.fixture(scope="module")
-def pool() -> list[PoolEntry]:
-    return read_pool(TINY / "pool.json")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(TINY / "base")
-
-
-def test_has_sixteen_tasks_in_seven_official_domains_and_all_metrics(rows: list[Row], pool: list[PoolEntry]) -> None:
-    assert len({row.task for row in rows}) >= 16
-    assert len({row.domain for row in rows}) >= 7
-    assert {row.domain for row in rows} <= OFFICIAL_DOMAINS
-    assert {row.metric for row in rows} == {"em", "bleu", "rouge"}
-    assert [entry.model_name for entry in pool] == [task.name for task in TASKS]
+def test_has_sixteen_tasks_in_seven_official_domains_and_all_metrics(
+    tiny_rows: list[Row], tiny_pool: list[PoolEntry]
+) -> None:
+    assert len({row.task for row in tiny_rows}) >= 16
+    assert len({row.domain for row in tiny_rows}) >= 7
+    assert {row.domain for row in tiny_rows} <= OFFICIAL_DOMAINS
+    assert {row.metric for row in tiny_rows} == {"em", "bleu", "rouge"}
+    assert [entry.model_name for entry in tiny_pool] == [task.name for task in TASKS]
 
 
 def test_every_domain_has_siblings() -> None:
@@ -50,29 +36,29 @@ def test_every_domain_has_siblings() -> None:
     assert all(domains.count(domain) >= 2 for domain in domains)
 
 
-def test_every_task_has_its_test_rows_and_pool_samples(rows: list[Row], pool: list[PoolEntry]) -> None:
-    for entry in pool:
+def test_every_task_has_its_test_rows_and_pool_samples(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
+    for entry in tiny_pool:
         assert len(entry.sample) == POOL_SAMPLES
-        assert sum(row.task == entry.model_name for row in rows) == TEST_ROWS
+        assert sum(row.task == entry.model_name for row in tiny_rows) == TEST_ROWS
         assert (TINY / "adapters" / entry.model_name / "adapter_model.safetensors").is_file()
 
 
-def test_no_test_input_occurs_in_the_pool(rows: list[Row], pool: list[PoolEntry]) -> None:
-    seen = {sample.inputs for entry in pool for sample in entry.sample}
-    assert not seen & {row.inputs for row in rows}
+def test_no_test_input_occurs_in_the_pool(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
+    seen = {sample.inputs for entry in tiny_pool for sample in entry.sample}
+    assert not seen & {row.inputs for row in tiny_rows}
 
 
-def test_is_what_the_generator_makes_from_the_recorded_seed(rows: list[Row], pool: list[PoolEntry]) -> None:
+def test_is_what_the_generator_makes_from_the_recorded_seed(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
     seed = json.loads((TINY / "record.json").read_text(encoding="utf-8"))["seed"]
     world = build_world(seed)
     generated = []
-    for task, entry in zip(TASKS, pool, strict=True):
+    for task, entry in zip(TASKS, tiny_pool, strict=True):
         train, test = task_rows(task, world, seed, TRAIN_ROWS, TEST_ROWS)
         generated += test
         trained_on = {(row["inputs"], row["targets"]) for row in train}
-        assert not {inputs for inputs, _ in trained_on} & {row.inputs for row in rows}
+        assert not {inputs for inputs, _ in trained_on} & {row.inputs for row in tiny_rows}
         assert {(sample.inputs, sample.targets) for sample in entry.sample} <= trained_on
-    assert [row.model_dump(exclude={"id"}) for row in rows] == generated
+    assert [row.model_dump(exclude={"id"}) for row in tiny_rows] == generated
 
 
 def test_another_seed_makes_another_world() -> None:
@@ -82,17 +68,17 @@ def test_another_seed_makes_another_world() -> None:
     assert first == again != other
 
 
-def test_tokenizer_gives_every_text_back(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    for row in rows:
+def test_tokenizer_gives_every_text_back(tiny_rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    for row in tiny_rows:
         for text in (row.targets, row.inputs, ALPACA.format(inputs=row.inputs)):
             tokens = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in tokens, text
             assert tokenizer.decode(tokens, skip_special_tokens=True) == text
 
 
-def test_prompts_and_answers_are_short(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    assert max(len(tokenizer(row.inputs)["input_ids"]) for row in rows) <= 60
-    assert max(len(tokenizer(row.targets)["input_ids"]) for row in rows) <= 16
+def test_prompts_and_answers_are_short(tiny_rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    assert max(len(tokenizer(row.inputs)["input_ids"]) for row in tiny_rows) <= 60
+    assert max(len(tokenizer(row.targets)["input_ids"]) for row in tiny_rows) <= 16
 
 
 def test_base_has_never_read_the_prompt_template() -> None:

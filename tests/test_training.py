@@ -10,18 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 from places import ROOT, TINY
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.data import PoolEntry
 from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example, train_adapter
 from peft_composition import ComposableModel
 
 OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_size=4, max_tokens=128)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(TINY / "base")
 
 
 @pytest.fixture(scope="module")
