@@ -107,10 +107,10 @@ def retrieval_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.data import read_pool, read_rows
     from lora_retriever.retrieval import index_pool, report
 
-    rows, pool = read_rows(args.inputs), read_pool(args.pool)
-    encoder = _load_encoder(args)
     for scorer in args.scorer:
         _check_scorer(scorer)
+    rows, pool = read_rows(args.inputs), read_pool(args.pool)
+    encoder = _load_encoder(args)
     with console.status(f"encoding {sum(len(entry.sample) for entry in pool)} samples and {len(rows)} inputs"):
         index = index_pool(encoder, pool, args.scorer[0])
         queries = encoder.encode([row.inputs for row in rows])
@@ -139,25 +139,26 @@ def index_command(args: argparse.Namespace, console: Console) -> int:
 
 
 def compose_command(args: argparse.Namespace, console: Console) -> int:
-    from transformers import AutoModelForCausalLM
+    import torch
 
+    from lora_retriever.generation import load_composable
     from lora_retriever.hub import folder_or_id
-    from peft_composition import ComposableModel, CompositionError
+    from peft_composition import CompositionError
 
-    weights = {}
+    weights: dict[str, float] = {}
     for text in args.adapter:
         location, _, weight = text.rpartition("=")
+        if location in weights:
+            raise UserError(f"--adapter {text}: {location} is named twice")
         try:
             weights[location] = float(weight)
         except ValueError as error:
             raise UserError(f"--adapter {text}: expected LOCATION=WEIGHT, for example adapters/dart=0.5") from error
     base = folder_or_id(args.base)
     _quieten_transformers()
+    with console.status("loading"):
+        model = load_composable(base, {location: location for location in weights}, torch.float32, "cpu")
     try:
-        with console.status("loading"):
-            model = ComposableModel(AutoModelForCausalLM.from_pretrained(base, use_safetensors=True))
-            for location in weights:
-                model.load_adapter(location, name=location)
         names, values = list(weights), list(weights.values())
         _writing(args.out, lambda: model.save_composition(names, values, mode=args.mode, path=args.out))
     except CompositionError as error:

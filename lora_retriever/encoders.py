@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
@@ -52,9 +53,8 @@ def load_encoder(
     """Load an encoder from a local folder; code that a checkpoint brings is never run.
 
     Args:
-        layout: `auto` takes a folder for Instructor's where its `modules.json` names InstructorEmbedding's classes;
-        folders
-            of the hkunlp models name sentence-transformers' own, so say `instructor` for those.
+        layout: `auto` takes a folder for Instructor's where its `modules.json` names InstructorEmbedding's classes. The
+            hkunlp models' names sentence-transformers' own, so say `instructor` for those.
 
     Raises:
         UserError: the folder is no encoder of that layout.
@@ -65,7 +65,7 @@ def load_encoder(
             if layout == "instructor" or (layout == "auto" and _names_instructor(folder))
             else SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"encoder {folder}: cannot be loaded: {error}") from error
     return SentenceEncoder(model, instruction, batch_size)
 

@@ -173,7 +173,9 @@ def describe(profile: Profile, plan: Sequence[PlannedRow]) -> dict[str, Any]:
         "rows": len(plan),
         "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "hardware": torch.cuda.get_device_name() if profile.torch_device.startswith("cuda") else platform.machine(),
+        "hardware": torch.cuda.get_device_name(profile.torch_device)
+        if profile.torch_device.startswith("cuda")
+        else platform.machine(),
     }
 
 

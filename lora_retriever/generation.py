@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from lora_retriever.errors import UserError
@@ -98,17 +99,30 @@ def weight_matrix(compositions: Sequence[Composition]) -> tuple[list[str], torch
 
 
 def load_generator(
-    base: Path, adapters: dict[str, Path], settings: GenerationSection, dtype: torch.dtype, device: str
+    base: Path, adapters: Mapping[str, Path], settings: GenerationSection, dtype: torch.dtype, device: str
 ) -> Generator:
-    """Load a base model and its adapters from local folders; nothing is unpickled and no checkpoint's code is run.
+    """Load a base model with its tokenizer and its adapters from local folders.
+
+    Raises:
+        UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
+    """
+    model = load_composable(base, adapters, dtype, device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"base model {base}: its tokenizer cannot be loaded: {error}") from error
+    return Generator(model, tokenizer, settings)
+
+
+def load_composable(base: Path, adapters: Mapping[str, Path | str], dtype: torch.dtype, device: str) -> ComposableModel:
+    """Load a base model and its adapters by name; nothing is unpickled and no checkpoint's code is run.
 
     Raises:
         UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, device_map=device)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"base model {base}: cannot be loaded: {error}") from error
     composable = ComposableModel(model.eval())
     try:
@@ -116,4 +130,4 @@ def load_generator(
             composable.load_adapter(folder, name=name)
     except AdapterError as error:
         raise UserError(str(error)) from error
-    return Generator(composable, tokenizer, settings)
+    return composable

@@ -32,9 +32,8 @@ class Method:
 
     Attributes:
         mode: how the adapters are composed.
-        source: `none` the base model alone; `own` the adapter of the row's own task, the oracle; `retrieved` the best k
-        of
-            the pool; `retrieved_ood` the best k once the own adapter is masked.
+        source: `none` the base model alone; `own` the adapter of the row's own task, the oracle; `retrieved` the best
+            k of the pool; `retrieved_ood` the best k once the own adapter is masked.
         k: adapters per row; None takes the profile's.
     """
 

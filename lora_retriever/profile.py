@@ -25,6 +25,8 @@ INSTRUCTION = "Represent the sentence for similar task retrieval: "
 
 
 class Section(BaseModel):
+    """A part of a profile: unknown fields are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -36,17 +38,23 @@ class Checkpoint(Section):
 
 
 class EncoderSection(Checkpoint):
+    """The sentence encoder, the text before every input, and the layout of its checkpoint."""
+
     layout: Layout = "auto"
     instruction: str = INSTRUCTION
     batch_size: int = Field(64, ge=1)
 
 
 class DataSection(Section):
+    """The benchmark's rows and the pool: two files."""
+
     rows: str
     pool: str
 
 
 class RetrievalSection(Section):
+    """How adapters are found, and how many of them mixture and fusion take."""
+
     scorer: str = "cosine"
     k: int = Field(3, ge=1)
 
@@ -121,6 +129,7 @@ class Profile(Section):
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's own."""
         dtype = getattr(torch, self.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
@@ -129,17 +138,20 @@ class Profile(Section):
         """The file or folder a location means, there or not; None for a Hub id."""
         if not location.startswith((".", "/", "~")):
             return None
-        return (self.folder / Path(location).expanduser()).resolve()
+        return self._file(location)
 
     def adapter_location(self, adapter: str) -> str:
+        """The location of one adapter."""
         return self.adapters.location.replace("{adapter}", adapter)
 
     @property
     def rows_path(self) -> Path:
+        """The file of the benchmark's rows."""
         return self._file(self.data.rows)
 
     @property
     def pool_path(self) -> Path:
+        """The file of the pool."""
         return self._file(self.data.pool)
 
     def _file(self, location: str) -> Path:

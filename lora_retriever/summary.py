@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,18 @@ class RunSummary:
     empty: int
     tasks: dict[str, TaskScore]
     note: str = ""
-    domains: dict[str, dict[str, float]] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def domains(self) -> dict[str, dict[str, float]]:
+        """Per domain and metric, the mean of its tasks' scores."""
         gathered: dict[str, dict[str, list[float]]] = {}
         for task in self.tasks.values():
             for metric, score in task.scores.items():
                 gathered.setdefault(task.domain, {}).setdefault(metric, []).append(score)
-        means = {
+        return {
             domain: {metric: round(sum(values) / len(values), 4) for metric, values in metrics.items()}
             for domain, metrics in gathered.items()
         }
-        object.__setattr__(self, "domains", means)
 
     @property
     def mean(self) -> float:
@@ -110,6 +110,8 @@ def summarize_run(name: str, path: Path) -> RunSummary:
             raise UserError(f"{path}: row {place}: unknown metric {record['metric']!r} (known: {', '.join(METRICS)})")
         row = Row.model_construct(**{"id": place - 1, **record})
         answer = record["predicted_answer"]
+        if not isinstance(answer, str):
+            raise UserError(f"{path}: row {place}: field 'predicted_answer' is {answer!r}, not a text")
         empty += not answer.replace(".", "").strip()
         grouped.setdefault(row.task, []).append((row, METRICS[row.metric](row.targets, answer)))
     tasks = {task: _task_score(scored) for task, scored in grouped.items()}

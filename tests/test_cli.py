@@ -173,6 +173,16 @@ def test_compose_saves_a_checkpoint(benchmark: Path) -> None:
     assert config["r"] == sum(ranks)
 
 
+@pytest.mark.parametrize("mistake", ["base", "twice"])
+def test_compose_names_what_it_cannot_use(benchmark: Path, capsys: pytest.CaptureFixture[str], mistake: str) -> None:
+    adapter = ["--adapter", f"{first_adapter(benchmark)}=0.5"]
+    base = str(benchmark) if mistake == "base" else str(TINY / "base")
+    arguments = ["compose", "--base", base, *adapter, *(adapter if mistake == "twice" else [])]
+    assert main([*arguments, "--out", str(benchmark / "both")]) == 2
+    message = {"base": f"base model {benchmark}: cannot be loaded", "twice": "is named twice"}[mistake]
+    assert message in capsys.readouterr().err
+
+
 def test_the_doctor_finds_what_is_missing(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor = ["doctor", "--profile", str(benchmark / "mine.yaml"), "--results", str(benchmark / "r")]
     assert main(doctor) == 0

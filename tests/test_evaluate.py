@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lora_retriever.data import Row
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.evaluate import PlannedRow, evaluate, plan_batches
+from lora_retriever.generation import load_composable
 from lora_retriever.methods import METHODS, Composition
 from lora_retriever.profile import PROFILES, Profile, load_profile
 from lora_retriever.prompt import ALPACA, Prompt
@@ -120,6 +121,15 @@ def test_later_batches_are_composed_like_the_first(one_row_a_task: Path, tmp_pat
         for results in (tmp_path / "results", one_row_a_task)
     ]
     assert answers[0] == answers[1]
+
+
+def test_rotary_frequencies_stay_float32() -> None:
+    """Fault 9 of the original: its `.bfloat16()` rounds them, and far positions turn by the wrong angle."""
+    model = load_composable(TINY / "base", {}, torch.bfloat16, "cpu").base
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    assert model.dtype == torch.bfloat16
+    assert frequencies
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies)
 
 
 def test_a_finished_folder_is_left_alone(one_row_a_task: Path, tiny: Profile) -> None:

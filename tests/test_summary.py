@@ -103,6 +103,11 @@ def test_a_table_by_task_has_a_row_per_task_and_metric(results: Path) -> None:
     [
         ("mixture.jsonl", '{"inputs": "x"}', "row 1: field 'targets' is missing"),
         ("mixture.json", '[{"inputs": "x",]', "line 1: not valid JSON"),
+        (
+            "mixture.json",
+            '[{"targets": "a", "task": "t", "domain": "d", "metric": "em", "predicted_answer": null}]',
+            "row 1: field 'predicted_answer' is None",
+        ),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
