@@ -13,6 +13,7 @@ from lora_retriever.files import hash_path
 from lora_retriever.hub import ENCODER_WANTED, folder_of
 from lora_retriever.methods import Method
 from lora_retriever.profile import Profile
+from lora_retriever.sweep import Variant
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,29 @@ def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     return Benchmark(rows, limit, pool, base, encoder, adapters, hashes)
 
 
-def check_pool_size(profile: Profile, benchmark: Benchmark, methods: Sequence[Method]) -> None:
-    """See that every method finds as many adapters as it wants.
+def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:
+    """See that every variant of a method finds as many adapters as it wants.
 
     Raises:
         UserError: one does not.
     """
-    for method in methods:
+    for variant in variants:
+        method, profile = variant.method, variant.profile
         available = len(benchmark.pool) - (method.source == "retrieved_ood")
         wanted = method.adapters_needed(profile.retrieval.k)
         if method.retrieves and wanted > available:
             raise UserError(
-                f"profile {profile.name}: {method.name} wants k = {wanted} adapters a row, but the pool "
-                f"{profile.pool_path} leaves {available} to choose from; lower retrieval.k"
+                f"profile {profile.name}: {variant.name} wants k = {wanted} adapters a row, but the pool "
+                f"{profile.pool_path} leaves {available} to choose from; lower retrieval.k, or the sweep's k"
             )
 
 
 def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dict[str, Any]:
-    """All that a method's answers depend on, files by their hashes; what does not bear on it is left out."""
+    """All that a method's answers depend on, files by their hashes; what does not bear on it is left out.
+
+    Temperature and seed stand in it only where they are set: folders older than these settings stay usable.
+    """
+    k, temperature = profile.retrieval.k, profile.retrieval.temperature
     used = {
         "method": {"name": method.name, "mode": method.mode, "source": method.source},
         "rows": benchmark.hashes["rows"],
@@ -91,6 +97,10 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
                 "instruction": profile.encoder.instruction,
             },
             "scorer": profile.retrieval.scorer,
-            "k": method.adapters_needed(profile.retrieval.k),
+            "k": method.adapters_needed(k),
         }
+    if temperature is not None and method.depends_on("temperature", k):
+        used |= {"temperature": temperature}
+    if profile.seed != 0:
+        used |= {"seed": profile.seed}
     return used

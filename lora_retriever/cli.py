@@ -9,12 +9,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from lora_retriever.answers import Run
+    from lora_retriever.index import AdapterIndex
+    from lora_retriever.metrics import Scoring
+    from lora_retriever.report.content import Content
 
 DEFAULT_PROFILE = "tiny"
 Handler = Callable[[argparse.Namespace, Console], int]
@@ -52,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, help="results folder (default: results/PROFILE)")
     run.add_argument("--only", type=_names, help="methods, separated by commas (default: the profile's)")
     run.add_argument("--limit", type=_count, help="rows per task (default: all)")
+    run.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME=V,V",
+        help="run every method under each value of k, scorer, temperature or seed; repeat for a cross product",
+    )
     run.add_argument("--table", action="store_true", help="print the table when done")
 
     retrieval = _command(commands, "retrieval", retrieval_command, "how often a scorer finds the input's own adapter")
@@ -75,10 +90,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     summarize = _command(commands, "summarize", summarize_command, "the table of a results folder")
     summarize.add_argument("results", type=Path, nargs="?", default=Path("results") / DEFAULT_PROFILE, metavar="DIR")
-    summarize.add_argument("--scoring", choices=["paper"], default="paper")
-    summarize.add_argument("--format", choices=["table", "markdown", "latex", "csv", "json"], default="table")
+    _scoring_options(summarize, ["paper", "standard", "both"])
+    summarize.add_argument("--format", choices=["table", "markdown", "latex", "csv", "json", "html"], default="table")
     summarize.add_argument("--by-task", action="store_true", help="a row per task instead of per domain")
+    summarize.add_argument("--no-intervals", action="store_true", help="bare scores")
+    summarize.add_argument(
+        "--versus", metavar="NAME", help="compare every run with this one, row by row: difference, interval, p-value"
+    )
+    summarize.add_argument(
+        "--paper", metavar="MODEL", help="set the paper's figures beside the runs: llama2-7b or llama2-13b"
+    )
     summarize.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
+
+    report = _command(commands, "report", report_command, "a results folder as one HTML page, and plots for a paper")
+    report.add_argument("results", type=Path, nargs="?", default=Path("results") / DEFAULT_PROFILE, metavar="DIR")
+    _scoring_options(report, ["paper", "standard"])
+    report.add_argument("--versus", metavar="NAME", help="add the table of every run against this one")
+    report.add_argument("--index", type=Path, metavar="FOLDER", help="the pool's index: show how similar adapters are")
+    report.add_argument("--output", type=Path, metavar="FILE", help="(default: report.html in the results folder)")
+    report.add_argument("--plots", type=Path, metavar="FOLDER", help="write the plots there as well, as PNG and SVG")
+
+    audit = _command(commands, "audit", audit_command, "what is wrong or odd in a benchmark's rows and its pool")
+    audit.add_argument("rows", type=Path, metavar="FILE", help="benchmark rows")
+    audit.add_argument("--pool", type=Path, required=True, help="pool file")
+    audit.add_argument("--tokenizer", metavar="DIR_OR_ID", help="folder or Hub id; without it no prompt is measured")
+    audit.add_argument("--max-prompt-tokens", type=_count, default=512, help="(default: 512)")
+    audit.add_argument("--template", default="alpaca", help="a template's name, or a text with {inputs} in it")
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file as well")
 
     doctor = _command(commands, "doctor", doctor_command, "what is missing or will not fit, before anything is loaded")
     doctor.add_argument("--profile", default=DEFAULT_PROFILE)
@@ -92,11 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
 def run_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.evaluate import evaluate
     from lora_retriever.profile import load_profile
+    from lora_retriever.records import write_record
 
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
     _quieten_transformers()
-    evaluate(profile, args.only, results, args.limit, console)
+    evaluate(profile, args.only, results, args.limit, console, args.sweep)
+    write_record(results)
     if args.table:
         args = build_parser().parse_args(["summarize", str(results)])
         return summarize_command(args, console)
@@ -105,6 +145,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 def retrieval_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.data import read_pool, read_rows
+    from lora_retriever.published import retrieval_figures, source
     from lora_retriever.retrieval import index_pool, report
 
     for scorer in args.scorer:
@@ -116,9 +157,12 @@ def retrieval_command(args: argparse.Namespace, console: Console) -> int:
         queries = encoder.encode([row.inputs for row in rows])
     result = report(index, args.scorer, rows, queries)
     print(f"own adapter among the best k, in percent of {result['rows']} rows")
-    print(f"{'scorer':<16}{'top 1':>8}{'top 3':>8}{'top 5':>8}{'top 8':>8}")
+    print(f"{'scorer':<28}{'top 1':>8}{'top 3':>8}{'top 5':>8}{'top 8':>8}")
     for name, shares in result["scorers"].items():
-        print(f"{name:<16}" + "".join(f"{'–' if share is None else f'{share:.2f}':>8}" for share in shares.values()))
+        print(f"{name:<28}" + "".join(f"{'–' if share is None else f'{share:.2f}':>8}" for share in shares.values()))
+    print(f"{source('table2.csv')}, on the official rows")
+    for encoder, shares in retrieval_figures().items():
+        print(f"{encoder:<28}" + "".join(f"{share:>8.2f}" for share in shares))
     if args.json:
         _writing(args.json, lambda: write_json(args.json, result))
     return 0
@@ -168,18 +212,83 @@ def compose_command(args: argparse.Namespace, console: Console) -> int:
 
 
 def summarize_command(args: argparse.Namespace, console: Console) -> int:
-    from lora_retriever.summary import summarize, to_json, to_table
+    from lora_retriever.comparison import compare, comparison_table, comparisons_as_json
+    from lora_retriever.metrics import SCORINGS
+    from lora_retriever.published import published_table
+    from lora_retriever.published.reproduction import reproduce, reproduction_as_json, reproduction_table
+    from lora_retriever.summary import beside, summarize, to_json, to_table
     from lora_retriever.tables import FORMATS
 
-    runs = summarize(args.results)
+    if args.paper and args.scoring != "paper":
+        raise UserError("--paper: the paper's figures are scored its own way; only --scoring paper compares with them")
+    if args.paper and args.versus:
+        raise UserError("--paper and --versus are two comparisons: ask for one at a time")
+    if args.format == "html":
+        return _summarize_as_page(args, console)
+    paper = published_table(args.paper) if args.paper else None
+    runs, left_out = _read_runs(args)
+    level, tables, contents = "task" if args.by_task else "domain", [], {}
+    for scoring in _scorings(args):
+        with console.status(f"{scoring.name} scores of {len(runs)} runs"):
+            summaries = summarize(runs, scoring)
+            if paper:
+                reproduction = reproduce(summaries, paper)
+                tables.append(reproduction_table(reproduction, args.by_task, not args.no_intervals, left_out))
+                contents[scoring.name] = reproduction_as_json(reproduction, left_out)
+            elif args.versus:
+                compared = compare([run.scored for run in summaries], args.versus, level)
+                tables.append(comparison_table(compared, scoring.name, left_out))
+                contents[scoring.name] = comparisons_as_json(compared, scoring.name, left_out)
+            elif args.format == "json":
+                contents[scoring.name] = to_json(summaries, scoring, left_out)
+            else:
+                tables.append(to_table(summaries, args.by_task, not args.no_intervals, left_out))
     if args.format == "json":
-        text = json.dumps(to_json(runs, args.scoring), indent=1, ensure_ascii=False) + "\n"
+        content = {"scoring": "both", "scorings": contents} if args.scoring == "both" else contents[args.scoring]
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     else:
-        text = FORMATS[args.format](to_table(runs, args.by_task))
+        text = FORMATS[args.format](beside(tables, list(SCORINGS)) if len(tables) > 1 else tables[0])
     if args.output:
         _writing(args.output, lambda: write_text(args.output, text))
     else:
         print(text, end="")
+    return 0
+
+
+def report_command(args: argparse.Namespace, console: Console) -> int:
+    from lora_retriever.index import AdapterIndex
+    from lora_retriever.report import render
+
+    try:
+        index = AdapterIndex.load(args.index) if args.index else None
+    except ValueError as error:
+        raise UserError(f"--index: {error}; `lora-retriever index` makes one") from error
+    content = _report_content(args, console, index)
+    output = args.output or args.results / "report.html"
+    _writing(output, lambda: write_text(output, render(content, args.results.resolve().name)))
+    print(output)
+    if args.plots:
+        from lora_retriever.report.plots import save_plots
+
+        _writing(args.plots, lambda: save_plots(content, args.plots))
+        print(args.plots)
+    return 0
+
+
+def audit_command(args: argparse.Namespace, console: Console) -> int:
+    from lora_retriever.audit import audit, measure_prompts, to_text
+    from lora_retriever.data import read_pool, read_rows
+
+    rows, pool = read_rows(args.rows), read_pool(args.pool)
+    prompts = None
+    if args.tokenizer:
+        _quieten_transformers()
+        with console.status("measuring prompts"):
+            prompts = measure_prompts(rows, args.tokenizer, args.template, args.max_prompt_tokens)
+    found = audit(rows, pool, prompts)
+    print(to_text(found), end="")
+    if args.json:
+        _writing(args.json, lambda: write_json(args.json, asdict(found)))
     return 0
 
 
@@ -197,6 +306,35 @@ def doctor_command(args: argparse.Namespace, console: Console) -> int:
     return 2 if problems else 0
 
 
+def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
+    """What `summarize --format html` does: the report, to a file or printed."""
+    from lora_retriever.report import render
+
+    if args.paper or args.scoring == "both" or args.no_intervals:
+        raise UserError(
+            "--format html shows one scoring, with intervals: leave out --paper, --scoring both and --no-intervals"
+        )
+    text = render(_report_content(args, console), args.results.resolve().name)
+    if args.output:
+        _writing(args.output, lambda: write_text(args.output, text))
+    else:
+        print(text, end="")
+    return 0
+
+
+def _report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> Content:
+    from lora_retriever.comparison import compare
+    from lora_retriever.report import make_content
+    from lora_retriever.summary import summarize
+
+    runs, left_out = _read_runs(args)
+    (scoring,) = _scorings(args)
+    with console.status(f"{scoring.name} scores of {len(runs)} runs"):
+        summaries = summarize(runs, scoring)
+        comparisons = compare([run.scored for run in summaries], args.versus) if args.versus else ()
+        return make_content(summaries, comparisons, index, left_out)
+
+
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, handler: Handler, help: str
 ) -> argparse.ArgumentParser:
@@ -210,6 +348,45 @@ def _encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", required=True, help="sentence encoder: a folder or a Hub id")
     parser.add_argument("--layout", choices=["auto", "sentence-transformers", "instructor"], default="auto")
     parser.add_argument("--instruction", default="", help="text before every input")
+
+
+def _scoring_options(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> None:
+    """How answers are read and scored: shared by `summarize` and `report`."""
+    parser.add_argument("--scoring", choices=scorings, default=scorings[0])
+    parser.add_argument("--stemming", action="store_true", help="stem words in standard ROUGE")
+    parser.add_argument("--kinds", type=Path, metavar="FILE", help="YAML: which tasks are `qa`, which `choice`")
+    parser.add_argument(
+        "--allow-hub-metrics", action="store_true", help="fetch and run metric scripts of the Hub that rows name"
+    )
+    parser.add_argument("--without-leaks", action="store_true", help="leave out rows whose input stands in the pool")
+    parser.add_argument("--pool", type=Path, help="the pool file, for --without-leaks (default: the one of the run)")
+
+
+def _scorings(args: argparse.Namespace) -> list[Scoring]:
+    """The scorings asked for."""
+    from lora_retriever.metrics import KINDS, SCORINGS, Scoring, read_kinds
+
+    kinds = read_kinds(KINDS) | (read_kinds(args.kinds) if args.kinds else {})
+    names = SCORINGS if args.scoring == "both" else (args.scoring,)
+    return [Scoring(name, kinds, args.stemming, args.allow_hub_metrics) for name in names]
+
+
+def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    """The runs of the results folder, without leaked rows if those are not wanted, and notes on what was left out."""
+    from lora_retriever.answers import id_ranges, pool_file, read_runs
+    from lora_retriever.audit import leaked_ids
+    from lora_retriever.data import read_pool
+
+    runs = read_runs(args.results)
+    if not args.without_leaks:
+        return runs, []
+    path = args.pool or pool_file(runs)
+    pool = read_pool(path)
+    leaked = set().union(*(leaked_ids(run.rows.values(), pool) for run in runs))
+    if all(leaked >= run.rows.keys() for run in runs):
+        raise UserError(f"every row's input stands in the pool {path}: without leaks nothing is left")
+    note = f"Without {len(leaked)} rows whose input stands verbatim in the pool {path.name}: {id_ranges(leaked)}."
+    return [run.without(leaked) for run in runs], [note]
 
 
 def _load_encoder(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # its type would import torch

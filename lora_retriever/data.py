@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_retriever.errors import UserError
-from lora_retriever.metrics import METRICS
+from lora_retriever.metrics import METRICS, is_location
 
 
 class Sample(BaseModel):
@@ -58,7 +58,7 @@ def read_rows(path: Path, limit_per_task: int | None = None) -> list[Row]:
     records = [{**record, "id": place} for place, record in enumerate(read_records(path))]
     rows = _validated(Row, records, path)
     for row in rows:
-        if row.metric not in METRICS:
+        if row.metric not in METRICS and not is_location(row.metric):
             known = ", ".join(METRICS)
             raise UserError(f"{path}: row {row.id + 1}: unknown metric {row.metric!r} (known: {known})")
     if limit_per_task is None:

@@ -1,4 +1,4 @@
-"""The main path: rows and pool in, one file of answers per method out.
+"""The main path: rows and pool in, one file of answers per method, or per variant of it in a sweep, out.
 
     rows + pool ─► embeddings ─► index ─► compositions ─► batches ─► answers ─► RESULTS/NAME.jsonl
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+from transformers import set_seed
 
 from lora_retriever.benchmark import Benchmark, check_pool_size, configuration, open_benchmark
 from lora_retriever.data import Row
@@ -33,6 +35,7 @@ from lora_retriever.profile import Profile
 from lora_retriever.prompt import Prompt
 from lora_retriever.results import Line, RunFile, locked
 from lora_retriever.retrieval import index_pool
+from lora_retriever.sweep import expand
 
 PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
 
@@ -46,30 +49,40 @@ class PlannedRow:
     composition: Composition
 
 
-def evaluate(profile: Profile, only: Sequence[str] | None, results: Path, limit: int | None, console: Console) -> None:
+def evaluate(
+    profile: Profile,
+    only: Sequence[str] | None,
+    results: Path,
+    limit: int | None,
+    console: Console,
+    sweep: Sequence[str] = (),
+) -> None:
     """Run a profile's methods, or `only` some, on its rows, at most `limit` of every task, into the folder `results`.
+
+    A `sweep`, `["k=1,2,4", "scorer=cosine,discriminant"]`, runs every method once for each of its combinations.
 
     Raises:
         UserError: something is unusable; what was done until then is on disk and will not be done again.
         RowsFailedError: some rows could not be answered; all others were.
     """
-    methods = find_methods(only or profile.methods)
+    variants = expand(profile, find_methods(only or profile.methods), sweep)
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
     with locked(results):
         benchmark = open_benchmark(profile, limit)
-        check_pool_size(profile, benchmark, methods)
+        check_pool_size(variants, benchmark)
         ids = [row.id for row in benchmark.rows]
-        runs = {method: RunFile(results, method.name, configuration(profile, benchmark, method)) for method in methods}
-        unfinished = {method: run for method, run in runs.items() if not run.is_finished(ids)}
+        runs = {v: RunFile(results, v.name, configuration(v.profile, benchmark, v.method)) for v in variants}
+        unfinished = {variant: run for variant, run in runs.items() if not run.is_finished(ids)}
         console.print(f"{len(runs) - len(unfinished)} of {len(runs)} runs of {len(ids)} rows are finished in {results}")
         if not unfinished:
             return
 
-        index, queries = None, None
-        if any(method.retrieves for method in unfinished):
+        indexes: dict[str, AdapterIndex] = {}
+        queries = None
+        if scorers := {variant.profile.retrieval.scorer for variant in unfinished if variant.method.retrieves}:
             with console.status("encoding the pool and the rows"):
-                index, queries = retrieve(profile, benchmark)
+                indexes, queries = retrieve(profile, benchmark, scorers)
         with console.status("loading the base model and the adapters"):
             generator = load_generator(
                 benchmark.base, benchmark.adapters, profile.generation, profile.torch_dtype, profile.torch_device
@@ -77,21 +90,27 @@ def evaluate(profile: Profile, only: Sequence[str] | None, results: Path, limit:
             prompts = [generator.prompt(row.inputs) for row in benchmark.rows]
 
         failures = {}
-        for method, run in unfinished.items():
-            compositions = route(method, benchmark.rows, profile.retrieval.k, index, queries)
+        for variant, run in unfinished.items():
+            set_seed(variant.profile.seed)
+            retrieval = variant.profile.retrieval
+            index = indexes.get(retrieval.scorer)
+            compositions = route(variant.method, benchmark.rows, retrieval.k, index, queries, retrieval.temperature)
             plan = [PlannedRow(*parts) for parts in zip(benchmark.rows, prompts, compositions, strict=True)]
-            failures[method.name] = run_method(method, run, plan, generator, describe(profile, plan), console)
+            failures[run.name] = run_method(variant.method, run, plan, generator, describe(profile, plan), console)
     report_failures(failures)
 
 
-def retrieve(profile: Profile, benchmark: Benchmark) -> tuple[AdapterIndex, Embeddings]:
-    """The index of the pool and the embeddings [rows, dim] of the rows' inputs, each text encoded once."""
+def retrieve(
+    profile: Profile, benchmark: Benchmark, scorers: Collection[str]
+) -> tuple[dict[str, AdapterIndex], Embeddings]:
+    """The pool's index by scorer and the embeddings [rows, dim] of the rows' inputs, each text encoded once."""
     settings = profile.encoder
     encoder = load_encoder(
         benchmark.encoder, settings.layout, settings.instruction, settings.batch_size, profile.torch_device
     )
     queries = encoder.encode([row.inputs for row in benchmark.rows])
-    return index_pool(encoder, benchmark.pool, profile.retrieval.scorer), queries
+    index = index_pool(encoder, benchmark.pool, profile.retrieval.scorer)
+    return {scorer: index.rescored(scorer) for scorer in scorers}, queries
 
 
 def run_method(
@@ -108,11 +127,13 @@ def run_method(
     batches = plan_batches([planned for planned in plan if planned.row.id not in failed], generator.settings.batch_size)
     run.begin({**description, "finished": False})
     done = len(run.lines)
-    columns = (TextColumn("{task.description:<15}"), BarColumn(), MofNCompleteColumn())
+    # A sweep's long names wrap; as one line they would push the count out of a narrow terminal.
+    name = TextColumn("{task.description}", table_column=Column(min_width=24, overflow="fold"))
+    columns = (name, BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
     ) as progress:
-        bar = progress.add_task(method.name, total=len(plan), completed=done)
+        bar = progress.add_task(run.name, total=len(plan), completed=done)
         for batch in batches:
             missing = set(run.missing([planned.row.id for planned in batch]))
             if not missing:
@@ -170,6 +191,7 @@ def describe(profile: Profile, plan: Sequence[PlannedRow]) -> dict[str, Any]:
     return {
         "profile": profile.name,
         "note": profile.note,
+        "files": {"rows": str(profile.rows_path), "pool": str(profile.pool_path)},
         "rows": len(plan),
         "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},

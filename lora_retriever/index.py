@@ -123,6 +123,11 @@ class AdapterIndex:
         names = self.names
         return Hits([[names[place] for place in row] for row in best], np.take_along_axis(scores, best, axis=1))
 
+    def similarity(self) -> Array:
+        """Cosine of every adapter's mean embedding with every other's, [adapters, adapters], in `names`' order."""
+        samples = list(self._embeddings.values())
+        return SCORERS["cosine"](samples)(np.stack([array.mean(axis=0) for array in samples]))
+
     def save(self, folder: Path | str) -> None:
         """Write the index to one file in `folder` in one atomic step; an older index stays readable until then."""
         folder = Path(folder)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from lora_retriever.data import Row
 from lora_retriever.errors import UserError
 from lora_retriever.index import AdapterIndex
@@ -51,6 +53,19 @@ class Method:
         """How many adapters a row gets under a profile's `k`."""
         return self.k if self.k is not None else k
 
+    def depends_on(self, setting: str, k: int) -> bool:
+        """Whether a setting that can be swept bears on the method under a profile's `k`.
+
+        A run's name and the hash of its configuration keep these settings alone.
+        """
+        if setting == "seed":
+            return True
+        if setting == "k":
+            return self.retrieves and self.k is None
+        if setting == "temperature":
+            return self.retrieves and self.adapters_needed(k) > 1  # a single adapter's weight is 1
+        return self.retrieves
+
 
 METHODS = {
     method.name: method
@@ -79,14 +94,33 @@ def find_methods(names: Sequence[str]) -> list[Method]:
     return [method for name, method in METHODS.items() if name in names]
 
 
+def weights_of(scores: Array, temperature: float | None) -> Array:
+    """Weights [rows, k] of the adapters found, from their scores [rows, k]; every row sums to 1.
+
+    Without a temperature w_p = 1/k (paper, section 3.2); with one w_p = exp(s_p/T) / Σ_q exp(s_q/T) over the k found
+    (LoRAuter, arXiv 2601.21795, with cosine scores and T = 0.2). T is in the scorer's unit.
+    """
+    if temperature is None:
+        return np.full(scores.shape, 1 / scores.shape[1])
+    scores = scores.astype(np.float64)
+    powers = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)  # the best is 1: nothing overflows
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def route(
-    method: Method, rows: Sequence[Row], k: int, index: AdapterIndex | None, queries: Array | None
+    method: Method,
+    rows: Sequence[Row],
+    k: int,
+    index: AdapterIndex | None,
+    queries: Array | None,
+    temperature: float | None = None,
 ) -> list[Composition]:
-    """The composition of every row: k adapters of equal weight 1/k (paper, section 3.2).
+    """The composition of every row: k adapters with their weights.
 
     Args:
         k: the profile's number of adapters.
         index, queries: the pool's index and the rows' embeddings [rows, dim]; needed where the method retrieves.
+        temperature: the profile's, by which scores become weights; None for equal ones.
     """
     if method.source == "none":
         return [Composition()] * len(rows)
@@ -96,7 +130,8 @@ def route(
     k = method.adapters_needed(k)
     own = [row.task for row in rows] if method.source == "retrieved_ood" else None
     hits = index.search(queries, k, exclude=own)
+    weights = weights_of(hits.scores, temperature)  # [rows, k]
     return [
-        Composition(tuple(names), (1 / k,) * k, tuple(round(float(score), 6) for score in scores))
-        for names, scores in zip(hits.names, hits.scores, strict=True)
+        Composition(tuple(names), tuple(row_weights), tuple(round(float(score), 6) for score in scores))
+        for names, row_weights, scores in zip(hits.names, weights.tolist(), hits.scores, strict=True)
     ]

@@ -6,6 +6,7 @@ own folder), and a Hub id otherwise. `{adapter}` in the adapters' location stand
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -53,10 +54,16 @@ class DataSection(Section):
 
 
 class RetrievalSection(Section):
-    """How adapters are found, and how many of them mixture and fusion take."""
+    """How adapters are found, how many of them mixture and fusion take, and with which weights.
+
+    Attributes:
+        temperature: None gives the adapters of a row equal weights, as the paper does; a number weights them by their
+            scores (`methods.weights_of`).
+    """
 
     scorer: str = "cosine"
     k: int = Field(3, ge=1)
+    temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     @field_validator("scorer")
     @classmethod
@@ -93,6 +100,7 @@ class Profile(Section):
         folder: where relative locations start: the profile's own.
         note: what is printed under every table.
         threads: torch's on a CPU; None takes as many as there are cores.
+        seed: of Python's, numpy's and torch's random numbers, set before every run.
     """
 
     name: str
@@ -107,12 +115,36 @@ class Profile(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
     methods: tuple[str, ...] = tuple(METHODS)
 
     @field_validator("methods")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_one_of(name, METHODS, "method") for name in names)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a sweep can vary, by name, in the order of a run's name."""
+        retrieval = self.retrieval
+        return {
+            "k": retrieval.k,
+            "scorer": retrieval.scorer,
+            "temperature": retrieval.temperature,
+            "seed": self.seed,
+        }
+
+    def replaced(self, settings: Mapping[str, Any], source: str) -> Profile:
+        """The profile with other values of some `settings`, checked as those of a file; `source` is who set them.
+
+        Raises:
+            UserError: a value is wrong.
+        """
+        content = self.model_dump()
+        for name, value in settings.items():
+            section = content["retrieval"] if name in RetrievalSection.model_fields else content
+            section[name] = value
+        return _validated(content, source)
 
     @property
     def torch_device(self) -> str:
@@ -174,11 +206,15 @@ def load_profile(name_or_file: str) -> Profile:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected fields and values, found {type(content).__name__}")
+    return _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
+
+
+def _validated(content: dict[str, Any], source: str) -> Profile:
     try:
-        return Profile.model_validate({"name": path.stem, **content, "folder": path.resolve().parent})
+        return Profile.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in error.errors())
-        raise UserError(f"{path}: {problems}") from error
+        raise UserError(f"{source}: {problems}") from error
 
 
 def _problem(error: Any) -> str:

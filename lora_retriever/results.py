@@ -37,6 +37,7 @@ class RunFile:
         self.partial = results / f"{name}.jsonl.partial"
         self.meta_path = results / f"{name}.meta.json"
         self.configuration = configuration
+        self._remove = f"rm {results / name}.jsonl* {self.meta_path}"
         self._finished = self._read_meta().get("finished", False)
         self.lines = self._read()
 
@@ -93,13 +94,11 @@ class RunFile:
             meta: dict[str, Any] = json.loads(self.meta_path.read_text(encoding="utf-8"))
             differing = differences(meta["configuration"], self.configuration)
         except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise UserError(
-                f"{self.meta_path}: not readable ({error}); delete {self.name}.* there to start anew"
-            ) from error
+            raise UserError(f"{self.meta_path}: not readable ({error}); start this run anew: {self._remove}") from error
         if differing:
             raise UserError(
                 f"{self.path} was made with another configuration: {'; '.join(differing)}. "
-                f"Choose another --results folder, or start this run anew: rm {self.path.parent / self.name}.*"
+                f"Choose another --results folder, or start this run anew: {self._remove}"
             )
         return meta
 

@@ -1,188 +1,228 @@
-"""From a folder of answers to the table: scores per task, per domain, per run.
-
-A task's score is the mean over its rows × 100, rounded to one decimal, a domain's the mean of its tasks' (the
-original's way).
-"""
+"""The summary of a results folder: every run's scores with intervals, as the JSON of the contract and as tables."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-from lora_retriever.data import Row, read_records
-from lora_retriever.errors import UserError
-from lora_retriever.methods import METHODS
-from lora_retriever.metrics import MAIN_SCORE, METRICS
+import numpy as np
 
-ORACLE = "best_selection"
+from lora_retriever.answers import ORACLE, Run, id_ranges, missing_rows
+from lora_retriever.metrics import Scoring
+from lora_retriever.resampling import Array, Indices, bootstrap, exact_bound, over_tasks
+from lora_retriever.scores import MEAN, NORMALIZED, Quantity, ScoredRun, gathered, normalized, score_run
+from lora_retriever.tables import Cell, Table
 
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task under one run. `scores` are the task's metric's, in percent, rounded to one decimal."""
-
-    domain: str
-    metric: str
-    n: int
-    scores: dict[str, float]
-
-    @property
-    def main(self) -> float:
-        """The score by which the task counts in means over tasks: em, bleu or rouge-1."""
-        return self.scores[MAIN_SCORE[self.metric]]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run, scored. `empty` counts rows whose answer is empty or dots only; they score 0."""
+    """One run with its scores, and the oracle's, by which they are normalized (None: there is none)."""
 
-    name: str
-    rows: int
-    empty: int
-    tasks: dict[str, TaskScore]
-    note: str = ""
+    scored: ScoredRun
+    oracle: ScoredRun | None
 
     @property
-    def domains(self) -> dict[str, dict[str, float]]:
-        """Per domain and metric, the mean of its tasks' scores."""
-        gathered: dict[str, dict[str, list[float]]] = {}
-        for task in self.tasks.values():
-            for metric, score in task.scores.items():
-                gathered.setdefault(task.domain, {}).setdefault(metric, []).append(score)
-        return {
-            domain: {metric: round(sum(values) / len(values), 4) for metric, values in metrics.items()}
-            for domain, metrics in gathered.items()
-        }
+    def name(self) -> str:
+        """The run's name."""
+        return self.scored.name
 
     @property
-    def mean(self) -> float:
-        """Mean of the tasks' main scores."""
-        return round(sum(task.main for task in self.tasks.values()) / len(self.tasks), 4)
+    def rows(self) -> int:
+        """How many rows were answered."""
+        return len(self.scored.run.rows)
 
-    def normalized(self, oracle: RunSummary | None) -> float | None:
-        """Mean over tasks of score / oracle's score × 100 (LoRAuter, arXiv 2601.21795); None without an oracle.
+    @property
+    def empty(self) -> int:
+        """How many answers are empty or dots only; they score 0."""
+        return sum(row.is_empty for row in self.scored.run.rows.values())
 
-        Tasks on which the oracle scores 0 have no such ratio and are left out.
+    @cached_property
+    def values(self) -> dict[Quantity, float]:
+        """Every quantity of the run; `NORMALIZED` only where there is an oracle."""
+        values = dict(self.scored.quantities)
+        if self.oracle is not None:
+            share = normalized(self.scored.tasks, self.scored.points, self.oracle.points)
+            if share is not None:
+                values[NORMALIZED] = float(share)
+        return values
+
+    @cached_property
+    def intervals(self) -> dict[Quantity, Interval]:
+        """The 95 % bootstrap interval of every quantity, rows being drawn within their tasks.
+
+        Where all rows of a quantity score 0, or all 100, nothing varies and it is the exact binomial one. No interval
+        has a quantity with a task of a single row, nor the normalized score unless the oracle answered the same rows.
         """
-        if oracle is None:
+        tasks = self.scored.tasks
+        oracle = self.oracle if NORMALIZED in self.values and self._oracle_has_the_same_rows() else None
+        names = [*self.scored.quantities, *([NORMALIZED] if oracle else [])]
+
+        def statistic(drawn: Sequence[Indices]) -> Array:
+            scores = {name: task.scores_of(rows) for (name, task), rows in zip(tasks.items(), drawn, strict=True)}
+            values = list(gathered(tasks, scores).values())
+            if oracle is not None:
+                best = {name: oracle.tasks[name].scores_of(rows) for name, rows in zip(tasks, drawn, strict=True)}
+                share = normalized(tasks, scores, best)
+                values.append(np.full(len(drawn[0]), np.nan) if share is None else share)
+            return np.stack(values)
+
+        bounds = bootstrap([len(task.ids) for task in tasks.values()], statistic)
+        found = {}
+        for quantity, (low, high) in zip(names, bounds.tolist(), strict=True):
+            sizes = self._sizes_of(quantity)
+            if low == high and low in (0, 100) and quantity != NORMALIZED:
+                low, high = exact_bound(low, sum(sizes))
+            if min(sizes) > 1 and not np.isnan(low):
+                found[quantity] = (low, high)
+        return found
+
+    @cached_property
+    def interval_over_tasks(self) -> Interval | None:
+        """The 95 % interval of the mean if the tasks, too, were a sample; None for fewer than five tasks."""
+        scores = list(self.scored.main_scores().values())
+        if len(scores) < 5:
             return None
-        ratios = [
-            task.main / oracle.tasks[name].main * 100
-            for name, task in self.tasks.items()
-            if name in oracle.tasks and oracle.tasks[name].main > 0
+        low, high = over_tasks(scores).tolist()
+        return low, high
+
+    def _sizes_of(self, quantity: Quantity) -> list[int]:
+        """The rows of each task that the quantity is made of."""
+        return [
+            len(task.ids)
+            for task in self.scored.tasks.values()
+            if quantity.group in ("", task.domain if quantity.level == "domain" else task.name)
         ]
-        return round(sum(ratios) / len(ratios), 4) if ratios else None
+
+    def _oracle_has_the_same_rows(self) -> bool:
+        assert self.oracle is not None
+        theirs = self.oracle.tasks
+        return all(name in theirs and task.ids == theirs[name].ids for name, task in self.scored.tasks.items())
 
 
-def summarize(folder: Path) -> list[RunSummary]:
-    """All finished runs in a results folder, the paper's configurations first, in its order.
-
-    Raises:
-        UserError: there is no such folder, no run in it, or a run's file is damaged.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
-    files = {path.stem: path for path in sorted(folder.glob("*.json")) if not path.name.endswith(".meta.json")}
-    files |= {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-    if not files:
-        raise UserError(f"{folder} holds no finished run (NAME.jsonl, or the original's NAME.json)")
-    order = {name: place for place, name in enumerate(METHODS)}
-    names = sorted(files, key=lambda name: (order.get(name, len(order)), name))
-    return [summarize_run(name, files[name]) for name in names]
-
-
-def summarize_run(name: str, path: Path) -> RunSummary:
-    """Score one run's answers by the paper's metrics.
+def summarize(runs: Sequence[Run], scoring: Scoring) -> list[RunSummary]:
+    """Score runs.
 
     Raises:
-        UserError: the file is no list of answered rows.
+        UserError: a row's metric is unknown.
     """
-    grouped: dict[str, list[tuple[Row, dict[str, float]]]] = {}
-    empty = 0
-    for place, record in enumerate(read_records(path), start=1):
-        absent = [key for key in ("targets", "task", "domain", "metric", "predicted_answer") if key not in record]
-        if absent:
-            raise UserError(f"{path}: row {place}: field {absent[0]!r} is missing; is this a run's file?")
-        if record["metric"] not in METRICS:
-            raise UserError(f"{path}: row {place}: unknown metric {record['metric']!r} (known: {', '.join(METRICS)})")
-        row = Row.model_construct(**{"id": place - 1, **record})
-        answer = record["predicted_answer"]
-        if not isinstance(answer, str):
-            raise UserError(f"{path}: row {place}: field 'predicted_answer' is {answer!r}, not a text")
-        empty += not answer.replace(".", "").strip()
-        grouped.setdefault(row.task, []).append((row, METRICS[row.metric](row.targets, answer)))
-    tasks = {task: _task_score(scored) for task, scored in grouped.items()}
-    return RunSummary(name, sum(task.n for task in tasks.values()), empty, tasks, _note(path))
+    scored = [score_run(run, scoring) for run in runs]
+    oracle = next((run for run in scored if run.name == ORACLE), None)
+    return [RunSummary(run, oracle) for run in scored]
 
 
-def to_json(runs: Sequence[RunSummary], scoring: str) -> dict[str, Any]:
-    """The summary as the JSON of the design's contract."""
-    oracle = _oracle(runs)
+def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The summary as the JSON of the design's contract; intervals stand beside the scores, under keys of their own."""
     return {
-        "scoring": scoring,
-        "runs": {
-            run.name: {
-                "rows": run.rows,
-                "empty_answers": run.empty,
-                "tasks": {name: {"domain": t.domain, "n": t.n, **t.scores} for name, t in run.tasks.items()},
-                "domains": run.domains,
-                "mean": run.mean,
-                "normalized": run.normalized(oracle),
-            }
-            for run in runs
-        },
+        "scoring": scoring.name,
+        "scoring_details": scoring.details,
+        "runs": {run.name: _run_as_json(run) for run in runs},
+        "left_out": list(left_out),
+        "missing_rows": missing_rows([run.scored.run for run in runs]),
     }
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of scores: a label and one number (or None) per run in every row."""
-
-    columns: list[str]
-    rows: list[tuple[str, list[float | None]]]
-    notes: list[str]
-
-
-def to_table(runs: Sequence[RunSummary], by_task: bool) -> Table:
+def to_table(
+    runs: Sequence[RunSummary], by_task: bool = False, intervals: bool = True, left_out: Sequence[str] = ()
+) -> Table:
     """Rows as in the paper's table 1 (a domain and a metric each), or one per task and metric; means at the end."""
-    cells: dict[tuple[str, str], list[float | None]] = {}
-    for place, run in enumerate(runs):
-        scores = {name: task.scores for name, task in run.tasks.items()} if by_task else run.domains
-        for group, metrics in scores.items():
-            for metric, score in metrics.items():
-                cells.setdefault((group, metric), [None] * len(runs))[place] = score
-    rows = [(f"{group} {metric}", scores) for (group, metric), scores in cells.items()]
-    oracle = _oracle(runs)
-    rows.append(("mean over tasks", [run.mean for run in runs]))
-    rows.append(("normalized", [run.normalized(oracle) for run in runs]))
-    return Table([run.name for run in runs], rows, _notes(runs))
+    level = "task" if by_task else "domain"
+    quantities = [
+        quantity
+        for quantity in dict.fromkeys(quantity for run in runs for quantity in run.values)
+        if quantity.level == level
+    ]
+    rows: list[tuple[str, list[Cell | str | None]]] = [
+        (f"{quantity.group} {quantity.score}", [_cell(run, quantity, intervals) for run in runs])
+        for quantity in quantities
+    ]
+    means = len(rows)
+    rows.append(("mean over tasks", [_cell(run, MEAN, intervals) for run in runs]))
+    rows.append(("normalized", [_cell(run, NORMALIZED, intervals) for run in runs]))
+    return Table([run.name for run in runs], rows, [*left_out, *notes(runs, intervals)], rules=frozenset({means}))
 
 
-def _task_score(scored: Sequence[tuple[Row, dict[str, float]]]) -> TaskScore:
-    first = scored[0][0]
-    sums: dict[str, float] = {}
-    for _, scores in scored:
-        for metric, score in scores.items():
-            sums[metric] = sums.get(metric, 0.0) + score
-    means = {metric: round(total / len(scored) * 100, 1) for metric, total in sums.items()}
-    return TaskScore(first.domain, first.metric, len(scored), means)
+def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
+    """Several tables of the same runs as one, their columns side by side, each run's together."""
+    labels = dict.fromkeys(label for table in tables[::-1] for label, _ in table.rows)
+    last = [label for label in ("mean over tasks", "normalized") if label in labels]
+    ordered = [*(label for label in labels if label not in last), *last]
+    cells = [dict(table.rows) for table in tables]
+    columns = [f"{column} {name}" for column in tables[0].columns for name in names]
+    rows: list[tuple[str, list[Cell | str | None]]] = [
+        (
+            label,
+            [
+                by_label[label][place] if label in by_label else None
+                for place in range(len(tables[0].columns))
+                for by_label in cells
+            ],
+        )
+        for label in ordered
+    ]
+    shared = list(dict.fromkeys(note for table in tables for note in table.notes))
+    return Table(columns, rows, shared, rules=frozenset({len(rows) - len(last)}))
 
 
-def _oracle(runs: Sequence[RunSummary]) -> RunSummary | None:
-    return next((run for run in runs if run.name == ORACLE), None)
+def notes(runs: Sequence[RunSummary], intervals: bool) -> list[str]:
+    """What a reader of a table must know: the profile's note, what ± means, missing rows, empty answers."""
+    lines = list(dict.fromkeys(run.scored.run.note for run in runs if run.scored.run.note))
+    if intervals:
+        lines.append("± half of the 95 % bootstrap interval, rows drawn within their tasks.")
+        wider = [
+            f"{run.name} ±{(high - low) / 2:.1f}"
+            for run in runs
+            if (span := run.interval_over_tasks)
+            for low, high in [span]
+        ]
+        if wider:
+            scoring = runs[0].scored.scoring.name
+            lines.append(f"Mean over tasks if the tasks are a sample, too ({scoring} scoring): {', '.join(wider)}.")
+    single = sorted({name for run in runs for name, task in run.scored.tasks.items() if len(task.ids) == 1})
+    if intervals and single:
+        lines.append(f"No interval where a task has a single row: {', '.join(single)}.")
+    missing = missing_rows([run.scored.run for run in runs])
+    lines += [f"{name} lacks {len(ids)} rows that other runs have: {id_ranges(ids)}." for name, ids in missing.items()]
+    lines += [f"{run.name}: {run.empty} answers are empty or dots only; they score 0." for run in runs if run.empty]
+    if runs[0].scored.scoring.name == "standard":
+        lines += [f"{score}: {how}." for score, how in runs[0].scored.scoring.details.items()]
+    return lines
 
 
-def _note(path: Path) -> str:
-    meta = path.with_name(f"{path.stem}.meta.json")
-    return str(json.loads(meta.read_text(encoding="utf-8")).get("note", "")) if meta.exists() else ""
+def _cell(run: RunSummary, quantity: Quantity, intervals: bool) -> Cell | None:
+    if quantity not in run.values:
+        return None
+    low, high = run.intervals.get(quantity, (None, None)) if intervals else (None, None)
+    return Cell(run.values[quantity], low, high)
 
 
-def _notes(runs: Sequence[RunSummary]) -> list[str]:
-    notes = list(dict.fromkeys(run.note for run in runs if run.note))
-    most = max(run.rows for run in runs)
-    notes += [f"{run.name} has {run.rows} rows, others up to {most}." for run in runs if run.rows < most]
-    notes += [f"{run.name}: {run.empty} answers are empty or dots only; they score 0." for run in runs if run.empty]
-    return notes
+def _run_as_json(run: RunSummary) -> dict[str, Any]:
+    tasks = {name: {"domain": task.domain, "n": len(task.ids)} for name, task in run.scored.tasks.items()}
+    domains: dict[str, dict[str, float]] = {}
+    intervals: dict[str, Any] = {"tasks": {}, "domains": {}, "mean": None, "normalized": None}
+    for quantity, value in run.values.items():
+        interval = _rounded(run.intervals.get(quantity))
+        if quantity.level == "task":
+            tasks[quantity.group][quantity.score] = round(value, 4)
+            intervals["tasks"].setdefault(quantity.group, {})[quantity.score] = interval
+        elif quantity.level == "domain":
+            domains.setdefault(quantity.group, {})[quantity.score] = round(value, 4)
+            intervals["domains"].setdefault(quantity.group, {})[quantity.score] = interval
+        else:
+            intervals[quantity.level] = interval
+    return {
+        "rows": run.rows,
+        "empty_answers": run.empty,
+        "tasks": tasks,
+        "domains": domains,
+        "mean": round(run.values[MEAN], 4),
+        "normalized": round(run.values[NORMALIZED], 4) if NORMALIZED in run.values else None,
+        "intervals": {**intervals, "mean_over_tasks": _rounded(run.interval_over_tasks)},
+    }
+
+
+def _rounded(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [round(bound, 2) for bound in interval]

@@ -56,6 +56,8 @@ def test_locations_start_at_the_profiles_folder_or_are_hub_ids(tmp_path: Path) -
         ({"generation": {"template": "alpacca"}}, "generation.template: unknown template"),
         ({"retrieval": {"scorer": "bm25"}}, "retrieval.scorer: unknown scorer 'bm25' (known: mean_ip"),
         ({"retrieval": {"k": "three"}}, "retrieval.k"),
+        ({"retrieval": {"temperature": 0}}, "retrieval.temperature: Input should be greater than 0"),
+        ({"seed": -1}, "seed"),
         ({"methods": ["base", "magic"]}, "methods: unknown method 'magic' (known: base, selection"),
         ({"dtype": "int8"}, "dtype"),
     ],

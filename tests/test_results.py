@@ -74,7 +74,7 @@ def test_another_configuration_is_refused_and_what_differs_is_named(tmp_path: Pa
     assert "dtype: absent → float16" in message
     assert "k: 3 → 5" in message
     assert "batch_size" not in message
-    assert f"rm {tmp_path / 'fusion'}.*" in message
+    assert f"rm {tmp_path / 'fusion'}.jsonl* {tmp_path / 'fusion'}.meta.json" in message
 
 
 def test_answers_of_unknown_making_are_refused(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from lora_retriever.answers import read_runs
+from lora_retriever.cli import main
 from lora_retriever.errors import UserError
-from lora_retriever.summary import summarize, to_json, to_table
+from lora_retriever.metrics import Scoring
+from lora_retriever.summary import RunSummary, summarize, to_json, to_table
 from lora_retriever.tables import FORMATS
 
 
@@ -19,6 +22,14 @@ def answered(task: str, domain: str, metric: str, targets: str, answer: str) -> 
     return {
         "inputs": "?", "targets": targets, "task": task, "domain": domain, "metric": metric, "predicted_answer": answer,
     }  # fmt: skip
+
+
+def summaries(folder: Path, scoring: str = "paper") -> list[RunSummary]:
+    return summarize(read_runs(folder), Scoring(scoring))  # type: ignore[arg-type]
+
+
+def as_json(folder: Path, scoring: str = "paper") -> dict[str, Any]:
+    return to_json(summaries(folder, scoring), Scoring(scoring))["runs"]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -40,7 +51,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_scores_are_means_of_means(results: Path) -> None:
-    summary = to_json(summarize(results), "paper")["runs"]["mixture"]
+    summary = as_json(results)["mixture"]
     assert summary["rows"] == 4
     assert summary["empty_answers"] == 1
     assert summary["tasks"]["qa1"] == {"domain": "reading comp", "n": 2, "em": 50.0}
@@ -54,24 +65,24 @@ def test_scores_are_means_of_means(results: Path) -> None:
 
 def test_without_the_oracle_nothing_is_normalized(results: Path) -> None:
     (results / "best_selection.jsonl").unlink()
-    assert to_json(summarize(results), "paper")["runs"]["mixture"]["normalized"] is None
+    assert as_json(results)["mixture"]["normalized"] is None
 
 
 def test_tasks_on_which_the_oracle_fails_have_no_ratio(results: Path) -> None:
     rows = [json.loads(line) for line in (results / "best_selection.jsonl").read_text().splitlines()]
     rows[2]["predicted_answer"] = "blue"
     (results / "best_selection.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert to_json(summarize(results), "paper")["runs"]["mixture"]["normalized"] == 50.0
+    assert as_json(results)["mixture"]["normalized"] == 50.0
 
 
 def test_the_official_answers_score_as_expected(official: Path) -> None:
     expected = json.loads((official / "expected_paper_scores.json").read_text())
-    ours = to_json(summarize(official / "predictions"), "paper")["runs"]
+    ours = as_json(official / "predictions")
     assert {f"{name}.json": {"tasks": run["tasks"]} for name, run in ours.items()} == expected
 
 
 def test_every_format_holds_the_same_numbers(results: Path) -> None:
-    table = to_table(summarize(results), by_task=False)
+    table = to_table(summaries(results), intervals=False)
     assert table.columns == ["mixture", "best_selection"]  # the paper's order, not the alphabet's
     texts = {name: write(table) for name, write in FORMATS.items()}
     for text in texts.values():
@@ -86,7 +97,7 @@ def test_every_format_holds_the_same_numbers(results: Path) -> None:
 
 
 def test_a_table_by_task_has_a_row_per_task_and_metric(results: Path) -> None:
-    labels = [label for label, _ in to_table(summarize(results), by_task=True).rows]
+    labels = [label for label, _ in to_table(summaries(results), by_task=True).rows]
     assert labels == [
         "qa1 em",
         "qa2 em",
@@ -113,12 +124,57 @@ def test_a_table_by_task_has_a_row_per_task_and_metric(results: Path) -> None:
 def test_a_damaged_run_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as error:
-        summarize(tmp_path)
+        read_runs(tmp_path)
     assert f"{tmp_path / name}: {message}" in str(error.value)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished run"):
-        summarize(tmp_path)
+        read_runs(tmp_path)
     with pytest.raises(UserError, match="no results folder"):
-        summarize(tmp_path / "nowhere")
+        read_runs(tmp_path / "nowhere")
+
+
+def test_rows_that_stand_in_the_pool_can_be_left_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("best_selection.jsonl", "mixture.json"):
+        text = (results / name).read_text()
+        (results / name).write_text(
+            text.replace('"inputs": "?", "targets": "no"', '"inputs": "leaked", "targets": "no"')
+        )
+    sample = {"inputs": " leaked\n", "targets": "whatever"}
+    pool = results / "pool.jsonl"
+    pool.write_text(json.dumps({"model_name": "qa1", "domain": "reading comp", "sample": [sample]}))
+    pool = pool.rename(results.parent / "pool.jsonl")
+    command = ["summarize", str(results), "--without-leaks"]
+    assert main([*command, "--pool", str(pool), "--format", "json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["runs"]["mixture"]["tasks"]["qa1"] == {"domain": "reading comp", "n": 1, "em": 0.0}
+    assert written["left_out"] == ["Without 1 rows whose input stands verbatim in the pool pool.jsonl: 1."]
+    assert main(command) == 2
+    assert "do not say which pool they were made with; name it with --pool" in capsys.readouterr().err
+    meta = {"files": {"pool": str(pool)}, "configuration": {}}
+    (results / "best_selection.meta.json").write_text(json.dumps(meta))
+    assert main(command) == 0
+    assert "Without 1 rows" in capsys.readouterr().out
+    meta["configuration"] = {"pool": "a hash it had once"}
+    (results / "best_selection.meta.json").write_text(json.dumps(meta))
+    assert main(command) == 2
+    assert "has changed since best_selection was made" in capsys.readouterr().err
+
+
+def test_every_score_has_an_interval_that_holds_it(results: Path) -> None:
+    rows = json.loads((results / "mixture.json").read_text())
+    (results / "mixture.json").write_text(json.dumps([row for row in rows if row["task"] == "qa1"] * 5))
+    (results / "best_selection.jsonl").unlink()
+    run = as_json(results)["mixture"]
+    low, high = run["intervals"]["tasks"]["qa1"]["em"]
+    assert low < run["tasks"]["qa1"]["em"] < high
+    assert run["intervals"]["domains"]["reading comp"]["em"] == run["intervals"]["mean"] == [low, high]
+    assert run["intervals"]["mean_over_tasks"] is None  # of one task nothing can be said about others
+
+
+def test_a_task_of_one_row_has_no_interval(results: Path) -> None:
+    intervals = as_json(results)["mixture"]["intervals"]
+    assert intervals["tasks"]["qa2"]["em"] is None
+    assert intervals["mean"] is None
+    assert "No interval where a task has a single row: qa2, text." in to_table(summaries(results)).notes

@@ -13,7 +13,9 @@ from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.encoders import load_encoder
 from lora_retriever.generation import Generator, load_generator
 from lora_retriever.methods import METHODS, Composition, Mode, route
-from lora_retriever.metrics import MAIN_SCORE, METRICS
+from lora_retriever.metrics import MAIN_SCORE
+from lora_retriever.metrics.base import compute
+from lora_retriever.metrics.paper import PAPER
 from lora_retriever.profile import INSTRUCTION, GenerationSection
 from lora_retriever.retrieval import index_pool
 
@@ -95,10 +97,15 @@ def _answers(generator: Generator, rows: Sequence[Row], compositions: Sequence[C
 
 
 def _task_scores(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
+    grouped: dict[str, list[tuple[Row, str]]] = {}
     for row, text in zip(rows, answers, strict=True):
-        scores.setdefault(row.task, []).append(METRICS[row.metric](row.targets, text)[MAIN_SCORE[row.metric]])
-    return {task: _percent(values) for task, values in scores.items()}
+        grouped.setdefault(row.task, []).append((row, text))
+    scores = {}
+    for task, answered in grouped.items():
+        metric, texts = answered[0][0].metric, [text for _, text in answered]
+        targets = [row.targets for row, _ in answered]
+        scores[task] = round(compute(PAPER[metric], predictions=texts, references=targets)[MAIN_SCORE[metric]], 1)
+    return scores
 
 
 def _percent(values: Sequence[float]) -> float:

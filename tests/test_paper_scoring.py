@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from lora_retriever.metrics import bleu, exact_match, rouge
+from lora_retriever.metrics.paper import bleu, exact_match, rouge
 
 TARGET = "the old town of Ostia lies by the quiet sea and the hills"
 ANSWER = "the old town lies by the sea and the quiet hills"

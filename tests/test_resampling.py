@@ -1,0 +1,105 @@
+"""Intervals and tests hold what they promise: checked on rows whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lora_retriever.resampling import Array, Indices, bootstrap, exact_bound, holm, over_tasks, permutation_test
+
+DATASETS = 1000
+
+
+def coverage(bounds: Array, truth: float) -> float:
+    """Percent of the intervals [datasets, 2] that hold the truth."""
+    return 100 * float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
+
+
+def means_of(rows: Sequence[NDArray[np.float32]], positions: Sequence[Indices]) -> Array:
+    """Mean over tasks of the mean of the drawn rows, of every dataset at once: [datasets, draws]."""
+    tasks = [task[:, drawn].mean(axis=-1) for task, drawn in zip(rows, positions, strict=True)]
+    return np.mean(tasks, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "size"),
+    [([0.6], 50), ([0.3], 200), ([0.2, 0.5, 0.9], 50), ([0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.6], 30)],
+)
+def test_the_interval_of_right_and_wrong_rows_covers_the_truth(rates: list[float], size: int) -> None:
+    generator = np.random.default_rng(1)
+    rows = [(generator.random((DATASETS, size)) < rate).astype(np.float32) for rate in rates]
+    bounds = bootstrap([size] * len(rates), lambda positions: means_of(rows, positions))
+    assert 93 <= coverage(bounds, float(np.mean(rates))) <= 97
+
+
+def test_the_interval_of_graded_rows_covers_the_truth() -> None:
+    generator = np.random.default_rng(2)
+    sizes = [50, 45, 50]
+    rows = [generator.beta(2, 3, (DATASETS, size)).astype(np.float32) for size in sizes]
+    bounds = bootstrap(sizes, lambda positions: means_of(rows, positions))
+    assert 93 <= coverage(bounds, 0.4) <= 97
+
+
+def test_the_interval_over_tasks_covers_the_mean_of_tasks_not_drawn() -> None:
+    generator = np.random.default_rng(3)
+    scores = generator.normal(60, 25, (DATASETS, 48))
+    bounds = np.stack([over_tasks(row) for row in scores[:300]])
+    assert 91 <= coverage(bounds, 60) <= 98  # 300 datasets only: each takes a bootstrap of its own
+
+
+def p_values(left: Array, right: Array) -> Array:
+    """The test's p-values for many datasets of pairs at once, [datasets, pairs] each."""
+    # Swapping a pair turns its difference round: the mean is that of (1 − 2 side) × difference.
+    differences = (left - right).T / left.shape[1]
+    return permutation_test(left.shape[1], lambda sides: (1 - 2 * sides) @ differences, permutations=999)
+
+
+def test_the_permutation_test_raises_as_many_false_alarms_as_it_says() -> None:
+    generator = np.random.default_rng(4)
+    difficulty = generator.random((DATASETS, 60))  # shared by both runs: their answers go together
+    graded = [np.clip(difficulty + generator.normal(0, 0.2, (DATASETS, 60)), 0, 1) for _ in range(2)]
+    assert 3 <= 100 * (p_values(*graded) < 0.05).mean() <= 7
+    difficulty = generator.random((DATASETS, 1000))
+    right_or_wrong = [(generator.random((DATASETS, 1000)) < difficulty).astype(float) for _ in range(2)]
+    assert 3 <= 100 * (p_values(*right_or_wrong) < 0.05).mean() <= 7
+
+
+def test_the_permutation_test_sees_what_is_there() -> None:
+    generator = np.random.default_rng(5)
+    difficulty = generator.random((DATASETS, 300))
+    worse, better = ((generator.random((DATASETS, 300)) < difficulty + more).astype(float) for more in (0, 0.12))
+    assert (p_values(better, worse) < 0.05).mean() > 0.8
+
+
+def test_few_pairs_are_tested_exactly() -> None:
+    """Of 2⁵ ways to swap five pairs that all point one way, two are as far out: p = 2/32."""
+    p = permutation_test(5, lambda sides: ((1 - 2 * sides) @ np.ones(5))[..., None])
+    assert p == pytest.approx([2 / 32])
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_rows_that_all_score_alike_have_the_exact_binomial_bound() -> None:
+    """The upper end p for 0 of n right solves (1 − p)ⁿ = 0.025."""
+    low, high = exact_bound(0, 50)
+    assert low == 0
+    assert (1 - high / 100) ** 50 == pytest.approx(0.025)
+    assert exact_bound(100, 50) == pytest.approx((100 - high, 100))
+
+
+def test_the_same_rows_give_the_same_interval_and_a_single_row_none() -> None:
+    rows = np.array([0.0, 1.0, 1.0, 0.5])
+
+    def statistic(positions: Sequence[Indices]) -> Array:
+        return (rows[positions[0]].mean(axis=-1) + 0 * positions[1].mean(axis=-1))[None]
+
+    assert bootstrap([4, 1], statistic).tolist() == bootstrap([4, 1], statistic).tolist()
+    (alone,) = bootstrap([1], lambda positions: rows[positions[0] + 2].mean(axis=-1)[None])
+    assert alone.tolist() == [1.0, 1.0]
