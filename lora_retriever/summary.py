@@ -74,8 +74,8 @@ class RunSummary:
         found = {}
         for quantity, (low, high) in zip(names, bounds.tolist(), strict=True):
             sizes = self._sizes_of(quantity)
-            if low == high and low in (0, 100) and quantity != NORMALIZED:
-                low, high = exact_bound(low, sum(sizes))
+            if high - low < 1e-3 and round(low, 2) in (0, 100) and quantity != NORMALIZED:  # `rouge` gives 99.9999…
+                low, high = exact_bound(round(low), sum(sizes))
             if min(sizes) > 1 and not np.isnan(low):
                 found[quantity] = (low, high)
         return found
