@@ -1,6 +1,6 @@
 """The distribution `lora-retriever`: the library and its command. Pinned versions are in requirements.txt."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="lora-retriever",
@@ -8,7 +8,7 @@ setup(
     description="Retrieve, compose and evaluate LoRA adapters: a reproduction of LoraRetriever, and a toolkit",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["lora_retriever", "lora_retriever.metrics", "lora_retriever.published", "lora_retriever.report"],
+    packages=find_packages(include=["lora_retriever*"]),
     package_data={
         "lora_retriever": ["profiles/*.yaml", "metrics/*.yaml", "published/*.csv", "published/*.yaml", "py.typed"],
         "lora_retriever.report": ["*.j2", "*.css", "*.js"],
@@ -24,6 +24,8 @@ setup(
         "safetensors",
         "numpy",
         "scipy>=1.15",
+        "scikit-learn>=1.7",
+        "faiss-cpu",
         "pandas>=2.3",
         "nltk",
         "rouge==1.0.1",
