@@ -13,10 +13,27 @@ import numpy as np
 
 from lora_retriever.data import Row
 from lora_retriever.errors import UserError
-from lora_retriever.index import AdapterIndex
+from lora_retriever.index import AdapterIndex, Hits
 from lora_retriever.scorers import Array
 
 Mode = Literal["mixture", "fusion"]
+
+
+RECORDED = 8
+"""So many adapters of a search are recorded, however few are used."""
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """The best adapters of one row's search, more than are used, so that another k can be studied without searching.
+
+    Attributes:
+        probabilities: that each is the row's own, calibrated on the pool; empty where the scorer has none.
+    """
+
+    adapters: tuple[str, ...]
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,7 @@ class Composition:
     adapters: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     scores: tuple[float | None, ...] = ()
+    retrieved: Retrieved | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +137,8 @@ def route(
 
     Args:
         k: the profile's number of adapters.
-        index, queries: the pool's index and the rows' embeddings [rows, dim]; needed where the method retrieves.
+        index, queries: the pool's index and the rows' embeddings [rows, dim]; needed where the method retrieves. The
+            rows' inputs are given to the index as well, for scorers that read texts.
         temperature: the profile's, by which scores become weights; None for equal ones.
     """
     if method.source == "none":
@@ -129,9 +148,19 @@ def route(
     assert index is not None and queries is not None, f"{method.name} retrieves, so it needs an index and queries"
     k = method.adapters_needed(k)
     own = [row.task for row in rows] if method.source == "retrieved_ood" else None
-    hits = index.search(queries, k, exclude=own)
-    weights = weights_of(hits.scores, temperature)  # [rows, k]
+    recorded = max(k, min(RECORDED, len(index.names) - (own is not None)))
+    hits = index.search(queries, recorded, exclude=own, texts=[row.inputs for row in rows])
+    weights = weights_of(hits.scores[:, :k], temperature).tolist()  # [rows][k]
     return [
-        Composition(tuple(names), tuple(row_weights), tuple(round(float(score), 6) for score in scores))
-        for names, row_weights, scores in zip(hits.names, weights.tolist(), hits.scores, strict=True)
+        Composition(found.adapters[:k], tuple(row_weights), found.scores[:k], found)
+        for row_weights, found in zip(weights, _recorded(hits), strict=True)
     ]
+
+
+def _recorded(hits: Hits) -> list[Retrieved]:
+    """Each row's hits with rounded numbers, as a results file keeps them."""
+    scores = [tuple(round(score, 6) for score in row) for row in hits.scores.tolist()]
+    if hits.probabilities is None:
+        return [Retrieved(tuple(names), row) for names, row in zip(hits.names, scores, strict=True)]
+    probabilities = [tuple(round(chance, 6) for chance in row) for row in hits.probabilities.tolist()]
+    return [Retrieved(tuple(names), *row) for names, *row in zip(hits.names, scores, probabilities, strict=True)]

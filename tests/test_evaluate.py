@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,11 +23,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_retriever.data import Row
+from lora_retriever import AdapterIndex
+from lora_retriever.data import PoolEntry, Row
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.evaluate import PlannedRow, evaluate, plan_batches
 from lora_retriever.generation import load_composable
-from lora_retriever.methods import METHODS, Composition
+from lora_retriever.methods import METHODS, Composition, route
 from lora_retriever.profile import PROFILES, Profile, load_profile
 from lora_retriever.prompt import ALPACA, Prompt
 
@@ -222,3 +224,20 @@ def test_batches_hold_prompts_of_similar_length_the_longest_first() -> None:
     ]
     batches = plan_batches(plan, batch_size=2)
     assert [[planned.row.id for planned in batch] for batch in batches] == [[1, 2], [4, 0], [3]]
+
+
+def test_a_row_records_more_of_its_search_than_it_uses(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
+    """The top 8 with calibrated probabilities, so that another k can be studied without encoding again."""
+    generator = np.random.default_rng(0)
+    names = [entry.model_name for entry in tiny_pool]
+    pool = [generator.normal(size=(4, 6)).astype(np.float32) for _ in names]
+    queries = generator.normal(size=(len(tiny_rows), 6)).astype(np.float32)
+    index = AdapterIndex.from_embeddings(names, pool)
+    for method, masked in (("mixture", False), ("mixture_ood", True)):
+        hits = index.search(queries, 8, [row.task for row in tiny_rows] if masked else None)
+        for place, composition in enumerate(route(METHODS[method], tiny_rows, 3, index, queries)):
+            assert composition.retrieved is not None
+            assert list(composition.retrieved.adapters) == hits.names[place]
+            assert composition.adapters == composition.retrieved.adapters[:3]
+            assert hits.probabilities is not None
+            assert composition.retrieved.probabilities == pytest.approx(hits.probabilities[place], abs=1e-6)
