@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
-
 from lora_retriever.scorers import Array, HeldOut
 
 BINS = 15
@@ -14,12 +11,14 @@ BINS = 15
 
 def fit_temperature(held_out: HeldOut) -> float:
     """The temperature T under which softmax(scores / T) makes own adapters likeliest (Guo et al., 2017)."""
+    from scipy.optimize import minimize_scalar  # a second to import, and `--help` needs none of it
+
     scores = held_out.scores - held_out.scores.max(axis=1, keepdims=True)
     own = scores[np.arange(len(scores)), held_out.own]
 
     def loss(log_temperature: float) -> float:
         temperature = np.exp(log_temperature)
-        return float((logsumexp(scores / temperature, axis=1) - own / temperature).mean())
+        return float((np.log(np.exp(scores / temperature).sum(axis=1)) - own / temperature).mean())
 
     # Scores are of any scale: the search spans a factor of a million around their own spread.
     centre = np.log(max(float(scores.std()), 1e-12))
@@ -29,7 +28,8 @@ def fit_temperature(held_out: HeldOut) -> float:
 def softmax(scores: Array, temperature: float) -> NDArray[np.float64]:
     """Probabilities [n, adapters] of scores [n, adapters]; a score of −∞ has none."""
     scaled = scores.astype(np.float64) / temperature
-    return np.asarray(np.exp(scaled - logsumexp(scaled, axis=1, keepdims=True)))
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def expected_calibration_error(probabilities: Array, correct: NDArray[np.bool_], bins: int = BINS) -> float:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from transformers import set_seed
 
 from lora_retriever.benchmark import Benchmark, check_pool_size, configuration, open_benchmark
 from lora_retriever.data import Row
-from lora_retriever.encoders import Embeddings, load_encoder
+from lora_retriever.embedding_cache import cached
+from lora_retriever.encoders import Embeddings, Encoder, load_encoder
 from lora_retriever.errors import RowsFailedError
 from lora_retriever.generation import Answer, Generator, load_generator
 from lora_retriever.index import AdapterIndex
@@ -105,8 +107,12 @@ def retrieve(
 ) -> tuple[dict[str, AdapterIndex], Embeddings]:
     """The pool's index by scorer and the embeddings [rows, dim] of the rows' inputs, each text encoded once."""
     settings = profile.encoder
-    encoder = load_encoder(
-        benchmark.encoder, settings.layout, settings.instruction, settings.batch_size, profile.torch_device
+    device = profile.torch_device
+    load = partial(load_encoder, benchmark.encoder, settings.layout, settings.instruction, settings.batch_size, device)
+    encoder: Encoder = (
+        cached(load, benchmark.hashes["encoder"], settings.layout, settings.instruction, device)
+        if settings.cache
+        else load()
     )
     queries = encoder.encode([row.inputs for row in benchmark.rows])
     index = index_pool(encoder, benchmark.pool, profile.retrieval.scorer)
@@ -181,6 +187,7 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
         "adapters": list(planned.composition.adapters),
         "weights": list(planned.composition.weights),
         "scores": list(planned.composition.scores),
+        "retrieved": None if planned.composition.retrieved is None else asdict(planned.composition.retrieved),
         "truncated_tokens": planned.prompt.truncated_tokens,
         "generated_tokens": answer.generated_tokens,
     }

@@ -39,11 +39,16 @@ class Checkpoint(Section):
 
 
 class EncoderSection(Checkpoint):
-    """The sentence encoder, the text before every input, and the layout of its checkpoint."""
+    """The sentence encoder, the text before every input, and the layout of its checkpoint.
+
+    Attributes:
+        cache: whether embeddings are kept on disk and found again (`embedding_cache`).
+    """
 
     layout: Layout = "auto"
     instruction: str = INSTRUCTION
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(16, ge=1)
+    cache: bool = True
 
 
 class DataSection(Section):
@@ -61,7 +66,7 @@ class RetrievalSection(Section):
             scores (`methods.weights_of`).
     """
 
-    scorer: str = "cosine"
+    scorer: str = "hybrid"
     k: int = Field(3, ge=1)
     temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_retriever.data import PoolEntry, Row
-from lora_retriever.encoders import Embeddings, SentenceEncoder
+from lora_retriever.encoders import Embeddings, Encoder
 from lora_retriever.index import AdapterIndex
 
 CUTS = (1, 3, 5, 8)
 
 
-def index_pool(encoder: SentenceEncoder, pool: Sequence[PoolEntry], scorer: str) -> AdapterIndex:
+def index_pool(encoder: Encoder, pool: Sequence[PoolEntry], scorer: str) -> AdapterIndex:
     """An index over the inputs of every entry's samples, all encoded in one go."""
     embeddings = encoder.encode([sample.inputs for entry in pool for sample in entry.sample])  # [all samples, dim]
     index, start = AdapterIndex(scorer), 0

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-
 from lora_retriever.scorers.base import Array, HeldOut, Linear, Places, Pool, Samples, scorer, spared, stacked, unit
 from lora_retriever.scorers.discriminant import Statistics, fit_features
 
@@ -42,6 +40,8 @@ class NGrams:
     """tf-idf of n-grams, with the logarithm of their counts."""
 
     def __init__(self, **kind: Any) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer  # seconds, and most commands need none of it
+
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, **kind)
 
     def fit(self, samples: Samples) -> Matrix:
