@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from lora_retriever.scorers import Array, HeldOut
 
 BINS = 15

@@ -10,16 +10,18 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from lora_retriever.errors import RowsFailedError, UserError
-from lora_retriever.files import write_json, write_text
+from lora_retriever.files import hash_path, write_json, write_text
 
 if TYPE_CHECKING:
     from lora_retriever.answers import Run
+    from lora_retriever.encoders import Encoder
     from lora_retriever.index import AdapterIndex
     from lora_retriever.metrics import Scoring
     from lora_retriever.report.content import Content
@@ -161,8 +163,8 @@ def retrieval_command(args: argparse.Namespace, console: Console) -> int:
     for name, shares in result["scorers"].items():
         print(f"{name:<28}" + "".join(f"{'–' if share is None else f'{share:.2f}':>8}" for share in shares.values()))
     print(f"{source('table2.csv')}, on the official rows")
-    for encoder, shares in retrieval_figures().items():
-        print(f"{encoder:<28}" + "".join(f"{share:>8.2f}" for share in shares))
+    for name, shares in retrieval_figures().items():
+        print(f"{name:<28}" + "".join(f"{share:>8.2f}" for share in shares))
     if args.json:
         _writing(args.json, lambda: write_json(args.json, result))
     return 0
@@ -348,6 +350,7 @@ def _encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", required=True, help="sentence encoder: a folder or a Hub id")
     parser.add_argument("--layout", choices=["auto", "sentence-transformers", "instructor"], default="auto")
     parser.add_argument("--instruction", default="", help="text before every input")
+    parser.add_argument("--no-cache", action="store_true", help="encode all texts, and keep no embeddings on disk")
 
 
 def _scoring_options(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> None:
@@ -389,11 +392,14 @@ def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     return [run.without(leaked) for run in runs], [note]
 
 
-def _load_encoder(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # its type would import torch
+def _load_encoder(args: argparse.Namespace) -> Encoder:
+    from lora_retriever.embedding_cache import cached
     from lora_retriever.encoders import load_encoder
     from lora_retriever.hub import ENCODER_WANTED, folder_or_id
 
-    return load_encoder(folder_or_id(args.encoder, ENCODER_WANTED), args.layout, args.instruction)
+    folder = folder_or_id(args.encoder, ENCODER_WANTED)
+    load = partial(load_encoder, folder, args.layout, args.instruction)
+    return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
 
 
 def _quieten_transformers() -> None:

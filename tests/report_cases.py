@@ -29,7 +29,7 @@ TASKS = {
 DOMAIN = {task: domain for domain, (_, tasks) in TASKS.items() for task in tasks}
 RUNS = {
     "base": 0, "selection": 1, "selection_ood": 1, "fusion": 3, "fusion_ood": 3, "mixture": 3, "mixture_ood": 3,
-    "best_selection": 1, "mixture@k=1": 1, "mixture@k=2": 2, "mixture@k=4": 4, "mixture@k=8": 8,
+    "best_selection": 1, "fusion@k=1": 1, "fusion@k=8": 8, "mixture@k=1": 1, "mixture@k=8": 8,
 }  # fmt: skip
 """How many adapters each run gives a row."""
 NOT_RETRIEVING = ("base", "best_selection")
@@ -75,7 +75,7 @@ def _row(task: str, dice: random.Random, words: Sequence[str]) -> dict[str, Any]
 def _ranked(task: str, dice: random.Random) -> list[tuple[str, float]]:
     """All adapters with their scores, best first: the own one most likely, then those of its domain."""
     score = {
-        name: dice.gauss(0, 0.07) + 0.45 + 0.25 * (name == task) + 0.12 * (domain == DOMAIN[task])
+        name: dice.gauss(0, 0.12) + 0.45 + 0.25 * (name == task) + 0.12 * (domain == DOMAIN[task])
         for name, domain in DOMAIN.items()
     }
     return sorted(((name, round(value, 6)) for name, value in score.items()), key=lambda pair: -pair[1])
@@ -85,10 +85,10 @@ def _answered(
     name: str, k: int, row: dict[str, Any], ranking: list[tuple[str, float]], dice: random.Random, words: Sequence[str]
 ) -> dict[str, Any]:
     method = name.partition("@")[0]
-    if method == "best_selection":
-        chosen: list[tuple[str, float | None]] = [(row["task"], None)]
-    else:
-        chosen = [pair for pair in ranking if not (method.endswith("_ood") and pair[0] == row["task"])][:k]
+    chosen: Sequence[tuple[str, float | None]] = [(row["task"], None)]
+    if method != "best_selection":
+        masked = row["task"] if method.endswith("_ood") else None
+        chosen = [(adapter, score) for adapter, score in ranking if adapter != masked][:k]
     adapters = [adapter for adapter, _ in chosen]
     fit = max((_fit(adapter, row) * 0.97**rank for rank, adapter in enumerate(adapters)), default=0.5)
     skill = fit * SKILL.get(method.removesuffix("_ood"), 1.0)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from lora_retriever.scorers.base import Array, HeldOut, Linear, Places, Pool, Samples, scorer, spared, stacked, unit
 from lora_retriever.scorers.discriminant import Statistics, fit_features
 

@@ -1,0 +1,131 @@
+"""Everything the report shows, as plain data: computed once, for the page and for the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_retriever.answers import Run
+from lora_retriever.comparison import Comparison, comparison_table
+from lora_retriever.index import AdapterIndex
+from lora_retriever.report.matrices import Matrix, adapter_similarity, retrieval_maps, task_similarity
+from lora_retriever.report.rows import Rows, all_rows, pack_rows, rounded, tasks_of
+from lora_retriever.report.sweeps import Sweep, sweeps_of
+from lora_retriever.report.use import Use, use_of
+from lora_retriever.scores import MEAN
+from lora_retriever.summary import Interval, RunSummary, to_table
+from lora_retriever.tables import Cell, Table
+
+CellContent = str | list[float | str | None] | None
+"""A number as [value, low, high, mark], a text, or nothing."""
+
+
+@dataclass(frozen=True)
+class TableContent:
+    """A table of scores; the last rows, from `foot` on, stay at the bottom however the others are sorted."""
+
+    name: str
+    columns: list[str]
+    rows: list[tuple[str, list[CellContent]]]
+    foot: int
+    signed: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """A run's name, its mean over tasks with the interval, if it has one, and what its record says of its making."""
+
+    name: str
+    rows: int
+    mean: float
+    interval: Interval | None
+    made: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Content:
+    """The report.
+
+    Attributes:
+        scoring: its name, then how each score was made.
+        tables: by domain, by task, and, if asked for, the comparison with one run.
+    """
+
+    scoring: list[str]
+    runs: list[RunContent]
+    tables: list[TableContent]
+    retrieval: list[Matrix]
+    similarity: Matrix | None
+    sweeps: list[Sweep]
+    use: list[Use]
+    rows: Rows
+
+
+def make_content(
+    runs: Sequence[RunSummary],
+    comparisons: Sequence[Comparison] = (),
+    index: AdapterIndex | None = None,
+    left_out: Sequence[str] = (),
+) -> Content:
+    """Compute a report of scored runs.
+
+    Args:
+        comparisons: every run against one, for a table of their differences.
+        index: the pool's, for the similarity of its adapters; without it tasks are compared by what was retrieved.
+        left_out: notes on rows that were left out.
+    """
+    scored, scoring = [run.scored for run in runs], runs[0].scored.scoring
+    rows = all_rows(runs)
+    tasks = tasks_of(rows)
+    tables = {
+        "by domain": to_table(runs, left_out=left_out),
+        "by task": to_table(runs, by_task=True, left_out=left_out),
+    }
+    if comparisons:
+        tables[f"against {comparisons[0].other}"] = comparison_table(comparisons, scoring.name, left_out)
+    return Content(
+        scoring=[scoring.name, *(f"{score}: {how}" for score, how in scoring.details.items())],
+        runs=[
+            RunContent(run.name, run.rows, run.values[MEAN], run.intervals.get(MEAN), _made(run.scored.run))
+            for run in runs
+        ],
+        tables=[_table(name, table) for name, table in tables.items()],
+        retrieval=retrieval_maps(scored, tasks),
+        similarity=adapter_similarity(index, tasks) if index else task_similarity(scored, tasks),
+        sweeps=sweeps_of(runs),
+        use=[use_of(run, tasks) for run in scored],
+        rows=pack_rows(runs, rows, tasks),
+    )
+
+
+def _table(name: str, table: Table) -> TableContent:
+    rows = [(label, [_cell(cell) for cell in cells]) for label, cells in table.rows]
+    return TableContent(name, table.columns, rows, min(table.rules, default=len(rows)), table.signed, table.notes)
+
+
+def _cell(cell: Cell | str | None) -> CellContent:
+    if not isinstance(cell, Cell):
+        return cell
+    return [rounded(cell.value, 2), rounded(cell.low, 2), rounded(cell.high, 2), cell.mark.strip()]
+
+
+def _made(run: Run) -> dict[str, str]:
+    """What a run's record says, a line per field."""
+    meta: dict[str, Any] = run.meta
+    configuration = meta.get("configuration", {})
+    versions = ", ".join(f"{package} {version}" for package, version in meta.get("versions", {}).items())
+    settings = {name: value for name, value in configuration.items() if name not in ("adapters", "method")}
+    settings |= {"adapters": f"{len(configuration['adapters'])} files' hashes"} if "adapters" in configuration else {}
+    fields = {
+        "configuration hash": meta.get("configuration_hash"),
+        "profile": meta.get("profile"),
+        "hardware": meta.get("hardware"),
+        "versions": versions,
+        "truncated rows": meta.get("truncated_rows"),
+        "failed rows": len(meta.get("failed_rows", [])) or None,
+        "seconds": meta.get("timings", {}).get("seconds"),
+        **settings,
+    }
+    return {name: str(value) for name, value in fields.items() if value not in (None, "")}

@@ -1,0 +1,16 @@
+// The page: the data in, every section shown, and the mark that says it can be used.
+
+const content = JSON.parse(byId("data").textContent);
+showTables(content.tables);
+if (content.retrieval.length) showRetrieval(content.retrieval);
+if (content.similarity) showSimilarity(content.similarity);
+if (content.sweeps.length) showSweeps(content.sweeps);
+showUse(content.use);
+showReader(content.rows, content.runs.map((run) => run.name));
+
+byId("theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const dark = (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  root.dataset.theme = dark ? "light" : "dark";
+});
+requestAnimationFrame(() => setTimeout(() => performance.mark("usable"))); // the first frame is drawn

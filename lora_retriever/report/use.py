@@ -1,0 +1,98 @@
+"""What every run used, and how often it was right when retrieval was right or wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from lora_retriever.answers import AnsweredRow
+from lora_retriever.report.rows import Task, row_scores
+from lora_retriever.resampling import LEVEL
+from lora_retriever.scores import ScoredRun
+
+MOST_USED = 5
+
+NOTHING = "no adapter"
+OWN_FIRST = "own adapter first"
+OWN_AMONG = "own adapter not first"
+SAME_DOMAIN = "own absent, its domain first"
+OTHER_DOMAIN = "own absent, other domain first"
+SITUATIONS = (OWN_FIRST, OWN_AMONG, SAME_DOMAIN, OTHER_DOMAIN, NOTHING)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The rows for which retrieval ended alike.
+
+    Attributes:
+        exact: rows of exact-match tasks; `right` is the percentage of them that were right, with its 95 % interval.
+        others: rows of other tasks; `score` is the mean of their scores.
+    """
+
+    name: str
+    exact: int
+    right: float | None
+    low: float | None
+    high: float | None
+    others: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Use:
+    """One run's use of the pool; shares are percentages of its rows, `situations` are all of `SITUATIONS`."""
+
+    run: str
+    adapters_per_row: float
+    distinct: int
+    most_used: list[tuple[str, float]]
+    own_first: float
+    own_used: float
+    domain_first: float
+    situations: list[Situation]
+
+
+def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
+    """Count what a run used."""
+    domains = {task.name: task.domain for task in tasks}
+    rows, scores = list(run.run.rows.values()), row_scores(run)
+    found: dict[str, list[AnsweredRow]] = {}
+    for row in rows:
+        found.setdefault(situation_of(row, domains), []).append(row)
+    used = Counter(name for row in rows for name in row.adapters)
+    return Use(
+        run=run.name,
+        adapters_per_row=sum(len(row.adapters) for row in rows) / len(rows),
+        distinct=len(used),
+        most_used=[(name, 100 * count / len(rows)) for name, count in used.most_common(MOST_USED)],
+        own_first=100 * len(found.get(OWN_FIRST, ())) / len(rows),
+        own_used=100 * sum(row.task in row.adapters for row in rows) / len(rows),
+        domain_first=100
+        * sum(domains.get(name) == row.domain for row in rows for name in row.adapters[:1])
+        / len(rows),
+        situations=[_situation(name, found.get(name, ()), scores) for name in SITUATIONS],
+    )
+
+
+def situation_of(row: AnsweredRow, domains: Mapping[str, str]) -> str:
+    """How retrieval ended for a row. `domains` gives an adapter's, which is that of the task it is named for."""
+    if not row.adapters:
+        return NOTHING
+    if row.task in row.adapters:
+        return OWN_FIRST if row.adapters[0] == row.task else OWN_AMONG
+    return SAME_DOMAIN if domains.get(row.adapters[0]) == row.domain else OTHER_DOMAIN
+
+
+def _situation(name: str, rows: Sequence[AnsweredRow], scores: Mapping[int, float]) -> Situation:
+    exact = [scores[row.id] for row in rows if row.metric == "em"]
+    others = [scores[row.id] for row in rows if row.metric != "em"]
+    right = low = high = None
+    if exact:
+        hits = sum(score == 100 for score in exact)
+        right = 100 * hits / len(exact)
+        low, high = (100 * bound for bound in stats.binomtest(hits, len(exact)).proportion_ci(LEVEL, method="wilson"))
+    return Situation(name, len(exact), right, low, high, len(others), float(np.mean(others)) if others else None)
