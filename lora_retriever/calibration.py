@@ -8,21 +8,28 @@ from numpy.typing import NDArray
 from lora_retriever.scorers import Array, HeldOut
 
 BINS = 15
+RIVALS = 256
+"""In a larger pool a sample's own adapter is weighed against its best so many alone; the others hardly count."""
 
 
 def fit_temperature(held_out: HeldOut) -> float:
     """The temperature T under which softmax(scores / T) makes own adapters likeliest (Guo et al., 2017)."""
     from scipy.optimize import minimize_scalar  # a second to import, and `--help` needs none of it
 
-    scores = held_out.scores - held_out.scores.max(axis=1, keepdims=True)
-    own = scores[np.arange(len(scores)), held_out.own]
+    own = held_out.scores[np.arange(len(held_out.own)), held_out.own][:, None]
+    scores = held_out.scores
+    if scores.shape[1] > RIVALS:
+        best = -np.partition(-scores, RIVALS, axis=1)[:, :RIVALS]
+        scores = np.column_stack([best, np.where(own < best.min(axis=1, keepdims=True), own, -np.inf)])
+    highest = scores.max(axis=1, keepdims=True)
+    scores, own = scores - highest, (own - highest)[:, 0]
 
     def loss(log_temperature: float) -> float:
         temperature = np.exp(log_temperature)
         return float((np.log(np.exp(scores / temperature).sum(axis=1)) - own / temperature).mean())
 
     # Scores are of any scale: the search spans a factor of a million around their own spread.
-    centre = np.log(max(float(scores.std()), 1e-12))
+    centre = np.log(max(float(scores[np.isfinite(scores)].std()), 1e-12))
     return float(np.exp(minimize_scalar(loss, bounds=(centre - 9, centre + 5), method="bounded").x))
 
 

@@ -204,7 +204,8 @@ class AdapterIndex:
             raise ValueError(f"k is {k}, but the pool has {len(places)} adapters{without}: k must be 1 to {available}")
         state, asked = self._fitted(), Samples(vectors, None if texts is None else tuple(texts))
         if len(places) >= LARGE and isinstance(state.fitted, Linear):
-            best, scores = _search_large(state, state.fitted, asked, max(k, SHORTLIST), masked)
+            wanted = k if state.temperature is None else max(k, SHORTLIST)
+            best, scores = _search_large(state, state.fitted, asked, min(wanted, available), masked)
         else:
             best, scores = _search_all(state.fitted, asked, masked)
         probabilities = None if state.temperature is None else softmax(scores, state.temperature)[:, :k]
@@ -318,7 +319,7 @@ def _search_large(
     asked = _with_offset(
         fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
     )
-    scores, best = state.faiss.search(asked, k + 1)
+    scores, best = state.faiss.search(asked, k + bool(masked))
     for row, place in masked.items():
         kept = np.flatnonzero(best[row] != place)[:k]
         best[row, :k], scores[row, :k] = best[row, kept], scores[row, kept]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from lora_retriever.scorers import Array, Places, Samples
 
+TOGETHER = 256  # adapters whose scatter is summed by one matrix product
+
 
 @dataclass(frozen=True)
 class Described:
@@ -99,8 +101,9 @@ class AdapterPool:
         if self._scatter is None:
             assert self.dim is not None, "an empty pool has no scatter"
             self._scatter = np.zeros((self.dim, self.dim))
-            for adapter in self._adapters.values():
-                self._scatter += _scatter_of(adapter)
+            adapters = list(self._adapters.values())
+            for start in range(0, len(adapters), TOGETHER):
+                self._scatter += _scatter_of(adapters[start : start + TOGETHER])
         return self._scatter
 
     def items(self) -> Iterable[tuple[str, Described]]:
@@ -118,7 +121,7 @@ class AdapterPool:
         self._adapters[name] = adapter
         self._means = None
         if self._scatter is not None:
-            self._scatter = self._scatter + _scatter_of(adapter)
+            self._scatter = self._scatter + _scatter_of([adapter])
 
     def remove(self, name: str) -> None:
         """Take an adapter out. If its samples are not known, its part of the scatter stays."""
@@ -127,11 +130,14 @@ class AdapterPool:
         if not self._adapters:
             self._scatter = None
         elif self._scatter is not None and adapter.samples is not None:
-            self._scatter = self._scatter - _scatter_of(adapter)
+            self._scatter = self._scatter - _scatter_of([adapter])
 
 
-def _scatter_of(adapter: Described) -> NDArray[np.float64]:
-    assert adapter.samples is not None, "a pool without samples comes with its scatter"
-    deviations = adapter.samples.embeddings.astype(np.float64)
-    deviations = deviations - deviations.mean(axis=0)
-    return np.asarray(deviations.T @ deviations)
+def _scatter_of(adapters: Sequence[Described]) -> NDArray[np.float64]:
+    deviations = []
+    for adapter in adapters:
+        assert adapter.samples is not None, "a pool without samples comes with its scatter"
+        samples = adapter.samples.embeddings.astype(np.float64)
+        deviations.append(samples - samples.mean(axis=0))
+    together = np.concatenate(deviations)
+    return np.asarray(together.T @ together)

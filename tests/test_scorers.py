@@ -67,7 +67,7 @@ def test_samples_left_out_in_one_formula_equal_a_refit_for_each(shrinkage: float
     samples = np.concatenate(exact)[places]
     level = float(np.trace(pool.scatter)) / len(samples) / 5
     statistics = Statistics(np.stack([array.mean(axis=0) for array in exact]), pool.counts, pool.scatter)
-    found = leave_out(statistics, samples, own)[shrinkage]
+    found = dict(leave_out(statistics, samples, own))[shrinkage]
     row = 0
     for adapter, array in enumerate(exact):
         for place in range(len(array)):
@@ -202,6 +202,6 @@ def test_the_shrinkage_is_the_one_that_finds_most_held_out_samples() -> None:
     pool = pool_of(POOL)
     own, places = spared(pool.counts)
     statistics = Statistics(pool.means.astype(np.float64), pool.counts, pool.scatter)
-    found: dict[float, HeldOut] = leave_out(statistics, np.concatenate(POOL).astype(np.float64)[places], own)
+    found: dict[float, HeldOut] = dict(leave_out(statistics, np.concatenate(POOL).astype(np.float64)[places], own))
     hits = [int((found[s].scores.argmax(axis=1) == own).sum()) for s in SHRINKAGES]
     assert SCORERS["discriminant"].fit(pool).constants["shrinkage"] == SHRINKAGES[int(np.argmax(hits))]

@@ -18,7 +18,8 @@ Array = NDArray[np.floating]
 Places = NDArray[np.int64]
 
 HELD_OUT = 2000
-"""At most so many pool samples are left out in turn; of a larger pool they are taken at even distances."""
+HELD_OUT_SCORES = 4_000_000
+"""At most so many pool samples are left out in turn, and fewer if that makes more scores than this; never under 100."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,13 @@ def unit(vectors: Array) -> Array:
 def spared(counts: Places) -> tuple[Places, Places]:
     """Pool samples to leave out in turn: each one's adapter, and its place among all samples, in their order.
 
-    An adapter of a single sample keeps it. At most `HELD_OUT` are taken.
+    An adapter of a single sample keeps it. Of many they are taken at even distances.
     """
     own = np.repeat(np.arange(len(counts)), counts)
     places = np.flatnonzero(counts[own] > 1)
-    if len(places) > HELD_OUT:
-        places = places[np.linspace(0, len(places) - 1, HELD_OUT).astype(int)]
+    most = max(min(HELD_OUT, HELD_OUT_SCORES // max(len(counts), 1)), 100)
+    if len(places) > most:
+        places = places[np.linspace(0, len(places) - 1, most).astype(int)]
     return own[places], places
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +46,8 @@ def fit_features(known: Statistics, samples: NDArray[np.float64], own: Places) -
     """The discriminant with the shrinkage that `samples` [n, dim] of the adapters `own` [n] find best when left out."""
     if not len(own):
         return discriminate(known, WITHOUT_SAMPLES)
-    candidates = leave_out(known, samples, own)
-    best = max(SHRINKAGES, key=lambda shrinkage: candidates[shrinkage].hits)
-    return discriminate(known, best, candidates[best])
+    shrinkage, held_out = max(leave_out(known, samples, own), key=lambda candidate: candidate[1].hits)
+    return discriminate(known, shrinkage, held_out)
 
 
 def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None = None) -> Linear:
@@ -67,7 +67,7 @@ def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None =
     )
 
 
-def leave_out(known: Statistics, samples: NDArray[np.float64], own: Places) -> dict[float, HeldOut]:
+def leave_out(known: Statistics, samples: NDArray[np.float64], own: Places) -> Iterator[tuple[float, HeldOut]]:
     """For every shrinkage the scores of samples [n, dim], each by a fit without it: exact, but for the level tr(W)/dim.
 
     Without a sample x of an adapter with mean μ and m samples, d = x − μ, the mean becomes μ − d/(m − 1) and the
@@ -82,7 +82,6 @@ def leave_out(known: Statistics, samples: NDArray[np.float64], own: Places) -> d
     m = known.counts[own].astype(np.float64)
     d = x - means[own]  # [n, dim]
     rows = np.arange(len(own))
-    found = {}
     for shrinkage in SHRINKAGES:
         share = (1 - shrinkage) / (total - 1)
         inverse = 1 / np.maximum(share * values + shrinkage * level, np.finfo(float).tiny)  # [dim]
@@ -97,5 +96,4 @@ def leave_out(known: Statistics, samples: NDArray[np.float64], own: Places) -> d
         own_dm, own_mm = dm[rows, own], mm[own] + gain * dm[rows, own] ** 2
         without = own_mm - 2 * grown * own_dm / (m - 1) + grown * dd / (m - 1) ** 2
         scores[rows, own] = xm[rows, own] + gain * xd * own_dm - grown * xd / (m - 1) - 0.5 * without
-        found[shrinkage] = HeldOut(scores, own)
-    return found
+        yield shrinkage, HeldOut(scores, own)
