@@ -32,6 +32,7 @@ setup(
         "sacrebleu>=2.5,<3",
         "rouge-score",
         "evaluate>=0.4",
+        "datasets",
         "jinja2",
         "matplotlib",
         "pydantic>=2",

@@ -221,6 +221,8 @@ class AdapterIndex:
     def save(self, folder: Path | str, private: bool = False) -> None:
         """Write the index to one file in `folder` in one atomic step; an older index stays readable until then.
 
+        Texts are kept only where the scorer reads them.
+
         Args:
             private: keep only the adapters' means, their numbers of samples, and the covariance that all share: no text
                 and no single sample. Adapters may still be added to such an index and removed from it, but the
@@ -284,7 +286,7 @@ class AdapterIndex:
             "samples": np.concatenate([s.embeddings for s in samples]) if samples else np.zeros((0, 0), np.float32),
             "counts": self._pool.counts,  # [adapters]
         }
-        if samples and self._pool.has_texts:
+        if samples and SCORERS[self.scorer].needs_texts:
             texts = json.dumps([text for s in samples for text in s.texts or ()], ensure_ascii=False)
             tensors["texts"] = np.frombuffer(texts.encode("utf-8"), dtype=np.uint8)
         return tensors

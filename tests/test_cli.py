@@ -154,7 +154,7 @@ def test_retrieval_counts_own_adapters_as_a_loop_does(tmp_path: Path, capsys: py
     shares = list(result["scorers"]["cosine"].values())
     assert shares == sorted(shares)
 
-    assert main(["index", *arguments, "--out", str(tmp_path / "index")]) == 0
+    assert main(["index", *arguments, "--scorer", "cosine", "--out", str(tmp_path / "index")]) == 0
     index = AdapterIndex.load(tmp_path / "index")
     from lora_retriever.encoders import load_encoder
 
@@ -162,6 +162,16 @@ def test_retrieval_counts_own_adapters_as_a_loop_does(tmp_path: Path, capsys: py
     queries = load_encoder(TINY / "encoder").encode([row["inputs"] for row in rows])
     own = sum(index.search(query[None], 1).names == [[row["task"]]] for query, row in zip(queries, rows, strict=True))
     assert result["scorers"]["cosine"]["top1"] == pytest.approx(100 * own / len(rows), abs=0.01)
+
+
+def test_a_private_index_holds_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["index", "--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder"), "--out", str(tmp_path)]
+    some_text = json.loads((TINY / "pool.json").read_text())[0]["sample"][0]["inputs"].split("\n")[0].encode()
+    for options, held in (([], True), (["--scorer", "discriminant", "--private"], False)):
+        assert main([*arguments, *options]) == 0
+        assert (some_text in (tmp_path / "index.safetensors").read_bytes()) == held
+    assert main([*arguments, "--private"]) == 2
+    assert "scorer hybrid needs the samples, which a private index does not keep" in capsys.readouterr().err
 
 
 def test_compose_saves_a_checkpoint(benchmark: Path) -> None:
