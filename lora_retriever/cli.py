@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lora_retriever.index import AdapterIndex
     from lora_retriever.metrics import Scoring
     from lora_retriever.report.content import Content
+    from lora_retriever.retrieval import RetrievalData
 
 DEFAULT_PROFILE = "tiny"
 Handler = Callable[[argparse.Namespace, Console], int]
@@ -72,14 +73,43 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--table", action="store_true", help="print the table when done")
 
     retrieval = _command(commands, "retrieval", retrieval_command, "how often a scorer finds the input's own adapter")
-    _encoder_options(retrieval)
-    retrieval.add_argument("--inputs", type=Path, required=True, help="benchmark rows")
+    retrieval.add_argument("--pool", type=Path, help="pool file")
+    retrieval.add_argument("--inputs", type=Path, help="benchmark rows")
+    retrieval.add_argument(
+        "--encoder", action="append", default=[], help="sentence encoder: a folder or a Hub id; repeat for several"
+    )
+    retrieval.add_argument(
+        "--embeddings",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.npz",
+        help="embeddings in place of an encoder: arrays names, pool, tasks, queries; repeat for several",
+    )
+    _encoding_options(retrieval)
     retrieval.add_argument("--scorer", nargs="+", action="extend", required=True, metavar="NAME")
+    retrieval.add_argument("--by", choices=["domain", "task"], help="add a table by domain or by task")
+    retrieval.add_argument("--confusions", type=_count, metavar="N", help="add the N most frequent confusions")
+    retrieval.add_argument(
+        "--samples", type=_count, nargs="+", default=[], metavar="M", help="add the pool cut to M samples an adapter"
+    )
+    retrieval.add_argument(
+        "--leave-out-templates",
+        action="store_true",
+        help="rank every row without its own adapter's samples of its template, too",
+    )
+    retrieval.add_argument("--templates", action="store_true", help="add the templates as they were found")
+    retrieval.add_argument("--format", choices=["table", "markdown", "latex", "csv"], default="table")
     retrieval.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
 
     index = _command(commands, "index", index_command, "encode a pool's samples and save the index")
-    _encoder_options(index)
-    index.add_argument("--scorer", default="cosine", metavar="NAME")
+    index.add_argument("--pool", type=Path, required=True, help="pool file")
+    index.add_argument("--encoder", required=True, help="sentence encoder: a folder or a Hub id")
+    _encoding_options(index)
+    index.add_argument("--scorer", default="hybrid", metavar="NAME", help="(default: hybrid)")
+    index.add_argument(
+        "--private", action="store_true", help="keep means and the shared covariance only, no sample and no text"
+    )
     index.add_argument("--out", type=Path, required=True, help="folder for the index")
 
     compose = _command(commands, "compose", compose_command, "save a composition as an ordinary PEFT checkpoint")
@@ -146,40 +176,45 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 
 def retrieval_command(args: argparse.Namespace, console: Console) -> int:
-    from lora_retriever.data import read_pool, read_rows
-    from lora_retriever.published import retrieval_figures, source
-    from lora_retriever.retrieval import index_pool, report
+    from lora_retriever.retrieval import templates_of
+    from lora_retriever.retrieval_evaluation import evaluate_retrieval
+    from lora_retriever.retrieval_report import as_json, report_tables, template_table
+    from lora_retriever.tables import FORMATS
 
     for scorer in args.scorer:
         _check_scorer(scorer)
-    rows, pool = read_rows(args.inputs), read_pool(args.pool)
-    encoder = _load_encoder(args)
-    with console.status(f"encoding {sum(len(entry.sample) for entry in pool)} samples and {len(rows)} inputs"):
-        index = index_pool(encoder, pool, args.scorer[0])
-        queries = encoder.encode([row.inputs for row in rows])
-    result = report(index, args.scorer, rows, queries)
-    print(f"own adapter among the best k, in percent of {result['rows']} rows")
-    print(f"{'scorer':<28}{'top 1':>8}{'top 3':>8}{'top 5':>8}{'top 8':>8}")
-    for name, shares in result["scorers"].items():
-        print(f"{name:<28}" + "".join(f"{'–' if share is None else f'{share:.2f}':>8}" for share in shares.values()))
-    print(f"{source('table2.csv')}, on the official rows")
-    for name, shares in retrieval_figures().items():
-        print(f"{name:<28}" + "".join(f"{share:>8.2f}" for share in shares))
+    known = _retrieval_data(args, console)
+    first = next(iter(known.values()))
+    templates = templates_of(first)
+    evaluations = []
+    for name, data in known.items():
+        for scorer in args.scorer:
+            with console.status(f"{name}: {scorer}"):
+                evaluations.append(
+                    evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates)
+                )
+    tables = report_tables(evaluations, args.by, args.confusions)
+    if args.templates and templates:
+        tables.append(template_table(first, templates))
+    print("\n".join(FORMATS[args.format](table) for table in tables), end="")
     if args.json:
-        _writing(args.json, lambda: write_json(args.json, result))
+        _writing(args.json, lambda: write_json(args.json, as_json(evaluations)))
     return 0
 
 
 def index_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.data import read_pool
     from lora_retriever.retrieval import index_pool
+    from lora_retriever.scorers import SCORERS
 
     _check_scorer(args.scorer)
+    if args.private and SCORERS[args.scorer].needs_samples:
+        raise UserError(f"scorer {args.scorer} needs the samples, which a private index does not keep; try cosine")
     pool = read_pool(args.pool)
-    encoder = _load_encoder(args)
+    encoder = _load_encoder(args.encoder, args)
     with console.status("encoding the pool"):
         index = index_pool(encoder, pool, args.scorer)
-    _writing(args.out, lambda: index.save(args.out))
+    _writing(args.out, lambda: index.save(args.out, args.private))
     print(f"{args.out}: {len(index.names)} adapters, scorer {index.scorer}")
     return 0
 
@@ -345,9 +380,8 @@ def _command(
     return parser
 
 
-def _encoder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pool", type=Path, required=True, help="pool file")
-    parser.add_argument("--encoder", required=True, help="sentence encoder: a folder or a Hub id")
+def _encoding_options(parser: argparse.ArgumentParser) -> None:
+    """How texts are encoded: shared by `retrieval` and `index`."""
     parser.add_argument("--layout", choices=["auto", "sentence-transformers", "instructor"], default="auto")
     parser.add_argument("--instruction", default="", help="text before every input")
     parser.add_argument("--no-cache", action="store_true", help="encode all texts, and keep no embeddings on disk")
@@ -392,12 +426,40 @@ def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     return [run.without(leaked) for run in runs], [note]
 
 
-def _load_encoder(args: argparse.Namespace) -> Encoder:
+def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, RetrievalData]:
+    """What `retrieval` is to evaluate, by the encoders' names and the files of embeddings."""
+    from lora_retriever.data import read_pool, read_rows
+    from lora_retriever.precomputed import read_embeddings, with_texts
+    from lora_retriever.retrieval import encode_data
+
+    if not args.encoder and not args.embeddings:
+        raise UserError("name an --encoder, or a file of --embeddings")
+    if bool(args.pool) != bool(args.inputs):
+        raise UserError("--pool and --inputs belong together: name both")
+    if not args.pool and (args.encoder or args.by == "domain" or args.leave_out_templates or args.templates):
+        raise UserError("encoders, domains and templates need texts: name --pool and --inputs")
+    rows, pool = (read_rows(args.inputs), read_pool(args.pool)) if args.pool else ([], [])
+    known = {}
+    for name in args.encoder:
+        encoder = _load_encoder(name, args)
+        with console.status(f"{name}: encoding the pool's samples and {len(rows)} inputs"):
+            known[name] = encode_data(encoder, pool, rows)
+    for path in args.embeddings:
+        data = read_embeddings(path)
+        known[str(path)] = with_texts(data, pool, rows, path) if args.pool else data
+    first = next(iter(known.values()))
+    for name, data in known.items():
+        if (data.names, data.tasks) != (first.names, first.tasks):
+            raise UserError(f"{name}: its adapters and rows are others than those of {next(iter(known))}")
+    return known
+
+
+def _load_encoder(encoder: str, args: argparse.Namespace) -> Encoder:
     from lora_retriever.embedding_cache import cached
     from lora_retriever.encoders import load_encoder
     from lora_retriever.hub import ENCODER_WANTED, folder_or_id
 
-    folder = folder_or_id(args.encoder, ENCODER_WANTED)
+    folder = folder_or_id(encoder, ENCODER_WANTED)
     load = partial(load_encoder, folder, args.layout, args.instruction)
     return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
 
