@@ -177,8 +177,8 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 def retrieval_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.retrieval import templates_of
-    from lora_retriever.retrieval_evaluation import evaluate_retrieval
-    from lora_retriever.retrieval_report import as_json, report_tables, template_table
+    from lora_retriever.retrieval.evaluation import evaluate_retrieval
+    from lora_retriever.retrieval.tables import as_json, report_tables, template_table
     from lora_retriever.tables import FORMATS
 
     for scorer in args.scorer:
@@ -429,8 +429,8 @@ def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
 def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, RetrievalData]:
     """What `retrieval` is to evaluate, by the encoders' names and the files of embeddings."""
     from lora_retriever.data import read_pool, read_rows
-    from lora_retriever.precomputed import read_embeddings, with_texts
     from lora_retriever.retrieval import encode_data
+    from lora_retriever.retrieval.precomputed import read_embeddings, with_texts
 
     if not args.encoder and not args.embeddings:
         raise UserError("name an --encoder, or a file of --embeddings")

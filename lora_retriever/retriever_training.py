@@ -39,9 +39,9 @@ from lora_retriever.index import AdapterIndex
 from lora_retriever.profile import INSTRUCTION
 from lora_retriever.resampling import over_tasks, permutation_test
 from lora_retriever.results import differences
+from lora_retriever.retrieval.evaluation import CUTS
 
 RECORD_FILE = "training.json"
-CUTS = (1, 3, 5, 8)
 SCORERS = ("cosine", "mean_ip")
 
 Places = NDArray[np.int64]

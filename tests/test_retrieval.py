@@ -16,10 +16,10 @@ from lora_retriever.cli import main
 from lora_retriever.data import PoolEntry, Row
 from lora_retriever.encoders import load_encoder
 from lora_retriever.errors import UserError
-from lora_retriever.precomputed import read_embeddings
 from lora_retriever.retrieval import Described, RetrievalData, encode_data, index_pool, rank, rank_left_out
-from lora_retriever.retrieval_evaluation import Evaluation, evaluate_retrieval
-from lora_retriever.templates import Templates
+from lora_retriever.retrieval.evaluation import Evaluation, evaluate_retrieval
+from lora_retriever.retrieval.precomputed import read_embeddings
+from lora_retriever.retrieval.templates import Templates
 
 RANDOM = np.random.default_rng(3)
 NAMES = ("ant", "bee", "cat", "dog", "eel")

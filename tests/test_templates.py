@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lora_retriever.data import read_pool, read_rows
-from lora_retriever.templates import find_templates, group_by_template, shared_words
+from lora_retriever.retrieval.templates import find_templates, group_by_template, shared_words
 
 TEMPLATES = {
     "before": "Is the sentiment of this sentence positive or negative?\n{}\nOPTIONS:\n- negative\n- positive",

@@ -1,6 +1,6 @@
 """From a pool's samples to an index, and from there to a `Ranking`: every adapter for every row, best first.
 
-What a ranking is worth, `retrieval_evaluation` computes.
+What a ranking is worth, `evaluation` computes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lora_retriever.encoders import Embeddings, Encoder
 from lora_retriever.errors import UserError
 from lora_retriever.index import AdapterIndex
 from lora_retriever.resampling import Indices
+from lora_retriever.retrieval.templates import Templates, find_templates
 from lora_retriever.scorers import needs_texts
-from lora_retriever.templates import Templates, find_templates
 
 Values = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lora_retriever.resampling import Indices, bootstrap, exact_bound
 from lora_retriever.retrieval import Described, Ranking, RetrievalData, Values, rank, rank_left_out
+from lora_retriever.retrieval.templates import Templates
 from lora_retriever.tables import Cell
-from lora_retriever.templates import Templates
 
 CUTS = (1, 3, 5, 8)
 MASKED_CUTS = (1, 3)

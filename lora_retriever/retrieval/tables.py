@@ -11,9 +11,9 @@ import numpy as np
 
 from lora_retriever.published import retrieval_figures, source
 from lora_retriever.retrieval import RetrievalData
-from lora_retriever.retrieval_evaluation import CUTS, Evaluation, Figures
+from lora_retriever.retrieval.evaluation import CUTS, Evaluation, Figures
+from lora_retriever.retrieval.templates import Templates, shared_words
 from lora_retriever.tables import Cell, Table
-from lora_retriever.templates import Templates, shared_words
 
 Cells = list[Cell | str | None]
 
