@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "lora-retriever: stopped; the rows done so far are on disk, and the same command goes on", file=sys.stderr
         )
         return 130
+    except BrokenPipeError:  # `| head` has read enough; what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -417,6 +421,8 @@ def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     runs = read_runs(args.results)
     if not args.without_leaks:
         return runs, []
+    if not any(row.inputs for run in runs for row in run.rows.values()):
+        raise UserError(f"{args.results}: its rows have no inputs, so none can be looked up in the pool")
     path = args.pool or pool_file(runs)
     pool = read_pool(path)
     leaked = set().union(*(leaked_ids(run.rows.values(), pool) for run in runs))
