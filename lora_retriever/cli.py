@@ -183,10 +183,13 @@ def retrieval_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.retrieval import templates_of
     from lora_retriever.retrieval.evaluation import evaluate_retrieval
     from lora_retriever.retrieval.tables import as_json, report_tables, template_table
+    from lora_retriever.scorers import needs_texts
     from lora_retriever.tables import FORMATS
 
     for scorer in args.scorer:
         _check_scorer(scorer)
+        if needs_texts(scorer) and not args.pool:
+            raise UserError(f"scorer {scorer} reads texts, not embeddings alone: name --pool and --inputs as well")
     known = _retrieval_data(args, console)
     first = next(iter(known.values()))
     templates = templates_of(first)
@@ -218,7 +221,10 @@ def index_command(args: argparse.Namespace, console: Console) -> int:
     encoder = _load_encoder(args.encoder, args)
     with console.status("encoding the pool"):
         index = index_pool(encoder, pool, args.scorer)
-    _writing(args.out, lambda: index.save(args.out, args.private))
+    try:
+        _writing(args.out, lambda: index.save(args.out, args.private))
+    except ValueError as error:
+        raise UserError(f"--private: {error}") from error
     print(f"{args.out}: {len(index.names)} adapters, scorer {index.scorer}")
     return 0
 

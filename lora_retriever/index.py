@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lora_retriever.calibration import fit_temperature, softmax
+from lora_retriever.calibration import RIVALS, fit_temperature, softmax
 from lora_retriever.pool import AdapterPool
 from lora_retriever.scorers import SCORERS, Array, Fitted, Linear, Places, Samples
+from lora_retriever.scorers.base import unit
 
 INDEX_FILE = "index.safetensors"
 LARGE = 4096
 """From so many adapters on, scorers that are inner products are searched by faiss: exact, and faster than sorting."""
-SHORTLIST = 64
-"""In so large a pool, probabilities are shared among the best so many."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Hits:
         names: [n][k].
         scores: [n, k], on the scorer's own scale.
         probabilities: [n, k], that this adapter is the input's own, calibrated on the pool; None where no sample could
-            be left out for it.
+            be left out for it. In a pool of `LARGE` or more they are shared among the best `RIVALS` alone.
     """
 
     names: list[list[str]]
@@ -129,8 +128,9 @@ class AdapterIndex:
             ValueError: no such scorer, or one that needs samples or texts which this index does not have.
         """
         index = AdapterIndex(scorer)
-        for name, adapter in self._pool.items():
-            index._pool.put(name, adapter)
+        index._pool = self._pool.copy()
+        if scorer == self.scorer:
+            index._pool.constants = self._pool.constants
         if SCORERS[scorer].needs_texts and not self._pool.has_texts:
             raise ValueError(f"scorer {scorer} reads the samples' texts, which this index does not know")
         if SCORERS[scorer].needs_samples and not self._pool.has_samples:
@@ -180,7 +180,8 @@ class AdapterIndex:
         """The `k` best adapters for each query [n, dim]; of equal scores the adapter added first wins.
 
         Args:
-            exclude: one adapter a query that must not be found (out-of-domain), or None.
+            exclude: one adapter a query that must not be found (out-of-domain), or None; names that the pool does not
+                have exclude nothing.
             texts: the queries' texts, where the scorer reads them.
 
         Raises:
@@ -202,9 +203,11 @@ class AdapterIndex:
         if not 1 <= k <= available:
             without = ", one of them excluded" if masked else ""
             raise ValueError(f"k is {k}, but the pool has {len(places)} adapters{without}: k must be 1 to {available}")
+        if not len(vectors):
+            return Hits([], np.zeros((0, k)), None)
         state, asked = self._fitted(), Samples(vectors, None if texts is None else tuple(texts))
         if len(places) >= LARGE and isinstance(state.fitted, Linear):
-            wanted = k if state.temperature is None else max(k, SHORTLIST)
+            wanted = k if state.temperature is None else max(k, RIVALS)
             best, scores = _search_large(state, state.fitted, asked, min(wanted, available), masked)
         else:
             best, scores = _search_all(state.fitted, asked, masked)
@@ -214,9 +217,9 @@ class AdapterIndex:
 
     def similarity(self) -> NDArray[np.float64]:
         """Cosine of every adapter's mean embedding with every other's, [adapters, adapters], ordered as `names`."""
-        means = self._pool.means.astype(np.float64)
-        unit = means / np.linalg.norm(means, axis=1, keepdims=True)
-        return np.asarray(unit @ unit.T)
+        self._check_filled()
+        means = unit(self._pool.means.astype(np.float64))
+        return np.asarray(means @ means.T)
 
     def save(self, folder: Path | str, private: bool = False) -> None:
         """Write the index to one file in `folder` in one atomic step; an older index stays readable until then.
@@ -225,19 +228,25 @@ class AdapterIndex:
 
         Args:
             private: keep only the adapters' means, their numbers of samples, and the covariance that all share: no text
-                and no single sample. Adapters may still be added to such an index and removed from it, but the
-                covariance keeps the part of those removed.
+                and no single sample. Adapters may still be added to such an index and removed from it; until all of
+                those it was saved with are removed, it keeps their covariance and temperature.
 
         Raises:
-            ValueError: a private index is asked for, and it is empty or its scorer cannot do without the samples.
+            ValueError: a private index is asked for, and it is empty, its scorer cannot do without the samples, or an
+                adapter has a single one, which its mean would give away.
         """
         scorer = SCORERS[self.scorer]
         if private and scorer.needs_samples:
             fit = ", ".join(name for name, other in SCORERS.items() if not other.needs_samples)
             raise ValueError(f"scorer {self.scorer} needs the samples, which a private index does not keep (try {fit})")
+        private = private or not self._pool.has_samples
+        if private:
+            self._check_filled()
+            single = [name for name, count in zip(self.names, self._pool.counts, strict=True) if count == 1]
+            if single:
+                raise ValueError(f"adapter {single[0]!r} has a single sample, which a private index would give away")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        private = private or not self._pool.has_samples
         tensors = self._tensors(private)
         metadata = {"names": json.dumps(self.names), "scorer": self.scorer}
         if private:  # what was fitted on samples that are not kept
@@ -271,7 +280,7 @@ class AdapterIndex:
             arrays = np.split(tensors["samples"], ends[:-1]) if names else []
             texts = None
             if "texts" in tensors:
-                every = json.loads(tensors["texts"].tobytes().decode("utf-8"))
+                every = json.loads(tensors["texts"].tobytes().decode("utf-8", "surrogatepass"))
                 texts = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: no readable index ({error})") from error
@@ -288,15 +297,18 @@ class AdapterIndex:
         }
         if samples and SCORERS[self.scorer].needs_texts:
             texts = json.dumps([text for s in samples for text in s.texts or ()], ensure_ascii=False)
-            tensors["texts"] = np.frombuffer(texts.encode("utf-8"), dtype=np.uint8)
+            tensors["texts"] = np.frombuffer(texts.encode("utf-8", "surrogatepass"), dtype=np.uint8)
         return tensors
 
     def _fitted(self) -> _State:
-        if not len(self._pool):
-            raise ValueError("the index is empty")
+        self._check_filled()
         if self._state is None:
             self._state = _State(SCORERS[self.scorer].fit(self._pool), self._pool.constants.get("temperature"))
         return self._state
+
+    def _check_filled(self) -> None:
+        if not len(self._pool):
+            raise ValueError("the index is empty")
 
     def _check(self, vectors: Array, what: str) -> None:
         if self._pool.dim is not None and vectors.shape[1] != self._pool.dim:

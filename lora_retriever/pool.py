@@ -6,7 +6,7 @@ the scatter of all is a running sum, in double precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,14 +106,11 @@ class AdapterPool:
                 self._scatter += _scatter_of(adapters[start : start + TOGETHER])
         return self._scatter
 
-    def items(self) -> Iterable[tuple[str, Described]]:
-        """The adapters with their names."""
-        return self._adapters.items()
-
-    def put(self, name: str, adapter: Described) -> None:
-        """Put in an adapter as another pool has it."""
-        self._adapters[name] = adapter
-        self._means = self._scatter = None
+    def copy(self) -> AdapterPool:
+        """The same adapters, to be changed apart from these."""
+        pool = AdapterPool()
+        pool._adapters, pool._means, pool._scatter = dict(self._adapters), self._means, self._scatter
+        return pool
 
     def add(self, name: str, samples: Samples) -> None:
         """Put an adapter in; the caller has checked that it fits."""
@@ -124,11 +121,13 @@ class AdapterPool:
             self._scatter = self._scatter + _scatter_of([adapter])
 
     def remove(self, name: str) -> None:
-        """Take an adapter out. If its samples are not known, its part of the scatter stays."""
+        """Take an adapter out. If its samples are not known, its part of the scatter stays until all such are out."""
         adapter = self._adapters.pop(name)
         self._means = None
         if not self._adapters:
             self._scatter = None
+        elif adapter.samples is None and self.has_samples:  # the last that was not known by its samples
+            self._scatter, self.constants = None, {}
         elif self._scatter is not None and adapter.samples is not None:
             self._scatter = self._scatter - _scatter_of([adapter])
 

@@ -42,7 +42,7 @@ from lora_retriever.results import differences
 from lora_retriever.retrieval.evaluation import CUTS
 
 RECORD_FILE = "training.json"
-SCORERS = ("cosine", "mean_ip")
+MEASURED = ("cosine", "mean_ip")
 
 Places = NDArray[np.int64]
 
@@ -298,7 +298,7 @@ def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, 
         "before": shares_by_group(before),
         "after": shares_by_group(after),
         "unseen_top1": {
-            scorer: top1_change(rows, before[scorer], after[scorer], groups["unseen"]) for scorer in SCORERS
+            scorer: top1_change(rows, before[scorer], after[scorer], groups["unseen"]) for scorer in MEASURED
         }
         if "unseen" in groups
         else {},
@@ -313,7 +313,7 @@ def own_places(encoder: SentenceEncoder, pool: Sequence[PoolEntry], rows: Sequen
     queries = encoder.encode([row.inputs for row in rows])
     return {
         scorer: _places(AdapterIndex.from_embeddings(names, embeddings, scorer), queries, [row.task for row in rows])
-        for scorer in SCORERS
+        for scorer in MEASURED
     }
 
 

@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from transformers import logging
 
+from lora_retriever.data import read_rows
 from lora_retriever.encoders import Layout
 from lora_retriever.errors import UserError
 from lora_retriever.hub import ENCODER_WANTED, folder_or_id
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = RetrieverOptions(**{name: getattr(args, name) for name in RetrieverOptions.model_fields})
         base = folder_or_id(args.base, ENCODER_WANTED)
+        if args.inputs:
+            read_rows(args.inputs)  # unusable rows must not show after the training
         record = train_retriever(base, args.pool, options, args.out, args.layout, args.device)
         print(summary(record), flush=True)
         if args.inputs:

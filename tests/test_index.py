@@ -123,6 +123,50 @@ def test_probabilities_are_a_softmax_over_the_whole_pool() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_samples_that_are_all_alike_give_finite_scores(scorer: str) -> None:
+    """Nothing varies within an adapter: the plain distance to the mean decides, rounding does not."""
+    pool, texts = [np.repeat(samples[:1], 4, axis=0) for samples in POOL], [samples[:1] * 4 for samples in TEXTS]
+    index = AdapterIndex.from_embeddings(NAMES, pool, scorer, texts)
+    own = index.search(np.stack([samples[0] for samples in pool]), 4, texts=[samples[0] for samples in texts])
+    assert np.isfinite(own.scores).all()
+    if scorer != "mean_ip":
+        assert [names[0] for names in own.names] == NAMES
+
+
+def test_what_a_removed_adapter_varied_by_is_forgotten() -> None:
+    """The running sum keeps rounding behind; it must not pass for a covariance."""
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        singles = generator.normal(size=(20, 1, 8)).astype(np.float32)
+        index = AdapterIndex("discriminant")
+        for place, samples in enumerate(singles):
+            index.add(str(place), samples)
+        index.search(QUERIES[:, :1].repeat(8, axis=1), 1)
+        for place in range(10):
+            index.add(f"more {place}", generator.normal(size=(20, 8)).astype(np.float32))
+        for place in range(10):
+            index.remove(f"more {place}")
+        queries = generator.normal(size=(5, 8)).astype(np.float32)
+        rebuilt = AdapterIndex.from_embeddings(index.names, list(singles), "discriminant")
+        assert index.search(queries, 20).scores == pytest.approx(rebuilt.search(queries, 20).scores, rel=1e-4, abs=1e-4)
+
+
+def test_odd_texts_are_no_trouble(tmp_path: Path) -> None:
+    index = AdapterIndex.from_embeddings(["a", "b"], POOL[:2], "hybrid", [[""] * 5, [""]])
+    assert np.isfinite(index.search(QUERIES, 2, texts=[""] * 7).scores).all()
+    assert index.search(QUERIES[:0], 2, texts=[]).names == []
+    with pytest.raises(ValueError, match="nothing tells adapters apart"):
+        AdapterIndex.from_embeddings(["a", "b"], POOL[:2], "lexical", [[""] * 5, [""]]).search(
+            QUERIES, 1, texts=[""] * 7
+        )
+    torn = AdapterIndex.from_embeddings(["a", "b"], POOL[:2], "hybrid", [["half a \ud83d sign"] * 5, ["é"]])
+    torn.save(tmp_path)
+    loaded = AdapterIndex.load(tmp_path)
+    texts = ["half a \ud83d sign"] * 7
+    assert np.array_equal(loaded.search(QUERIES, 2, texts=texts).scores, torn.search(QUERIES, 2, texts=texts).scores)
+
+
 def test_without_samples_to_spare_there_are_no_probabilities() -> None:
     index = AdapterIndex.from_embeddings(NAMES, [samples[:1] for samples in POOL])
     assert index.temperature is None
@@ -139,7 +183,7 @@ def test_a_large_pool_is_searched_as_exactly_as_a_small_one(scorer: str, monkeyp
     index = AdapterIndex.from_embeddings(names, list(pool), scorer)
     plain, masked = index.search(queries, 5), index.search(queries, 5, exclude)
     monkeypatch.setattr("lora_retriever.index.LARGE", 100)
-    monkeypatch.setattr("lora_retriever.index.SHORTLIST", 300)
+    monkeypatch.setattr("lora_retriever.index.RIVALS", 300)
     for expected, found in ((plain, index.search(queries, 5)), (masked, index.search(queries, 5, exclude))):
         assert found.names == expected.names
         assert found.scores == pytest.approx(expected.scores, rel=1e-4, abs=1e-4)
@@ -166,7 +210,11 @@ def test_a_saved_index_keeps_the_texts_where_the_scorer_reads_them(tmp_path: Pat
 
 @pytest.mark.parametrize("scorer", ["mean_ip", "cosine", "discriminant"])
 def test_a_private_index_keeps_no_sample_and_answers_alike(tmp_path: Path, scorer: str) -> None:
-    index = AdapterIndex.from_embeddings(NAMES, POOL, scorer, TEXTS)
+    with pytest.raises(ValueError, match="adapter 'b' has a single sample, which a private index would give away"):
+        AdapterIndex.from_embeddings(NAMES, POOL, scorer).save(tmp_path, private=True)
+    pool = [POOL[0], POOL[1].repeat(2, axis=0) + np.eye(2, 6, dtype=np.float32), *POOL[2:]]
+    texts = [TEXTS[0], TEXTS[1] * 2, *TEXTS[2:]]
+    index = AdapterIndex.from_embeddings(NAMES, pool, scorer, texts)
     index.save(tmp_path, private=True)
     content = (tmp_path / "index.safetensors").read_bytes()
     assert b"like" not in content
@@ -176,12 +224,20 @@ def test_a_private_index_keeps_no_sample_and_answers_alike(tmp_path: Path, score
     assert found.names == expected.names
     assert found.scores == pytest.approx(expected.scores, rel=1e-6)
     assert found.probabilities == pytest.approx(expected.probabilities, rel=1e-6)
+    again = loaded.rescored(scorer).search(QUERIES, 4)
+    assert again.probabilities == pytest.approx(found.probabilities)
     loaded.remove("a")
     loaded.add("e", POOL[0])
     loaded.save(tmp_path)  # stays private
     assert AdapterIndex.load(tmp_path).names == ["b", "c", "d", "e"]
     with pytest.raises(ValueError, match="nearest needs the samples, which a private index does not keep"):
         loaded.rescored("nearest")
+    for name in ("b", "c", "d"):
+        loaded.remove(name)
+    loaded.add("a", POOL[3])
+    rebuilt = AdapterIndex.from_embeddings(["e", "a"], [POOL[0], POOL[3]], scorer)  # what was private has left no trace
+    assert loaded.search(QUERIES, 2).scores == pytest.approx(rebuilt.search(QUERIES, 2).scores, rel=1e-6)
+    assert loaded.temperature == pytest.approx(rebuilt.temperature, rel=1e-6)
 
 
 def test_scorers_that_need_more_than_they_get_say_so(tmp_path: Path) -> None:

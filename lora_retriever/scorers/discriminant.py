@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from lora_retriever.scorers.base import HeldOut, Linear, Places, Pool, scorer, spared, stacked
 
 SHRINKAGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+NOTHING = 1e-10
+"""A variance under so much of the mean square is rounding: all samples of each adapter are equal."""
 WITHOUT_SAMPLES = 0.1
 """The shrinkage where no sample can be left out: adapters of one sample each, or a pool of means alone."""
 
@@ -33,6 +35,12 @@ class Statistics:
     counts: Places
     scatter: NDArray[np.float64]
 
+    @property
+    def level(self) -> float:
+        """The mean variance of a dimension within adapters, tr(W)/dim; 0 where it is nothing but rounding."""
+        variance = float(np.trace(self.scatter)) / max(int(self.counts.sum()), 1) / len(self.scatter)
+        return variance if variance > NOTHING * float((self.means**2).mean()) else 0.0
+
 
 def fit(known: Statistics, pool: Pool) -> Linear:
     """The discriminant of a pool's embeddings."""
@@ -44,7 +52,7 @@ def fit(known: Statistics, pool: Pool) -> Linear:
 
 def fit_features(known: Statistics, samples: NDArray[np.float64], own: Places) -> Linear:
     """The discriminant with the shrinkage that `samples` [n, dim] of the adapters `own` [n] find best when left out."""
-    if not len(own):
+    if not len(own) or not known.level:
         return discriminate(known, WITHOUT_SAMPLES)
     shrinkage, held_out = max(leave_out(known, samples, own), key=lambda candidate: candidate[1].hits)
     return discriminate(known, shrinkage, held_out)
@@ -54,9 +62,9 @@ def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None =
     """The discriminant with a given shrinkage, as inner products and offsets."""
     dim = len(known.scatter)
     within = known.scatter / max(int(known.counts.sum()), 1)
-    level = np.trace(within) / dim
-    # One sample an adapter leaves no deviation; the plain distance to the mean remains.
-    covariance = (1 - shrinkage) * within + shrinkage * level * np.eye(dim) if level > 0 else np.eye(dim)
+    # Where nothing varies within adapters, one sample each for example, the plain distance to the mean remains.
+    level = known.level
+    covariance = (1 - shrinkage) * within + shrinkage * level * np.eye(dim) if level else np.eye(dim)
     vectors = np.linalg.solve(covariance, known.means.T).T  # [adapters, dim]
     offsets = -0.5 * (known.means * vectors).sum(axis=1)
     return Linear(
@@ -74,17 +82,16 @@ def leave_out(known: Statistics, samples: NDArray[np.float64], own: Places) -> I
     scatter loses m/(m − 1) dd'. So the inverse covariance changes by one outer product (Sherman and Morrison, 1950),
     and all that is needed are inner products in the metric of the inverse, which is diagonal in the scatter's axes.
     """
-    total, dim = int(known.counts.sum()), len(known.scatter)
+    total = int(known.counts.sum())
     values, axes = np.linalg.eigh(known.scatter)
     values = np.maximum(values, 0)
-    level = values.sum() / total / dim
     means, x = known.means @ axes, samples @ axes  # [adapters, dim], [n, dim]
     m = known.counts[own].astype(np.float64)
     d = x - means[own]  # [n, dim]
     rows = np.arange(len(own))
     for shrinkage in SHRINKAGES:
         share = (1 - shrinkage) / (total - 1)
-        inverse = 1 / np.maximum(share * values + shrinkage * level, np.finfo(float).tiny)  # [dim]
+        inverse = 1 / (share * values + shrinkage * known.level)  # [dim]
         weighted = d * inverse
         xm, dm = (x * inverse) @ means.T, weighted @ means.T  # x'P μ and d'P μ, [n, adapters]
         mm = (means * means) @ inverse  # μ'P μ, [adapters]
