@@ -6,9 +6,11 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lora_retriever.data import read_records
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from lora_retriever.data import read_records, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
 from lora_retriever.methods import METHODS
@@ -17,25 +19,39 @@ ORACLE = "best_selection"
 """The run against which scores are normalized."""
 
 
-@dataclass(frozen=True)
-class AnsweredRow:
+class AnsweredRow(BaseModel):
     """A row with its answer and what was used for it; `id` is the row's place in the benchmark's file."""
 
-    id: int
-    inputs: str
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: int = Field(ge=0, strict=True)
+    inputs: str = ""
     targets: str
     task: str
     domain: str
     metric: str
-    answer: str
+    answer: str = Field(alias="predicted_answer")
     adapters: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
+    weights: tuple[FiniteFloat, ...] = ()
     scores: tuple[float | None, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        """Whether the answer is nothing but white space and dots; such answers score 0."""
+        """Whether the answer is nothing but white space and dots."""
         return not self.answer.replace(".", "").strip()
+
+
+class _Record(BaseModel):
+    """What is read of a run's record; all of it may be missing."""
+
+    note: str = ""
+    configuration: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    timings: dict[str, Any] = {}
+    failed_rows: list[Any] = []
+
+
+Content = TypeVar("Content", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -70,14 +86,16 @@ class Run:
 def read_runs(folder: Path) -> list[Run]:
     """All finished runs in a results folder, the paper's configurations first, in its order.
 
+    A run is a `NAME.jsonl` with a row at least, or a JSON list `NAME.json`; other JSON files are passed over.
+
     Raises:
         UserError: there is no such folder, no run in it, a run's file is damaged, or two runs have different rows
             under the same id.
     """
     if not folder.is_dir():
         raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
-    files = {path.stem: path for path in sorted(folder.glob("*.json")) if not path.name.endswith(".meta.json")}
-    files |= {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    files = {path.stem: path for path in sorted(folder.glob("*.json")) if _begins_with(path, "[")}
+    files |= {path.stem: path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size}
     if not files:
         raise UserError(f"{folder} holds no finished run (NAME.jsonl, or the original's NAME.json)")
     order = {name: place for place, name in enumerate(METHODS)}
@@ -85,6 +103,12 @@ def read_runs(folder: Path) -> list[Run]:
     runs = [read_run(name, files[name]) for name in names]
     _check_rows_agree(runs, folder)
     return runs
+
+
+def unfinished_runs(folder: Path) -> list[str]:
+    """The runs in a results folder of which rows are still to be answered, or failed all."""
+    partial = {path.name.removesuffix(".jsonl.partial") for path in folder.glob("*.jsonl.partial")}
+    return sorted(partial | {path.stem for path in folder.glob("*.jsonl") if not path.stat().st_size})
 
 
 def read_run(name: str, path: Path) -> Run:
@@ -95,7 +119,7 @@ def read_run(name: str, path: Path) -> Run:
     """
     rows: dict[int, AnsweredRow] = {}
     for place, record in enumerate(read_records(path), start=1):
-        row = _answered(record, place, path)
+        row = _validated(AnsweredRow, {"id": place - 1, **record}, f"{path}: row {place}")
         if row.id in rows:
             raise UserError(f"{path}: row {place}: id {row.id} is there already")
         rows[row.id] = row
@@ -104,6 +128,7 @@ def read_run(name: str, path: Path) -> Run:
         meta = json.loads(meta_path.read_text(encoding="utf-8")) if meta_path.exists() else {}
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{meta_path}: not readable ({error})") from error
+    _validated(_Record, meta, str(meta_path))
     return Run(name, rows, meta)
 
 
@@ -124,7 +149,7 @@ def pool_file(runs: Sequence[Run]) -> Path:
         recorded = run.meta.get("files", {}).get("pool")
         if recorded is None:
             continue
-        path, expected = Path(recorded), run.meta["configuration"].get("pool")
+        path, expected = Path(recorded), run.meta.get("configuration", {}).get("pool")
         if not path.is_file():
             raise UserError(f"the pool of {run.name} was {path}, which is not there any more; name it with --pool")
         if expected not in (None, hash_path(path)):
@@ -144,44 +169,44 @@ def id_ranges(ids: Iterable[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def _answered(record: dict[str, Any], place: int, path: Path) -> AnsweredRow:
-    absent = [key for key in ("targets", "task", "domain", "metric", "predicted_answer") if key not in record]
-    if absent:
-        raise UserError(f"{path}: row {place}: field {absent[0]!r} is missing; is this a run's file?")
-    for key in ("targets", "task", "domain", "metric", "predicted_answer"):
-        if not isinstance(record[key], str):
-            raise UserError(f"{path}: row {place}: field {key!r} is {record[key]!r}, not a text")
-    return AnsweredRow(
-        id=record.get("id", place - 1),
-        inputs=record.get("inputs", ""),
-        targets=record["targets"],
-        task=record["task"],
-        domain=record["domain"],
-        metric=record["metric"],
-        answer=record["predicted_answer"],
-        adapters=tuple(record.get("adapters", ())),
-        weights=tuple(record.get("weights", ())),
-        scores=tuple(record.get("scores", ())),
-    )
+def _validated(kind: type[Content], content: Any, where: str) -> Content:
+    """A row or a record, checked; the message names the field."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise UserError(f"{where}: field {field!r} is missing; is this a run's file?") from error
+        raise UserError(f"{where}: field {field!r} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
 def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:
     seen: dict[int, tuple[AnsweredRow, str]] = {}
-    metric_of: dict[str, tuple[str, str]] = {}
+    kind_of: dict[str, tuple[tuple[str, str], str]] = {}
     for run in runs:
         for id, row in run.rows.items():
             first, where = seen.setdefault(id, (row, run.name))
-            if (row.task, row.inputs, row.targets) != (first.task, first.inputs, first.targets):
+            for field in ("task", "targets", "inputs"):
+                mine, theirs = getattr(row, field), getattr(first, field)
+                if mine != theirs and (field != "inputs" or (mine and theirs)):  # a run may come without inputs
+                    raise UserError(
+                        f"{folder}: row {id} has other {field} in {run.name} ({shortened(mine)!r}) than in {where} "
+                        f"({shortened(theirs)!r}): these are not answers to the same benchmark; put them into folders "
+                        "of their own"
+                    )
+            kind, other = kind_of.setdefault(row.task, ((row.domain, row.metric), run.name))
+            if (row.domain, row.metric) != kind:
                 raise UserError(
-                    f"{folder}: row {id} is of task {row.task!r} in {run.name} and another row, of {first.task!r}, in "
-                    f"{where}: these are not answers to the same benchmark; put them into folders of their own"
+                    f"{folder}: task {row.task!r} is of domain {row.domain!r} and scored by {row.metric!r} in "
+                    f"{run.name} (row {id}), of {kind[0]!r} and by {kind[1]!r} in {other}: a task has one of each"
                 )
-            metric, other = metric_of.setdefault(row.task, (row.metric, run.name))
-            if row.metric != metric:
-                raise UserError(
-                    f"{folder}: task {row.task!r} is scored by {row.metric!r} in {run.name} (row {id}) and by "
-                    f"{metric!r} in {other}"
-                )
+
+
+def _begins_with(path: Path, sign: str) -> bool:
+    """Whether a file's first character that is no white space is this one."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(4096).lstrip()[:1] == sign
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from lora_retriever.answers import id_ranges
-from lora_retriever.data import PoolEntry, Row
+from lora_retriever.data import EXAMPLE_LENGTH, PoolEntry, Row, shortened, single_spaced
 from lora_retriever.errors import UserError
 
 EXAMPLES = 3
-EXAMPLE_LENGTH = 100
 TOKENIZER_WANTED = ("*.json", "*.txt", "*.model")
 """The files of a Hub repository that make a tokenizer; the weights stay where they are."""
 
@@ -197,11 +196,6 @@ def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_toke
             tokens = len(prompt.token_ids) + prompt.truncated_tokens
             too_long.append(LongPrompt(row.id, row.task, row.inputs, tokens, prompt.truncated_tokens))
     return Prompts(tokenizer, template, max_tokens, too_long)
-
-
-def single_spaced(text: str) -> str:
-    """The text with every stretch of white space as one space: equal for texts that are the same here."""
-    return " ".join(text.split())
 
 
 def _leaks(rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[Leak]:
@@ -395,9 +389,3 @@ def _again(title: str, groups: Sequence[AskedAgain], remark: str) -> Section:
 
 def _places(found: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     return {task: [id for _, id in pairs] for task, pairs in _grouped(found, lambda pair: pair[0]).items()}
-
-
-def shortened(text: str, length: int = EXAMPLE_LENGTH) -> str:
-    """The beginning of a text in one line."""
-    line = single_spaced(text)
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"

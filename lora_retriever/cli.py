@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -171,11 +172,18 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
     _quieten_transformers()
-    evaluate(profile, args.only, results, args.limit, console, args.sweep)
-    write_record(results)
-    if args.table:
-        args = build_parser().parse_args(["summarize", str(results)])
-        return summarize_command(args, console)
+    try:
+        evaluate(profile, args.only, results, args.limit, console, args.sweep)
+    except RowsFailedError as error:  # what was answered is shown all the same
+        failed: RowsFailedError | None = error
+    else:
+        failed = None
+    with suppress(UserError) if failed else nullcontext():  # no run may have a row
+        write_record(results)
+        if args.table:
+            summarize_command(build_parser().parse_args(["summarize", str(results)]), console)
+    if failed:
+        raise failed
     return 0
 
 
@@ -420,22 +428,29 @@ def _scorings(args: argparse.Namespace) -> list[Scoring]:
 
 def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     """The runs of the results folder, without leaked rows if those are not wanted, and notes on what was left out."""
-    from lora_retriever.answers import id_ranges, pool_file, read_runs
+    from lora_retriever.answers import id_ranges, pool_file, read_runs, unfinished_runs
     from lora_retriever.audit import leaked_ids
     from lora_retriever.data import read_pool
 
     runs = read_runs(args.results)
+    unfinished = unfinished_runs(args.results)
+    notes = [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
     if not args.without_leaks:
-        return runs, []
+        return runs, notes
     if not any(row.inputs for run in runs for row in run.rows.values()):
         raise UserError(f"{args.results}: its rows have no inputs, so none can be looked up in the pool")
     path = args.pool or pool_file(runs)
     pool = read_pool(path)
     leaked = set().union(*(leaked_ids(run.rows.values(), pool) for run in runs))
-    if all(leaked >= run.rows.keys() for run in runs):
-        raise UserError(f"every row's input stands in the pool {path}: without leaks nothing is left")
-    note = f"Without {len(leaked)} rows whose input stands verbatim in the pool {path.name}: {id_ranges(leaked)}."
-    return [run.without(leaked) for run in runs], [note]
+    for run in runs:
+        if leaked >= run.rows.keys():
+            raise UserError(f"{run.name}: every row's input stands in the pool {path}: without leaks nothing is left")
+    if leaked:
+        rows = f"{len(leaked)} rows whose input stands verbatim in the pool {path.name}"
+        notes.append(f"Without {rows}: {id_ranges(leaked)}.")
+    else:
+        notes.append(f"No row's input stands in the pool {path.name}: nothing was left out.")
+    return [run.without(leaked) for run in runs], notes
 
 
 def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, RetrievalData]:

@@ -10,8 +10,19 @@ import numpy as np
 
 from lora_retriever.answers import id_ranges
 from lora_retriever.errors import UserError
-from lora_retriever.resampling import PERMUTATIONS, Array, Indices, bootstrap, holm, permutation_test
-from lora_retriever.scores import MEAN, Quantity, ScoredRun, ScoredTask, gathered
+from lora_retriever.metrics import METRICS
+from lora_retriever.resampling import (
+    FEWEST_TASKS,
+    PERMUTATIONS,
+    Array,
+    Indices,
+    bootstrap,
+    holm,
+    over_tasks,
+    permutation_test,
+    widened,
+)
+from lora_retriever.scores import MEAN, Quantity, ScoredRun, ScoredTask, gathered, parts_of
 from lora_retriever.tables import Cell, Table
 
 SIGNIFICANT = 0.05
@@ -39,7 +50,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run against another on the rows both have; `only_ours` and `only_theirs` are the rows left out."""
+    """One run against another on the rows both have; `only_ours` and `only_theirs` are the rows left out.
+
+    `over_tasks` is the interval of the mean over tasks if the tasks are a sample, too; None for fewer than five.
+    """
 
     name: str
     other: str
@@ -47,6 +61,7 @@ class Comparison:
     only_ours: tuple[int, ...]
     only_theirs: tuple[int, ...]
     differences: dict[Quantity, Difference]
+    over_tasks: tuple[float, float] | None
 
 
 def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> list[Comparison]:
@@ -104,6 +119,9 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
         "difference], p of the paired permutation test.",
         f"{NOT_SEPARABLE} not separable: p, corrected for {total} comparisons (Holm), is {SIGNIFICANT} or more.",
     ]
+    spans = [f"{c.name} [{c.over_tasks[0]:+.1f}, {c.over_tasks[1]:+.1f}]" for c in comparisons if c.over_tasks]
+    if spans:
+        lines.append(f"Mean over tasks if the tasks are a sample, too: {', '.join(spans)}.")
     for comparison in comparisons:
         if comparison.only_theirs:
             lines.append(_left_out(comparison.name, comparison.only_theirs, other))
@@ -131,6 +149,7 @@ def comparisons_as_json(
         "runs": {
             comparison.name: {
                 "rows": comparison.rows,
+                "mean_over_tasks_interval": comparison.over_tasks and [round(end, 2) for end in comparison.over_tasks],
                 "missing_rows": {comparison.name: comparison.only_theirs, comparison.other: comparison.only_ours},
                 "differences": [
                     {
@@ -191,8 +210,11 @@ def _compare(
         values = difference({n: pair[0] for n, pair in both.items()}, {n: pair[1] for n, pair in both.items()})
         return np.moveaxis(values, 0, -1)
 
-    values = difference(_whole(ours), _whole(theirs))
+    mine, others = _whole(ours), _whole(theirs)
+    values = difference(mine, others)
     bounds = bootstrap(sizes, drawn)
+    main = [float(mine[name][task.main] - others[name][task.main]) for name, task in ours.items()]
+    constant = [name for name, task in ours.items() if task.metric in METRICS and _differs_alike(task, theirs[name])]
     p_values = permutation_test(sum(sizes), swapped, permutations)
     return Comparison(
         run.name,
@@ -201,10 +223,33 @@ def _compare(
         tuple(sorted(run.run.rows.keys() - other.run.rows.keys())),
         tuple(sorted(other.run.rows.keys() - run.run.rows.keys())),
         {
-            quantity: Difference(float(value), float(low), float(high), float(p))
-            for quantity, value, (low, high), p in zip(wanted, values, bounds, p_values, strict=True)
+            quantity: Difference(
+                float(value), *_widened(quantity, float(value), tuple(interval), ours, constant), float(p)
+            )
+            for quantity, value, interval, p in zip(wanted, values, bounds.tolist(), p_values, strict=True)
         },
+        tuple(over_tasks(main).tolist()) if len(main) >= FEWEST_TASKS else None,
     )
+
+
+def _differs_alike(task: ScoredTask, other: ScoredTask) -> bool:
+    """Whether the two runs differ by the same on every row of a task, by nothing for example."""
+    differences = [one - two for (_, one), (_, two) in zip(task.parts, other.parts, strict=True)]
+    return all(bool((rows == rows[0]).all()) for rows in differences)
+
+
+def _widened(
+    quantity: Quantity,
+    value: float,
+    interval: tuple[float, float],
+    tasks: dict[str, ScoredTask],
+    constant: Sequence[str],
+) -> tuple[float, float]:
+    """The interval with what tasks may hide on which the runs differ alike on all rows."""
+    parts = [task for task, _ in parts_of(tasks, quantity)]
+    rows = [len(task.ids) for task in parts if task.name in constant]
+    low, high = widened(value, interval, rows, rows, len(parts))
+    return max(low, -100.0), min(high, 100.0)
 
 
 def _whole(tasks: dict[str, ScoredTask]) -> dict[str, Array]:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import METRICS, is_location
 
+EXAMPLE_LENGTH = 100  # characters of a text that messages and audits show
+
 
 class Sample(BaseModel):
     """One example of a task: what is asked and what is to be answered."""
@@ -122,6 +124,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def tasks_of(rows: Iterable[Row]) -> list[str]:
     """The tasks in the order in which they first appear."""
     return list(dict.fromkeys(row.task for row in rows))
+
+
+def single_spaced(text: str) -> str:
+    """The text with every stretch of white space as one space: equal for texts that are the same here."""
+    return " ".join(text.split())
+
+
+def shortened(text: str, length: int = EXAMPLE_LENGTH) -> str:
+    """The beginning of a text in one line."""
+    line = single_spaced(text)
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def _validated(kind: type[Record], records: Sequence[dict[str, Any]], path: Path) -> list[Record]:

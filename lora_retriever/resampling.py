@@ -19,6 +19,7 @@ LEVEL = 0.95
 DRAWS = 2000
 PERMUTATIONS = 9999
 SEED = 0
+FEWEST_TASKS = 5  # from fewer tasks nothing can be said about others
 BATCH = 500  # draws held in memory at once
 
 
@@ -79,6 +80,27 @@ def permutation_test(pairs: int, statistic: Callable[[Array], Array], permutatio
         rng=np.random.default_rng(SEED),
     )
     return np.atleast_1d(np.asarray(result.pvalue, dtype=float))
+
+
+def widened(
+    value: float, interval: tuple[float, float], below: Sequence[int], above: Sequence[int], tasks: int
+) -> tuple[float, float]:
+    """An interval of a mean over `tasks`, some of which show no variation at all, as if they could not vary.
+
+    Of a task whose n rows all score the least possible, the true score may be as high as the exact binomial bound for 0
+    of n, and likewise for the most possible. At the confidence level that much is left for all such tasks together, and
+    weighs most in the smallest. It is added to the interval as an independent error is.
+
+    Args:
+        below: the numbers of rows of tasks that cannot be lower, and may be higher.
+        above: of those that cannot be higher, and may be lower.
+    """
+    low, high = interval
+    more = exact_bound(0, min(below))[1] / tasks if below else 0.0
+    less = exact_bound(0, min(above))[1] / tasks if above else 0.0
+    return (value - float(np.hypot(value - low, less)) if less else low), (
+        value + float(np.hypot(high - value, more)) if more else high
+    )
 
 
 def exact_bound(value: float, rows: int) -> tuple[float, float]:

@@ -146,6 +146,17 @@ def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> di
     return found
 
 
+def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[ScoredTask, int]]:
+    """The tasks that a quantity is the mean of, each with the place of its score among the task's."""
+    concerned = [
+        task
+        for task in tasks.values()
+        if quantity.group in ("", task.domain if quantity.level == "domain" else task.name)
+        and quantity.score in ("", *task.names)
+    ]
+    return [(task, task.names.index(quantity.score) if quantity.score else task.main) for task in concerned]
+
+
 def normalized(
     tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array], oracle: Mapping[str, Array]
 ) -> Array | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lora_retriever.answers import ORACLE, Run, id_ranges, missing_rows
-from lora_retriever.metrics import Scoring
-from lora_retriever.resampling import Array, Indices, bootstrap, exact_bound, over_tasks
-from lora_retriever.scores import MEAN, NORMALIZED, Quantity, ScoredRun, gathered, normalized, score_run
+from lora_retriever.metrics import METRICS, Scoring
+from lora_retriever.resampling import FEWEST_TASKS, Array, Indices, bootstrap, over_tasks, widened
+from lora_retriever.scores import MEAN, NORMALIZED, Quantity, ScoredRun, gathered, normalized, parts_of, score_run
 from lora_retriever.tables import Cell, Table
 
 Interval = tuple[float, float]
@@ -37,7 +37,7 @@ class RunSummary:
 
     @property
     def empty(self) -> int:
-        """How many answers are empty or dots only; they score 0."""
+        """How many answers are empty or dots only; they score 0, but against a blank target."""
         return sum(row.is_empty for row in self.scored.run.rows.values())
 
     @cached_property
@@ -50,12 +50,19 @@ class RunSummary:
                 values[NORMALIZED] = float(share)
         return values
 
+    @property
+    def tasks_not_normalized(self) -> list[str]:
+        """The tasks for which the oracle has no answers, or scores 0: the normalized score is without them."""
+        best = {} if self.oracle is None else self.oracle.main_scores()
+        return [name for name in self.scored.tasks if not best.get(name)]
+
     @cached_property
     def intervals(self) -> dict[Quantity, Interval]:
         """The 95 % bootstrap interval of every quantity, rows being drawn within their tasks.
 
-        Where all rows of a quantity score 0, or all 100, nothing varies and it is the exact binomial one. No interval
-        has a quantity with a task of a single row, nor the normalized score unless the oracle answered the same rows.
+        Tasks whose rows all score 0, or all 100, do not vary when drawn: what they may hide is added (`widened`). No
+        interval has a quantity with a task of a single row, nor the normalized score unless the oracle answered the
+        same rows.
         """
         tasks = self.scored.tasks
         oracle = self.oracle if NORMALIZED in self.values and self._oracle_has_the_same_rows() else None
@@ -73,29 +80,25 @@ class RunSummary:
         bounds = bootstrap([len(task.ids) for task in tasks.values()], statistic)
         found = {}
         for quantity, (low, high) in zip(names, bounds.tolist(), strict=True):
-            sizes = self._sizes_of(quantity)
-            if high - low < 1e-3 and round(low, 2) in (0, 100) and quantity != NORMALIZED:  # `rouge` gives 99.9999…
-                low, high = exact_bound(round(low), sum(sizes))
-            if min(sizes) > 1 and not np.isnan(low):
-                found[quantity] = (low, high)
+            parts = parts_of(tasks, quantity)
+            if min(len(task.ids) for task, _ in parts) < 2 or np.isnan(low):
+                continue
+            found[quantity] = (low, high)
+            if quantity != NORMALIZED:
+                points = self.scored.points
+                ends = [(len(t.ids), round(points[t.name][at], 2)) for t, at in parts if t.metric in METRICS]
+                wrong, right = ([rows for rows, score in ends if score == end] for end in (0, 100))
+                found[quantity] = widened(self.values[quantity], (low, high), wrong, right, len(parts))
         return found
 
     @cached_property
     def interval_over_tasks(self) -> Interval | None:
         """The 95 % interval of the mean if the tasks, too, were a sample; None for fewer than five tasks."""
         scores = list(self.scored.main_scores().values())
-        if len(scores) < 5:
+        if len(scores) < FEWEST_TASKS:
             return None
         low, high = over_tasks(scores).tolist()
         return low, high
-
-    def _sizes_of(self, quantity: Quantity) -> list[int]:
-        """The rows of each task that the quantity is made of."""
-        return [
-            len(task.ids)
-            for task in self.scored.tasks.values()
-            if quantity.group in ("", task.domain if quantity.level == "domain" else task.name)
-        ]
 
     def _oracle_has_the_same_rows(self) -> bool:
         assert self.oracle is not None
@@ -164,7 +167,7 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
         for label in ordered
     ]
     shared = list(dict.fromkeys(note for table in tables for note in table.notes))
-    return Table(columns, rows, shared, rules=frozenset({len(rows) - len(last)}))
+    return replace(tables[0], columns=columns, rows=rows, notes=shared, rules=frozenset({len(rows) - len(last)}))
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool) -> list[str]:
@@ -186,7 +189,10 @@ def notes(runs: Sequence[RunSummary], intervals: bool) -> list[str]:
         lines.append(f"No interval where a task has a single row: {', '.join(single)}.")
     missing = missing_rows([run.scored.run for run in runs])
     lines += [f"{name} lacks {len(ids)} rows that other runs have: {id_ranges(ids)}." for name, ids in missing.items()]
-    lines += [f"{run.name}: {run.empty} answers are empty or dots only; they score 0." for run in runs if run.empty]
+    lines += [f"{run.name}: {run.empty} answers are empty or dots only." for run in runs if run.empty]
+    for run in runs:
+        if NORMALIZED in run.values and (lost := run.tasks_not_normalized):
+            lines.append(f"{run.name}: normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")
     if runs[0].scored.scoring.name == "standard":
         lines += [f"{score}: {how}." for score, how in runs[0].scored.scoring.details.items()]
     return lines

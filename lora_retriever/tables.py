@@ -36,11 +36,6 @@ class Cell:
     mark: str = ""
     difference: bool = False
 
-    @property
-    def half_width(self) -> float | None:
-        """Half of the interval's length, or None."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
 
 @dataclass(frozen=True)
 class Table:

@@ -64,13 +64,14 @@ def test_inputs_in_the_pools_samples_are_leaks_whosever_the_samples_are() -> Non
 
 
 def test_leaked_ids_are_the_same_for_rows_and_for_answers_to_them() -> None:
-    answers = [AnsweredRow(r.id, r.inputs, r.targets, r.task, r.domain, r.metric, "answer") for r in ROWS]
+    answers = [AnsweredRow(**r.model_dump(), predicted_answer="answer") for r in ROWS]
     assert leaked_ids(ROWS, POOL) == leaked_ids(answers, POOL) == {0, 1, 2, 3, 4}
 
 
 def test_rows_without_inputs_are_no_leaks() -> None:
     """The original's result files may lack the inputs, and a pool's sample may be a mere space."""
-    assert leaked_ids([AnsweredRow(0, "", "b", "t", "d", "em", "c")], [entry("t", (" ", "b"))]) == set()
+    blank = AnsweredRow(id=0, targets="b", task="t", domain="d", metric="em", predicted_answer="c")
+    assert leaked_ids([blank], [entry("t", (" ", "b"))]) == set()
 
 
 def test_rows_that_are_there_twice_are_found() -> None:

@@ -108,9 +108,10 @@ def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(resu
     smallest = min(differences, key=lambda difference: difference.p)
     assert smallest.corrected == pytest.approx(min(1, smallest.p * len(differences)))
     same = comparisons["same"].differences[MEAN]
-    assert (same.value, same.low, same.high, same.p, same.separable) == (0, 0, 0, 1, False)
+    assert (same.value, same.p, same.separable) == (0, 1, False)
+    assert same.low == -same.high < 0  # equal on all rows is not equal for sure
     text = terminal(comparison_table(list(comparisons.values()), "paper"))
-    assert "+0.0 [+0.0, +0.0] p 1.000 ~" in text
+    assert "p 1.000 ~" in text
     assert "corrected for 6 comparisons (Holm)" in text
 
 
@@ -151,7 +152,7 @@ def test_what_cannot_be_compared_is_refused(results: Path) -> None:
 def test_rows_of_different_benchmarks_are_never_compared(results: Path) -> None:
     other = (results / "better.jsonl").read_text().replace("row 3", "another row")
     (results / "better.jsonl").write_text(other)
-    with pytest.raises(UserError, match="row 3 is of task 'a' in worse and another row, of 'a', in better"):
+    with pytest.raises(UserError, match=r"row 3 has other inputs in worse \('row 3'\) than in better"):
         read_runs(results)
 
 

@@ -178,3 +178,66 @@ def test_a_task_of_one_row_has_no_interval(results: Path) -> None:
     assert intervals["tasks"]["qa2"]["em"] is None
     assert intervals["mean"] is None
     assert "No interval where a task has a single row: qa2, text." in to_table(summaries(results)).notes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "a"}, r"row 1: field 'id' is 'a'"),
+        ({"id": True}, r"row 1: field 'id' is True"),
+        ({"adapters": None}, r"row 1: field 'adapters' is None"),
+        ({"weights": [float("nan")]}, r"row 1: field 'weights.0' is nan"),
+    ],
+)
+def test_a_malformed_row_is_named(results: Path, change: dict[str, Any], message: str) -> None:
+    first, *others = (results / "best_selection.jsonl").read_text().splitlines()
+    (results / "best_selection.jsonl").write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]))
+    with pytest.raises(UserError, match=message):
+        read_runs(results)
+
+
+@pytest.mark.parametrize("meta", ["[]", "null", '{"configuration": null}', '{"files": null}', "no json"])
+def test_a_malformed_record_is_named(results: Path, meta: str) -> None:
+    (results / "best_selection.meta.json").write_text(meta)
+    with pytest.raises(UserError, match=r"best_selection\.meta\.json: "):
+        read_runs(results)
+
+
+def test_a_task_has_one_domain(results: Path) -> None:
+    text = (results / "best_selection.jsonl").read_text()
+    (results / "best_selection.jsonl").write_text(text.replace("reading comp", "another domain", 1))
+    with pytest.raises(UserError, match="a task has one of each"):
+        read_runs(results)
+
+
+def test_what_is_no_run_is_passed_over_and_the_unfinished_named(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "summary.json").write_text('{\n "scoring": "paper"\n}')
+    (results / "fusion.jsonl").write_text("")  # all its rows failed
+    (results / "base.jsonl.partial").write_text("{}")
+    assert main(["summarize", str(results)]) == 0
+    assert "Not finished, and not shown: base, fusion." in capsys.readouterr().out
+
+
+def test_both_scorings_of_a_comparison_keep_signs_and_bounds(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summarize", str(results), "--versus", "best_selection", "--scoring", "both"]) == 0
+    assert "-50.0 [-100.0, " in capsys.readouterr().out
+
+
+def test_tasks_that_do_not_vary_may_still_hide_something(tmp_path: Path) -> None:
+    """All wrong on 5 rows and on 500: the small task alone may be right for up to half of its rows."""
+    rows = [answered("small", "d", "em", "yes", "no")] * 5 + [answered("large", "d", "em", "yes", "no")] * 500
+    (tmp_path / "base.jsonl").write_text("\n".join(json.dumps({"id": n, **row}) for n, row in enumerate(rows)))
+    intervals = as_json(tmp_path)["base"]["intervals"]
+    assert intervals["tasks"]["small"]["em"] == [0.0, 52.18]  # (1 − p)⁵ = 0.025
+    assert intervals["tasks"]["large"]["em"] == [0.0, 0.74]
+    assert intervals["mean"] == [0.0, 26.09]
+
+
+def test_tasks_without_a_normalized_score_are_named(results: Path) -> None:
+    rows = [json.loads(line) for line in (results / "best_selection.jsonl").read_text().splitlines()]
+    rows[2]["predicted_answer"] = "blue"
+    (results / "best_selection.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    notes = to_table(summaries(results)).notes
+    assert "mixture: normalized without qa2, which best_selection lacks or scores 0 on." in notes
