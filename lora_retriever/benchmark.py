@@ -73,15 +73,15 @@ def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:
 def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dict[str, Any]:
     """All that a method's answers depend on, files by their hashes; what does not bear on it is left out.
 
-    Temperature and seed stand in it only where they are set: folders older than these settings stay usable.
+    Later settings stand in it only where they are set: folders older than these stay usable.
     """
-    k, temperature = profile.retrieval.k, profile.retrieval.temperature
+    k, temperature, tokens = profile.retrieval.k, profile.retrieval.temperature, profile.generation.batch_tokens
     used = {
         "method": {"name": method.name, "mode": method.mode, "source": method.source},
         "rows": benchmark.hashes["rows"],
         "limit_per_task": benchmark.limit,
         "base": benchmark.hashes["base"],
-        "generation": profile.generation.model_dump(),
+        "generation": profile.generation.model_dump(exclude={"batch_tokens"} if tokens is None else None),
         "dtype": profile.dtype,
         "device": profile.torch_device,
         "threads": profile.threads,
@@ -103,4 +103,6 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         used |= {"temperature": temperature}
     if profile.seed != 0:
         used |= {"seed": profile.seed}
+    if profile.backend != "local":
+        used |= {"backend": profile.backend}
     return used

@@ -4,14 +4,15 @@
 
 Everything is planned before the first token is made, and planned alike at every start. So a run that is started again
 repeats only the batches that are not wholly on disk, in the very shape they would have had: the files come out the
-same.
+same. What another run of the folder has answered already is taken from there.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -21,16 +22,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 from transformers import set_seed
 
+from lora_retriever.answer_cache import AnswerCache, answer_key
+from lora_retriever.backends import Backend, Request, load_backend
 from lora_retriever.benchmark import Benchmark, check_pool_size, configuration, open_benchmark
 from lora_retriever.data import Row
 from lora_retriever.embedding_cache import cached
 from lora_retriever.encoders import Embeddings, Encoder, load_encoder
 from lora_retriever.errors import RowsFailedError
-from lora_retriever.generation import Answer, Generator, load_generator
+from lora_retriever.generation import Answer, load_tokenizer, make_prompts
 from lora_retriever.index import AdapterIndex
 from lora_retriever.methods import Composition, Method, find_methods, route
 from lora_retriever.profile import Profile
@@ -86,19 +89,24 @@ def evaluate(
             with console.status("encoding the pool and the rows"):
                 indexes, queries = retrieve(profile, benchmark, scorers)
         with console.status("loading the base model and the adapters"):
-            generator = load_generator(
-                benchmark.base, benchmark.adapters, profile.generation, profile.torch_dtype, profile.torch_device
+            prompts = make_prompts(
+                [row.inputs for row in benchmark.rows], load_tokenizer(benchmark.base), profile.generation
             )
-            prompts = [generator.prompt(row.inputs) for row in benchmark.rows]
+            backend = load_backend(profile, benchmark)
 
         failures = {}
-        for variant, run in unfinished.items():
-            set_seed(variant.profile.seed)
-            retrieval = variant.profile.retrieval
-            index = indexes.get(retrieval.scorer)
-            compositions = route(variant.method, benchmark.rows, retrieval.k, index, queries, retrieval.temperature)
-            plan = [PlannedRow(*parts) for parts in zip(benchmark.rows, prompts, compositions, strict=True)]
-            failures[run.name] = run_method(variant.method, run, plan, generator, describe(profile, plan), console)
+        with closing(backend):
+            for variant, run in unfinished.items():
+                set_seed(variant.profile.seed)
+                retrieval = variant.profile.retrieval
+                index = indexes.get(retrieval.scorer)
+                compositions = route(variant.method, benchmark.rows, retrieval.k, index, queries, retrieval.temperature)
+                plan = [PlannedRow(*parts) for parts in zip(benchmark.rows, prompts, compositions, strict=True)]
+                description = describe(profile, plan)
+                cache = AnswerCache(description["versions"])
+                if profile.reuse_answers:
+                    cache.learn_folder(results, apart_from=[run.name])
+                failures[run.name] = run_method(variant.method, run, plan, backend, cache, description, console)
     report_failures(failures)
 
 
@@ -123,59 +131,91 @@ def run_method(
     method: Method,
     run: RunFile,
     plan: Sequence[PlannedRow],
-    generator: Generator,
+    backend: Backend,
+    cache: AnswerCache,
     description: dict[str, Any],
     console: Console,
 ) -> dict[int, str]:
     """Answer the rows of a plan that have no answer yet. Returns those that failed, by id, with the reason."""
     started, clock = datetime.now(timezone.utc), time.perf_counter()
-    failed = {planned.row.id: reason for planned in plan if (reason := lacking(planned, generator.model.adapters))}
-    batches = plan_batches([planned for planned in plan if planned.row.id not in failed], generator.settings.batch_size)
+    failed = {planned.row.id: reason for planned in plan if (reason := lacking(planned, run.configuration))}
+    alike = group_alike([planned for planned in plan if planned.row.id not in failed], run.configuration)
+    known = {key: answer for key in alike if (answer := cache.find(key)) is not None}
+    asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}  # the first answers for all
+
     run.begin({**description, "finished": False})
     done = len(run.lines)
-    # A sweep's long names wrap; as one line they would push the count out of a narrow terminal.
-    name = TextColumn("{task.description}", table_column=Column(min_width=24, overflow="fold"))
-    columns = (name, BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
-    ) as progress:
-        bar = progress.add_task(run.name, total=len(plan), completed=done)
-        for batch in batches:
-            missing = set(run.missing([planned.row.id for planned in batch]))
-            if not missing:
-                continue
-            try:
-                answers = generator.answer(
-                    [planned.prompt for planned in batch], [planned.composition for planned in batch], method.mode
-                )
-            except RuntimeError as error:  # a batch that does not fit into memory, say, must not cost the others
-                failed |= dict.fromkeys(missing, str(error).strip().splitlines()[0])
-            else:
-                lines = [answer_line(planned, answer) for planned, answer in zip(batch, answers, strict=True)]
-                run.append([line for line in lines if line["id"] in missing])
-            progress.advance(bar, len(missing))
+    with progress_of(run, plan, console) as advance:
+
+        def write(answered: Iterable[tuple[Sequence[PlannedRow], Answer]]) -> None:
+            missing = [(row, answer) for rows, answer in answered for row in rows if row.row.id not in run.lines]
+            run.append([answer_line(row, answer) for row, answer in missing])
+            advance([row for row, _ in missing])
+
+        write((alike[key], answer) for key, answer in known.items())
+        reused = len(run.lines) - done
+        requests = [Request(id, rows[0].prompt, rows[0].composition) for id, rows in asked.items()]
+        finished = {id for id, rows in asked.items() if not run.missing([row.row.id for row in rows])}
+        for outcome in backend.answers(requests, method.mode, finished):
+            write((asked[id], answer) for id, answer in outcome.answers.items())
+            failed |= {row.row.id: reason for id, reason in outcome.failures.items() for row in asked[id]}
+            advance([row for id in outcome.failures for row in asked[id]])
     timings = {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rows": len(run.lines) - done,
+        "reused": reused,
         "seconds": round(time.perf_counter() - clock, 2),
     }
+    failed = {id: reason for id, reason in failed.items() if id not in run.lines}
     failed_rows = [{"id": id, "reason": failed[id]} for id in sorted(failed)]
     meta = {**description, "finished": not failed, "failed_rows": failed_rows, "timings": timings}
     run.finish([planned.row.id for planned in plan], meta)
     return failed
 
 
-def lacking(planned: PlannedRow, adapters: Sequence[str]) -> str | None:
+def lacking(planned: PlannedRow, configuration: Mapping[str, Any]) -> str | None:
     """Why a row cannot be answered: its composition wants an adapter that the pool does not have. Else None."""
-    absent = [name for name in planned.composition.adapters if name not in adapters]
+    absent = [name for name in planned.composition.adapters if name not in configuration["adapters"]]
     return f"no adapter {absent[0]!r} in the pool" if absent else None
 
 
-def plan_batches(plan: Sequence[PlannedRow], batch_size: int) -> list[list[PlannedRow]]:
-    """Batches of prompts of similar length, the longest first: what does not fit into memory shows at once."""
-    ordered = sorted(plan, key=lambda planned: (-len(planned.prompt.token_ids), planned.row.id))
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+def group_alike(plan: Sequence[PlannedRow], configuration: Mapping[str, Any]) -> dict[str, list[PlannedRow]]:
+    """The rows of a plan by the key of their answer: those of one key have the same, and it is made once."""
+    groups: dict[str, list[PlannedRow]] = {}
+    for planned in plan:
+        composition = planned.composition
+        key = answer_key(configuration, planned.row.inputs, composition.adapters, composition.weights)
+        groups.setdefault(key, []).append(planned)
+    return groups
+
+
+@contextmanager
+def progress_of(
+    run: RunFile, plan: Sequence[PlannedRow], console: Console
+) -> Iterator[Callable[[Sequence[PlannedRow]], None]]:
+    """A bar for one run; what is yielded moves it on by some rows.
+
+    Rows count by their prompts' tokens: the longest come first, and by number alone the time left would be too long.
+    """
+
+    def tokens(rows: Sequence[PlannedRow]) -> int:
+        return sum(len(planned.prompt.token_ids) for planned in rows)
+
+    rows_done = len(run.lines)
+    # A sweep's long names wrap; as one line they would push the count out of a narrow terminal.
+    name = TextColumn("{task.description}", table_column=Column(min_width=24, overflow="fold"))
+    columns = (name, BarColumn(), TextColumn(f"{{task.fields[rows]}}/{len(plan)}"))
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
+        at_first = tokens([planned for planned in plan if planned.row.id in run.lines])
+        bar = bars.add_task(run.name, total=tokens(plan), completed=at_first, rows=rows_done)
+
+        def advance(rows: Sequence[PlannedRow]) -> None:
+            nonlocal rows_done
+            rows_done += len(rows)
+            bars.update(bar, advance=tokens(rows), rows=rows_done)
+
+        yield advance
 
 
 def answer_line(planned: PlannedRow, answer: Answer) -> Line:

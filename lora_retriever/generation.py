@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from lora_retriever.decoding import decode
 from lora_retriever.errors import UserError
 from lora_retriever.methods import Composition, Mode
 from lora_retriever.profile import GenerationSection
@@ -33,63 +34,57 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
-        self._pad_id = next(
-            token
-            for token in (settings.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-            if token is not None
-        )
+        # The one thing taken from the checkpoint's own defaults: others (Llama-2 samples) would change the experiment.
         end = model.base.generation_config.eos_token_id
         self._end_ids = end if isinstance(end, list) else [end] if end is not None else []
-        # Built anew: a checkpoint's own defaults (Llama-2's sample) must not change the experiment.
-        self._decoding = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=settings.max_new_tokens,
-            pad_token_id=self._pad_id,
-            eos_token_id=end,
-            bos_token_id=tokenizer.bos_token_id,
-        )
 
-    def prompt(self, inputs: str) -> Prompt:
-        """The tokens of one input in the template, cut if it is too long.
-
-        Raises:
-            UserError: not even the template fits.
-        """
-        settings = self.settings
-        try:
-            return encode_prompt(self.tokenizer, settings.template_text, inputs, settings.max_prompt_tokens)
-        except ValueError as error:
-            raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error
-
-    @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: Mode) -> list[Answer]:
         """Greedy answers, one per prompt, each under its own composition, all in one batch."""
-        length = max(len(prompt.token_ids) for prompt in prompts)
-        device = self.model.device
-        ids = torch.tensor(
-            [[self._pad_id] * (length - len(p.token_ids)) + p.token_ids for p in prompts], device=device
-        )  # [batch, length]
-        mask = torch.tensor(
-            [[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device
-        )  # [batch, length]
         names, weights = weight_matrix(compositions)
         with self.model.composed(names, weights, mode=mode) if names else nullcontext():
-            sequences = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self._decoding)
-        generated = [self._until_end(row) for row in sequences[:, length:].tolist()]
-        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [Answer(extract_answer(text), len(row)) for text, row in zip(texts, generated, strict=True)]
+            tokens = decode(
+                self.model,
+                [prompt.token_ids for prompt in prompts],
+                self._end_ids,
+                pad_id(self.tokenizer, self.settings),
+                self.settings.max_new_tokens,
+            )
+        return [answer_of(row, self.tokenizer) for row in tokens]
 
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        """The tokens up to the first end mark, it included; after it there is only padding."""
-        for place, token in enumerate(tokens):
-            if token in self._end_ids:
-                return tokens[: place + 1]
-        return tokens
+
+def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+    """What the generated tokens of one row say."""
+    return Answer(extract_answer(str(tokenizer.decode(tokens, skip_special_tokens=True))), len(tokens))
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, settings: GenerationSection) -> int:
+    """The token that fills short rows up: the settings', the tokenizer's, or for want of both its end mark."""
+    candidates = (settings.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next(token for token in candidates if token is not None)
+
+
+def make_prompts(
+    inputs: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: GenerationSection
+) -> list[Prompt]:
+    """The tokens of every input in the template, cut where it is too long.
+
+    Raises:
+        UserError: not even the template fits.
+    """
+    try:
+        return [encode_prompt(tokenizer, settings.template_text, text, settings.max_prompt_tokens) for text in inputs]
+    except ValueError as error:
+        raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error
+
+
+def adapters_of(compositions: Sequence[Composition]) -> list[str]:
+    """The adapters that a batch uses, each once."""
+    return sorted({name for composition in compositions for name in composition.adapters})
 
 
 def weight_matrix(compositions: Sequence[Composition]) -> tuple[list[str], torch.Tensor]:
     """The adapters of a batch and the paper's mapping matrix M [batch, adapters], float32."""
-    names = sorted({name for composition in compositions for name in composition.adapters})
+    names = adapters_of(compositions)
     columns = {name: column for column, name in enumerate(names)}
     weights = torch.zeros(len(compositions), len(names))
     for row, composition in enumerate(compositions):
@@ -99,23 +94,47 @@ def weight_matrix(compositions: Sequence[Composition]) -> tuple[list[str], torch
 
 
 def load_generator(
-    base: Path, adapters: Mapping[str, Path], settings: GenerationSection, dtype: torch.dtype, device: str
+    base: Path,
+    adapters: Mapping[str, Path],
+    settings: GenerationSection,
+    dtype: torch.dtype,
+    device: str,
+    adapter_memory: int | None = None,
 ) -> Generator:
-    """Load a base model with its tokenizer and its adapters from local folders.
+    """Load everything that answers: base model, adapters, tokenizer.
 
     Raises:
-        UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
+        UserError: the base or its tokenizer cannot be loaded, or an adapter cannot be composed exactly.
     """
-    model = load_composable(base, adapters, dtype, device)
+    model = load_composable(base, adapters, dtype, device, adapter_memory)
+    return Generator(model, load_tokenizer(base), settings)
+
+
+def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"base model {base}: its tokenizer cannot be loaded: {error}") from error
-    return Generator(model, tokenizer, settings)
+    return tokenizer
 
 
-def load_composable(base: Path, adapters: Mapping[str, Path | str], dtype: torch.dtype, device: str) -> ComposableModel:
+def load_composable(
+    base: Path,
+    adapters: Mapping[str, Path | str],
+    dtype: torch.dtype,
+    device: str,
+    adapter_memory: int | None = None,
+) -> ComposableModel:
     """Load a base model and its adapters by name; nothing is unpickled and no checkpoint's code is run.
+
+    Args:
+        device: a device of torch's, or `balanced`: spread over all GPUs by accelerate, for a model larger than one.
+        adapter_memory: bytes that adapters may take on a device; the others wait on disk. None: all are resident.
 
     Raises:
         UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
@@ -124,7 +143,7 @@ def load_composable(base: Path, adapters: Mapping[str, Path | str], dtype: torch
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, device_map=device)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"base model {base}: cannot be loaded: {error}") from error
-    composable = ComposableModel(model.eval())
+    composable = ComposableModel(model.eval(), adapter_memory)
     try:
         for name, folder in adapters.items():
             composable.load_adapter(folder, name=name)

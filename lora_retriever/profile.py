@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from lora_retriever.encoders import Layout
 from lora_retriever.errors import UserError
@@ -36,6 +36,17 @@ class Checkpoint(Section):
 
     location: str
     revision: str | None = None
+
+
+class AdaptersSection(Checkpoint):
+    """Where the adapters lie, and how many of them may be in memory.
+
+    Attributes:
+        memory: bytes that adapters may take on a device, such as `8GiB`; the least recently used make room for others.
+            None keeps all of them there.
+    """
+
+    memory: ByteSize | None = None
 
 
 class EncoderSection(Checkpoint):
@@ -77,12 +88,19 @@ class RetrievalSection(Section):
 
 
 class GenerationSection(Section):
-    """Decoding is greedy; the batch size is a number of rows."""
+    """Decoding is greedy.
+
+    Attributes:
+        batch_size: rows in a batch, at most.
+        batch_tokens: tokens in a batch, at most, with padding and with the new ones: what bounds the memory for keys
+            and values. None bounds the rows alone.
+    """
 
     template: str = "alpaca"
     max_prompt_tokens: int = Field(512, ge=1)
     max_new_tokens: int = Field(50, ge=1)
     batch_size: int = Field(8, ge=1)
+    batch_tokens: int | None = Field(None, ge=1)
     pad_token_id: int | None = None
 
     @field_validator("template")
@@ -106,13 +124,16 @@ class Profile(Section):
         note: what is printed under every table.
         threads: torch's on a CPU; None takes as many as there are cores.
         seed: of Python's, numpy's and torch's random numbers, set before every run.
+        backend: what answers: this process (`local`), vLLM, or actors on any number of machines (`ray`).
+        reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
+            the same composition.
     """
 
     name: str
     folder: Path
     note: str = ""
     base: Checkpoint
-    adapters: Checkpoint
+    adapters: AdaptersSection
     encoder: EncoderSection
     data: DataSection
     retrieval: RetrievalSection = RetrievalSection()
@@ -121,6 +142,8 @@ class Profile(Section):
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
+    backend: Literal["local", "vllm", "ray"] = "local"
+    reuse_answers: bool = True
     methods: tuple[str, ...] = tuple(METHODS)
 
     @field_validator("methods")

@@ -39,7 +39,7 @@ class RunFile:
         self.configuration = configuration
         self._remove = f"rm {results / name}.jsonl* {self.meta_path}"
         self._finished = self._read_meta().get("finished", False)
-        self.lines = self._read()
+        self.lines = read_lines(results, name)
 
     def is_finished(self, ids: Sequence[int]) -> bool:
         """Whether all of `ids` are answered, and the file and its record have their final form."""
@@ -102,20 +102,22 @@ class RunFile:
             )
         return meta
 
-    def _read(self) -> dict[int, Line]:
-        """The rows on disk by id. A half-written last line, and whatever is not a row, counts as not there."""
-        source = self.partial if self.partial.exists() else self.path
-        if not source.exists():
-            return {}
-        lines = {}
-        content = source.read_text(encoding="utf-8", errors="replace")
-        for text in content.split("\n"):  # not splitlines: an answer may hold U+2028
-            try:
-                line = json.loads(text)
-                lines[line["id"]] = line
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        return lines
+
+def read_lines(results: Path, name: str) -> dict[int, Line]:
+    """The rows of a run on disk by id. A half-written last line, and whatever is not a row, counts as not there."""
+    partial = results / f"{name}.jsonl.partial"
+    source = partial if partial.exists() else results / f"{name}.jsonl"
+    if not source.exists():
+        return {}
+    lines = {}
+    content = source.read_text(encoding="utf-8", errors="replace")
+    for text in content.split("\n"):  # not splitlines: an answer may hold U+2028
+        try:
+            line = json.loads(text)
+            lines[line["id"]] = line
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return lines
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

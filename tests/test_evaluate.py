@@ -24,12 +24,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_retriever import AdapterIndex
+from lora_retriever.backends import Request
+from lora_retriever.backends.batches import plan_batches
 from lora_retriever.data import PoolEntry, Row
 from lora_retriever.errors import RowsFailedError, UserError
-from lora_retriever.evaluate import PlannedRow, evaluate, plan_batches
+from lora_retriever.evaluate import evaluate
 from lora_retriever.generation import load_composable
 from lora_retriever.methods import METHODS, Composition, route
-from lora_retriever.profile import PROFILES, Profile, load_profile
+from lora_retriever.profile import PROFILES, GenerationSection, Profile, load_profile
 from lora_retriever.prompt import ALPACA, Prompt
 
 QUIET = Console(file=io.StringIO())
@@ -217,13 +219,15 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, tiny: Profile, monkeypa
 
 def test_batches_hold_prompts_of_similar_length_the_longest_first() -> None:
     lengths = [3, 9, 9, 1, 7]
-    row = Row(inputs="x", targets="", task="t", domain="d", metric="em", id=0)
-    plan = [
-        PlannedRow(row.model_copy(update={"id": id}), Prompt([0] * length, 0), Composition())
-        for id, length in enumerate(lengths)
-    ]
-    batches = plan_batches(plan, batch_size=2)
-    assert [[planned.row.id for planned in batch] for batch in batches] == [[1, 2], [4, 0], [3]]
+    requests = [Request(id, Prompt([0] * length, 0), Composition()) for id, length in enumerate(lengths)]
+
+    def ids(**settings: int) -> list[list[int]]:
+        return [[request.id for request in batch] for batch in plan_batches(requests, GenerationSection(**settings))]
+
+    assert ids(batch_size=2) == [[1, 2], [4, 0], [3]]
+    # 9 + 1, 7 + 1 and 1 + 1 tokens a row: 2 rows of the longest, 3 of the next, a single row however long.
+    assert ids(batch_size=8, batch_tokens=24, max_new_tokens=1) == [[1, 2], [4, 0, 3]]
+    assert ids(batch_size=8, batch_tokens=3, max_new_tokens=1) == [[1], [2], [4], [0], [3]]
 
 
 def test_a_row_records_more_of_its_search_than_it_uses(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:

@@ -191,10 +191,10 @@ def test_a_sweep_loads_and_encodes_once(tiny: Profile, tmp_path: Path, monkeypat
 
         return call
 
-    for name in ("load_encoder", "load_generator", "index_pool"):
+    for name in ("load_encoder", "load_backend", "index_pool"):
         monkeypatch.setattr(evaluation, name, counted(name))
     evaluate(tiny, ["selection"], tmp_path, 1, QUIET, ["scorer=cosine,nearest", "seed=0,1"])
-    assert sorted(calls) == ["index_pool", "load_encoder", "load_generator"]
+    assert sorted(calls) == ["index_pool", "load_backend", "load_encoder"]
     assert len(list(tmp_path.glob("selection@scorer=*,seed=*.jsonl"))) == 4
 
 
@@ -244,7 +244,7 @@ def test_a_stopped_sweep_goes_on_to_the_files_of_an_undisturbed_one(
 
 
 def test_a_wider_sweep_repeats_nothing(swept: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(evaluation, "load_generator")  # so it would raise if anything were left to do
+    monkeypatch.delattr(evaluation, "load_backend")  # so it would raise if anything were left to do
     evaluate(tiny, ["selection", "mixture"], swept, 1, QUIET, ["k=4,2"])
     evaluate(tiny, ["mixture"], swept, 1, QUIET, ["temperature=0.2,1", "k=1"])
 
@@ -255,7 +255,7 @@ def test_a_wider_sweep_repeats_nothing(swept: Path, tiny: Profile, monkeypatch: 
 def test_the_largest_k_is_checked_before_anything_is_loaded(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(evaluation, "load_generator")
+    monkeypatch.delattr(evaluation, "load_backend")
     monkeypatch.delattr(evaluation, "load_encoder")
     with pytest.raises(UserError, match=r"mixture_ood@k=19 wants k = 19 adapters a row, but the pool .* leaves 18"):
         evaluate(tiny, ["base", "mixture_ood"], tmp_path, 1, QUIET, ["k=1,19,2"])

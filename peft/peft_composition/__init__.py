@@ -6,7 +6,7 @@ pair per row and module; `hooks` adds the pairs in the forward pass; `model` is 
 composition as an ordinary PEFT checkpoint.
 """
 
-from peft_composition.errors import AdapterError, CompositionError
+from peft_composition.errors import AdapterError, AdapterMemoryError, CompositionError
 from peft_composition.model import ComposableModel
 
-__all__ = ["AdapterError", "ComposableModel", "CompositionError"]
+__all__ = ["AdapterError", "AdapterMemoryError", "ComposableModel", "CompositionError"]

@@ -1,10 +1,14 @@
-"""The errors a user of this package can meet. Both are `ValueError`s: something given to the package was wrong."""
+"""The errors a user of this package can meet. All are `ValueError`s: something given to the package was wrong."""
 
 from __future__ import annotations
 
 
 class CompositionError(ValueError):
     """A call that cannot be served: weights of the wrong shape, an unknown mode, rows that do not match."""
+
+
+class AdapterMemoryError(CompositionError):
+    """A batch whose adapters do not fit into the memory that adapters were given. Smaller batches may."""
 
 
 class AdapterError(CompositionError):

@@ -23,7 +23,7 @@ class LiveComposition:
     def __init__(self, base: nn.Module, pairs: Mapping[str, Pair], batch: int) -> None:
         self.batch = batch
         self._base = base
-        self._pairs = pairs
+        self._pairs = dict(pairs)
         self._rows = batch  # rows of the forward pass under way: more than `batch` with beams or several sequences
         self._positions = 0  # rows times length of that pass
         self._handles: list[RemovableHandle] = []
@@ -31,14 +31,21 @@ class LiveComposition:
     def attach(self) -> None:
         """Put the hooks on the base and on just the modules that have a pair."""
         self._handles.append(self._base.register_forward_pre_hook(self._note_rows, with_kwargs=True))
-        for name, pair in self._pairs.items():
+        for name in self._pairs:
             module = self._base.get_submodule(name)
-            self._handles.append(module.register_forward_hook(self._hook(name, pair), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._hook(name), with_kwargs=True))
 
     def detach(self) -> None:
         """Take all hooks off again."""
         while self._handles:
             self._handles.pop().remove()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch alone, indices int64 [rows], in this order."""
+        for name, pair in self._pairs.items():
+            rows = rows.to(pair.down.device)
+            self._pairs[name] = Pair(pair.down[rows], pair.up[rows])
+        self.batch = len(rows)
 
     def _note_rows(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward pass of the base: see how many rows it has, and that they fit the weights."""
@@ -49,7 +56,7 @@ class LiveComposition:
                 f"the model was called with {self._rows} rows, which is no multiple of the {self.batch} rows of weights"
             )
 
-    def _hook(self, name: str, pair: Pair) -> Callable[..., Tensor]:
+    def _hook(self, name: str) -> Callable[..., Tensor]:
         """Return the forward hook of one module."""
 
         def add_to_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class LiveComposition:
                     f"module '{name}' was called on inputs of shape {list(x.shape)}, from which the {self._rows} rows "
                     "of the batch cannot be told apart; adapters on such a module cannot be composed by row"
                 )
-            return add_pair(x, output, pair)
+            return add_pair(x, output, self._pairs[name])
 
         return add_to_output
 

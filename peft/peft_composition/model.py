@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -37,10 +38,11 @@ class _Resident:
 class ComposableModel:
     """A transformers causal LM with resident LoRA adapters, composed by row while `composed` is open.
 
-    The base stays usable on its own. Not for use by several threads at once, as the base is shared.
+    The base stays usable on its own. Several threads may share one `ComposableModel`: they take turns, each having the
+    model for itself while it is inside `composed` or a call. The base itself, called past this object, knows no turns.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, base: PreTrainedModel, adapter_memory: int | None = None) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
             raise CompositionError("the base carries PEFT adapters already; unload them first (PeftModel.unload())")
         self.base = base
@@ -48,6 +50,7 @@ class ComposableModel:
         self._stacks: dict[str, ModuleStack] = {}  # by module name; only modules that some adapter targets
         self._columns: tuple[str, ...] = ()  # the adapters that lora_mapping's columns stand for
         self._live: LiveComposition | None = None
+        self._turn = RLock()
 
     @property
     def config(self) -> Any:
@@ -105,17 +108,26 @@ class ComposableModel:
         Raises `AdapterError` for an adapter that is not loaded, `CompositionError` for an unknown mode, for
         weights that do not fit, and for a composition inside another.
         """
+        with self._turn:
+            if self._live is not None:
+                raise CompositionError("a composition is active already; leave it before composing again")
+            weights = self._checked_weights(adapters, weights)
+            live = LiveComposition(self.base, self._pairs(adapters, weights, mode), batch=weights.shape[0])
+            try:
+                live.attach()
+                self._live = live
+                yield self
+            finally:
+                self._live = None
+                live.detach()
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on, within `composed`, with these rows of the batch alone: indices int64 [rows], in this order.
+
+        So rows that have ended can leave a batch while the others are decoded. Without a composition nothing is to do.
+        """
         if self._live is not None:
-            raise CompositionError("a composition is active already; leave it before composing again")
-        weights = self._checked_weights(adapters, weights)
-        live = LiveComposition(self.base, self._pairs(adapters, weights, mode), batch=weights.shape[0])
-        try:
-            live.attach()
-            self._live = live
-            yield self
-        finally:
-            self._live = None
-            live.detach()
+            self._live.keep(rows)
 
     def __call__(
         self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
@@ -133,6 +145,9 @@ class ComposableModel:
     ) -> Any:
         """Run the base's `generate`, composed as `__call__` is. Beams share their row's weights, as do sequences."""
         return self._run(cast(Any, self.base).generate, args, kwargs, lora_mapping, merging_type)
+
+    def prefetch(self, adapters: Sequence[str]) -> None:
+        """Begin to read adapters that the next composition will want, beside whatever is computed meanwhile."""
 
     def set_adapter(self, adapters: str | Sequence[str]) -> None:
         """Say which adapters the columns of `lora_mapping` stand for. By itself it composes nothing."""
@@ -213,20 +228,22 @@ class ComposableModel:
         merging_type: str | None,
     ) -> Any:
         """Call `function` of the base, under the composition that is active or that `lora_mapping` asks for."""
-        if lora_mapping is not None:
-            if not self._columns:
-                raise CompositionError("call set_adapter first, to say which adapters lora_mapping's columns stand for")
-            with self.composed(self._columns, lora_mapping, "mixture" if merging_type is None else merging_type):
-                return self._run(function, args, kwargs, None, None)
-        if merging_type is not None:
-            raise CompositionError("merging_type was given without lora_mapping, so there is nothing to merge")
-        if self._live is not None:
-            rows = input_rows(args, kwargs).shape[0]
-            if rows != self._live.batch:
-                raise CompositionError(
-                    f"the inputs have {rows} rows and the weights {self._live.batch}; give each row its weights"
-                )
-        return function(*args, **kwargs)
+        with self._turn:
+            if lora_mapping is not None:
+                if not self._columns:
+                    reason = "call set_adapter first, to say which adapters lora_mapping's columns stand for"
+                    raise CompositionError(reason)
+                with self.composed(self._columns, lora_mapping, "mixture" if merging_type is None else merging_type):
+                    return self._run(function, args, kwargs, None, None)
+            if merging_type is not None:
+                raise CompositionError("merging_type was given without lora_mapping, so there is nothing to merge")
+            if self._live is not None:
+                rows = input_rows(args, kwargs).shape[0]
+                if rows != self._live.batch:
+                    raise CompositionError(
+                        f"the inputs have {rows} rows and the weights {self._live.batch}; give each row its weights"
+                    )
+            return function(*args, **kwargs)
 
     def _resident(self, name: str) -> _Resident:
         if name not in self._residents:

@@ -11,7 +11,7 @@ import torch
 
 from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.encoders import load_encoder
-from lora_retriever.generation import Generator, load_generator
+from lora_retriever.generation import Generator, load_generator, make_prompts
 from lora_retriever.methods import METHODS, Composition, Mode, route
 from lora_retriever.metrics import MAIN_SCORE
 from lora_retriever.metrics.base import compute
@@ -88,7 +88,7 @@ def _best_siblings(generator: Generator, rows: Sequence[Row], pool: Sequence[Poo
 
 def _answers(generator: Generator, rows: Sequence[Row], compositions: Sequence[Composition], mode: Mode) -> list[str]:
     """Greedy answers, one a row, each row under its own composition."""
-    prompts = [generator.prompt(row.inputs) for row in rows]
+    prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
     answers: list[str] = []
     for start in range(0, len(rows), SETTINGS.batch_size):
         batch = slice(start, start + SETTINGS.batch_size)

@@ -1,0 +1,100 @@
+"""The backend of this process: one base model, batch after batch. A batch that is too large is divided."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+
+from lora_retriever.backends import Outcome, Request
+from lora_retriever.backends.batches import plan_batches, unfinished
+from lora_retriever.benchmark import Benchmark
+from lora_retriever.generation import Generator, adapters_of, load_generator
+from lora_retriever.methods import Mode
+from lora_retriever.profile import Profile
+from peft_composition import AdapterMemoryError
+
+
+class LocalBackend:
+    """Answers with a model in this process."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self._pieces = 1  # into so many a planned batch is divided; doubled whenever one did not fit into memory
+
+    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
+        """The outcomes, batch by batch; while one is computed, the next one's adapters are read."""
+        batches = unfinished(plan_batches(requests, self.generator.settings), done)
+        for batch, following in pairwise([*batches, []]):
+            self.generator.model.prefetch(adapters_of([request.composition for request in following]))
+            yield self.answer(batch, mode)
+
+    def answer(self, batch: Sequence[Request], mode: Mode) -> Outcome:
+        """The outcome of one batch. If it does not fit into memory its halves are tried, down to single rows."""
+        outcome = Outcome()
+        waiting = list(divided(batch, self._pieces))
+        while waiting:
+            piece = waiting.pop(0)
+            try:
+                outcome |= self._answered_together(piece, mode)
+            except (MemoryError, RuntimeError, AdapterMemoryError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                halve = len(piece) > 1 and ran_out_of_memory(error)
+            else:
+                continue
+            # The error is gone here, and with it the frames that held the batch's tensors.
+            _free_memory()
+            if halve:
+                self._pieces *= 2
+                waiting = [*divided(piece, 2), *waiting]
+            else:
+                outcome |= Outcome(failures={request.id: reason for request in piece})
+        return outcome
+
+    def close(self) -> None:
+        """The model goes with this object."""
+
+    def _answered_together(self, piece: Sequence[Request], mode: Mode) -> Outcome:
+        answers = self.generator.answer(
+            [request.prompt for request in piece], [request.composition for request in piece], mode
+        )
+        return Outcome({request.id: answer for request, answer in zip(piece, answers, strict=True)})
+
+
+def load_local(profile: Profile, benchmark: Benchmark) -> LocalBackend:
+    """The local backend of a profile.
+
+    Raises:
+        UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
+    """
+    return LocalBackend(
+        load_generator(
+            benchmark.base,
+            benchmark.adapters,
+            profile.generation,
+            profile.torch_dtype,
+            profile.torch_device,
+            profile.adapters.memory,
+        )
+    )
+
+
+def divided(batch: Sequence[Request], pieces: int) -> Iterator[Sequence[Request]]:
+    """A batch in at most so many pieces of about one size, in its order."""
+    size = -(-len(batch) // pieces)
+    return (batch[start : start + size] for start in range(0, len(batch), size))
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a batch was too large: for the device, for the host, or for the adapters' memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | AdapterMemoryError):
+        return True
+    return "can't allocate memory" in str(error)  # torch's allocator on a CPU raises a plain RuntimeError
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
