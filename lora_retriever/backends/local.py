@@ -14,7 +14,7 @@ from lora_retriever.benchmark import Benchmark
 from lora_retriever.generation import Generator, adapters_of, load_generator
 from lora_retriever.methods import Mode
 from lora_retriever.profile import Profile
-from peft_composition import AdapterMemoryError
+from peft_composition import AdapterError, AdapterMemoryError, CompositionError
 
 
 class LocalBackend:
@@ -22,35 +22,40 @@ class LocalBackend:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self._pieces = 1  # into so many a planned batch is divided; doubled whenever one did not fit into memory
+        self._pieces = 1  # into so many a planned batch is divided, once one did not fit into memory
 
     def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
         """The outcomes, batch by batch; while one is computed, the next one's adapters are read."""
         batches = unfinished(plan_batches(requests, self.generator.settings), done)
         for batch, following in pairwise([*batches, []]):
-            self.generator.model.prefetch(adapters_of([request.composition for request in following]))
+            wanted = adapters_of([request.composition for request in (*batch, *following)])
+            self.generator.model.prefetch(wanted)
             yield self.answer(batch, mode)
 
     def answer(self, batch: Sequence[Request], mode: Mode) -> Outcome:
-        """The outcome of one batch. If it does not fit into memory its halves are tried, down to single rows."""
+        """The outcome of one batch. One that does not fit into memory is halved, down to single rows.
+
+        So is one with an adapter that cannot be read any more, that it may cost no other adapter's rows.
+        """
         outcome = Outcome()
         waiting = list(divided(batch, self._pieces))
         while waiting:
             piece = waiting.pop(0)
             try:
                 outcome |= self._answered_together(piece, mode)
-            except (MemoryError, RuntimeError, AdapterMemoryError) as error:
+            except (MemoryError, RuntimeError, CompositionError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                halve = len(piece) > 1 and ran_out_of_memory(error)
+                too_large, bad_adapter = ran_out_of_memory(error), isinstance(error, AdapterError)
             else:
                 continue
             # The error is gone here, and with it the frames that held the batch's tensors.
             _free_memory()
-            if halve:
-                self._pieces *= 2
-                waiting = [*divided(piece, 2), *waiting]
-            else:
+            if len(piece) == 1 or not (too_large or bad_adapter):
                 outcome |= Outcome(failures={request.id: reason for request in piece})
+                continue
+            waiting = [*divided(piece, 2), *waiting]
+            if too_large:
+                self._pieces = max(self._pieces, -(-len(batch) // len(waiting[0])))
         return outcome
 
     def close(self) -> None:

@@ -3,10 +3,11 @@
 One idea carries the package: every composition is a low-rank update. `checkpoint` reads an adapter and `exactness`
 refuses what cannot be composed exactly; `pairs` keeps the adapters resident and makes, once per batch, one low-rank
 pair per row and module; `hooks` adds the pairs in the forward pass; `model` is the face of it all; `save` writes a
-composition as an ordinary PEFT checkpoint.
+composition as an ordinary PEFT checkpoint, and `writer` does so where the base's weights are not in memory.
 """
 
 from peft_composition.errors import AdapterError, AdapterMemoryError, CompositionError
 from peft_composition.model import ComposableModel
+from peft_composition.writer import CompositionWriter
 
-__all__ = ["AdapterError", "AdapterMemoryError", "ComposableModel", "CompositionError"]
+__all__ = ["AdapterError", "AdapterMemoryError", "ComposableModel", "CompositionError", "CompositionWriter"]

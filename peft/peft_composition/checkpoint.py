@@ -39,17 +39,35 @@ class LoraModule:
 
     down: Tensor  # A: [r, d_in]
     up: Tensor  # B: [d_out, r]
+
+
+@dataclass(frozen=True)
+class ModuleHeader:
+    """What is known of an adapter's part for one module without its tensors."""
+
+    d_in: int
+    d_out: int
+    rank: int
     scaling: float
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """A verified adapter without its tensors: what it takes to read them again."""
+
+    name: str
+    folder: Path
+    modules: dict[str, ModuleHeader]  # by the module's name in the base
+    base_model_name_or_path: str | None
+    task_type: str | None
 
 
 @dataclass(frozen=True)
 class LoraAdapter:
     """A verified adapter: plain LoRA, complete, finite, and of the base's shapes."""
 
-    name: str
+    header: AdapterHeader
     modules: dict[str, LoraModule]  # by the module's name in the base
-    base_model_name_or_path: str | None
-    task_type: str | None
 
 
 def read_adapter(
@@ -65,17 +83,24 @@ def read_adapter(
     modules = {}
     for module_name, (d_in, d_out) in _targeted_shapes(config, name, base).items():
         try:
-            rank, scaling = rank_and_scaling(config, module_name)
+            modules[module_name] = ModuleHeader(d_in, d_out, *rank_and_scaling(config, module_name))
         except (ValueError, re.error) as error:
             raise AdapterError(name, str(error), module_name) from error
-        down = _take(tensors, name, module_name, "lora_A", (rank, d_in))
-        up = _take(tensors, name, module_name, "lora_B", (d_out, rank))
-        modules[module_name] = LoraModule(down, up, scaling)
+    task_type = None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type))
+    header = AdapterHeader(name, folder, modules, config.base_model_name_or_path, task_type)
+    adapter = _take_all(tensors, header)
     for key in sorted(tensors):
         if not _is_copy_of_base(key, tensors[key], base):
             raise _unexpected_tensor(key, name, base)
-    task_type = None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type))
-    return LoraAdapter(name, modules, config.base_model_name_or_path, task_type)
+    return adapter
+
+
+def read_again(header: AdapterHeader) -> LoraAdapter:
+    """Read the tensors of an adapter that was verified before.
+
+    Raises `AdapterError` if its file is not there any more, or does not hold what it held.
+    """
+    return _take_all(_read_tensors(header.folder, header.name), header)
 
 
 def _find_folder(path_or_repo_id: str | Path, name: str, revision: str | None) -> Path:
@@ -165,6 +190,16 @@ def _targeted_shapes(config: LoraConfig, name: str, base: PreTrainedModel) -> di
     return shapes
 
 
+def _take_all(tensors: dict[str, Tensor], header: AdapterHeader) -> LoraAdapter:
+    """Take the tensors that a header speaks of out of the file's, each verified."""
+    modules = {}
+    for name, module in header.modules.items():
+        down = _take(tensors, header.name, name, "lora_A", (module.rank, module.d_in))
+        up = _take(tensors, header.name, name, "lora_B", (module.d_out, module.rank))
+        modules[name] = LoraModule(down, up)
+    return LoraAdapter(header, modules)
+
+
 def _take(tensors: dict[str, Tensor], name: str, module: str, half: str, shape: tuple[int, int]) -> Tensor:
     """Take one tensor out of the file's, verified: present, of the expected shape, floating and finite."""
     tensor = tensors.pop(f"{KEY_PREFIX}{module}.{half}.weight", None)
@@ -182,17 +217,30 @@ def _take(tensors: dict[str, Tensor], name: str, module: str, half: str, shape: 
 
 def _is_copy_of_base(key: str, tensor: Tensor, base: PreTrainedModel) -> bool:
     """True for a frozen weight of the base, which PEFT saves along when the output embedding is targeted."""
-    try:
-        weight = base.get_parameter(key.removeprefix(KEY_PREFIX).replace(".base_layer.", "."))
-    except AttributeError:
+    weight = _base_parameter(key, base)
+    if weight is None or weight.is_meta:
         return False
     tensor = tensor.to(weight.device)
     # Either side may be the rounded one.
     return torch.equal(tensor.to(weight.dtype), weight) or torch.equal(weight.to(tensor.dtype), tensor)
 
 
+def _base_parameter(key: str, base: PreTrainedModel) -> Tensor | None:
+    """The parameter of the base that a tensor of the file would be a copy of."""
+    try:
+        return base.get_parameter(key.removeprefix(KEY_PREFIX).replace(".base_layer.", "."))
+    except AttributeError:
+        return None
+
+
 def _unexpected_tensor(key: str, name: str, base: PreTrainedModel) -> AdapterError:
     """Return the error for a tensor that no targeted module accounts for, and that would be dropped in silence."""
+    weight = _base_parameter(key, base)
+    if weight is not None and weight.is_meta:
+        reason = (
+            f"it holds '{key}', which cannot be compared with a base that is not in memory; remove it from the file"
+        )
+        return AdapterError(name, reason)
     module, _, parameter = key.removeprefix(KEY_PREFIX).partition(".lora_")
     if not parameter:
         module = module.rpartition(".")[0].removesuffix(".base_layer")

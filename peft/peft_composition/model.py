@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -18,21 +17,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peft_composition.checkpoint import LoraAdapter, read_adapter
+from peft_composition.checkpoint import read_adapter
 from peft_composition.errors import AdapterError, CompositionError
 from peft_composition.hooks import LiveComposition, input_rows
-from peft_composition.layers import linear_shape, placement
-from peft_composition.pairs import EMPTY_SLOT, MODES, ActiveSlots, ModuleStack, Pair, active_slots
+from peft_composition.layers import placement
+from peft_composition.pairs import MODES, ActiveSlots, Pair, active_slots
+from peft_composition.residency import Residency
 from peft_composition.save import save_pairs
-
-
-@dataclass(frozen=True)
-class _Resident:
-    """What is remembered of a loaded adapter; its tensors lie in its slot of the stacks."""
-
-    slot: int
-    base_model_name_or_path: str | None
-    task_type: str | None
 
 
 class ComposableModel:
@@ -46,8 +37,7 @@ class ComposableModel:
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
             raise CompositionError("the base carries PEFT adapters already; unload them first (PeftModel.unload())")
         self.base = base
-        self._residents: dict[str, _Resident] = {}
-        self._stacks: dict[str, ModuleStack] = {}  # by module name; only modules that some adapter targets
+        self._residency = Residency(base, adapter_memory)
         self._columns: tuple[str, ...] = ()  # the adapters that lora_mapping's columns stand for
         self._live: LiveComposition | None = None
         self._turn = RLock()
@@ -70,32 +60,31 @@ class ComposableModel:
     @property
     def adapters(self) -> list[str]:
         """The names of the loaded adapters, in loading order."""
-        return list(self._residents)
+        return list(self._residency.headers)
+
+    @property
+    def resident_adapters(self) -> list[str]:
+        """Those of the loaded adapters that are in memory now, the least recently used first."""
+        return self._residency.resident
 
     def load_adapter(self, path_or_repo_id: str | Path, name: str, revision: str | None = None) -> None:
         """Load a PEFT LoRA checkpoint under `name`, from a folder or from the Hub (there at `revision`).
 
-        The adapter stays in memory, in the dtype of the modules it targets. Raises `AdapterError`, and changes
-        nothing, if the name is taken or the adapter cannot be composed exactly.
+        The adapter is kept in the dtype of the modules it targets: in memory, or where `adapter_memory` has no room
+        for it in its file, which must then stay. Raises `AdapterError`, and changes nothing, if the name is taken or
+        the adapter cannot be composed exactly.
         """
-        if name in self._residents:
-            raise AdapterError(name, "an adapter of this name is loaded already; unload it first, or use another name")
-        adapter = read_adapter(path_or_repo_id, name, self.base, revision)
-        taken = {resident.slot for resident in self._residents.values()} | {EMPTY_SLOT}
-        slot = next(number for number in range(len(taken) + 1) if number not in taken)
-        try:
-            # Stacks outlive an inference_mode block in which they may have been loaded, so they must not belong to it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._write(adapter, slot)
-        except BaseException:
-            self._clear(slot)
-            raise
-        self._residents[name] = _Resident(slot, adapter.base_model_name_or_path, adapter.task_type)
+        with self._turn:
+            if name in self._residency.headers:
+                reason = "an adapter of this name is loaded already; unload it first, or use another name"
+                raise AdapterError(name, reason)
+            self._residency.add(read_adapter(path_or_repo_id, name, self.base, revision))
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter and free its place. Raises `AdapterError` if it is not loaded."""
-        self._clear(self._resident(name).slot)
-        del self._residents[name]
+        with self._turn:
+            self._check_loaded([name])
+            self._residency.remove(name)
 
     @contextmanager
     def composed(
@@ -147,12 +136,19 @@ class ComposableModel:
         return self._run(cast(Any, self.base).generate, args, kwargs, lora_mapping, merging_type)
 
     def prefetch(self, adapters: Sequence[str]) -> None:
-        """Begin to read adapters that the next composition will want, beside whatever is computed meanwhile."""
+        """Begin to read those adapters that are not in memory, beside whatever is computed meanwhile.
+
+        What was read ahead for an earlier call and not yet used is forgotten. Raises `AdapterError` for an adapter that
+        is not loaded.
+        """
+        with self._turn:
+            self._check_loaded(adapters)
+            self._residency.prefetch(adapters)
 
     def set_adapter(self, adapters: str | Sequence[str]) -> None:
         """Say which adapters the columns of `lora_mapping` stand for. By itself it composes nothing."""
         names = (adapters,) if isinstance(adapters, str) else tuple(adapters)
-        self._slots(names)
+        self._check_columns(names)
         self._columns = names
 
     def save_composition(
@@ -166,50 +162,29 @@ class ComposableModel:
         row = _as_floats(weights)
         if row.ndim != 1:
             raise CompositionError(f"weights must be one number for each adapter, not of shape {list(row.shape)}")
-        with torch.no_grad():
+        with self._turn, torch.no_grad():
             pairs = self._pairs(adapters, self._checked_weights(adapters, row[None]), mode)
         if not pairs:
             raise CompositionError("all weights are zero: such a composition is the base model itself")
-        first = self._resident(adapters[0])
+        first = self._residency.headers[adapters[0]]
         base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
-
-    def _write(self, adapter: LoraAdapter, slot: int) -> None:
-        """Put an adapter's tensors into a free slot of the stacks, its scalings folded into B."""
-        for name, part in adapter.modules.items():
-            module = self.base.get_submodule(name)
-            device, dtype = placement(module, self.dtype)
-            if device.type == "meta":
-                reason = "the base's weight is offloaded; load the base wholly into memory"
-                raise AdapterError(adapter.name, reason, name)
-            down = part.down.to(device, dtype)  # [r, d_in]
-            exact = part.up.to(torch.promote_types(part.up.dtype, torch.float32))  # [d_out, r]
-            up = (part.scaling * exact).T.to(device, dtype)  # [r, d_out]
-            if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-                raise AdapterError(adapter.name, f"its values overflow in {dtype}; use a base in bfloat16", name)
-            if name not in self._stacks:
-                shape = linear_shape(module)
-                assert shape is not None, f"{name} was verified to be linear"
-                self._stacks[name] = ModuleStack(*shape, device, dtype)
-            self._stacks[name].write(slot, down, up)
-
-    def _clear(self, slot: int) -> None:
-        """Empty a slot in all stacks, and drop the stacks that no adapter needs any more."""
-        with torch.inference_mode(False), torch.no_grad():
-            for stack in self._stacks.values():
-                stack.clear(slot)
-        self._stacks = {name: stack for name, stack in self._stacks.items() if stack.ranks}
 
     def _pairs(self, adapters: Sequence[str], weights: Tensor, mode: str) -> dict[str, Pair]:
         """Make the pair of each module that the adapters in use target; none if all weights are zero."""
         if mode not in MODES:
             raise CompositionError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
-        active = active_slots(self._slots(adapters), weights)
+        self._check_columns(adapters)
+        used = weights.ne(0).any(dim=0).tolist()  # [adapters]; the others need not be in memory
+        # In loading order: the sums over adapters have the same bits however these are named and wherever they lie.
+        order = {name: place for place, name in enumerate(self._residency.headers)}
+        columns = sorted((c for c, is_used in enumerate(used) if is_used), key=lambda c: order[adapters[c]])
+        active = active_slots(self._residency.slots([adapters[column] for column in columns]), weights[:, columns])
         if active is None:
             return {}
         pairs = {}
         on_device: dict[torch.device, ActiveSlots] = {}  # a base may be spread over several devices
-        for name, stack in self._stacks.items():
+        for name, stack in self._residency.stacks.items():
             if stack.ranks.keys().isdisjoint(active.used):
                 continue
             device, dtype = placement(self.base.get_submodule(name), self.dtype)
@@ -245,20 +220,20 @@ class ComposableModel:
                     )
             return function(*args, **kwargs)
 
-    def _resident(self, name: str) -> _Resident:
-        if name not in self._residents:
-            loaded = ", ".join(self._residents) or "none"
-            raise AdapterError(name, f"it is not loaded; load_adapter it first (loaded: {loaded})")
-        return self._residents[name]
+    def _check_loaded(self, adapters: Sequence[str]) -> None:
+        for name in adapters:
+            if name not in self._residency.headers:
+                loaded = ", ".join(self.adapters) or "none"
+                raise AdapterError(name, f"it is not loaded; load_adapter it first (loaded: {loaded})")
 
-    def _slots(self, adapters: Sequence[str]) -> list[int]:
-        """Return the slots of several adapters, each of which must be loaded and named once."""
+    def _check_columns(self, adapters: Sequence[str]) -> None:
+        """See that adapters can be the columns of weights: each loaded, and named once."""
         if isinstance(adapters, str) or not adapters:
             raise CompositionError("name the adapters to compose in a list of at least one name")
-        for name in adapters:
-            if list(adapters).count(name) > 1:
-                raise AdapterError(name, "it is named twice; give each adapter one column of weights")
-        return [self._resident(name).slot for name in adapters]
+        if len(set(adapters)) < len(adapters):
+            twice = next(name for place, name in enumerate(adapters) if name in adapters[:place])
+            raise AdapterError(twice, "it is named twice; give each adapter one column of weights")
+        self._check_loaded(adapters)
 
     def _checked_weights(self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]]) -> Tensor:
         """Return weights as float32 [batch, adapters], or raise `CompositionError` if they are not that."""

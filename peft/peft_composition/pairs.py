@@ -44,10 +44,14 @@ class ActiveSlots:
 class ModuleStack:
     """All resident adapters' tensors for one module. An adapter that does not target it leaves its slot zero."""
 
-    def __init__(self, d_in: int, d_out: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, d_in: int, d_out: int, device: torch.device, dtype: torch.dtype, most_slots: int | None = None
+    ) -> None:
+        """An empty stack, which grows as adapters are written, up to `most_slots` if that is given."""
         self.down = torch.zeros(0, 0, d_in, device=device, dtype=dtype)  # A: [slots, r_max, d_in]
         self.up = torch.zeros(0, 0, d_out, device=device, dtype=dtype)  # (s B)^T: [slots, r_max, d_out]
         self.ranks: dict[int, int] = {}  # rank of each slot that is not zero
+        self._most_slots = most_slots
 
     def write(self, slot: int, down: Tensor, up: Tensor) -> None:
         """Put an adapter's A [r, d_in] and scaled, transposed B [r, d_out] into a slot that is free."""
@@ -56,6 +60,8 @@ class ModuleStack:
         if slot >= slots or rank > r_max:
             # Doubling the slots makes loading n adapters cost n copies in all, not n².
             new_slots = slots if slot < slots else max(slot + 1, 2 * slots)
+            if self._most_slots is not None:
+                new_slots = min(new_slots, self._most_slots)
             self.down = _enlarged(self.down, new_slots, max(rank, r_max))
             self.up = _enlarged(self.up, new_slots, max(rank, r_max))
         self.down[slot, :rank] = down
@@ -89,12 +95,9 @@ class ModuleStack:
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
     """Drop the zeros from a batch's weights [batch, adapters], whose columns stand for `slots`.
 
-    Returns None if every weight is zero. Columns are brought into the order of their slots first, so that naming the
-    same adapters in another order gives the same bits.
+    Returns None if every weight is zero. A row's adapters keep the order of the columns, in which they are summed.
     """
-    order = sorted(range(len(slots)), key=slots.__getitem__)
-    weights = weights[:, order]
-    columns = torch.tensor([slots[i] for i in order], device=weights.device)  # [adapters]
+    columns = torch.tensor(slots, device=weights.device)  # [adapters]
     nonzero = weights != 0  # [batch, adapters]
     k = int(nonzero.sum(dim=1).max())
     if k == 0:

@@ -1,0 +1,177 @@
+"""Which of the loaded adapters are in memory: all, or as many as a given amount of memory holds.
+
+Every loaded adapter was verified, and can be read from its files again. Those in memory have a slot in the stacks; with
+a limit, the least recently used make room for those a composition wants. Files are mapped by safetensors, so what the
+system has memory to spare for comes back without touching the disk, and a thread of its own reads ahead what the next
+composition will want. Knows adapters and stacks; knows nothing of weights, compositions or hooks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from transformers import PreTrainedModel
+
+from peft_composition.checkpoint import AdapterHeader, LoraAdapter, read_again
+from peft_composition.errors import AdapterError, AdapterMemoryError
+from peft_composition.layers import linear_shape, placement
+from peft_composition.pairs import EMPTY_SLOT, ModuleStack
+
+
+class Residency:
+    """The adapters of one base model, and the stacks of those in memory. Not for several threads at once.
+
+    Attributes:
+        headers: the loaded adapters by name, in loading order.
+        stacks: the tensors of the resident ones, by module name; only modules that some adapter targets.
+    """
+
+    def __init__(self, base: PreTrainedModel, memory: int | None) -> None:
+        """`memory` is in bytes, on each device that the base lies on; None is without a limit."""
+        self.headers: dict[str, AdapterHeader] = {}
+        self.stacks: dict[str, ModuleStack] = {}
+        self._base = base
+        self._memory = memory
+        self._slots: OrderedDict[str, int] = OrderedDict()  # of the resident ones, the least recently used first
+        self._ranks: dict[str, int] = {}  # the largest rank of any loaded adapter, by module
+        self._room = 0  # so many adapters may be resident
+        self._laid_out_for: object = None  # what the room was computed for
+        self._ahead: dict[str, Future[LoraAdapter]] = {}
+        self._reader: ThreadPoolExecutor | None = None
+
+    @property
+    def resident(self) -> list[str]:
+        """The adapters in memory, the least recently used first."""
+        return list(self._slots)
+
+    def add(self, adapter: LoraAdapter) -> None:
+        """Take in a verified adapter, into memory if there is room. Raises `AdapterError`, and changes nothing."""
+        name = adapter.header.name
+        self.headers[name] = adapter.header
+        self._note_ranks(adapter.header)
+        try:
+            self._lay_out()
+            if self._room == 0:
+                reason = f"it does not fit into the {self._memory} bytes that adapters may take; allow more"
+                raise AdapterError(name, reason)
+            if len(self._slots) < self._room:
+                self._write(adapter)
+        except BaseException:
+            self.remove(name)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter and free its place."""
+        self._evict(name)
+        self._ahead.pop(name, None)
+        del self.headers[name]
+        self._ranks = {}
+        for header in self.headers.values():
+            self._note_ranks(header)
+        self.stacks = {module: stack for module, stack in self.stacks.items() if module in self._ranks}
+
+    def slots(self, names: Sequence[str]) -> list[int]:
+        """The slots of adapters, read into memory if they are not there.
+
+        Raises `AdapterMemoryError` if they do not fit in together, `AdapterError` if one cannot be read any more.
+        """
+        self._lay_out()
+        if len(names) > self._room:
+            raise AdapterMemoryError(
+                f"{len(names)} adapters are to be composed in one batch, and the {self._memory} bytes that adapters "
+                f"may take hold {self._room}; allow more, or make smaller batches"
+            )
+        for name in names:
+            if name not in self._slots:
+                self._make_room(keep=names)
+                self._write(self._read(name))
+            self._slots.move_to_end(name)
+        return [self._slots[name] for name in names]
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Begin to read those of `names` that are not in memory. What was read ahead for others is forgotten."""
+        wanted = [name for name in names if name not in self._slots]
+        self._ahead = {name: self._ahead[name] for name in wanted if name in self._ahead}
+        for name in wanted:
+            if name not in self._ahead:
+                if self._reader is None:
+                    self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+                self._ahead[name] = self._reader.submit(read_again, self.headers[name])
+
+    def _note_ranks(self, header: AdapterHeader) -> None:
+        for name, module in header.modules.items():
+            self._ranks[name] = max(self._ranks.get(name, 0), module.rank)
+
+    def _read(self, name: str) -> LoraAdapter:
+        ahead = self._ahead.pop(name, None)
+        return read_again(self.headers[name]) if ahead is None else ahead.result()
+
+    def _make_room(self, keep: Collection[str]) -> None:
+        """See that a slot can be taken, at the expense of adapters that are not among `keep`."""
+        while len(self._slots) >= self._room:
+            self._evict(next(name for name in self._slots if name not in keep))
+
+    def _evict(self, name: str) -> None:
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                for stack in self.stacks.values():
+                    stack.clear(slot)
+
+    def _lay_out(self) -> None:
+        """Find how many adapters have room, if ranks, targets, dtype or device are not what they were.
+
+        The stacks of a limited memory are then begun anew: every slot is as large as the largest adapter.
+        """
+        if self._memory is None:
+            self._room = len(self.headers)
+            return
+        layout = (self._base.dtype, self._base.device, self._ranks)
+        if layout == self._laid_out_for:
+            return
+        self._laid_out_for = (self._base.dtype, self._base.device, dict(self._ranks))
+        self._slots.clear()
+        self.stacks = {}
+        slot_bytes: dict[torch.device, int] = defaultdict(int)
+        for name, rank in self._ranks.items():
+            module = self._base.get_submodule(name)
+            device, dtype = placement(module, self._base.dtype)
+            slot_bytes[device] += rank * sum(linear_shape(module) or ()) * dtype.itemsize
+        self._room = max(0, self._memory // max(slot_bytes.values(), default=1) - 1)  # one slot is the empty one
+
+    def _write(self, adapter: LoraAdapter) -> None:
+        """Put an adapter into a free slot; scalings are folded into B. Raises `AdapterError`, and changes nothing."""
+        taken = {*self._slots.values(), EMPTY_SLOT}
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        try:
+            # Stacks outlive an inference_mode block in which they may be written, so they must not belong to it.
+            with torch.inference_mode(False), torch.no_grad():
+                for module in adapter.modules:
+                    self._write_module(adapter, module, slot)
+        except BaseException:
+            for stack in self.stacks.values():
+                stack.clear(slot)
+            raise
+        self._slots[adapter.header.name] = slot
+
+    def _write_module(self, adapter: LoraAdapter, name: str, slot: int) -> None:
+        part, header = adapter.modules[name], adapter.header
+        module = self._base.get_submodule(name)
+        device, dtype = placement(module, self._base.dtype)
+        if device.type == "meta":
+            reason = "the base's weight is offloaded; load the base wholly into memory"
+            raise AdapterError(header.name, reason, name)
+        down = part.down.to(device, dtype)  # [r, d_in]
+        exact = part.up.to(torch.promote_types(part.up.dtype, torch.float32))  # [d_out, r]
+        up = (header.modules[name].scaling * exact).T.to(device, dtype)  # [r, d_out]
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise AdapterError(header.name, f"its values overflow in {dtype}; use a base in bfloat16", name)
+        if name not in self.stacks:
+            shape = linear_shape(module)
+            assert shape is not None, f"{name} was verified to be linear"
+            most = None if self._memory is None else self._room + 1
+            self.stacks[name] = ModuleStack(*shape, device, dtype, most)
+        self.stacks[name].write(slot, down, up)
