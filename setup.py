@@ -39,5 +39,7 @@ setup(
         "PyYAML",
         "rich",
     ],
+    # Each for one backend of that name. vLLM 0.32 wants transformers < 5.20, so not what requirements.txt pins.
+    extras_require={"vllm": ["vllm>=0.32"], "ray": ["ray[data]>=2.60"]},
     entry_points={"console_scripts": ["lora-retriever = lora_retriever.cli:main"]},
 )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.hub import folder_of, is_cached
-from lora_retriever.profile import Profile
+from lora_retriever.profile import BALANCED, Profile
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -158,6 +158,8 @@ def _cache_bytes(folder: Path, profile: Profile) -> int:
 
 
 def _free_memory(device: str) -> int:
+    if device == BALANCED:
+        return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -115,7 +115,7 @@ def retrieve(
 ) -> tuple[dict[str, AdapterIndex], Embeddings]:
     """The pool's index by scorer and the embeddings [rows, dim] of the rows' inputs, each text encoded once."""
     settings = profile.encoder
-    device = profile.torch_device
+    device = profile.encoder_device
     load = partial(load_encoder, benchmark.encoder, settings.layout, settings.instruction, settings.batch_size, device)
     encoder: Encoder = (
         cached(load, benchmark.hashes["encoder"], settings.layout, settings.instruction, device)
@@ -242,8 +242,8 @@ def describe(profile: Profile, plan: Sequence[PlannedRow]) -> dict[str, Any]:
         "rows": len(plan),
         "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "hardware": torch.cuda.get_device_name(profile.torch_device)
-        if profile.torch_device.startswith("cuda")
+        "hardware": torch.cuda.get_device_name(profile.encoder_device)
+        if profile.encoder_device.startswith("cuda")
         else platform.machine(),
     }
 

@@ -36,7 +36,7 @@ class Generator:
         self.settings = settings
         # The one thing taken from the checkpoint's own defaults: others (Llama-2 samples) would change the experiment.
         end = model.base.generation_config.eos_token_id
-        self._end_ids = end if isinstance(end, list) else [end] if end is not None else []
+        self.end_ids = end if isinstance(end, list) else [end] if end is not None else []
 
     def answer(self, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: Mode) -> list[Answer]:
         """Greedy answers, one per prompt, each under its own composition, all in one batch."""
@@ -45,7 +45,7 @@ class Generator:
             tokens = decode(
                 self.model,
                 [prompt.token_ids for prompt in prompts],
-                self._end_ids,
+                self.end_ids,
                 pad_id(self.tokenizer, self.settings),
                 self.settings.max_new_tokens,
             )

@@ -22,6 +22,7 @@ from lora_retriever.prompt import TEMPLATES
 from lora_retriever.scorers import SCORERS
 
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
+BALANCED = "balanced"  # accelerate's word for a model spread evenly over all GPUs
 INSTRUCTION = "Represent the sentence for similar task retrieval: "
 
 
@@ -116,12 +117,32 @@ class GenerationSection(Section):
         return TEMPLATES.get(self.template, self.template)
 
 
+class RaySection(Section):
+    """The actors of `backend: ray`.
+
+    Attributes:
+        address: the cluster's. None takes the one that Ray finds (RAY_ADDRESS, or begun on this machine by `ray start`)
+            and else makes one of this machine, for the run alone; `local` always makes one.
+        workers: actors, each with a model of its own. None takes one for every `gpus` of the cluster; on CPUs, one.
+        cpus: CPUs of a worker; fractions let workers share one.
+        gpus: GPUs of a worker, fractions too. None takes one unless the device is a CPU. With `device: balanced` the
+            model is spread over all GPUs of its worker.
+    """
+
+    address: str | None = None
+    workers: int | None = Field(None, ge=1)
+    cpus: float = Field(1, ge=0)
+    gpus: float | None = Field(None, ge=0)
+
+
 class Profile(Section):
     """One profile, validated.
 
     Attributes:
         folder: where relative locations start: the profile's own.
         note: what is printed under every table.
+        device: a device of torch's; `auto`, a GPU where there is one; or `balanced`, all GPUs, for a base model larger
+            than one of them.
         threads: torch's on a CPU; None takes as many as there are cores.
         seed: of Python's, numpy's and torch's random numbers, set before every run.
         backend: what answers: this process (`local`), vLLM, or actors on any number of machines (`ray`).
@@ -143,6 +164,7 @@ class Profile(Section):
     threads: int | None = Field(default=None, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
     backend: Literal["local", "vllm", "ray"] = "local"
+    ray: RaySection = RaySection()
     reuse_answers: bool = True
     methods: tuple[str, ...] = tuple(METHODS)
 
@@ -176,16 +198,25 @@ class Profile(Section):
 
     @property
     def torch_device(self) -> str:
-        """`cuda` where there is one, unless the profile names a device.
+        """Where the base model goes: `cuda` where there is one, unless the profile names a device, or `balanced`.
 
         Raises:
-            UserError: the profile asks for a CUDA device, and torch finds none.
+            UserError: the profile asks for CUDA devices, and torch finds none.
         """
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        if self.device.startswith(("cuda", BALANCED)) and not torch.cuda.is_available():
             raise UserError(f"profile {self.name}: device is {self.device}, but torch finds no CUDA device; say cpu")
         return self.device
+
+    @property
+    def encoder_device(self) -> str:
+        """Where the encoder goes: to the base model, or to the first GPU if that is spread over all.
+
+        Raises:
+            UserError: as for `torch_device`.
+        """
+        return "cuda" if self.torch_device == BALANCED else self.torch_device
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -81,3 +81,14 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_profile(str(path))
+
+
+def test_a_model_larger_than_a_gpu_is_spread_and_its_encoder_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile(write(tmp_path, {**MINIMAL, "device": "balanced"}))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert (profile.torch_device, profile.encoder_device) == ("balanced", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="device is balanced, but torch finds no CUDA device"):
+        _ = profile.torch_device

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from peft_composition.errors import AdapterError
 from peft_composition.exactness import rank_and_scaling, refusal
-from peft_composition.layers import COMPUTE_DTYPES, linear_shape
+from peft_composition.layers import COMPUTE_DTYPES, linear_shape, names_in_parents
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -69,6 +69,19 @@ class LoraAdapter:
     header: AdapterHeader
     modules: dict[str, LoraModule]  # by the module's name in the base
 
+    def folded(self, module: str, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return A [r, d_in] and, scaling folded in, (s B)^T [r, d_out] of one module, on a device and in a dtype.
+
+        Raises `AdapterError` if their values overflow in that dtype.
+        """
+        part = self.modules[module]
+        down = part.down.to(device, dtype)  # [r, d_in]
+        exact = part.up.to(torch.promote_types(part.up.dtype, torch.float32))  # [d_out, r]
+        up = (self.header.modules[module].scaling * exact).T.to(device, dtype)  # [r, d_out]
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise AdapterError(self.header.name, f"its values overflow in {dtype}; use a base in bfloat16", module)
+        return down, up
+
 
 def read_adapter(
     path_or_repo_id: str | Path, name: str, base: PreTrainedModel, revision: str | None = None
@@ -88,6 +101,12 @@ def read_adapter(
             raise AdapterError(name, str(error), module_name) from error
     task_type = None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type))
     header = AdapterHeader(name, folder, modules, config.base_model_name_or_path, task_type)
+    present = dict(base.named_modules())
+    foreign = [key for key in sorted(tensors) if _module_of(key) not in present]
+    if foreign:
+        # Of another base, something will be missing too; this tells more.
+        reason = f"it holds '{foreign[0]}', and this base has no such module; the adapter belongs to another base"
+        raise AdapterError(name, reason, _module_of(foreign[0]))
     adapter = _take_all(tensors, header)
     for key in sorted(tensors):
         if not _is_copy_of_base(key, tensors[key], base):
@@ -168,6 +187,7 @@ def _targeted_shapes(config: LoraConfig, name: str, base: PreTrainedModel) -> di
     targets = config.target_modules
     every_linear = isinstance(targets, str) and targets.lower() == "all-linear"
     head = base.get_output_embeddings()
+    held_as = names_in_parents(base)
     shapes = {}
     try:
         for module_name, module in base.named_modules():
@@ -181,6 +201,10 @@ def _targeted_shapes(config: LoraConfig, name: str, base: PreTrainedModel) -> di
                 kind = type(module).__name__
                 raise AdapterError(name, f"it adapts a {kind}, and only linear modules can be composed", module_name)
             if targeted and shape is not None:
+                if len(held_as[module]) > 1:
+                    # PEFT wraps one place and leaves the others; added to the module, the update would act in all.
+                    places = "' and '".join(held_as[module])
+                    raise AdapterError(name, f"this base shares it between '{places}'; give each its own", module_name)
                 shapes[module_name] = shape
     except (re.error, TypeError) as error:
         raise AdapterError(name, f"its target_modules {targets!r} cannot be matched: {error}") from error
@@ -241,13 +265,14 @@ def _unexpected_tensor(key: str, name: str, base: PreTrainedModel) -> AdapterErr
             f"it holds '{key}', which cannot be compared with a base that is not in memory; remove it from the file"
         )
         return AdapterError(name, reason)
-    module, _, parameter = key.removeprefix(KEY_PREFIX).partition(".lora_")
-    if not parameter:
-        module = module.rpartition(".")[0].removesuffix(".base_layer")
-    if module not in dict(base.named_modules()):
-        reason = f"it holds '{key}', and this base has no such module; the adapter belongs to another base"
-    elif parameter.startswith("magnitude_vector"):
+    if ".lora_magnitude_vector" in key:
         reason = f"it holds '{key}': DoRA is not a low-rank update; use an adapter trained without it"
     else:
         reason = f"it holds '{key}', which is no part of the plain LoRA that adapter_config.json describes"
-    return AdapterError(name, reason, module)
+    return AdapterError(name, reason, _module_of(key))
+
+
+def _module_of(key: str) -> str:
+    """The module, by its name in the base, that a tensor of the file belongs to."""
+    module, _, parameter = key.removeprefix(KEY_PREFIX).partition(".lora_")
+    return module if parameter else module.rpartition(".")[0].removesuffix(".base_layer")

@@ -1,7 +1,7 @@
-"""A composition at work in the base model: forward hooks that add each row's pair to the modules' outputs.
+"""A composition at work in the base model: its linear modules' forwards, each with the rows' pairs added.
 
-The base is touched by nothing but these hooks, and taking them off leaves it as it was. Knows pairs and modules; knows
-nothing of adapters or of how the pairs came to be.
+The base is touched by nothing but this, and `detach` leaves it as it was. Knows pairs and modules; knows nothing of
+adapters or of how the pairs came to be.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from torch.utils.hooks import RemovableHandle
 from peft_composition.errors import CompositionError
 from peft_composition.pairs import Pair
 
+# What the argument of a forward pass is called that has one row for each row of the batch. An encoder-decoder that
+# generates has encoded its inputs before: then only the decoder's are there.
+_INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+
 
 class LiveComposition:
-    """The pairs of one batch, attached to the base between `attach` and `detach`."""
+    """The pairs of one batch, attached to the base between `attach` and `detach`.
+
+    A module's `forward` is replaced on the instance rather than hooked: code made by torch.compile before would not
+    notice a new hook (and so compose nothing), but it is checked to have found the forward that is there; and a call
+    costs less.
+    """
 
     def __init__(self, base: nn.Module, pairs: Mapping[str, Pair], batch: int) -> None:
         self.batch = batch
@@ -27,18 +36,31 @@ class LiveComposition:
         self._rows = batch  # rows of the forward pass under way: more than `batch` with beams or several sequences
         self._positions = 0  # rows times length of that pass
         self._handles: list[RemovableHandle] = []
+        self._replaced: list[tuple[nn.Module, Any]] = []  # with the forward that the instance itself had, if any
 
     def attach(self) -> None:
-        """Put the hooks on the base and on just the modules that have a pair."""
-        self._handles.append(self._base.register_forward_pre_hook(self._note_rows, with_kwargs=True))
+        """Make just the modules that have a pair add it to their outputs."""
+        for stack in _stacks(self._base):
+            self._handles.append(stack.register_forward_pre_hook(self._note_rows, with_kwargs=True))
         for name in self._pairs:
+            if self.batch > 1 and "experts" in name.split("."):
+                # An expert that happens to be given every position still gets them in an order of its own.
+                raise CompositionError(_out_of_order(name, "is one of several experts, which see positions, not rows"))
             module = self._base.get_submodule(name)
-            self._handles.append(module.register_forward_hook(self._hook(name), with_kwargs=True))
+            composed = self._composed(name, module.forward)
+            self._replaced.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = composed
 
     def detach(self) -> None:
-        """Take all hooks off again."""
+        """Leave the base as it was before `attach`."""
         while self._handles:
             self._handles.pop().remove()
+        while self._replaced:
+            module, own = self._replaced.pop()
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch alone, indices int64 [rows], in this order."""
@@ -47,8 +69,8 @@ class LiveComposition:
             self._pairs[name] = Pair(pair.down[rows], pair.up[rows])
         self.batch = len(rows)
 
-    def _note_rows(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each forward pass of the base: see how many rows it has, and that they fit the weights."""
+    def _note_rows(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward pass of a stack: see how many rows it has, and that they fit the weights."""
         inputs = input_rows(args, kwargs)
         self._rows, self._positions = inputs.shape[0], inputs.shape[0] * inputs.shape[1]
         if self._rows % self.batch:
@@ -56,20 +78,18 @@ class LiveComposition:
                 f"the model was called with {self._rows} rows, which is no multiple of the {self.batch} rows of weights"
             )
 
-    def _hook(self, name: str) -> Callable[..., Tensor]:
-        """Return the forward hook of one module."""
+    def _composed(self, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a module's forward with its pairs added."""
 
-        def add_to_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            x: Tensor = (*args, *kwargs.values())[0]
-            if x.shape[0] != (self._rows if x.ndim > 2 else self._positions):
+        def composed_forward(*args: Any, **kwargs: Any) -> Tensor:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            y = forward(*args, **kwargs)
+            if self.batch > 1 and x.shape[0] != (self._rows if x.ndim > 2 else self._positions):
                 # A mixture-of-experts layer, for one, gives each expert only some positions, in an order of its own.
-                raise CompositionError(
-                    f"module '{name}' was called on inputs of shape {list(x.shape)}, from which the {self._rows} rows "
-                    "of the batch cannot be told apart; adapters on such a module cannot be composed by row"
-                )
-            return add_pair(x, output, self._pairs[name])
+                raise CompositionError(_out_of_order(name, f"was called on inputs of shape {list(x.shape)}"))
+            return add_pair(x, y, self._pairs[name])
 
-        return add_to_output
+        return composed_forward
 
 
 def add_pair(x: Tensor, y: Tensor, pair: Pair) -> Tensor:
@@ -80,7 +100,8 @@ def add_pair(x: Tensor, y: Tensor, pair: Pair) -> Tensor:
     they share their sample's pair without a copy. Writes into y where no gradient is asked for.
     """
     batch = pair.down.shape[0]
-    x = x.reshape(batch, -1, x.shape[-1]).to(pair.down.dtype)  # [batch, n, d_in]
+    # On a base spread over devices, x may be on the former module's: accelerate moves it inside the module's forward.
+    x = x.reshape(batch, -1, x.shape[-1]).to(pair.down)  # [batch, n, d_in]
     inner = torch.bmm(x, pair.down.transpose(1, 2))  # [batch, n, R]
     if not torch.is_grad_enabled() and y.is_contiguous() and y.dtype == inner.dtype == pair.up.dtype:
         y.view(batch, -1, y.shape[-1]).baddbmm_(inner, pair.up)  # [batch, n, d_out]
@@ -90,9 +111,28 @@ def add_pair(x: Tensor, y: Tensor, pair: Pair) -> Tensor:
 
 
 def input_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the tensor [rows, length, ...] that a call to a causal LM is about: token ids or their embeddings."""
-    candidates = [*args[:1], *(kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds"))]
+    """Return the tensor [rows, length, ...] that a call to a language model is about: token ids or their embeddings."""
+    candidates = [*args[:1], *(kwargs.get(key) for key in _INPUTS)]
     for candidate in candidates:
         if isinstance(candidate, Tensor):
             return candidate
     raise CompositionError("the model was called without input_ids or inputs_embeds, so its rows are unknown")
+
+
+def _stacks(base: nn.Module) -> list[nn.Module]:
+    """The base, and its encoder and decoder where it has both: these see inputs of two lengths.
+
+    And `generate` calls the encoder on its own, before any forward pass of the base.
+    """
+    config: Any = getattr(base, "config", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        return [base]
+    halves: Any = base
+    return [base, halves.get_encoder(), halves.get_decoder()]
+
+
+def _out_of_order(name: str, what: str) -> str:
+    return (
+        f"module '{name}' {what}, from which the rows of the batch cannot be told apart; adapters on such a module "
+        "cannot be composed by row"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 # The dtypes pairs are kept in. Anything else (int8, packed 4-bit, float8) is a storage format of a quantised weight.
@@ -30,10 +30,27 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def names_in_parents(base: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the names that each module has where another module holds it: more than one if several hold it.
+
+    A module inside one that is shared (a layer that a model runs twice) has one name here: its parent holds it once.
+    """
+    names: dict[nn.Module, list[str]] = {}
+    for parent_name, parent in base.named_modules():
+        for name, module in parent._modules.items():
+            if module is not None:
+                names.setdefault(module, []).append(f"{parent_name}.{name}" if parent_name else name)
+    return names
+
+
 def placement(module: nn.Module, model_dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
     """Return the device of a linear module's weight and the dtype its pairs are kept in.
 
-    The dtype is the weight's own, or the model's where the weight is quantised.
+    The dtype is the weight's own, or the model's where the weight is quantised: then no dtype there tells of it.
     """
-    weight = next(chain(module.parameters(recurse=False), module.buffers(recurse=False)))
-    return weight.device, weight.dtype if weight.dtype in COMPUTE_DTYPES else model_dtype
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):
+        return weight.device, weight.dtype if weight.dtype in COMPUTE_DTYPES else model_dtype
+    packed = next(chain(module.parameters(recurse=False), module.buffers(recurse=False)), None)
+    # Those of torch's own quantised linears are hidden from torch, and on the CPU: they run nowhere else.
+    return torch.device("cpu") if packed is None else packed.device, model_dtype

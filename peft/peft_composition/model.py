@@ -36,6 +36,9 @@ class ComposableModel:
     def __init__(self, base: PreTrainedModel, adapter_memory: int | None = None) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
             raise CompositionError("the base carries PEFT adapters already; unload them first (PeftModel.unload())")
+        if any("_orig_mod" in module._modules for module in base.modules()):
+            reason = "torch.compile(module) wraps it in another, so its modules have not the names that adapters know"
+            raise CompositionError(f"{reason}; compile the base in place: base.compile()")
         self.base = base
         self._residency = Residency(base, adapter_memory)
         self._columns: tuple[str, ...] = ()  # the adapters that lora_mapping's columns stand for

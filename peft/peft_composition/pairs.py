@@ -19,13 +19,15 @@ from torch import Tensor
 # with a real slot at weight 0 would not do, as its A could overflow in float16, and 0 · inf is NaN.
 EMPTY_SLOT = 0
 
+_WITHOUT_16_BIT = ("DEFAULT", "NO AVX", "AVX2")  # torch's names for what a CPU can do
+
 
 @dataclass(frozen=True)
 class Pair:
     """The composed update of one module for each row of a batch: y = Wx + up^T (down x)."""
 
     down: Tensor  # [batch, R, d_in]
-    up: Tensor  # [batch, R, d_out]
+    up: Tensor  # [batch, R, d_out], like `down` in the dtype in which the two are multiplied
 
 
 @dataclass(frozen=True)
@@ -112,25 +114,37 @@ def mixture_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
     """The average of the adapters' outputs, y = Wx + Σ_p w_p s_p B_p A_p x (the paper's Mixture).
 
     The sum of k updates of rank r is one of rank k·r: the A's stacked, the weighted and scaled B's side by side.
-    The weights are float32, so torch takes the product in float32 at least; the pair has the stack's dtype.
+    The weights are float32, so torch takes the product in float32 at least.
     """
     down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
     weights = active.weights[:, :, None, None]  # [batch, k, 1, 1]
-    weighted = (up * weights).to(up.dtype)  # [batch, k, r, d_out]
-    return Pair(down.flatten(1, 2), weighted.flatten(1, 2))  # [batch, k*r, d_in], [batch, k*r, d_out]
+    dtype = product_dtype(up.device, up.dtype)
+    weighted = (up * weights).to(dtype)  # [batch, k, r, d_out]
+    return Pair(down.to(dtype).flatten(1, 2), weighted.flatten(1, 2))  # [batch, k*r, d_in], [batch, k*r, d_out]
 
 
 def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
     """The average of the adapters' parameters, y = Wx + (Σ_p w_p s_p B_p)(Σ_p w_p A_p) x (the paper's Fusion).
 
     The product has cross terms between adapters, and the weights enter twice: one adapter of weight w acts as w².
-    Different ranks meet zero-padded. The sums are taken in float32 at least; the pair has the stack's dtype.
+    Different ranks meet zero-padded. The sums are taken in float32 at least.
     """
     down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
     weights = active.weights[:, :, None, None]  # [batch, k, 1, 1]
-    fused_down = (down * weights).sum(dim=1).to(down.dtype)  # [batch, r, d_in]
-    fused_up = (up * weights).sum(dim=1).to(up.dtype)  # [batch, r, d_out]
+    dtype = product_dtype(up.device, up.dtype)
+    fused_down = (down * weights).sum(dim=1).to(dtype)  # [batch, r, d_in]
+    fused_up = (up * weights).sum(dim=1).to(dtype)  # [batch, r, d_out]
     return Pair(fused_down, fused_up)
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the pairs of a stack are kept and multiplied: the stack's own, if the device computes in it.
+
+    A CPU without 16-bit arithmetic emulates it: on 8 × 128 positions of a module of 1024 × 1024, pairs of rank 24 took
+    48 ms in bfloat16 and 5 ms in float32, conversions included, and are less rounded so. Their bytes double.
+    """
+    emulated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_16_BIT
+    return torch.float32 if emulated and dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 # A new way of composing is one more function here.

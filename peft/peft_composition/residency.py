@@ -158,20 +158,14 @@ class Residency:
         self._slots[adapter.header.name] = slot
 
     def _write_module(self, adapter: LoraAdapter, name: str, slot: int) -> None:
-        part, header = adapter.modules[name], adapter.header
         module = self._base.get_submodule(name)
         device, dtype = placement(module, self._base.dtype)
         if device.type == "meta":
             reason = "the base's weight is offloaded; load the base wholly into memory"
-            raise AdapterError(header.name, reason, name)
-        down = part.down.to(device, dtype)  # [r, d_in]
-        exact = part.up.to(torch.promote_types(part.up.dtype, torch.float32))  # [d_out, r]
-        up = (header.modules[name].scaling * exact).T.to(device, dtype)  # [r, d_out]
-        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-            raise AdapterError(header.name, f"its values overflow in {dtype}; use a base in bfloat16", name)
+            raise AdapterError(adapter.header.name, reason, name)
+        down, up = adapter.folded(name, device, dtype)
         if name not in self.stacks:
-            shape = linear_shape(module)
-            assert shape is not None, f"{name} was verified to be linear"
+            header = adapter.header.modules[name]
             most = None if self._memory is None else self._room + 1
-            self.stacks[name] = ModuleStack(*shape, device, dtype, most)
+            self.stacks[name] = ModuleStack(header.d_in, header.d_out, device, dtype, most)
         self.stacks[name].write(slot, down, up)

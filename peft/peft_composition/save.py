@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,17 +26,25 @@ from peft_composition.pairs import Pair
 
 
 def save_pairs(
-    base: nn.Module, pairs: Mapping[str, Pair], path: Path, base_model_name_or_path: str | None, task_type: str | None
-) -> None:
-    """Write pairs of batch 1, by module name, as a PEFT checkpoint of float32 tensors with scaling 1.
+    base: nn.Module,
+    pairs: Mapping[str, Pair],
+    path: Path,
+    base_model_name_or_path: str | None,
+    task_type: str | None,
+    *,
+    ranks: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Write pairs of batch 1, by module name, as a PEFT checkpoint of scaling 1. Returns its rank.
 
-    `path` must not exist, or be an empty folder; it appears complete or not at all. Raises `CompositionError`
-    otherwise.
+    `path` must not exist, or be an empty folder; it appears complete or not at all. `ranks` are those that the
+    reader allows: the checkpoint has the smallest that is enough, or if none are given its own. Raises
+    `CompositionError` for a `path` that is taken and for a rank above all allowed ones.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise CompositionError(f"'{path}' exists already; choose another path, or remove it first")
     halves = {name: _without_padding(pair) for name, pair in pairs.items()}
-    rank = max(down.shape[0] for down, _ in halves.values())
+    rank = _allowed_rank(max(down.shape[0] for down, _ in halves.values()), ranks)
     suffixes = {name.rpartition(".")[2] for name in halves}
     tensors: dict[str, Tensor] = {}
     transposed = False
@@ -48,7 +56,7 @@ def save_pairs(
             raise CompositionError(f"module '{name}' shares its last name with an adapted one, and is not linear")
         d_in, d_out = shape
         # A module that no adapter targets, but whose last name the configuration must list, gets an update of zero.
-        padded_down, padded_up = torch.zeros(rank, d_in), torch.zeros(d_out, rank)
+        padded_down, padded_up = torch.zeros(rank, d_in, dtype=dtype), torch.zeros(d_out, rank, dtype=dtype)
         if name in halves:
             down, up = halves[name]
             padded_down[: down.shape[0]] = down
@@ -67,6 +75,17 @@ def save_pairs(
     )
     config.target_modules = sorted(suffixes)  # LoraConfig made a set of it, whose order changes from run to run
     _write_checkpoint(config, tensors, path)
+    return rank
+
+
+def _allowed_rank(rank: int, allowed: Sequence[int]) -> int:
+    """The smallest of the `allowed` ranks that is enough, or `rank` itself if none are given."""
+    enough = [candidate for candidate in allowed if candidate >= rank]
+    if allowed and not enough:
+        raise CompositionError(
+            f"the composition has rank {rank}, and the highest allowed is {max(allowed)}; compose fewer adapters"
+        )
+    return min(enough, default=rank)
 
 
 def _without_padding(pair: Pair) -> tuple[Tensor, Tensor]:

@@ -71,19 +71,20 @@ def parts_of(folder: Path, base: nn.Module) -> Parts:
         if isinstance(module, LoraLayer):
             down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
             key = name.removeprefix("base_model.model.")
-            parts[key] = (down.detach().float(), up.detach().float(), float(module.scaling["default"]))
+            parts[key] = (down.detach().double(), up.detach().double(), float(module.scaling["default"]))
     return parts
 
 
 def dense_update(parts: Sequence[Parts], weights: Sequence[float], mode: str, module: str) -> Tensor | None:
-    """Multiply out the update of one module [d_out, d_in], one adapter after the other."""
+    """Multiply out the update of one module in float64, [d_out, d_in], one adapter after the other."""
     used = [(*part[module], weight) for part, weight in zip(parts, weights, strict=True) if module in part]
     if not used:
         return None
     if mode == "mixture":
-        return sum((w * s * (b @ a) for a, b, s, w in used), torch.zeros(()))
+        return sum((w * s * (b @ a) for a, b, s, w in used), torch.zeros((), dtype=torch.float64))
     rank = max(a.shape[0] for a, *_ in used)
-    down, up = torch.zeros(rank, used[0][0].shape[1]), torch.zeros(used[0][1].shape[0], rank)
+    down = torch.zeros(rank, used[0][0].shape[1], dtype=torch.float64)
+    up = torch.zeros(used[0][1].shape[0], rank, dtype=torch.float64)
     for a, b, scaling, weight in used:
         down[: a.shape[0]] += weight * a
         up[:, : a.shape[0]] += weight * scaling * b
@@ -91,13 +92,14 @@ def dense_update(parts: Sequence[Parts], weights: Sequence[float], mode: str, mo
 
 
 def merged(base: nn.Module, parts: Sequence[Parts], weights: Sequence[float], mode: str) -> Any:
-    """Return a copy of the base with one composition merged into its weights."""
+    """Return a copy of the base with one composition merged into its weights, and into no weight tied to them."""
     model = deepcopy(base)
     for name in {name for part in parts for name in part}:
         update = dense_update(parts, weights, mode, name)
         if update is not None:
-            weight: Any = model.get_submodule(name).weight
-            weight.data += update.T if isinstance(model.get_submodule(name), Conv1D) else update
+            module: Any = model.get_submodule(name)
+            update = update.T if isinstance(module, Conv1D) else update
+            module.weight = nn.Parameter(module.weight.detach() + update.to(module.weight.dtype))
     return model
 
 

@@ -1,0 +1,317 @@
+"""The backend of vLLM: every composition is written as one LoRA checkpoint, and vLLM serves many of them at a time.
+
+The base's weights are loaded by vLLM alone. Compositions go through a folder in memory: written once for all rows that
+share them, and removed after the last of these.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_retriever.backends import Outcome, Request
+from lora_retriever.backends.batches import unfinished
+from lora_retriever.backends.memory_folder import MemoryFolder
+from lora_retriever.benchmark import Benchmark
+from lora_retriever.data import shortened
+from lora_retriever.errors import UserError
+from lora_retriever.generation import answer_of, load_tokenizer
+from lora_retriever.methods import Composition, Mode
+from lora_retriever.profile import BALANCED, Profile
+from peft_composition import AdapterError, CompositionError, CompositionWriter
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for `max_lora_rank`."""
+
+BATCHES_IN_CHUNK = 4
+"""vLLM is given so many batches at once: it fills the places of ended rows, and progress is seen after each chunk."""
+
+REASON_LENGTH = 300  # characters of vLLM's own messages that are passed on
+
+Key = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A composition on disk, as vLLM is told of it. A `number` is never used twice: vLLM knows LoRAs by it."""
+
+    number: int
+    path: Path
+    rank: int
+
+
+class EngineError(Exception):
+    """An engine that could not answer; it is of no use any more."""
+
+
+class Engine(Protocol):
+    """What makes the tokens. `max_rank` is the highest that it serves."""
+
+    max_rank: int
+
+    def generate(self, prompts: Sequence[list[int]], compositions: Sequence[Served | None]) -> list[list[int]]:
+        """The tokens made for every prompt, the end mark included. Either all have compositions or none has.
+
+        Raises:
+            EngineError: they could not be made.
+        """
+        ...
+
+    def shutdown(self) -> None:
+        """Free the memory."""
+        ...
+
+
+class VllmEngine:
+    """vLLM in processes of its own. They outlive this one if it is killed rather than interrupted."""
+
+    def __init__(self, profile: Profile, base: Path, max_rank: int, end_ids: Sequence[int]) -> None:
+        """Start vLLM, which takes a minute.
+
+        Raises:
+            UserError: it does not start.
+        """
+        import vllm
+
+        self.max_rank = max_rank
+        settings = profile.generation
+        on_cpu = vllm.platforms.current_platform.is_cpu()
+        # Ending is decided by the end marks alone, as in the local backend: vLLM would add its own choice of them.
+        self._decoding = vllm.SamplingParams(
+            temperature=0,
+            max_tokens=settings.max_new_tokens,
+            stop_token_ids=list(end_ids),
+            ignore_eos=True,
+            detokenize=False,
+        )
+        try:
+            self._llm = vllm.LLM(
+                model=str(base),
+                skip_tokenizer_init=True,
+                dtype=profile.dtype,
+                tensor_parallel_size=torch.cuda.device_count() if profile.device == BALANCED else 1,
+                max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
+                max_num_seqs=settings.batch_size,
+                enable_lora=True,
+                max_loras=settings.batch_size,
+                max_lora_rank=max_rank,
+                # Rows seldom share a composition, and what rows share of a prompt cannot be used across compositions.
+                enable_prefix_caching=False,
+                # To compile for a CPU takes longer than it saves, and needs a compiler.
+                enforce_eager=on_cpu,
+            )
+        except Exception as error:  # whatever a foreign engine may raise
+            reason = shortened(str(error), REASON_LENGTH)
+            raise UserError(f"vLLM does not start on {base}: {reason}") from error
+
+    def generate(self, prompts: Sequence[list[int]], compositions: Sequence[Served | None]) -> list[list[int]]:
+        """See `Engine`."""
+        from vllm.lora.request import LoRARequest
+
+        loras = [
+            None if served is None else LoRARequest(str(served.number), served.number, str(served.path))
+            for served in compositions
+        ]
+        try:
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": prompt} for prompt in prompts], self._decoding, lora_request=loras, use_tqdm=False
+            )
+        except Exception as error:  # vLLM's own errors share no narrower class with those it lets through
+            reason = shortened(str(error) or type(error).__name__, REASON_LENGTH)
+            raise EngineError(f"vLLM failed: {reason}") from error
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def shutdown(self) -> None:
+        """End vLLM's processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+
+
+class VllmBackend:
+    """Answers with an engine that serves LoRA checkpoints."""
+
+    def __init__(
+        self,
+        start: Callable[[int], Engine],
+        writer: CompositionWriter,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        adapters_of_a_row: int,
+    ) -> None:
+        """`start` makes an engine of a highest rank; the first one serves any `adapters_of_a_row`."""
+        self._start = start
+        self._writer = writer
+        self._tokenizer = tokenizer
+        self._chunk_size = BATCHES_IN_CHUNK * batch_size
+        self._numbers = count(1)
+        self._served: dict[Key, Served] = {}  # the compositions in the folder, all of one mode
+        rank = allowed_rank(sum(sorted(writer.ranks.values())[-adapters_of_a_row:]))
+        self._engine: Engine | None = start(rank)
+        self._folder = MemoryFolder(room=self._chunk_size * writer.size(rank))
+
+    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
+        """The outcomes, chunk by chunk; rows of the base alone come first, in chunks of their own."""
+        chunks = unfinished(plan_chunks(requests, self._chunk_size), done)
+        last = {key_of(request.composition): number for number, chunk in enumerate(chunks) for request in chunk}
+        try:
+            for number, chunk in enumerate(chunks):
+                yield self._answer(chunk, mode)
+                self._drop([key for key in self._served if last[key] == number])
+        finally:
+            self._drop(list(self._served))
+
+    def close(self) -> None:
+        """End the engine and remove the folder."""
+        self._stop()
+        self._folder.close()
+
+    def _answer(self, chunk: Sequence[Request], mode: Mode) -> Outcome:
+        failures: dict[int, str] = {}
+        served: dict[int, Served | None] = {}
+        for request in chunk:
+            try:
+                served[request.id] = self._written(request.composition, mode)
+            except (CompositionError, SafetensorError, OSError) as error:
+                failures[request.id] = f"its composition could not be written: {error}"
+        ready = [request for request in chunk if request.id in served]
+        if not ready:
+            return Outcome(failures=failures)
+        compositions = [served[request.id] for request in ready]
+        engine = self._engine_for(max((composition.rank for composition in compositions if composition), default=0))
+        try:
+            rows = engine.generate([request.prompt.token_ids for request in ready], compositions)
+        except EngineError as error:
+            self._stop()  # the next chunk gets a new one
+            return Outcome(failures=failures | dict.fromkeys([request.id for request in ready], str(error)))
+        answers = {request.id: answer_of(row, self._tokenizer) for request, row in zip(ready, rows, strict=True)}
+        return Outcome(answers, failures)
+
+    def _written(self, composition: Composition, mode: Mode) -> Served | None:
+        """The checkpoint of a composition, written if it is not there; None for the base alone."""
+        if not composition.adapters:
+            return None
+        key = key_of(composition)
+        if key not in self._served:
+            number = next(self._numbers)
+            path = self._folder.path / str(number)
+            rank = self._writer.write(composition.adapters, composition.weights, mode, path=path, ranks=RANKS)
+            self._served[key] = Served(number, path, rank)
+        return self._served[key]
+
+    def _drop(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            shutil.rmtree(self._served.pop(key).path, ignore_errors=True)
+
+    def _engine_for(self, rank: int) -> Engine:
+        """An engine that serves this rank: the running one, or a new one where a sweep came to a larger rank."""
+        if self._engine is not None and self._engine.max_rank < rank:
+            self._stop()
+        if self._engine is None:
+            self._engine = self._start(allowed_rank(rank))
+        return self._engine
+
+    def _stop(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+
+
+def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
+    """Requests in chunks of `size`: those without adapters apart, those of one composition side by side.
+
+    vLLM 0.32 on a CPU answers a row without a LoRA, in a batch with rows that have one, with one of theirs: it looks
+    for the LoRA at place -1, which is the last one.
+    """
+    plain = sorted((request for request in requests if not request.composition.adapters), key=lambda r: r.id)
+    composed = [request for request in requests if request.composition.adapters]
+    composed.sort(key=lambda request: (key_of(request.composition), request.id))
+    return [group[start : start + size] for group in (plain, composed) for start in range(0, len(group), size)]
+
+
+def key_of(composition: Composition) -> Key:
+    """What makes two compositions of one mode the same: adapters and weights, in whatever order."""
+    return tuple(sorted(zip(composition.adapters, composition.weights, strict=True)))
+
+
+def allowed_rank(rank: int) -> int:
+    """The rank that an engine is started for: the smallest that vLLM allows and that is enough, or else the highest."""
+    return next((allowed for allowed in RANKS if allowed >= rank), RANKS[-1])
+
+
+def load_vllm(profile: Profile, benchmark: Benchmark) -> VllmBackend:
+    """The vLLM backend of a profile.
+
+    Raises:
+        UserError: vLLM is not installed or does not start, it is for another device than the profile's, or an adapter
+            cannot be composed exactly.
+    """
+    check_vllm(profile)
+    base = skeleton(benchmark.base)
+    writer = CompositionWriter(base, profile.torch_dtype)
+    try:
+        for name, folder in benchmark.adapters.items():
+            writer.load_adapter(folder, name)
+    except AdapterError as error:
+        raise UserError(str(error)) from error
+    assert base.generation_config is not None, "a causal LM generates"
+    end = base.generation_config.eos_token_id
+    end_ids = end if isinstance(end, list) else [end] if end is not None else []
+
+    def start(max_rank: int) -> Engine:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # vLLM wants nearly all of the memory, and the encoder's is still held by torch
+        return VllmEngine(profile, benchmark.base, max_rank, end_ids)
+
+    tokenizer = load_tokenizer(benchmark.base)
+    return VllmBackend(start, writer, tokenizer, profile.generation.batch_size, profile.retrieval.k)
+
+
+def check_vllm(profile: Profile) -> None:
+    """See that vLLM is there, and computes on the profile's device.
+
+    Raises:
+        UserError: it is not, or does not.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read on import; it would write over the progress bars
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise UserError(
+            f"backend: vllm needs the vllm extra: pip install 'lora-retriever[vllm]' ({error}); "
+            "or choose backend: local"
+        ) from error
+    device = "cuda" if profile.torch_device == BALANCED else profile.torch_device
+    if device not in (current_platform.device_type, f"{current_platform.device_type}:0"):
+        raise UserError(
+            f"profile {profile.name}: device is {profile.torch_device}, and the vLLM installed here computes on "
+            f"{current_platform.device_type} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise)"
+        )
+
+
+def skeleton(base: Path) -> PreTrainedModel:
+    """A base model without weights: its modules, their shapes, and how it ends.
+
+    Raises:
+        UserError: the folder's configuration cannot be read.
+    """
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"base model {base}: its configuration cannot be used: {error}") from error
+    with suppress(OSError):  # without such a file the configuration says it, as for a model with its weights
+        model.generation_config = GenerationConfig.from_pretrained(base)
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -1,0 +1,106 @@
+"""Compositions written as PEFT checkpoints without the base's weights, for an engine that serves LoRA by itself.
+
+Of the base only the modules' names and shapes are asked, so it may lie on torch's meta device and take no memory. The
+tensors are those that `ComposableModel` would compute with: same formulas, same dtype, same order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from peft_composition.checkpoint import LoraAdapter, read_adapter
+from peft_composition.errors import AdapterError, CompositionError
+from peft_composition.pairs import EMPTY_SLOT, MODES, ModuleStack, Pair, active_slots
+from peft_composition.save import save_pairs
+
+CPU = torch.device("cpu")
+
+
+class CompositionWriter:
+    """Verified adapters, and no base: composes them into checkpoints."""
+
+    def __init__(self, base: PreTrainedModel, dtype: torch.dtype) -> None:
+        """`base` may be on the meta device; `dtype` is the one that the base is served in."""
+        self.base = base
+        self.dtype = dtype
+        self._adapters: dict[str, LoraAdapter] = {}  # safetensors maps their files, so they take no memory of their own
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The largest rank of every adapter, in loading order."""
+        return {
+            name: max(module.rank for module in adapter.header.modules.values())
+            for name, adapter in self._adapters.items()
+        }
+
+    def size(self, rank: int) -> int:
+        """How many bytes a composition of this rank takes, at most."""
+        modules = {
+            name: module.d_in + module.d_out
+            for adapter in self._adapters.values()
+            for name, module in adapter.header.modules.items()
+        }
+        return rank * sum(modules.values()) * self.dtype.itemsize
+
+    def load_adapter(self, path_or_repo_id: str | Path, name: str, revision: str | None = None) -> None:
+        """Load a PEFT LoRA checkpoint under `name`, from a folder or from the Hub (there at `revision`).
+
+        Raises `AdapterError` if the name is taken or the adapter cannot be composed exactly.
+        """
+        if name in self._adapters:
+            raise AdapterError(name, "an adapter of this name is loaded already; use another name")
+        adapter = read_adapter(path_or_repo_id, name, self.base, revision)
+        for module in adapter.modules:
+            adapter.folded(module, CPU, self.dtype)
+        self._adapters[name] = adapter
+
+    def write(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        mode: str = "mixture",
+        *,
+        path: str | Path,
+        ranks: Sequence[int] = (),
+    ) -> int:
+        """Write one composition into a new folder at `path`, in the writer's dtype. Returns the checkpoint's rank.
+
+        `ranks` are those that the reader allows: the composition is zero-padded to the smallest that is enough. None
+        given, it keeps its own. Raises `AdapterError` for an adapter that is not loaded, `CompositionError` if nothing
+        is left to write, no rank is enough, or `path` holds something.
+        """
+        if mode not in MODES:
+            raise CompositionError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
+        given = dict(zip(adapters, weights, strict=True))
+        for name in given:
+            if name not in self._adapters:
+                raise AdapterError(name, f"it is not loaded (loaded: {', '.join(self._adapters) or 'none'})")
+        # In loading order, as in `ComposableModel`: another order of summing gives other last bits.
+        used = {name: adapter for name, adapter in self._adapters.items() if given.get(name)}
+        if not used:
+            raise CompositionError("all weights are zero: such a composition is the base model itself")
+        pairs = self._pairs(list(used.values()), [given[name] for name in used], mode)
+        first = self._adapters[adapters[0]].header
+        base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
+        return save_pairs(self.base, pairs, Path(path), base_name, first.task_type, ranks=ranks, dtype=self.dtype)
+
+    @torch.no_grad()
+    def _pairs(self, used: Sequence[LoraAdapter], weights: Sequence[float], mode: str) -> dict[str, Pair]:
+        """The pair of batch 1 of each module that some adapter in use targets."""
+        slots = range(EMPTY_SLOT + 1, EMPTY_SLOT + 1 + len(used))
+        active = active_slots(slots, torch.tensor([weights], dtype=torch.float32))
+        assert active is not None, "adapters of weight 0 were left out"
+        pairs = {}
+        headers = {name: header for adapter in used for name, header in adapter.header.modules.items()}
+        for name, header in headers.items():
+            stack = ModuleStack(header.d_in, header.d_out, CPU, self.dtype)
+            for slot, adapter in zip(slots, used, strict=True):
+                if name in adapter.modules:
+                    stack.write(slot, *adapter.folded(name, CPU, self.dtype))
+            pairs[name] = MODES[mode](stack, active)
+        return pairs
+
