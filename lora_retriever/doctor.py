@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.hub import folder_of, is_cached
+from lora_retriever.memory import MemoryUse, ModelShape, predicted_memory
 from lora_retriever.profile import BALANCED, Profile
 
 GIB = 1 << 30
@@ -55,7 +56,7 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
     yield from _examine_adapters(profile, pool)
     try:
         yield _examine_device(profile, profile.torch_device)
-        yield _examine_memory(profile, profile.torch_device)
+        yield _examine_memory(profile, pool, profile.torch_device)
     except UserError as error:
         yield Finding("problem", str(error))
     yield _examine_disk(results, len(rows) * len(profile.methods) * BYTES_PER_ANSWER)
@@ -110,28 +111,52 @@ def _examine_device(profile: Profile, device: str) -> Finding:
     return Finding("ok", f"device: {device}, {profile.dtype}")
 
 
-def _examine_memory(profile: Profile, device: str) -> Finding:
-    """The base model's weights, and the keys and values of one full batch, against what the device has free."""
+def _examine_memory(profile: Profile, pool: list[PoolEntry], device: str) -> Finding:
+    """What the largest batch of a mixture is predicted to take (`memory`), against what the device has free."""
     folder = profile.local_path(profile.base.location)
     try:
         if folder is None:
             if not is_cached(profile.base.location, profile.base.revision):
                 return Finding("warning", "memory: the base model's size is not known before it is fetched")
             folder = folder_of(profile, profile.base.location, profile.base.revision)
-        weights = _parameters(folder) * BYTES[profile.dtype]
-        cache = _cache_bytes(folder, profile)
-    except (OSError, SafetensorError, KeyError, ValueError, UserError) as error:
+        used = _predicted(profile, pool, folder)
+    except KeyError as error:
+        return Finding("warning", f"memory: cannot be predicted, the base's configuration does not name {error}")
+    except (OSError, SafetensorError, ValueError, UserError) as error:
         return Finding("problem", f"memory: the base model's files cannot be read ({error})")
     free = _free_memory(device)
-    text = (
-        f"memory: weights {weights / GIB:.2f} GiB and a full batch's keys and values {cache / GIB:.2f} GiB, "
-        f"adapters apart; {free / GIB:.1f} GiB are free on {device}"
-    )
-    if weights > free:
+    parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in asdict(used).items())
+    text = f"memory: {used.total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
+    if used.weights > free:
         return Finding("problem", f"{text}: the model does not fit; choose a smaller dtype or another device")
-    if weights + cache > 0.9 * free:
-        return Finding("warning", f"{text}: tight; lower generation.batch_size")
+    if used.total > 0.9 * free:
+        return Finding("warning", f"{text}: tight; lower generation.batch_size or set generation.batch_tokens")
     return Finding("ok", text)
+
+
+def _predicted(profile: Profile, pool: list[PoolEntry], folder: Path) -> MemoryUse:
+    """The memory of the largest batch; of rank 8 on q and v, as the paper's, where the adapters are not here to say."""
+    settings = profile.generation
+    rank, targets = 8, ["q_proj", "v_proj"]
+    shape = ModelShape.of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    first = profile.local_path(profile.adapter_location(pool[0].model_name)) if pool else None
+    if first is not None and (first / ADAPTER_FILES[0]).is_file():
+        config = json.loads((first / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+        rank, targets = config["r"], [name for name in shape.widths if name in config["target_modules"]]
+    used = predicted_memory(
+        shape,
+        _parameters(folder),
+        value_bytes=BYTES[profile.dtype],
+        rows=settings.rows_that_fit(settings.max_prompt_tokens),
+        length=settings.max_prompt_tokens,
+        new_tokens=settings.max_new_tokens,
+        adapters=len(pool),
+        rank=rank,
+        targets=targets,
+        pair_rank=profile.retrieval.k * rank,
+    )
+    limit = profile.adapters.memory
+    return used if limit is None else replace(used, adapters=min(limit, used.adapters))
 
 
 def _parameters(folder: Path) -> int:
@@ -145,16 +170,6 @@ def _parameters(folder: Path) -> int:
                     size *= length
                 count += size
     return count
-
-
-def _cache_bytes(folder: Path, profile: Profile) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    heads = config["num_attention_heads"]
-    head_width = config.get("head_dim") or config["hidden_size"] // heads
-    per_token = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_width
-    generation = profile.generation
-    tokens = generation.batch_size * (generation.max_prompt_tokens + generation.max_new_tokens)
-    return int(per_token * tokens * BYTES[profile.dtype])
 
 
 def _free_memory(device: str) -> int:

@@ -5,7 +5,7 @@ peak = weights + resident adapters + keys and values + the batch's pairs + activ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class MemoryUse:
         return self.weights + self.adapters + self.cache + self.pairs + self.activations
 
 
-def low_rank_bytes(shape: ModelShape, rank: int, targets: tuple[str, ...], value_bytes: int) -> int:
+def low_rank_bytes(shape: ModelShape, rank: int, targets: Sequence[str], value_bytes: int) -> int:
     """A's and B's of this rank on all layers: those of one adapter, or of one row's pair."""
     return shape.layers * rank * sum(shape.widths[target] for target in targets) * value_bytes
 
@@ -86,7 +86,7 @@ def predicted_memory(
     new_tokens: int,
     adapters: int,
     rank: int,
-    targets: tuple[str, ...],
+    targets: Sequence[str],
     pair_rank: int,
 ) -> MemoryUse:
     """The peak of answering one batch.

@@ -116,6 +116,12 @@ class GenerationSection(Section):
         """The template itself, with `{inputs}` in it."""
         return TEMPLATES.get(self.template, self.template)
 
+    def rows_that_fit(self, longest: int) -> int:
+        """How many rows a batch may have whose longest prompt has `longest` tokens; at least one."""
+        if self.batch_tokens is None:
+            return self.batch_size
+        return max(1, min(self.batch_size, self.batch_tokens // (longest + self.max_new_tokens)))
+
 
 class RaySection(Section):
     """The actors of `backend: ray`.

@@ -20,17 +20,10 @@ def plan_batches(requests: Sequence[Request], settings: GenerationSection) -> li
     for request in ordered:
         if room == 0:
             batches.append([])
-            room = rows_that_fit(len(request.prompt.token_ids), settings)
+            room = settings.rows_that_fit(len(request.prompt.token_ids))
         batches[-1].append(request)
         room -= 1
     return batches
-
-
-def rows_that_fit(longest: int, settings: GenerationSection) -> int:
-    """How many rows a batch may have whose longest prompt has `longest` tokens."""
-    if settings.batch_tokens is None:
-        return settings.batch_size
-    return max(1, min(settings.batch_size, settings.batch_tokens // (longest + settings.max_new_tokens)))
 
 
 def unfinished(batches: Sequence[list[Request]], done: Collection[int]) -> list[list[Request]]:

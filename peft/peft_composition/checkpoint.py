@@ -76,7 +76,7 @@ class LoraAdapter:
         """
         part = self.modules[module]
         down = part.down.to(device, dtype)  # [r, d_in]
-        exact = part.up.to(torch.promote_types(part.up.dtype, torch.float32))  # [d_out, r]
+        exact = part.up.to(torch.promote_types(torch.promote_types(part.up.dtype, torch.float32), dtype))  # [d_out, r]
         up = (self.header.modules[module].scaling * exact).T.to(device, dtype)  # [r, d_out]
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise AdapterError(self.header.name, f"its values overflow in {dtype}; use a base in bfloat16", module)

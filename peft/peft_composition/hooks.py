@@ -99,15 +99,22 @@ def add_pair(x: Tensor, y: Tensor, pair: Pair) -> Tensor:
     the pair's batch, with the rows of one sample adjacent, as `generate` lays out beams and returned sequences, so
     they share their sample's pair without a copy. Writes into y where no gradient is asked for.
     """
-    batch = pair.down.shape[0]
-    # On a base spread over devices, x may be on the former module's: accelerate moves it inside the module's forward.
-    x = x.reshape(batch, -1, x.shape[-1]).to(pair.down)  # [batch, n, d_in]
-    inner = torch.bmm(x, pair.down.transpose(1, 2))  # [batch, n, R]
-    if not torch.is_grad_enabled() and y.is_contiguous() and y.dtype == inner.dtype == pair.up.dtype:
-        y.view(batch, -1, y.shape[-1]).baddbmm_(inner, pair.up)  # [batch, n, d_out]
-        return y
-    update = torch.bmm(inner, pair.up)  # [batch, n, d_out]
-    return y + update.view(y.shape).to(y.dtype)
+    down, up = pair.down, pair.up
+    batch = down.shape[0]
+    # While tokens are decoded the products take a few microseconds, and every view or check that is not needed shows.
+    if x.dtype != down.dtype or x.device != down.device:
+        # On a base spread over devices, x may be on the last module's: accelerate moves it inside the module's forward.
+        x = x.to(down)
+    if x.ndim != 3 or x.shape[0] != batch:
+        x = x.reshape(batch, -1, x.shape[-1])  # [batch, n, d_in]
+    inner = torch.bmm(x, down.mT)  # [batch, n, R]
+    if torch.is_grad_enabled():
+        return y + torch.bmm(inner, up).view(y.shape).to(y.dtype)
+    if y.dtype != up.dtype or not y.is_contiguous():
+        return y.add_(torch.bmm(inner, up).view(y.shape))
+    rows = y if y.ndim == 3 and y.shape[0] == batch else y.view(batch, -1, y.shape[-1])  # [batch, n, d_out]
+    rows.baddbmm_(inner, up)
+    return y
 
 
 def input_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -103,4 +103,3 @@ class CompositionWriter:
                     stack.write(slot, *adapter.folded(name, CPU, self.dtype))
             pairs[name] = MODES[mode](stack, active)
         return pairs
-

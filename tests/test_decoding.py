@@ -1,0 +1,66 @@
+"""The decoding loop gives the tokens of transformers' own greedy `generate`, in every family, padded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from composition_cases import write_adapter
+from model_families import DECODERS, InDouble, left_padded, prompts_of
+
+from lora_retriever.decoding import decode
+from peft_composition import ComposableModel
+
+NEW_TOKENS = 12
+NAMES = ["usual", "full"]
+LENGTHS = {"unequal": (9, 3, 6, 11, 1, 6, 9, 2, 7), "equal": (7,) * 9, "one row": (8,)}
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ComposableModel:
+    """A model of one family with two adapters."""
+    family, folder = DECODERS[request.param], tmp_path_factory.mktemp(request.param)
+    base = family.build()
+    model = ComposableModel(base)
+    conv = {"fan_in_fan_out": family.model_type == "gpt2"}
+    for seed, (name, targets) in enumerate(zip(NAMES, (list(family.targets), "all-linear"), strict=True)):
+        model.load_adapter(write_adapter(folder / name, base, seed=seed, target_modules=targets, **conv), name)
+    return model
+
+
+def generated(model: ComposableModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+    """The new tokens of every row by transformers' `generate`."""
+    ids, mask = left_padded(prompts)
+    tokens = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, **options
+    )
+    return tokens[:, ids.shape[1] :].tolist()
+
+
+def ends_at_different_times(answers: Sequence[Sequence[int]]) -> list[int]:
+    """End marks that some rows meet early, some late, some never: the rarest of the answers' tokens."""
+    tokens = [token for answer in answers for token in answer]
+    return sorted(set(tokens), key=lambda token: (tokens.count(token), token))[:4]
+
+
+def cut(answer: Sequence[int], end_ids: Sequence[int]) -> list[int]:
+    """An answer up to and with its end mark."""
+    ends = [i for i, token in enumerate(answer) if token in end_ids]
+    return list(answer[: ends[0] + 1] if ends else answer)
+
+
+@pytest.mark.parametrize("composed", [False, True], ids=["base", "composed"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("model", DECODERS, indirect=True)
+def test_tokens_are_those_of_generate(model, lengths, composed):
+    prompts = prompts_of(lengths, seed=5)
+    weights = torch.tensor([[0.5, 0.25], [1.0, 0.0], [0.0, 0.0]]).repeat(3, 1)[: len(prompts)]
+    with InDouble(), model.composed(NAMES, weights) if composed else nullcontext():
+        end_ids = ends_at_different_times(generated(model, prompts))
+        expected = generated(model, prompts, eos_token_id=end_ids)
+        answers = decode(model, prompts, end_ids, pad_id=0, max_new_tokens=NEW_TOKENS)
+    assert answers == [cut(answer, end_ids) for answer in expected]
+    assert len(prompts) == 1 or len(set(map(len, answers))) > 1, "rows end at different times"
