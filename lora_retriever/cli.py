@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -172,6 +173,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
     _quieten_transformers()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: backends are closed
     try:
         evaluate(profile, args.only, results, args.limit, console, args.sweep)
     except RowsFailedError as error:  # what was answered is shown all the same

@@ -64,7 +64,8 @@ def decode(
             break
         positions = positions[:, -1:] + 1  # [rows, 1]
         if over >= LEAVE * len(in_batch):
-            staying = (~ended).nonzero().flatten()  # [rows that stay]
+            # On the CPU, as a model that is spread over devices has its keys and values on several.
+            staying = (~ended).nonzero().flatten().cpu()  # [rows that stay]
             model.keep_rows(staying)
             cache.batch_select_indices(staying)
             mask, positions, tokens, ended = mask[staying], positions[staying], tokens[staying], ended[staying]

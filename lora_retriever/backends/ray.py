@@ -1,0 +1,158 @@
+"""The backend of any number of GPUs or machines: a Ray Data pipeline over actors that hold a model each.
+
+    batches ─► Ray Data ─► desk ─► the worker that is free ─► outcomes, as they come
+
+Every run is a dataset of its batches, the very ones of the local backend. Ray Data's own pools of actors end with their
+dataset (Ray's issue 46479), and would load the base model anew for each of a benchmark's methods. So the workers stand
+beside it for as long as the backend does, and the pipeline's step is to ask the desk, which gives a batch to the first
+worker that is free. A worker that dies is started again; its batch goes to the next one.
+
+Every machine of a cluster needs the package and the model folders, at the same paths. This process, which encodes,
+plans and writes, decides the device for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from lora_retriever.backends import Outcome, Request
+from lora_retriever.backends.batches import plan_batches, unfinished
+from lora_retriever.benchmark import Benchmark
+from lora_retriever.errors import UserError
+from lora_retriever.methods import Mode
+from lora_retriever.profile import GenerationSection, Profile, RaySection
+
+try:
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    from lora_retriever.ray_actors import RESTARTS, Desk, Worker, reason_of
+except ImportError as error:
+    raise UserError("backend: ray needs the ray extra: pip install 'lora-retriever[ray]'") from error
+
+
+class RayBackend:
+    """Answers with the models of a cluster's workers."""
+
+    def __init__(self, workers: Sequence[Any], settings: GenerationSection, owns_cluster: bool) -> None:
+        self.workers = list(workers)
+        self._settings = settings
+        self._owns_cluster = owns_cluster  # whether this is who began Ray, or joined its cluster
+        # The run's own bar shows the progress; Ray Data's errors are raised, and need not be logged beside that.
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars, context.raise_original_map_exception = False, True
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        desk: Any = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000)
+        self._desk = desk.remote(*self.workers)
+
+    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
+        """The outcomes, each as soon as a worker has it.
+
+        Raises:
+            UserError: Ray itself failed.
+        """
+        batches = unfinished(plan_batches(requests, self._settings), done)
+        if not batches:
+            return
+        desk = self._desk
+
+        def ask(item: dict[str, Any]) -> dict[str, Any]:
+            outcome, failure = ray.get(desk.answer.remote(item["batch"], mode))
+            return {"place": item["place"], "outcome": outcome, "failure": failure}
+
+        items = [{"place": place, "batch": pickle.dumps(batch)} for place, batch in enumerate(batches)]
+        # One more at the desk than there are workers, so who gets free need not wait for the pipeline.
+        at_once = ray.data.TaskPoolStrategy(size=min(len(self.workers) + 1, len(items)))
+        pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map(ask, compute=at_once, num_cpus=0)
+        # What is fetched ahead would reach the disk later.
+        blocks: Iterable[Any] = pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        try:
+            for block in blocks:
+                for answered in block.to_pylist():
+                    if answered["failure"]:
+                        failed = batches[answered["place"]]
+                        yield Outcome(failures={request.id: answered["failure"] for request in failed})
+                    else:
+                        yield pickle.loads(answered["outcome"])
+        except RayError as error:
+            raise UserError(
+                f"backend: ray: {reason_of(error)}; start the run again, what is answered is kept"
+            ) from error
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was begun for them."""
+        for actor in (self._desk, *self.workers):
+            with suppress(RayError):
+                ray.kill(actor)
+        if self._owns_cluster:
+            ray.shutdown()
+
+
+def load_ray(profile: Profile, benchmark: Benchmark) -> RayBackend:
+    """The workers of a profile, each with its model loaded.
+
+    Raises:
+        UserError: there is no such cluster, it has no room for the workers, or one cannot load its model.
+    """
+    device = profile.torch_device.partition(":")[0]  # of its GPUs, Ray shows each worker only those that it may take
+    owns_cluster = _connect(profile.ray)
+    try:
+        count, resources = _plan_workers(profile.ray, on_gpus=device != "cpu")
+        actors = ray.remote(Worker).options(**resources, max_restarts=RESTARTS)
+        given = profile.model_copy(update={"device": device}), replace(benchmark, rows=[], pool=[])
+        workers: list[Any] = [actors.remote(*given) for _ in range(count)]
+        ray.get([worker.load.remote() for worker in workers])
+        return RayBackend(workers, profile.generation, owns_cluster)
+    except BaseException as error:
+        if owns_cluster:
+            ray.shutdown()
+        if isinstance(error, RayError):
+            raise UserError(reason_of(error)) from error
+        raise
+
+
+def _connect(settings: RaySection) -> bool:
+    """See that Ray runs; whether it had to be begun or joined for that.
+
+    Raises:
+        UserError: there is no such cluster.
+    """
+    host, _, port = (settings.address or "").removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # Ray itself would go on trying for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        if ray.is_initialized():
+            return False
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports its use to its makers
+        ray.init(address=settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise UserError(f"backend: ray: no cluster at {settings.address!r}: {reason_of(error)}") from error
+    return True
+
+
+def _plan_workers(settings: RaySection, on_gpus: bool) -> tuple[int, dict[str, float]]:
+    """How many workers there are to be, and what each takes of the cluster.
+
+    Raises:
+        UserError: the cluster has less, so that some would never start.
+    """
+    gpus = float(on_gpus) if settings.gpus is None else settings.gpus
+    there = ray.cluster_resources()
+    rooms = [there.get(name, 0) / each for name, each in (("CPU", settings.cpus), ("GPU", gpus)) if each]
+    room = int(min(rooms, default=1) + 1e-6)  # 2 CPUs are 5 times 0.4
+    count = settings.workers or (max(1, room) if gpus else 1)
+    if rooms and count > room:
+        raise UserError(
+            f"backend: ray: {count} workers with {settings.cpus:g} CPUs and {gpus:g} GPUs each are wanted, but the "
+            f"cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs; "
+            "lower ray.workers, ray.cpus or ray.gpus"
+        )
+    return count, {"num_cpus": settings.cpus, "num_gpus": gpus}
