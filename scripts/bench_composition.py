@@ -47,6 +47,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lora_retriever.files import write_json, write_text
 from lora_retriever.tables import Table, terminal
 from peft_composition import ComposableModel
+from peft_composition.pairs import product_dtype
 
 RANK, SCALING = 8, 2.0
 VOCABULARY = 2048  # small, so that the output layer weighs no more than in a large model
@@ -216,7 +217,7 @@ class Pool:
         for number in range(len(self.ours.adapters), adapters):
             # A folder for each, gone once it is read: a thousand together may fill a disk.
             with tempfile.TemporaryDirectory() as folder:
-                self._write(number, Path(folder))
+                self.write(number, Path(folder))
                 self.ours.load_adapter(folder, str(number))
                 if adapters > self.peft_max:
                     continue
@@ -251,9 +252,10 @@ class Pool:
 
     def pairs_bytes(self, batch: int, rank: int) -> int:
         """The size of one low-rank pair of this rank for each row and module."""
-        return batch * rank * self.base.dtype.itemsize * sum(d_in + d_out for d_in, d_out in self.modules.values())
+        value_bytes = product_dtype(self.base.device, self.base.dtype).itemsize
+        return batch * rank * value_bytes * sum(d_in + d_out for d_in, d_out in self.modules.values())
 
-    def _write(self, number: int, folder: Path) -> None:
+    def write(self, number: int, folder: Path) -> None:
         """Write an adapter as a PEFT checkpoint."""
         config = LoraConfig(r=RANK, lora_alpha=int(SCALING * RANK), target_modules=list(self.targets))
         config.save_pretrained(str(folder))
@@ -329,8 +331,12 @@ def measured(
     peaks = [peak_bytes(partial(run_once, way, ids[:, : args.length + 1], args.length), ids.device) for way in compared]
     advance()
     rounds: list[list[Seconds]] = []
-    for _ in range(args.rounds + 1):
-        rounds.append([run_once(way, ids, args.length, CLOCKS[args.clock]) for way in compared])
+    for number in range(args.rounds + 1):
+        # Every round begins with another of them: what comes and goes on the machine favours none.
+        first = number % len(compared)
+        order = [*range(first, len(compared)), *range(first)]
+        taken = {place: run_once(compared[place], ids, args.length, CLOCKS[args.clock]) for place in order}
+        rounds.append([taken[place] for place in range(len(compared))])
         advance()
     rounds = rounds[1:]  # the first one warms up
     base = [seconds[0] for seconds in rounds]
