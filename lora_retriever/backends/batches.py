@@ -7,20 +7,25 @@ from collections.abc import Collection, Sequence
 from lora_retriever.backends import Request
 from lora_retriever.profile import GenerationSection
 
+SHORTEST = 1 / 2
+"""A prompt shorter than this share of its batch's longest begins another batch: most of it would be padding."""
+
 
 def plan_batches(requests: Sequence[Request], settings: GenerationSection) -> list[list[Request]]:
     """Batches of prompts of similar length, the longest first: what does not fit into memory shows at once.
 
     A batch has at most `settings.batch_size` rows and, if `settings.batch_tokens` is set, takes at most that many
-    tokens once every row is padded to the longest and has its new tokens; a single row is always a batch.
+    tokens once every row is padded to the longest and has its new tokens; a single row is always a batch. Fewer rows
+    are in it where lengths are too far apart.
     """
     ordered = sorted(requests, key=lambda request: (-len(request.prompt.token_ids), request.id))
     batches: list[list[Request]] = []
-    room = 0  # rows that still fit into the last batch
+    longest, room = 0, 0  # of the last batch: its longest prompt, and the rows that still fit
     for request in ordered:
-        if room == 0:
+        length = len(request.prompt.token_ids)
+        if room == 0 or length < SHORTEST * longest:
             batches.append([])
-            room = settings.rows_that_fit(len(request.prompt.token_ids))
+            longest, room = length, settings.rows_that_fit(length)
         batches[-1].append(request)
         room -= 1
     return batches
