@@ -1,9 +1,9 @@
 """Per-sample composition of LoRA adapters: each row of a batch is served by its own mixture or fusion.
 
 One idea carries the package: every composition is a low-rank update. `checkpoint` reads an adapter and `exactness`
-refuses what cannot be composed exactly; `pairs` keeps the adapters resident and makes, once per batch, one low-rank
-pair per row and module; `hooks` adds the pairs in the forward pass; `model` is the face of it all; `save` writes a
-composition as an ordinary PEFT checkpoint, and `writer` does so where the base's weights are not in memory.
+refuses what cannot be composed exactly; `residency` says which adapters are in memory; `pairs` stacks these and makes,
+once per batch, one low-rank pair per row and module; `hooks` adds the pairs in the forward pass; `model` is the face of it
+all; `save` writes a composition as an ordinary PEFT checkpoint, and `writer` does so without the base's weights.
 """
 
 from peft_composition.errors import AdapterError, AdapterMemoryError, CompositionError
