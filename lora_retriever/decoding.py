@@ -1,20 +1,26 @@
 """Greedy decoding of one batch, whose rows leave it when they end. Knows token ids only, nothing of text or adapters.
 
-transformers' `generate` decodes every row until the last one ends. Here the rows that have ended go, with their keys
-and values and their part of the composition, so a batch costs what its rows need.
+transformers' `generate` pads every prompt to the longest and decodes every row until the last one ends. Here prompts of
+different lengths are read in parts and decoded together, and rows that have ended go, with their keys and values and
+their part of the composition. So a batch costs what its rows need.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from peft_composition import ComposableModel
 
+PADDED = 3 / 4
+"""Prompts are read together while the shortest has this share of the longest's tokens: a quarter of padding at most."""
 LEAVE = 1 / 8
 """Ended rows leave when they are this share of the batch: taking them out copies the others' keys and values."""
 
@@ -29,40 +35,24 @@ def decode(
 ) -> list[list[int]]:
     """The greedy continuation of every prompt, its end mark included where it has one.
 
-    Prompts are padded on the left, and positions counted from a row's own first token: what `generate` does. To be
-    called within `model.composed` for a composed batch.
+    Prompts are padded on the left, and positions counted from a row's own first token: what `generate` does. They are
+    best sorted by length. To be called within `model.composed` for a composed batch.
     """
-    device = model.device
-    ids = _left_padded(prompts, pad_id).to(device)  # [rows, length]
-    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0).to(device)  # [rows, length]
-    # Attention without a mask is faster, and says the same where no row is padded.
-    padded = not bool(mask.all())
-    accepted = inspect.signature(model.base.forward).parameters
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # [rows, length]
-    ends = torch.tensor(sorted(end_ids), device=device)  # [end marks]
+    tokens, cache = _read(model, prompts, pad_id)  # [rows]
+    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)  # [rows, longest]
+    positions = mask.sum(dim=1, keepdim=True)  # [rows, 1], of the token to come
+    ends = torch.tensor(sorted(end_ids), device=model.device)  # [end marks]
     answers: list[list[int]] = [[] for _ in prompts]
     in_batch = list(range(len(prompts)))  # which prompt each row is
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # [rows]
-    cache: Any = None
-    for step in range(max_new_tokens):
-        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-        if padded:
-            options["attention_mask"] = mask
-        if "position_ids" in accepted:
-            options["position_ids"] = positions
-        if "logits_to_keep" in accepted:
-            options["logits_to_keep"] = 1
-        output = model(input_ids=ids, **options)
-        cache = output.past_key_values
-        tokens = output.logits[:, -1].argmax(dim=-1)  # [rows]
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # [rows]
+    while True:
         for row, (token, over) in enumerate(zip(tokens.tolist(), ended.tolist(), strict=True)):
             if not over:
                 answers[in_batch[row]].append(token)
         ended = ended | torch.isin(tokens, ends)
         over = int(ended.sum())
-        if over == len(in_batch) or step == max_new_tokens - 1:
-            break
-        positions = positions[:, -1:] + 1  # [rows, 1]
+        if over == len(in_batch) or max(map(len, answers)) == max_new_tokens:
+            return answers
         if over >= LEAVE * len(in_batch):
             # On the CPU, as a model that is spread over devices has its keys and values on several.
             staying = (~ended).nonzero().flatten().cpu()  # [rows that stay]
@@ -70,9 +60,60 @@ def decode(
             cache.batch_select_indices(staying)
             mask, positions, tokens, ended = mask[staying], positions[staying], tokens[staying], ended[staying]
             in_batch = [in_batch[row] for row in staying.tolist()]
-        ids = tokens[:, None]  # [rows, 1]
         mask = torch.cat([mask, mask.new_ones(len(in_batch), 1)], dim=1)  # [rows, length so far]
-    return answers
+        tokens = _next_tokens(model, tokens[:, None], mask, positions, cache)  # [rows]
+        positions = positions + 1
+
+
+def parts_of(lengths: Sequence[int]) -> Iterator[slice]:
+    """Neighbouring prompts that are read together, as their lengths are alike."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        longer = lengths[start : stop + 1]
+        if stop == len(lengths) or min(longer) < PADDED * max(longer):
+            yield slice(start, stop)
+            start = stop
+
+
+def _read(model: ComposableModel, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, DynamicCache]:
+    """The first token of every answer [rows], and the keys and values of all prompts."""
+    lengths = [len(prompt) for prompt in prompts]
+    # Keys and values can be put together; states of other kinds of layers cannot, and their prompts are read at once.
+    divisible = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
+    parts = list(parts_of(lengths)) if divisible else [slice(0, len(prompts))]
+    tokens, caches = [], []
+    for part in parts:
+        ids = _left_padded(prompts[part], pad_id).to(model.device)  # [rows of the part, its longest]
+        mask = _left_padded([[1] * length for length in lengths[part]], 0).to(model.device)
+        caches.append(DynamicCache(config=model.config))
+        with model.only_rows(part):
+            tokens.append(_next_tokens(model, ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), caches[-1]))
+    return torch.cat(tokens), caches[0] if len(caches) == 1 else _together(model, caches, max(lengths))
+
+
+def _together(model: ComposableModel, caches: Sequence[DynamicCache], length: int) -> DynamicCache:
+    """The keys and values of several parts as one cache, padded on the left to `length`."""
+    together = DynamicCache(config=model.config)
+    for place, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        # A layer that attends to a window has kept no more than that; of what is padded here, it keeps no more either.
+        halves = [[getattr(layer, half) for layer in layers] for half in ("keys", "values")]  # [rows, heads, n, width]
+        keys, values = (torch.cat([pad(x, (0, 0, length - x.shape[2], 0)) for x in half]) for half in halves)
+        together.update(keys, values, place)
+    return together
+
+
+def _next_tokens(model: ComposableModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """The best next token of every row [rows]; `ids` and `positions` [rows, n] are of the tokens that are new."""
+    accepted = inspect.signature(model.base.forward).parameters
+    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    if not bool(mask.all()):  # attention without a mask is faster, and says the same where no row is padded
+        options["attention_mask"] = mask
+    if "position_ids" in accepted:
+        options["position_ids"] = positions
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = 1
+    logits: Tensor = model(input_ids=ids, **options).logits  # [rows, 1 or n, vocabulary]
+    return logits[:, -1].argmax(dim=-1)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from composition_cases import write_adapter
+from composition_cases import tiny_llama, write_adapter
 from model_families import DECODERS, InDouble, left_padded, prompts_of
 
-from lora_retriever.decoding import decode
+from lora_retriever.decoding import LEAVE, PADDED, decode, parts_of
 from peft_composition import ComposableModel
 
 NEW_TOKENS = 12
 NAMES = ["usual", "full"]
-LENGTHS = {"unequal": (9, 3, 6, 11, 1, 6, 9, 2, 7), "equal": (7,) * 9, "one row": (8,)}
+LENGTHS = {
+    "unequal": (9, 3, 6, 11, 1, 6, 9, 2, 7), "sorted": (11, 9, 9, 7, 6, 6, 3, 2, 1), "equal": (7,) * 9, "one row": (8,),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +67,32 @@ def test_tokens_are_those_of_generate(model, lengths, composed):
         answers = decode(model, prompts, end_ids, pad_id=0, max_new_tokens=NEW_TOKENS)
     assert answers == [cut(answer, end_ids) for answer in expected]
     assert len(prompts) == 1 or len(set(map(len, answers))) > 1, "rows end at different times"
+
+
+def test_prompts_of_like_length_are_read_together():
+    assert list(parts_of([12, 10, 9, 8, 8, 3])) == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert list(parts_of([5])) == [slice(0, 1)]
+
+
+def test_a_batch_costs_what_its_rows_need(monkeypatch):
+    base, shapes = tiny_llama(), []
+    forward = base.forward
+
+    def watched(input_ids, **options):
+        shapes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **options)
+
+    watched.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(base, "forward", watched)
+    prompts = prompts_of(sorted([20, 19, 18, 15, 9, 8, 8, 7, 7, 3, 2, 2], reverse=True), seed=1)
+    end_ids = ends_at_different_times(decode(ComposableModel(base), prompts, [], 0, NEW_TOKENS))
+    shapes.clear()
+    answers = decode(ComposableModel(base), prompts, end_ids, 0, NEW_TOKENS)
+    parts = list(parts_of([len(prompt) for prompt in prompts]))
+    assert shapes[: len(parts)] == [(part.stop - part.start, len(prompts[part.start])) for part in parts]
+    assert all(len(prompts[part.stop - 1]) >= PADDED * len(prompts[part.start]) for part in parts)
+    for step, (rows, new) in enumerate(shapes[len(parts) :], start=1):
+        going_on = sum(len(answer) > step for answer in answers)
+        assert new == 1
+        assert going_on <= rows < going_on / (1 - LEAVE) + 1e-9 or rows == going_on
+    assert len(shapes) == len(parts) + max(map(len, answers)) - 1

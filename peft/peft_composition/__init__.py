@@ -2,8 +2,8 @@
 
 One idea carries the package: every composition is a low-rank update. `checkpoint` reads an adapter and `exactness`
 refuses what cannot be composed exactly; `residency` says which adapters are in memory; `pairs` stacks these and makes,
-once per batch, one low-rank pair per row and module; `hooks` adds the pairs in the forward pass; `model` is the face of it
-all; `save` writes a composition as an ordinary PEFT checkpoint, and `writer` does so without the base's weights.
+once per batch, one low-rank pair per row and module; `hooks` adds the pairs in the forward pass; `model` is the face of
+it all; `save` writes a composition as an ordinary PEFT checkpoint, and `writer` does so without the base's weights.
 """
 
 from peft_composition.errors import AdapterError, AdapterMemoryError, CompositionError

@@ -6,7 +6,8 @@ adapters or of how the pairs came to be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,17 @@ class LiveComposition:
             rows = rows.to(pair.down.device)
             self._pairs[name] = Pair(pair.down[rows], pair.up[rows])
         self.batch = len(rows)
+
+    @contextmanager
+    def only(self, rows: slice) -> Iterator[None]:
+        """Within this context the batch is these rows alone; their pairs are views, so nothing is copied."""
+        pairs, batch = self._pairs, self.batch
+        self._pairs = {name: Pair(pair.down[rows], pair.up[rows]) for name, pair in pairs.items()}
+        self.batch = len(range(*rows.indices(batch)))
+        try:
+            yield
+        finally:
+            self._pairs, self.batch = pairs, batch
 
     def _note_rows(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward pass of a stack: see how many rows it has, and that they fit the weights."""

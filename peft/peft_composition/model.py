@@ -1,7 +1,7 @@
 """A causal language model whose every row can be served by its own composition of adapters.
 
-`ComposableModel` keeps adapters resident beside a base model and composes them on demand. The base is only ever
-hooked, never altered: outside `composed` it computes what it always did. The formulas are in `pairs`.
+`ComposableModel` keeps adapters resident beside a base model and composes them on demand. The base's weights are never
+touched, and outside `composed` it computes what it always did. The formulas are in `pairs`.
 """
 
 from __future__ import annotations
@@ -137,6 +137,18 @@ class ComposableModel:
     ) -> Any:
         """Run the base's `generate`, composed as `__call__` is. Beams share their row's weights, as do sequences."""
         return self._run(cast(Any, self.base).generate, args, kwargs, lora_mapping, merging_type)
+
+    @contextmanager
+    def only_rows(self, rows: slice) -> Iterator[None]:
+        """Within this context, inside `composed`, the batch is these of its rows alone; then it is whole again.
+
+        So a batch whose prompts differ in length can be read in parts. Without a composition nothing is to do.
+        """
+        if self._live is None:
+            yield
+            return
+        with self._live.only(rows):
+            yield
 
     def prefetch(self, adapters: Sequence[str]) -> None:
         """Begin to read those adapters that are not in memory, beside whatever is computed meanwhile.
