@@ -39,11 +39,11 @@ class AnswerCache:
             key = answer_key(configuration, line["inputs"], line["adapters"], line["weights"])
             self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"])
 
-    def learn_folder(self, results: Path, apart_from: Sequence[str]) -> None:
-        """Remember the answers of all runs in a folder but those of some names; what is unreadable is passed over."""
+    def learn_folder(self, results: Path, apart_from: str) -> None:
+        """Remember the answers of all runs in a folder but the one of this name; what is unreadable is passed over."""
         for meta_path in sorted(results.glob("*.meta.json")):
             name = meta_path.name.removesuffix(".meta.json")
-            if name in apart_from:
+            if name == apart_from:
                 continue
             try:
                 meta = json.loads(meta_path.read_text(encoding="utf-8"))

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from peft_composition import ComposableModel
 
 PADDED = 3 / 4
 """Prompts are read together while the shortest has this share of the longest's tokens: a quarter of padding at most."""
+SEPARABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+"""The caches that hold keys and values alone, a row of them for every row of the batch."""
 LEAVE = 1 / 8
 """Ended rows leave when they are this share of the batch: taking them out copies the others' keys and values."""
 
@@ -38,10 +40,12 @@ def decode(
     Prompts are padded on the left, and positions counted from a row's own first token: what `generate` does. They are
     best sorted by length. To be called within `model.composed` for a composed batch.
     """
-    tokens, cache = _read(model, prompts, pad_id)  # [rows]
+    # States of other kinds of layers (Mamba's, say) cannot be parted and joined by row: such models keep their batches.
+    separable = all(type(layer) in SEPARABLE for layer in DynamicCache(config=model.config).layers)
+    tokens, cache = _read(model, prompts, pad_id, separable)  # [rows]
     mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)  # [rows, longest]
     positions = mask.sum(dim=1, keepdim=True)  # [rows, 1], of the token to come
-    ends = torch.tensor(sorted(end_ids), device=model.device)  # [end marks]
+    ends = torch.tensor(sorted(end_ids), dtype=torch.int64, device=model.device)  # [end marks]
     answers: list[list[int]] = [[] for _ in prompts]
     in_batch = list(range(len(prompts)))  # which prompt each row is
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # [rows]
@@ -53,7 +57,7 @@ def decode(
         over = int(ended.sum())
         if over == len(in_batch) or max(map(len, answers)) == max_new_tokens:
             return answers
-        if over >= LEAVE * len(in_batch):
+        if separable and over >= LEAVE * len(in_batch):
             # On the CPU, as a model that is spread over devices has its keys and values on several.
             staying = (~ended).nonzero().flatten().cpu()  # [rows that stay]
             model.keep_rows(staying)
@@ -75,12 +79,12 @@ def parts_of(lengths: Sequence[int]) -> Iterator[slice]:
             start = stop
 
 
-def _read(model: ComposableModel, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, DynamicCache]:
+def _read(
+    model: ComposableModel, prompts: Sequence[Sequence[int]], pad_id: int, in_parts: bool
+) -> tuple[Tensor, DynamicCache]:
     """The first token of every answer [rows], and the keys and values of all prompts."""
     lengths = [len(prompt) for prompt in prompts]
-    # Keys and values can be put together; states of other kinds of layers cannot, and their prompts are read at once.
-    divisible = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
-    parts = list(parts_of(lengths)) if divisible else [slice(0, len(prompts))]
+    parts = list(parts_of(lengths)) if in_parts else [slice(0, len(prompts))]
     tokens, caches = [], []
     for part in parts:
         ids = _left_padded(prompts[part], pad_id).to(model.device)  # [rows of the part, its longest]
@@ -99,6 +103,8 @@ def _together(model: ComposableModel, caches: Sequence[DynamicCache], length: in
         halves = [[getattr(layer, half) for layer in layers] for half in ("keys", "values")]  # [rows, heads, n, width]
         keys, values = (torch.cat([pad(x, (0, 0, length - x.shape[2], 0)) for x in half]) for half in halves)
         together.update(keys, values, place)
+        for layer in layers:
+            layer.keys = layer.values = None  # both copies of all layers would be twice the memory
     return together
 
 

@@ -120,8 +120,8 @@ def _examine_memory(profile: Profile, pool: list[PoolEntry], device: str) -> Fin
                 return Finding("warning", "memory: the base model's size is not known before it is fetched")
             folder = folder_of(profile, profile.base.location, profile.base.revision)
         used = _predicted(profile, pool, folder)
-    except KeyError as error:
-        return Finding("warning", f"memory: cannot be predicted, the base's configuration does not name {error}")
+    except (KeyError, TypeError) as error:
+        return Finding("warning", f"memory: cannot be predicted from the base's configuration ({error})")
     except (OSError, SafetensorError, ValueError, UserError) as error:
         return Finding("problem", f"memory: the base model's files cannot be read ({error})")
     free = _free_memory(device)
@@ -129,31 +129,42 @@ def _examine_memory(profile: Profile, pool: list[PoolEntry], device: str) -> Fin
     text = f"memory: {used.total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
     if used.weights > free:
         return Finding("problem", f"{text}: the model does not fit; choose a smaller dtype or another device")
+    if used.weights + used.adapters > free:
+        return Finding("problem", f"{text}: the adapters do not fit beside the model; set adapters.memory")
     if used.total > 0.9 * free:
         return Finding("warning", f"{text}: tight; lower generation.batch_size or set generation.batch_tokens")
     return Finding("ok", text)
 
 
 def _predicted(profile: Profile, pool: list[PoolEntry], folder: Path) -> MemoryUse:
-    """The memory of the largest batch; of rank 8 on q and v, as the paper's, where the adapters are not here to say."""
+    """The memory of the batch that takes most, with the paper's rank 8 on q and v where the adapters are not here."""
     settings = profile.generation
     rank, targets = 8, ["q_proj", "v_proj"]
     shape = ModelShape.of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     first = profile.local_path(profile.adapter_location(pool[0].model_name)) if pool else None
     if first is not None and (first / ADAPTER_FILES[0]).is_file():
         config = json.loads((first / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-        rank, targets = config["r"], [name for name in shape.widths if name in config["target_modules"]]
-    used = predicted_memory(
-        shape,
-        _parameters(folder),
-        value_bytes=BYTES[profile.dtype],
-        rows=settings.rows_that_fit(settings.max_prompt_tokens),
-        length=settings.max_prompt_tokens,
-        new_tokens=settings.max_new_tokens,
-        adapters=len(pool),
-        rank=rank,
-        targets=targets,
-        pair_rank=profile.retrieval.k * rank,
+        rank, named = config.get("r", rank), config.get("target_modules")
+        targets = [name for name in shape.widths if name in named] if isinstance(named, list) else list(shape.widths)
+    parameters = _parameters(folder)
+    # Of batches sized by tokens, those of short prompts have more rows, and so more pairs.
+    used = max(
+        (
+            predicted_memory(
+                shape,
+                parameters,
+                value_bytes=BYTES[profile.dtype],
+                rows=settings.rows_that_fit(length),
+                length=length,
+                new_tokens=settings.max_new_tokens,
+                adapters=len(pool),
+                rank=rank,
+                targets=targets,
+                pair_rank=profile.retrieval.k * rank,
+            )
+            for length in range(1, settings.max_prompt_tokens + 1)
+        ),
+        key=lambda used: used.total,
     )
     limit = profile.adapters.memory
     return used if limit is None else replace(used, adapters=min(limit, used.adapters))

@@ -4,7 +4,8 @@
 
 Everything is planned before the first token is made, and planned alike at every start. So a run that is started again
 repeats only the batches that are not wholly on disk, in the very shape they would have had: the files come out the
-same. What another run of the folder has answered already is taken from there.
+same. What another run of the folder has answered already is taken from there; so if others came or went meanwhile, or a
+batch had to be divided for want of memory, the batches are others, and answers may differ where two tokens nearly tie.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def evaluate(
                 description = describe(profile, plan)
                 cache = AnswerCache(description["versions"])
                 if profile.reuse_answers:
-                    cache.learn_folder(results, apart_from=[run.name])
+                    cache.learn_folder(results, apart_from=run.name)
                 failures[run.name] = run_method(variant.method, run, plan, backend, cache, description, console)
     report_failures(failures)
 
@@ -150,9 +151,11 @@ def run_method(
 
         def write(answered: Iterable[tuple[Sequence[PlannedRow], Answer]]) -> None:
             missing = [(row, answer) for rows, answer in answered for row in rows if row.row.id not in run.lines]
-            run.append([answer_line(row, answer) for row, answer in missing])
-            advance([row for row, _ in missing])
+            if missing:
+                run.append([answer_line(row, answer) for row, answer in missing])
+                advance([row for row, _ in missing])
 
+        advance([row for row in plan if row.row.id in failed and row.row.id not in run.lines])
         write((alike[key], answer) for key, answer in known.items())
         reused = len(run.lines) - done
         requests = [Request(id, rows[0].prompt, rows[0].composition) for id, rows in asked.items()]
@@ -160,7 +163,7 @@ def run_method(
         for outcome in backend.answers(requests, method.mode, finished):
             write((asked[id], answer) for id, answer in outcome.answers.items())
             failed |= {row.row.id: reason for id, reason in outcome.failures.items() for row in asked[id]}
-            advance([row for id in outcome.failures for row in asked[id]])
+            advance([row for id in outcome.failures for row in asked[id] if row.row.id not in run.lines])
     timings = {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

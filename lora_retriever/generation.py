@@ -60,7 +60,7 @@ def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
 def pad_id(tokenizer: PreTrainedTokenizerBase, settings: GenerationSection) -> int:
     """The token that fills short rows up: the settings', the tokenizer's, or for want of both its end mark."""
     candidates = (settings.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next(token for token in candidates if token is not None)
+    return next((token for token in candidates if token is not None), 0)  # any would do: it is masked
 
 
 def make_prompts(
@@ -141,7 +141,7 @@ def load_composable(
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, device_map=device)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(f"base model {base}: cannot be loaded: {error}") from error
     composable = ComposableModel(model.eval(), adapter_memory)
     try:
@@ -149,4 +149,6 @@ def load_composable(
             composable.load_adapter(folder, name=name)
     except AdapterError as error:
         raise UserError(str(error)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(f"the adapters do not fit into memory beside {base}; set adapters.memory") from error
     return composable

@@ -130,7 +130,7 @@ class RaySection(Section):
         address: the cluster's. None takes the one that Ray finds (RAY_ADDRESS, or begun on this machine by `ray start`)
             and else makes one of this machine, for the run alone; `local` always makes one.
         workers: actors, each with a model of its own. None takes one for every `gpus` of the cluster; on CPUs, one.
-        cpus: CPUs of a worker; fractions let workers share one.
+        cpus: CPUs of a worker, and on a CPU its threads; fractions let workers share one.
         gpus: GPUs of a worker, fractions too. None takes one unless the device is a CPU. With `device: balanced` the
             model is spread over all GPUs of its worker.
     """
@@ -211,7 +211,7 @@ class Profile(Section):
         """
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.startswith(("cuda", BALANCED)) and not torch.cuda.is_available():
+        if (self.device.startswith("cuda") or self.device == BALANCED) and not torch.cuda.is_available():
             raise UserError(f"profile {self.name}: device is {self.device}, but torch finds no CUDA device; say cpu")
         return self.device
 

@@ -78,14 +78,14 @@ class Desk:
                 return b"", reason or "all workers have died"
             try:
                 outcome: bytes = await worker.answer.remote(batch, mode)
-            except RayActorError:
+            except RayTaskError as error:  # raised by the worker's own code: it lives
+                self._free.put_nowait(worker)
+                return b"", reason_of(error)
+            except RayError:  # the worker, its machine or its answer is lost
                 reason = f"its worker died: {KILLED}"
                 task = asyncio.create_task(self._welcome_back(worker))
                 self._returning.add(task)
                 task.add_done_callback(self._returning.discard)
-            except RayError as error:
-                self._free.put_nowait(worker)
-                return b"", reason_of(error)
             else:
                 self._free.put_nowait(worker)
                 return outcome, ""

@@ -5,8 +5,10 @@ caches and an empty results folder. The original's loop is written here from its
 that it composes rightly: rows in the order of the file in batches of 8, one query encoded at a time, the adapters of
 every batch read from disk and composed by its formulas (`original_composition.py`), and every row decoded until the
 last of its batch has ended. It gets what favours it: the models are loaded once for all configurations, its adapters'
-weights are only read, not injected into the model, and queries are encoded once. Both answer the same rows, and so many
-of their answers are equal as the last column says. Both may be told to take turns several times; medians are printed.
+weights are only read, not injected into the model, and queries are encoded once. Ours answers no prompt twice under
+one composition, also across configurations: so many answers were taken from another as the column "reused" says. Both
+answer the same rows, and so many of their answers are equal as the last column says. Both may be told to take turns
+several times; medians are printed.
 """
 
 from __future__ import annotations
@@ -50,11 +52,16 @@ BATCH = 8  # the original's
 
 @dataclass(frozen=True)
 class Measured:
-    """One implementation's evaluation: seconds in all and for each configuration, and its answers by row."""
+    """One implementation's evaluation: seconds in all and for each configuration, and its answers by row.
+
+    Attributes:
+        reused: how many answers of each configuration were taken from another.
+    """
 
     total: float
     seconds: dict[str, float]
     answers: dict[str, dict[int, str]]
+    reused: dict[str, int]
 
 
 def main() -> None:
@@ -90,7 +97,9 @@ def run_ours(profile: str, limit: int | None, names: Sequence[str]) -> Measured:
         answers = {
             name: {id: line["predicted_answer"] for id, line in read_lines(results, name).items()} for name in names
         }
-    return Measured(total, {name: metas[name]["timings"]["seconds"] for name in names}, answers)
+    timings = {name: metas[name]["timings"] for name in names}
+    seconds, reused = ({name: timings[name][what] for name in names} for what in ("seconds", "reused"))
+    return Measured(total, seconds, answers, reused)
 
 
 def run_original(profile: Profile, limit: int | None, names: Sequence[str]) -> Measured:
@@ -105,7 +114,7 @@ def run_original(profile: Profile, limit: int | None, names: Sequence[str]) -> M
         clock = time.perf_counter()
         answers[name] = dict(loop.answers(METHODS[name]))
         seconds[name] = time.perf_counter() - clock
-    return Measured(time.perf_counter() - started, seconds, answers)
+    return Measured(time.perf_counter() - started, seconds, answers, dict.fromkeys(names, 0))
 
 
 class OriginalLoop:
@@ -196,6 +205,7 @@ def compared(ours: Sequence[Measured], original: Sequence[Measured], names: Sequ
             "ours_rows_per_second": round(rows / median(mine), 2),
             "original_rows_per_second": round(rows / median(its), 2),
             "ratio": round(median(i / m for m, i in zip(mine, its, strict=True)), 2),
+            "reused": sum(ours[0].reused[name] for name in only),
             "equal_answers": sum(first == second for first, second in pairs),
         }
 
@@ -212,7 +222,7 @@ def table(figures: dict[str, Any], profile: str) -> Table:
     """The figures, a configuration a line."""
     lines = {**figures["configurations"], "all, start to end": figures["all"]}
     return Table(
-        ["ours, rows/s", "original's, rows/s", "times faster", "equal answers"],
+        ["ours, rows/s", "original's, rows/s", "times faster", "reused", "equal answers"],
         [
             (
                 name,
@@ -220,6 +230,7 @@ def table(figures: dict[str, Any], profile: str) -> Table:
                     f"{its['ours_rows_per_second']:.2f}",
                     f"{its['original_rows_per_second']:.2f}",
                     f"{its['ratio']:.2f}",
+                    str(its["reused"]),
                     f"{its['equal_answers']} of {its['rows']}",
                 ],
             )

@@ -25,7 +25,7 @@ from lora_retriever.decoding import decode
 from lora_retriever.evaluate import retrieve
 from lora_retriever.files import write_json
 from lora_retriever.generation import Generator, load_generator, make_prompts, pad_id, weight_matrix
-from lora_retriever.methods import METHODS, Mode, route
+from lora_retriever.methods import Mode, find_methods, route
 from lora_retriever.profile import Profile, load_profile
 from lora_retriever.tables import Table, terminal
 
@@ -70,10 +70,12 @@ def asked_of(profile: Profile, benchmark: Benchmark, methods: Sequence[str], gen
     indexes, queries = retrieve(profile, benchmark, [profile.retrieval.scorer])
     prompts = make_prompts([row.inputs for row in benchmark.rows], generator.tokenizer, generator.settings)
     asked: list[Asked] = []
-    for name in methods:
-        method, index = METHODS[name], indexes[profile.retrieval.scorer]
+    for method in find_methods(methods):
+        index = indexes[profile.retrieval.scorer]
         for prompt, composition in zip(
-            prompts, route(method, benchmark.rows, profile.retrieval.k, index, queries), strict=True
+            prompts,
+            route(method, benchmark.rows, profile.retrieval.k, index, queries, profile.retrieval.temperature),
+            strict=True,
         ):
             asked.append(Asked(Request(len(asked), prompt, composition), method.mode))
     stride = max(1, len(asked) // 50)

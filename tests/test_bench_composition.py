@@ -32,7 +32,7 @@ KEYS = {
     "impl", "mode", "dtype", "targets", "batch", "resident", "union", "prefill_ratio", "decode_ratio", "pairs_ratio",
     "peak_bytes",
 }  # fmt: skip
-CELL = Cell("float32", "all", resident=6, batch=5)
+CELL = Cell("fp32", "all", resident=6, batch=5)
 SMALL = ["--quick", "--hidden", "64", "--layers", "1", "--length", "4", "--steps", "1", "--rounds", "1"]
 ARGS = Namespace(
     mode=list(FORMULAS), impl=["ours", "einsum", "peft"], k=3, union=5, seed=0, length=4, steps=2, rounds=1, hidden=64,
@@ -106,7 +106,7 @@ def test_the_original_takes_its_hooks_off_after_an_exception():
 @pytest.mark.parametrize(("resident", "batch"), [(8, 8), (24, 8), (24, 32), (48, 32), (1000, 8)])
 def test_a_batch_uses_just_the_union_and_every_row_its_k(resident, batch, mode):
     k = 1 if mode == "selection" else 3
-    asked = drawn(Cell("float32", "qv", resident, batch), mode, k=3, union=24, seed=0)
+    asked = drawn(Cell("fp32", "qv", resident, batch), mode, k=3, union=24, seed=0)
     assert len(set(asked.adapters)) == min(24, resident, batch * k) == asked.weights.shape[1]
     assert max(asked.adapters) < resident
     used = asked.weights > 0

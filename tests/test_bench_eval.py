@@ -31,7 +31,7 @@ def test_the_original_s_loop_answers_as_ours_does(tmp_path: Path, tiny: Profile)
 
 def test_the_figures_of_an_evaluation_are_of_the_same_round() -> None:
     def measured(total: float, text: str) -> bench_eval.Measured:
-        return bench_eval.Measured(total, {"base": total / 2}, {"base": {0: "a", 1: text}})
+        return bench_eval.Measured(total, {"base": total / 2}, {"base": {0: "a", 1: text}}, {"base": 0})
 
     found = bench_eval.compared([measured(1, "b"), measured(4, "b")], [measured(5, "c"), measured(8, "c")], ["base"])
     assert found["all"]["ratio"] == (5 + 2) / 2

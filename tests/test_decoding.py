@@ -11,6 +11,7 @@ import pytest
 import torch
 from composition_cases import tiny_llama, write_adapter
 from model_families import DECODERS, InDouble, left_padded, prompts_of
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_retriever.decoding import LEAVE, PADDED, decode, parts_of
 from peft_composition import ComposableModel
@@ -96,3 +97,25 @@ def test_a_batch_costs_what_its_rows_need(monkeypatch):
         assert new == 1
         assert going_on <= rows < going_on / (1 - LEAVE) + 1e-9 or rows == going_on
     assert len(shapes) == len(parts) + max(map(len, answers)) - 1
+
+
+HYBRID = {
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("model_type", HYBRID)
+def test_models_with_other_states_than_keys_and_values_keep_their_batches_whole(model_type):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type, vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.3, eos_token_id=None, pad_token_id=0,
+        tie_word_embeddings=False, **HYBRID[model_type],
+    )  # fmt: skip
+    model = ComposableModel(AutoModelForCausalLM.from_config(config).eval())
+    prompts = prompts_of((12, 12, 4, 4), seed=2)
+    end_ids = ends_at_different_times(generated(model, prompts))
+    expected = generated(model, prompts, eos_token_id=end_ids)
+    answers = decode(model, prompts, end_ids, pad_id=0, max_new_tokens=NEW_TOKENS)
+    assert answers == [cut(answer, end_ids) for answer in expected]

@@ -12,6 +12,7 @@ import pickle
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import reduce
@@ -78,11 +79,20 @@ def worker_processes(doing: str = "") -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
+            if title.startswith(f"ray::Worker{doing}") and started_here(int(folder.name)):
+                found.append(int(folder.name))
         except OSError:  # it has ended
             continue
-        if title.startswith(f"ray::Worker{doing}"):
-            found.append(int(folder.name))
     return found
+
+
+def started_here(pid: int) -> bool:
+    """Whether a process descends from this one: others' clusters are no business of a test."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
 
 
 def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: Path) -> None:
@@ -95,6 +105,9 @@ def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: P
         evaluate(profile, ["best_selection"], tmp_path / "results", limit=1, console=QUIET)
     assert "Traceback" not in str(error.value)
     assert not ray.is_initialized()
+    patience = time.monotonic() + 20
+    while worker_processes() and time.monotonic() < patience:
+        time.sleep(0.1)
     assert worker_processes() == []
 
 

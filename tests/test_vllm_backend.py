@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -94,6 +95,13 @@ class Setup:
     def start(self, max_rank: int) -> UpstreamEngine:
         self.engines.append(UpstreamEngine(max_rank))
         return self.engines[-1]
+
+
+@pytest.fixture(autouse=True)
+def _own_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compositions go to a folder of the test's own, and nothing is looked for elsewhere."""
+    monkeypatch.setattr(memory_folder, "MEMORY", tmp_path_factory.mktemp("memory"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("disk")))
 
 
 @pytest.fixture
@@ -210,7 +218,7 @@ def test_the_skeleton_ends_where_the_model_does(tmp_path):
 def test_without_vllm_the_extra_is_named(monkeypatch, tiny):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
-    with pytest.raises(UserError, match=r"backend: vllm needs the vllm extra: pip install 'lora-retriever\[vllm\]'"):
+    with pytest.raises(UserError, match=r"backend: vllm needs the vllm extra: pip install -e peft/ -e '\.\[vllm\]'"):
         load_vllm(tiny, open_benchmark(tiny, limit=1))
 
 
@@ -219,18 +227,18 @@ def test_folders_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path,
     abandoned = tmp_path / f"{memory_folder.PREFIX}dead"
     abandoned.mkdir()
     (abandoned / "1").touch()
-    (tmp_path / "of another program").mkdir()
+    (tmp_path / "lora-retriever-main").mkdir()
     living = tmp_path / f"{memory_folder.PREFIX}living"
     living.mkdir()
     lock = os.open(living, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     folder = MemoryFolder(room=1)
-    assert {path.name for path in tmp_path.iterdir()} == {living.name, folder.path.name, "of another program"}
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, folder.path.name, "lora-retriever-main"}
     remove_abandoned(tmp_path)
     assert folder.path.is_dir(), "its own lock keeps it"
     folder.close()
     os.close(lock)
-    assert {path.name for path in tmp_path.iterdir()} == {living.name, "of another program"}
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, "lora-retriever-main"}
 
 
 def test_the_folder_is_on_disk_where_memory_has_no_room(tmp_path, monkeypatch):

@@ -14,7 +14,10 @@ from lora_retriever.benchmark import Benchmark
 from lora_retriever.generation import Generator, adapters_of, load_generator
 from lora_retriever.methods import Mode
 from lora_retriever.profile import Profile
-from peft_composition import AdapterError, AdapterMemoryError, CompositionError
+from peft_composition import AdapterError, AdapterMemoryError
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What plain RuntimeErrors say: those of torch's allocator on a CPU, and of CUDA past torch's allocator."""
 
 
 class LocalBackend:
@@ -28,8 +31,8 @@ class LocalBackend:
         """The outcomes, batch by batch; while one is computed, the next one's adapters are read."""
         batches = unfinished(plan_batches(requests, self.generator.settings), done)
         for batch, following in pairwise([*batches, []]):
-            wanted = adapters_of([request.composition for request in (*batch, *following)])
-            self.generator.model.prefetch(wanted)
+            now, then = (adapters_of([request.composition for request in requests]) for requests in (batch, following))
+            self.generator.model.prefetch([*now, *then])
             yield self.answer(batch, mode)
 
     def answer(self, batch: Sequence[Request], mode: Mode) -> Outcome:
@@ -43,9 +46,10 @@ class LocalBackend:
             piece = waiting.pop(0)
             try:
                 outcome |= self._answered_together(piece, mode)
-            except (MemoryError, RuntimeError, CompositionError) as error:
+            except Exception as error:  # whatever a model's own code may raise must not cost the other rows
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 too_large, bad_adapter = ran_out_of_memory(error), isinstance(error, AdapterError)
+                too_many_adapters = isinstance(error, AdapterMemoryError)
             else:
                 continue
             # The error is gone here, and with it the frames that held the batch's tensors.
@@ -54,7 +58,7 @@ class LocalBackend:
                 outcome |= Outcome(failures={request.id: reason for request in piece})
                 continue
             waiting = [*divided(piece, 2), *waiting]
-            if too_large:
+            if too_large and not too_many_adapters:  # the latter costs nothing to meet again
                 self._pieces = max(self._pieces, -(-len(batch) // len(waiting[0])))
         return outcome
 
@@ -96,7 +100,7 @@ def ran_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a batch was too large: for the device, for the host, or for the adapters' memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | AdapterMemoryError):
         return True
-    return "can't allocate memory" in str(error)  # torch's allocator on a CPU raises a plain RuntimeError
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _free_memory() -> None:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # Linux's memory-backed file system; elsewhere there is none under this name
-PREFIX = "lora-retriever-"
+PREFIX = ".lora-retriever-compositions-"  # a name that nobody else gives: what is unlocked under it is removed
 
 
 class MemoryFolder:
@@ -46,12 +46,13 @@ def remove_abandoned(place: Path) -> None:
     """Remove the folders in `place` that belong to no living process; those of other users are left alone."""
     for folder in place.glob(f"{PREFIX}*"):
         try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.fstat(lock).st_uid == os.getuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             pass
         finally:

@@ -36,7 +36,7 @@ try:
 
     from lora_retriever.ray_actors import RESTARTS, Desk, Worker, reason_of
 except ImportError as error:
-    raise UserError("backend: ray needs the ray extra: pip install 'lora-retriever[ray]'") from error
+    raise UserError("backend: ray needs the ray extra: pip install -e '.[ray]'") from error
 
 
 class RayBackend:
@@ -104,14 +104,18 @@ def load_ray(profile: Profile, benchmark: Benchmark) -> RayBackend:
     """
     device = profile.torch_device.partition(":")[0]  # of its GPUs, Ray shows each worker only those that it may take
     owns_cluster = _connect(profile.ray)
+    workers: list[Any] = []
     try:
         count, resources = _plan_workers(profile.ray, on_gpus=device != "cpu")
         actors = ray.remote(Worker).options(**resources, max_restarts=RESTARTS)
         given = profile.model_copy(update={"device": device}), replace(benchmark, rows=[], pool=[])
-        workers: list[Any] = [actors.remote(*given) for _ in range(count)]
+        workers += [actors.remote(*given) for _ in range(count)]
         ray.get([worker.load.remote() for worker in workers])
         return RayBackend(workers, profile.generation, owns_cluster)
     except BaseException as error:
+        for worker in workers:
+            with suppress(RayError):
+                ray.kill(worker)
         if owns_cluster:
             ray.shutdown()
         if isinstance(error, RayError):
@@ -128,13 +132,14 @@ def _connect(settings: RaySection) -> bool:
     host, _, port = (settings.address or "").removeprefix("ray://").rpartition(":")
     try:
         if port.isdigit():  # Ray itself would go on trying for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         if ray.is_initialized():
             return False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports its use to its makers
         ray.init(address=settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
-        raise UserError(f"backend: ray: no cluster at {settings.address!r}: {reason_of(error)}") from error
+        what = f"no cluster at {settings.address!r}" if settings.address else "Ray could not be started here"
+        raise UserError(f"backend: ray: {what}: {reason_of(error)}") from error
     return True
 
 
@@ -145,14 +150,16 @@ def _plan_workers(settings: RaySection, on_gpus: bool) -> tuple[int, dict[str, f
         UserError: the cluster has less, so that some would never start.
     """
     gpus = float(on_gpus) if settings.gpus is None else settings.gpus
-    there = ray.cluster_resources()
-    rooms = [there.get(name, 0) / each for name, each in (("CPU", settings.cpus), ("GPU", gpus)) if each]
-    room = int(min(rooms, default=1) + 1e-6)  # 2 CPUs are 5 times 0.4
-    count = settings.workers or (max(1, room) if gpus else 1)
-    if rooms and count > room:
+    wanted = [(name, each) for name, each in (("CPU", settings.cpus), ("GPU", gpus)) if each]
+    # A worker is on one machine. Of 2 CPUs there are 5 times 0.4.
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [int(min((machine.get(name, 0) / each for name, each in wanted), default=1) + 1e-6) for machine in machines]
+    count = settings.workers or (max(1, sum(rooms)) if gpus else 1)
+    if wanted and count > sum(rooms):
+        there = ray.cluster_resources()
         raise UserError(
             f"backend: ray: {count} workers with {settings.cpus:g} CPUs and {gpus:g} GPUs each are wanted, but the "
-            f"cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs; "
-            "lower ray.workers, ray.cpus or ray.gpus"
+            f"cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs on {len(machines)} machines, "
+            f"room for {sum(rooms)}; lower ray.workers, ray.cpus or ray.gpus"
         )
     return count, {"num_cpus": settings.cpus, "num_gpus": gpus}

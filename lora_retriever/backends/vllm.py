@@ -37,6 +37,9 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 BATCHES_IN_CHUNK = 4
 """vLLM is given so many batches at once: it fills the places of ended rows, and progress is seen after each chunk."""
 
+LORAS = 32
+"""At most so many compositions are computed with at once."""
+
 REASON_LENGTH = 300  # characters of vLLM's own messages that are passed on
 
 Key = tuple[tuple[str, float], ...]
@@ -104,7 +107,8 @@ class VllmEngine:
                 max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
                 max_num_seqs=settings.batch_size,
                 enable_lora=True,
-                max_loras=settings.batch_size,
+                # Each has its place in the device's memory, in every linear layer; rows beyond them wait their turn.
+                max_loras=min(settings.batch_size, LORAS),
                 max_lora_rank=max_rank,
                 # Rows seldom share a composition, and what rows share of a prompt cannot be used across compositions.
                 enable_prefix_caching=False,
@@ -159,7 +163,8 @@ class VllmBackend:
         self._served: dict[Key, Served] = {}  # the compositions in the folder, all of one mode
         rank = allowed_rank(sum(sorted(writer.ranks.values())[-adapters_of_a_row:]))
         self._engine: Engine | None = start(rank)
-        self._folder = MemoryFolder(room=self._chunk_size * writer.size(rank))
+        # Twice what a chunk takes: vLLM keeps memory of its own there, and must not find it full.
+        self._folder = MemoryFolder(room=2 * self._chunk_size * writer.size(rank))
 
     def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
         """The outcomes, chunk by chunk; rows of the base alone come first, in chunks of their own."""
@@ -174,8 +179,10 @@ class VllmBackend:
 
     def close(self) -> None:
         """End the engine and remove the folder."""
-        self._stop()
-        self._folder.close()
+        try:
+            self._stop()
+        finally:
+            self._folder.close()
 
     def _answer(self, chunk: Sequence[Request], mode: Mode) -> Outcome:
         failures: dict[int, str] = {}
@@ -223,9 +230,9 @@ class VllmBackend:
         return self._engine
 
     def _stop(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
 
 
 def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
@@ -289,14 +296,15 @@ def check_vllm(profile: Profile) -> None:
         from vllm.platforms import current_platform
     except ImportError as error:
         raise UserError(
-            f"backend: vllm needs the vllm extra: pip install 'lora-retriever[vllm]' ({error}); "
-            "or choose backend: local"
+            "backend: vllm needs the vllm extra: pip install -e peft/ -e '.[vllm]' in an environment of its own "
+            f"({error}); or choose backend: local"
         ) from error
     device = "cuda" if profile.torch_device == BALANCED else profile.torch_device
     if device not in (current_platform.device_type, f"{current_platform.device_type}:0"):
+        found = current_platform.device_type or "no device of this machine"
         raise UserError(
             f"profile {profile.name}: device is {profile.torch_device}, and the vLLM installed here computes on "
-            f"{current_platform.device_type} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise)"
+            f"{found} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise); for a CPU there is scripts/test_vllm.sh"
         )
 
 

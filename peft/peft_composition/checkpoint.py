@@ -57,6 +57,7 @@ class AdapterHeader:
 
     name: str
     folder: Path
+    stamp: tuple[int, int]  # when the file of its weights was last written [ns], and its size
     modules: dict[str, ModuleHeader]  # by the module's name in the base
     base_model_name_or_path: str | None
     task_type: str | None
@@ -100,7 +101,7 @@ def read_adapter(
         except (ValueError, re.error) as error:
             raise AdapterError(name, str(error), module_name) from error
     task_type = None if config.task_type is None else str(getattr(config.task_type, "value", config.task_type))
-    header = AdapterHeader(name, folder, modules, config.base_model_name_or_path, task_type)
+    header = AdapterHeader(name, folder, _stamp(folder), modules, config.base_model_name_or_path, task_type)
     present = dict(base.named_modules())
     foreign = [key for key in sorted(tensors) if _module_of(key) not in present]
     if foreign:
@@ -117,14 +118,23 @@ def read_adapter(
 def read_again(header: AdapterHeader) -> LoraAdapter:
     """Read the tensors of an adapter that was verified before.
 
-    Raises `AdapterError` if its file is not there any more, or does not hold what it held.
+    Raises `AdapterError` if its file is not there any more, or was written since.
     """
-    return _take_all(_read_tensors(header.folder, header.name), header)
+    tensors = _read_tensors(header.folder, header.name)
+    if _stamp(header.folder) != header.stamp:
+        reason = f"'{header.folder / WEIGHTS_FILE}' has changed since it was loaded; unload it and load it again"
+        raise AdapterError(header.name, reason)
+    return _take_all(tensors, header)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    status = (folder / WEIGHTS_FILE).stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _find_folder(path_or_repo_id: str | Path, name: str, revision: str | None) -> Path:
     """Return the local folder of a checkpoint, downloading it first if a Hub id is given."""
-    folder = Path(path_or_repo_id).expanduser()
+    folder = Path(path_or_repo_id).expanduser().absolute()  # it may be read again after a change of directory
     if folder.is_dir():
         return folder
     repo_id = str(path_or_repo_id)

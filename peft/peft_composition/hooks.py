@@ -59,7 +59,7 @@ class LiveComposition:
         while self._replaced:
             module, own = self._replaced.pop()
             if own is None:
-                del module.__dict__["forward"]
+                module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = own
 

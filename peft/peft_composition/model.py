@@ -7,7 +7,7 @@ touched, and outside `composed` it computes what it always did. The formulas are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -34,6 +34,7 @@ class ComposableModel:
     """
 
     def __init__(self, base: PreTrainedModel, adapter_memory: int | None = None) -> None:
+        """Wrap `base`. `adapter_memory` is how many bytes adapters may take on a device; None keeps all there."""
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
             raise CompositionError("the base carries PEFT adapters already; unload them first (PeftModel.unload())")
         if any("_orig_mod" in module._modules for module in base.modules()):
@@ -118,8 +119,9 @@ class ComposableModel:
 
         So rows that have ended can leave a batch while the others are decoded. Without a composition nothing is to do.
         """
-        if self._live is not None:
-            self._live.keep(rows)
+        with self._turn:  # who composes has it already; who does not must not reach into another thread's composition
+            if self._live is not None:
+                self._live.keep(rows)
 
     def __call__(
         self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
@@ -144,10 +146,7 @@ class ComposableModel:
 
         So a batch whose prompts differ in length can be read in parts. Without a composition nothing is to do.
         """
-        if self._live is None:
-            yield
-            return
-        with self._live.only(rows):
+        with self._turn, nullcontext() if self._live is None else self._live.only(rows):
             yield
 
     def prefetch(self, adapters: Sequence[str]) -> None:
@@ -160,8 +159,16 @@ class ComposableModel:
             self._check_loaded(adapters)
             self._residency.prefetch(adapters)
 
+    def wait_for_prefetch(self) -> None:
+        """Return once all that `prefetch` began has been read."""
+        with self._turn:
+            self._residency.wait()
+
     def set_adapter(self, adapters: str | Sequence[str]) -> None:
-        """Say which adapters the columns of `lora_mapping` stand for. By itself it composes nothing."""
+        """Say which adapters the columns of `lora_mapping` stand for. By itself it composes nothing.
+
+        Meant for one thread, as the original's call is; several use `composed`.
+        """
         names = (adapters,) if isinstance(adapters, str) else tuple(adapters)
         self._check_columns(names)
         self._columns = names
@@ -179,9 +186,9 @@ class ComposableModel:
             raise CompositionError(f"weights must be one number for each adapter, not of shape {list(row.shape)}")
         with self._turn, torch.no_grad():
             pairs = self._pairs(adapters, self._checked_weights(adapters, row[None]), mode)
+            first = self._residency.headers[adapters[0]]
         if not pairs:
             raise CompositionError("all weights are zero: such a composition is the base model itself")
-        first = self._residency.headers[adapters[0]]
         base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
 

@@ -64,11 +64,11 @@ class ModuleStack:
             new_slots = slots if slot < slots else max(slot + 1, 2 * slots)
             if self._most_slots is not None:
                 new_slots = min(new_slots, self._most_slots)
-            self.down = _enlarged(self.down, new_slots, max(rank, r_max))
-            self.up = _enlarged(self.up, new_slots, max(rank, r_max))
+            # Both or neither, should memory run out here.
+            self.down, self.up = (_enlarged(half, new_slots, max(rank, r_max)) for half in (self.down, self.up))
+        self.ranks[slot] = rank  # before the copies: a slot that is half written must not pass for empty
         self.down[slot, :rank] = down
         self.up[slot, :rank] = up
-        self.ranks[slot] = rank
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that it can be given to another adapter. Clearing an empty slot does nothing."""

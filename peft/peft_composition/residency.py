@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from peft_composition.checkpoint import AdapterHeader, LoraAdapter, read_again
@@ -48,17 +49,23 @@ class Residency:
         return list(self._slots)
 
     def add(self, adapter: LoraAdapter) -> None:
-        """Take in a verified adapter, into memory if there is room. Raises `AdapterError`, and changes nothing."""
+        """Take in a verified adapter, into memory if there is room.
+
+        Raises `AdapterError` if it cannot be; then others may have to be read again, but nothing else has changed.
+        """
         name = adapter.header.name
         self.headers[name] = adapter.header
         self._note_ranks(adapter.header)
         try:
             self._lay_out()
             if self._room == 0:
-                reason = f"it does not fit into the {self._memory} bytes that adapters may take; allow more"
+                reason = f"it does not fit into the {self._memory} bytes that adapters may take; raise adapter_memory"
                 raise AdapterError(name, reason)
             if len(self._slots) < self._room:
                 self._write(adapter)
+            else:
+                for module in adapter.modules:
+                    self._folded(adapter, module)
         except BaseException:
             self.remove(name)
             raise
@@ -66,7 +73,8 @@ class Residency:
     def remove(self, name: str) -> None:
         """Forget an adapter and free its place."""
         self._evict(name)
-        self._ahead.pop(name, None)
+        if (ahead := self._ahead.pop(name, None)) is not None:
+            ahead.cancel()
         del self.headers[name]
         self._ranks = {}
         for header in self.headers.values():
@@ -82,7 +90,7 @@ class Residency:
         if len(names) > self._room:
             raise AdapterMemoryError(
                 f"{len(names)} adapters are to be composed in one batch, and the {self._memory} bytes that adapters "
-                f"may take hold {self._room}; allow more, or make smaller batches"
+                f"may take hold {self._room}; raise adapter_memory, or compose fewer adapters at once"
             )
         for name in names:
             if name not in self._slots:
@@ -94,12 +102,17 @@ class Residency:
     def prefetch(self, names: Sequence[str]) -> None:
         """Begin to read those of `names` that are not in memory. What was read ahead for others is forgotten."""
         wanted = [name for name in names if name not in self._slots]
-        self._ahead = {name: self._ahead[name] for name in wanted if name in self._ahead}
+        for name in self._ahead.keys() - wanted:
+            self._ahead.pop(name).cancel()
         for name in wanted:
             if name not in self._ahead:
                 if self._reader is None:
                     self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
                 self._ahead[name] = self._reader.submit(read_again, self.headers[name])
+
+    def wait(self) -> None:
+        """Return once all that is read ahead has been read."""
+        wait(self._ahead.values())
 
     def _note_ranks(self, header: AdapterHeader) -> None:
         for name, module in header.modules.items():
@@ -157,15 +170,18 @@ class Residency:
             raise
         self._slots[adapter.header.name] = slot
 
-    def _write_module(self, adapter: LoraAdapter, name: str, slot: int) -> None:
-        module = self._base.get_submodule(name)
-        device, dtype = placement(module, self._base.dtype)
+    def _folded(self, adapter: LoraAdapter, module: str) -> tuple[Tensor, Tensor]:
+        """A and (s B)^T of one module, where and in the dtype in which it is kept."""
+        device, dtype = placement(self._base.get_submodule(module), self._base.dtype)
         if device.type == "meta":
             reason = "the base's weight is offloaded; load the base wholly into memory"
-            raise AdapterError(adapter.header.name, reason, name)
-        down, up = adapter.folded(name, device, dtype)
+            raise AdapterError(adapter.header.name, reason, module)
+        return adapter.folded(module, device, dtype)
+
+    def _write_module(self, adapter: LoraAdapter, name: str, slot: int) -> None:
+        down, up = self._folded(adapter, name)
         if name not in self.stacks:
             header = adapter.header.modules[name]
             most = None if self._memory is None else self._room + 1
-            self.stacks[name] = ModuleStack(header.d_in, header.d_out, device, dtype, most)
+            self.stacks[name] = ModuleStack(header.d_in, header.d_out, down.device, down.dtype, most)
         self.stacks[name].write(slot, down, up)

@@ -1,7 +1,8 @@
 """Compositions written as PEFT checkpoints without the base's weights, for an engine that serves LoRA by itself.
 
 Of the base only the modules' names and shapes are asked, so it may lie on torch's meta device and take no memory. The
-tensors are those that `ComposableModel` would compute with: same formulas, same dtype, same order of sums.
+tensors are those that `ComposableModel` would compute with, rounded to the base's dtype: same formulas, same order of
+sums.
 """
 
 from __future__ import annotations

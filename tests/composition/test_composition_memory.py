@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from composition_cases import some_ids, tiny_llama, write_adapter
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from peft_composition import AdapterError, AdapterMemoryError, ComposableModel
+from peft_composition import AdapterError, AdapterMemoryError, ComposableModel, pairs
 from peft_composition.checkpoint import read_again
 
 NAMES = [f"a{number}" for number in range(12)]
@@ -136,6 +137,65 @@ def test_a_file_that_went_away_is_named(alike: dict[str, Path], tmp_path: Path) 
     with pytest.raises(AdapterError, match=r"adapter 'a8': .*adapter_model.safetensors"):
         logits(model, ["a0", "a8"])
     assert torch.equal(logits(model, ["a0", "a9"]), logits(loaded(alike), ["a0", "a9"]))
+
+
+def test_a_file_that_was_written_anew_is_not_taken_for_the_old_one(
+    alike: dict[str, Path], base: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    folders = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in alike.items()}
+    model = loaded(folders, room_for(3))
+    write_adapter(folders["a8"], base, seed=99)
+    with pytest.raises(AdapterError, match=r"adapter 'a8': .* has changed since it was loaded"):
+        logits(model, ["a8"])
+
+
+def test_an_adapter_for_which_there_is_no_room_is_verified_all_the_same(
+    alike: dict[str, Path], base: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    model = ComposableModel(tiny_llama().half(), room_for(1) // 2)
+    model.load_adapter(alike["a0"], name="a0")
+    folder = write_adapter(tmp_path / "large", base, seed=1)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: 1e6 * tensor for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(AdapterError, match=r"adapter 'large', .* overflow in torch.float16"):
+        model.load_adapter(folder, name="large")
+    assert model.adapters == model.resident_adapters == ["a0"]
+
+
+def test_memory_that_runs_out_while_a_stack_grows_leaves_it_as_it_was(
+    alike: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, enlarged, calls = ComposableModel(tiny_llama()), pairs._enlarged, iter(range(100))
+
+    def refused_once(*args: object) -> Tensor:
+        if next(calls) == 1:  # the second half of the first stack
+            raise torch.OutOfMemoryError("out of memory")
+        return enlarged(*args)  # type: ignore[arg-type]
+
+    model.load_adapter(alike["a0"], name="a0")
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "_enlarged", refused_once)
+        with pytest.raises(torch.OutOfMemoryError):
+            model.load_adapter(alike["a1"], name="a1")
+    for name in ("a1", "a2"):
+        model.load_adapter(alike[name], name=name)
+    assert torch.equal(logits(model, NAMES[:3]), logits(loaded(alike), NAMES[:3]))
+
+
+def test_a_thread_without_a_composition_does_not_reach_into_anothers(alike: dict[str, Path]) -> None:
+    model, done = loaded(alike), threading.Event()
+
+    def keep() -> None:
+        model.keep_rows(torch.tensor([0]))
+        done.set()
+
+    with torch.no_grad(), model.composed(["a0"], [[1.0]] * 3):
+        thread = threading.Thread(target=keep)
+        thread.start()
+        assert not done.wait(0.2)
+        assert model(input_ids=some_ids(3)).logits.shape[0] == 3
+    thread.join()
+    assert done.is_set()
 
 
 def test_threads_take_turns(alike: dict[str, Path]) -> None:
