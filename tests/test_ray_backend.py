@@ -237,5 +237,5 @@ def test_how_the_work_is_divided_is_no_part_of_a_runs_configuration(tmp_path: Pa
 def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "lora_retriever.backends.ray")
-    with pytest.raises(UserError, match=r"pip install 'lora-retriever\[ray\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[ray\]'"):
         importlib.import_module("lora_retriever.backends.ray")
