@@ -304,7 +304,8 @@ def check_vllm(profile: Profile) -> None:
         found = current_platform.device_type or "no device of this machine"
         raise UserError(
             f"profile {profile.name}: device is {profile.torch_device}, and the vLLM installed here computes on "
-            f"{found} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise); for a CPU there is scripts/test_vllm.sh"
+            f"{found} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise); "
+            "for a CPU there is scripts/test_vllm.sh"
         )
 
 
