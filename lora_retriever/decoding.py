@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from peft_composition import ComposableModel
@@ -111,7 +111,7 @@ def _together(model: ComposableModel, caches: Sequence[DynamicCache], length: in
 
 def _next_tokens(model: ComposableModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
     """The best next token of every row [rows]; `ids` and `positions` [rows, n] are of the tokens that are new."""
-    accepted = _arguments(type(model.base))
+    accepted = _arguments(type(model.base).forward)
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     if not bool(mask.all()):  # attention without a mask is faster, and says the same where no row is padded
         options["attention_mask"] = mask
@@ -124,9 +124,9 @@ def _next_tokens(model: ComposableModel, ids: Tensor, mask: Tensor, positions: T
 
 
 @functools.cache
-def _arguments(kind: type[PreTrainedModel]) -> frozenset[str]:
-    """The names of what the forward pass of a kind of model takes: not all take positions, or limit the logits."""
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    """The names of what a model's forward pass takes: not all take positions, or limit the logits."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
