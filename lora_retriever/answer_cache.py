@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_retriever.generation import Answer
-from lora_retriever.methods import Mode
 from lora_retriever.results import Line, read_lines
 
 # Of a run's configuration, what decides an answer beside its prompt and composition.
 CONDITIONS = ("base", "dtype", "device", "backend")
 # Of its `generation`, what bears on the size of batches alone.
 BATCHING = ("batch_size", "batch_tokens")
+# The modes that agree on a single adapter of weight 1; a merge may trim it.
+INTERCHANGEABLE = ("mixture", "fusion")
 
 
 class AnswerCache:
@@ -34,7 +35,9 @@ class AnswerCache:
         return self._answers.get(key)
 
     def learn(self, configuration: Mapping[str, Any], lines: Sequence[Line]) -> None:
-        """Remember the answers of a run."""
+        """Remember the answers of a run. Under a gate, what a row records is not what the gate was offered."""
+        if configuration["method"]["gate"] is not None:
+            return
         for line in lines:
             key = answer_key(configuration, line["inputs"], line["adapters"], line["weights"])
             self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"])
@@ -61,9 +64,9 @@ def answer_key(configuration: Mapping[str, Any], inputs: str, adapters: Sequence
     """
     hashes = configuration.get("adapters", {})
     composition = sorted((hashes[name], weight) for name, weight in zip(adapters, weights, strict=True))
-    mode: Mode | None = configuration["method"]["mode"]
-    if not composition or (len(composition) == 1 and composition[0][1] == 1):
+    mode, gate = configuration["method"]["mode"], configuration["method"]["gate"]
+    if mode in INTERCHANGEABLE and gate is None and (not composition or [w for _, w in composition] == [1]):
         mode = None
     generation = {name: value for name, value in configuration["generation"].items() if name not in BATCHING}
-    content = [{name: configuration.get(name) for name in CONDITIONS}, generation, inputs, mode, composition]
+    content = [{name: configuration.get(name) for name in CONDITIONS}, generation, inputs, mode, gate, composition]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

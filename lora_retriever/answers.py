@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from lora_retriever.data import read_records, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
-from lora_retriever.methods import METHODS
+from lora_retriever.methods.paper import METHODS
 
 ORACLE = "best_selection"
 """The run against which scores are normalized."""
@@ -98,7 +98,7 @@ def read_runs(folder: Path) -> list[Run]:
     files |= {path.stem: path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size}
     if not files:
         raise UserError(f"{folder} holds no finished run (NAME.jsonl, or the original's NAME.json)")
-    order = {name: place for place, name in enumerate(METHODS)}
+    order = {method.name: place for place, method in enumerate(METHODS)}
     names = sorted(files, key=lambda name: (order.get(name.partition("@")[0], len(order)), _natural(name)))
     runs = [read_run(name, files[name]) for name in names]
     _check_rows_agree(runs, folder)

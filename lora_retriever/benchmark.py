@@ -61,9 +61,9 @@ def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:
     """
     for variant in variants:
         method, profile = variant.method, variant.profile
-        available = len(benchmark.pool) - (method.source == "retrieved_ood")
+        available = len(benchmark.pool) - method.masked
         wanted = method.adapters_needed(profile.retrieval.k)
-        if method.retrieves and wanted > available:
+        if wanted > available:
             raise UserError(
                 f"profile {profile.name}: {variant.name} wants k = {wanted} adapters a row, but the pool "
                 f"{profile.pool_path} leaves {available} to choose from; lower retrieval.k, or the sweep's k"
@@ -77,7 +77,7 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
     """
     k, temperature, tokens = profile.retrieval.k, profile.retrieval.temperature, profile.generation.batch_tokens
     used = {
-        "method": {"name": method.name, "mode": method.mode, "source": method.source},
+        "method": method.describe(),
         "rows": benchmark.hashes["rows"],
         "limit_per_task": benchmark.limit,
         "base": benchmark.hashes["base"],
@@ -86,19 +86,19 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         "device": profile.torch_device,
         "threads": profile.threads,
     }
-    if method.source != "none":
-        used |= {"adapters": benchmark.hashes["adapters"]}
-    if method.retrieves:
+    used |= {what: benchmark.hashes[what] for what in ("adapters", "pool") if what in method.reads}
+    if "encoder" in method.reads:
         used |= {
-            "pool": benchmark.hashes["pool"],
             "encoder": {
                 "hash": benchmark.hashes["encoder"],
                 "layout": profile.encoder.layout,
                 "instruction": profile.encoder.instruction,
-            },
-            "scorer": profile.retrieval.scorer,
-            "k": method.adapters_needed(k),
+            }
         }
+    if "scorer" in method.settings:
+        used |= {"scorer": profile.retrieval.scorer}
+    if wanted := method.adapters_needed(k):
+        used |= {"k": wanted}
     if temperature is not None and method.depends_on("temperature", k):
         used |= {"temperature": temperature}
     if profile.seed != 0:

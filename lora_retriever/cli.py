@@ -67,7 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--profile", default=DEFAULT_PROFILE, help="a bundled profile's name, or a YAML file (default: tiny)"
     )
     run.add_argument("--results", type=Path, help="results folder (default: results/PROFILE)")
-    run.add_argument("--only", type=_names, help="methods, separated by commas (default: the profile's)")
+    run.add_argument(
+        "--only",
+        type=_names,
+        help="methods, separated by commas; all, paper (the paper's eight), or module:object (default: the profile's)",
+    )
     run.add_argument("--limit", type=_count, help="rows per task (default: all)")
     run.add_argument(
         "--sweep",
@@ -77,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="run every method under each value of k, scorer, temperature or seed; repeat for a cross product",
     )
     run.add_argument("--table", action="store_true", help="print the table when done")
+
+    methods = _command(commands, "methods", methods_command, "every method, a line each, with where it is described")
+    methods.add_argument("--profile", default=DEFAULT_PROFILE, help="show its options and its own methods as well")
 
     retrieval = _command(commands, "retrieval", retrieval_command, "how often a scorer finds the input's own adapter")
     retrieval.add_argument("--pool", type=Path, help="pool file")
@@ -125,6 +132,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compose.add_argument("--mode", choices=["mixture", "fusion"], default="mixture")
     compose.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+
+    lorahub = _command(commands, "lorahub", lorahub_command, "learn the weights of a fusion from a task's few examples")
+    lorahub.add_argument("--base", required=True, help="base model: a folder or a Hub id")
+    lorahub.add_argument("--adapter", action="append", default=[], metavar="LOCATION", help="repeat for each adapter")
+    lorahub.add_argument("--adapters", type=Path, metavar="FOLDER", help="take every folder in it as an adapter")
+    lorahub.add_argument("--examples", type=Path, required=True, metavar="FILE", help="the task's: inputs and targets")
+    lorahub.add_argument("--count", type=_count, default=20, help="so many adapters are drawn (default: 20)")
+    lorahub.add_argument("--steps", type=_count, default=40, help="weightings tried (default: 40)")
+    lorahub.add_argument("--l1", type=_penalty, default=0.05, help="penalty on the weights' mean size (default: 0.05)")
+    lorahub.add_argument("--seed", type=_seed, default=0, help="of the draw (default: 0)")
+    lorahub.add_argument("--template", default="alpaca", help="a template's name, or a text with {inputs} in it")
+    lorahub.add_argument("--batch-size", type=_count, default=8, help="examples in a batch (default: 8)")
+    lorahub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    lorahub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    lorahub.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
 
     summarize = _command(commands, "summarize", summarize_command, "the table of a results folder")
     summarize.add_argument("results", type=Path, nargs="?", default=Path("results") / DEFAULT_PROFILE, metavar="DIR")
@@ -186,6 +208,16 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
             summarize_command(build_parser().parse_args(["summarize", str(results)]), console)
     if failed:
         raise failed
+    return 0
+
+
+def methods_command(args: argparse.Namespace, console: Console) -> int:
+    from lora_retriever.methods.table import to_text
+    from lora_retriever.profile import load_profile
+
+    profile = load_profile(args.profile)
+    own = [name for name in profile.methods if ":" in name]
+    print(to_text(profile.find_methods(["all", *own]), {method.name for method in profile.find_methods()}), end="")
     return 0
 
 
@@ -265,6 +297,41 @@ def compose_command(args: argparse.Namespace, console: Console) -> int:
     except CompositionError as error:
         raise UserError(str(error)) from error
     print(f"{args.out}: {args.mode} of {len(weights)} adapters")
+    return 0
+
+
+def lorahub_command(args: argparse.Namespace, console: Console) -> int:
+    import torch
+
+    from lora_retriever.data import read_samples
+    from lora_retriever.generation import Generator, load_composable, load_tokenizer
+    from lora_retriever.hub import folder_or_id
+    from lora_retriever.lorahub import adapter_locations, draw_adapters, learn_checkpoint, weights_table
+    from lora_retriever.profile import GenerationSection
+    from lora_retriever.prompt import TEMPLATES
+    from lora_retriever.tables import terminal
+
+    if args.out.exists():
+        raise UserError(f"--out {args.out}: it is there already; name a new folder")
+    if "{inputs}" not in args.template and args.template not in TEMPLATES:
+        raise UserError(
+            f"unknown template {args.template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device")
+    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
+    samples = read_samples(args.examples)
+    _writing(args.out, lambda: args.out.parent.mkdir(parents=True, exist_ok=True))  # not when all is learned
+    drawn = draw_adapters(adapter_locations(args.adapter, args.adapters), args.count, args.seed)
+    settings = GenerationSection(template=args.template, batch_size=args.batch_size)
+    base = folder_or_id(args.base)
+    _quieten_transformers()
+    with console.status("loading"):
+        model = load_composable(base, {location: location for location in drawn}, getattr(torch, args.dtype), device)
+        generator = Generator(model, load_tokenizer(base), settings)
+    learned = learn_checkpoint(generator, samples, args.out, args.steps, args.l1, args.seed, console)
+    print(terminal(weights_table(learned)), end="")
+    print(f"{args.out}: fusion of {len(drawn)} adapters")
     return 0
 
 
@@ -525,3 +592,17 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return count
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return seed
+
+
+def _penalty(text: str) -> float:
+    penalty = float(text)
+    if not 0 <= penalty < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of 0 or more")
+    return penalty

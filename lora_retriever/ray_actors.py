@@ -18,7 +18,6 @@ from lora_retriever.errors import UserError
 if TYPE_CHECKING:
     from lora_retriever.backends.local import LocalBackend
     from lora_retriever.benchmark import Benchmark
-    from lora_retriever.methods import Mode
     from lora_retriever.profile import Profile
 
 ATTEMPTS = 3
@@ -53,9 +52,9 @@ class Worker:
         """
         _ = self._backend
 
-    def answer(self, batch: bytes, mode: Mode) -> bytes:
-        """The pickled outcome of a pickled list of requests."""
-        return pickle.dumps(self._backend.answer(pickle.loads(batch), mode))
+    def answer(self, batch: bytes, way: bytes) -> bytes:
+        """The pickled outcome of a pickled list of requests, composed in a pickled way: a mode and a gate."""
+        return pickle.dumps(self._backend.answer(pickle.loads(batch), *pickle.loads(way)))
 
 
 class Desk:
@@ -68,7 +67,7 @@ class Desk:
         self._able = len(workers)  # workers that answer, or will again
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def answer(self, batch: bytes, mode: Mode) -> tuple[bytes, str]:
+    async def answer(self, batch: bytes, way: bytes) -> tuple[bytes, str]:
         """A batch's outcome; or nothing, and why: worker after worker died of it, one raised an error, none is left."""
         reason = ""
         for _ in range(ATTEMPTS):
@@ -77,7 +76,7 @@ class Desk:
                 self._free.put_nowait(None)  # for the next batch
                 return b"", reason or "all workers have died"
             try:
-                outcome: bytes = await worker.answer.remote(batch, mode)
+                outcome: bytes = await worker.answer.remote(batch, way)
             except RayTaskError as error:  # raised by the worker's own code: it lives
                 self._free.put_nowait(worker)
                 return b"", reason_of(error)

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from lora_retriever.errors import UserError
-from lora_retriever.methods import Method
+from lora_retriever.methods.base import Method
 from lora_retriever.profile import Profile
 
 

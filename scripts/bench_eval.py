@@ -30,24 +30,28 @@ from typing import Any
 import numpy as np
 import torch
 from original_composition import StackedLoras, original_composition
+from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lora_retriever.benchmark import Benchmark, open_benchmark
 from lora_retriever.data import Row
-from lora_retriever.encoders import load_encoder
+from lora_retriever.encoders import Embeddings, load_encoder
 from lora_retriever.files import write_json
-from lora_retriever.generation import answer_of, load_tokenizer, make_prompts, pad_id, weight_matrix
+from lora_retriever.generation import Generator, answer_of, load_tokenizer, make_prompts, pad_id, weight_matrix
 from lora_retriever.index import AdapterIndex
-from lora_retriever.methods import METHODS, Composition, Method, route
+from lora_retriever.methods import Composition, Method
+from lora_retriever.methods.paper import METHODS as PAPER
 from lora_retriever.profile import Profile, load_profile
 from lora_retriever.prompt import Prompt
 from lora_retriever.results import read_lines
 from lora_retriever.retrieval import index_pool
+from lora_retriever.setting import Resources, Setting
 from lora_retriever.tables import Table, terminal
 
 BATCH = 8  # the original's
+METHODS = {method.name: method for method in PAPER}  # what the original evaluates
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ class OriginalLoop:
         )
         self.model: Any = model.eval()
         self.prompts = make_prompts([row.inputs for row in benchmark.rows], self.tokenizer, profile.generation)
-        self.index, self.queries = self._retrieval()
+        self.resources = Resources(profile, benchmark, Path("unused"), Console(stderr=True), no_generator)
+        self.resources.embeddings = self._retrieval()
         self.decoding = GenerationConfig(
             do_sample=False,
             max_new_tokens=profile.generation.max_new_tokens,
@@ -139,11 +144,11 @@ class OriginalLoop:
 
     def answers(self, method: Method) -> Iterator[tuple[int, str]]:
         """The answer of every row, by its id."""
-        retrieval, rows = self.profile.retrieval, self.benchmark.rows
-        compositions = route(method, rows, retrieval.k, self.index, self.queries, retrieval.temperature)
+        rows = self.benchmark.rows
+        compositions = method.router.route(Setting(self.resources, self.profile, method.masked))
         batches = [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]
         for batch in track(batches, description=f"original's {method.name}"):
-            yield from self._batch(rows[batch], self.prompts[batch], compositions[batch], method.mode)
+            yield from self._batch(rows[batch], self.prompts[batch], compositions[batch], str(method.mode))
 
     @torch.inference_mode()
     def _batch(
@@ -181,7 +186,7 @@ class OriginalLoop:
             stacks[module] = StackedLoras(down.to(*place), up.to(*place), scaling)
         return stacks
 
-    def _retrieval(self) -> tuple[AdapterIndex, Any]:
+    def _retrieval(self) -> tuple[AdapterIndex, Embeddings]:
         """The pool's index and the queries' embeddings, one query at a time."""
         settings, profile = self.profile.encoder, self.profile
         encoder = load_encoder(
@@ -190,6 +195,11 @@ class OriginalLoop:
         index = index_pool(encoder, self.benchmark.pool, profile.retrieval.scorer)
         rows = track(self.benchmark.rows, description="original's queries")
         return index, np.concatenate([encoder.encode([row.inputs]) for row in rows])
+
+
+def no_generator() -> Generator:
+    """In place of the composable model: the paper's methods do not look into it, and the original has none."""
+    raise AssertionError("the original's loop has no composable model")
 
 
 def compared(ours: Sequence[Measured], original: Sequence[Measured], names: Sequence[str]) -> dict[str, Any]:

@@ -9,33 +9,39 @@ the first token that differs, is printed beside the usual gap.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from lora_retriever.backends import Request
 from lora_retriever.backends.batches import plan_batches
-from lora_retriever.benchmark import Benchmark, open_benchmark
+from lora_retriever.benchmark import open_benchmark
 from lora_retriever.decoding import decode
-from lora_retriever.evaluate import retrieve
 from lora_retriever.files import write_json
 from lora_retriever.generation import Generator, load_generator, make_prompts, pad_id, weight_matrix
-from lora_retriever.methods import Mode, find_methods, route
-from lora_retriever.profile import Profile, load_profile
+from lora_retriever.methods import LearnedGate, Method
+from lora_retriever.profile import load_profile
+from lora_retriever.setting import Resources, Setting
 from lora_retriever.tables import Table, terminal
+from peft_composition import Composer, Gate
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request with the mode in which its adapters are composed."""
+    """A request of a method, with the mode in which its adapters are composed, and the gate, if there is one."""
 
     request: Request
-    mode: Mode
+    method: str
+    mode: str | Composer
+    gate: Gate | None
 
 
 def main() -> None:
@@ -54,30 +60,31 @@ def main() -> None:
     benchmark = open_benchmark(profile, None)
     found = []
     for dtype in args.dtype:
-        generator = load_generator(
-            benchmark.base, benchmark.adapters, profile.generation, getattr(torch, dtype), profile.torch_device
+        its = profile.model_copy(update={"dtype": dtype})
+        load = partial(
+            load_generator, benchmark.base, benchmark.adapters, its.generation, its.torch_dtype, its.torch_device
         )
-        asked = asked_of(profile, benchmark, args.methods.split(","), generator)[: args.rows]
-        found.append({"dtype": dtype, **compare(generator, asked, args.sizes)})
+        with tempfile.TemporaryDirectory() as learned:
+            resources = Resources(its, benchmark, Path(learned), Console(), load)
+            asked = asked_of(its.find_methods(args.methods.split(",")), resources)[: args.rows]
+        found.append({"dtype": dtype, **compare(resources.generator, asked, args.sizes)})
     small, large = args.sizes
     print(terminal(table(found, f"Profile {args.profile}, batches of {small} and of {large}.")))
     if args.json:
         write_json(args.json, found)
 
 
-def asked_of(profile: Profile, benchmark: Benchmark, methods: Sequence[str], generator: Generator) -> list[Asked]:
+def asked_of(methods: Sequence[Method], resources: Resources) -> list[Asked]:
     """The rows of some methods, with their prompts and compositions; every task early among them."""
-    indexes, queries = retrieve(profile, benchmark, [profile.retrieval.scorer])
-    prompts = make_prompts([row.inputs for row in benchmark.rows], generator.tokenizer, generator.settings)
+    generator = resources.generator
+    prompts = make_prompts([row.inputs for row in resources.benchmark.rows], generator.tokenizer, generator.settings)
     asked: list[Asked] = []
-    for method in find_methods(methods):
-        index = indexes[profile.retrieval.scorer]
-        for prompt, composition in zip(
-            prompts,
-            route(method, benchmark.rows, profile.retrieval.k, index, queries, profile.retrieval.temperature),
-            strict=True,
-        ):
-            asked.append(Asked(Request(len(asked), prompt, composition), method.mode))
+    for method in methods:
+        setting = Setting(resources, resources.profile, method.masked)
+        compositions = method.router.route(setting)
+        gate = method.gate.fit(setting) if isinstance(method.gate, LearnedGate) else method.gate
+        for prompt, composition in zip(prompts, compositions, strict=True):
+            asked.append(Asked(Request(len(asked), prompt, composition), method.name, method.mode, gate))
     stride = max(1, len(asked) // 50)
     return [one for start in range(stride) for one in asked[start::stride]]
 
@@ -104,11 +111,12 @@ def tokens_of(generator: Generator, asked: Sequence[Asked], size: int) -> dict[i
     """The tokens of every row, by its request's id, in batches of this size."""
     settings = generator.settings.model_copy(update={"batch_size": size, "batch_tokens": None})
     found: dict[int, list[int]] = {}
-    for mode in sorted({one.mode for one in asked}):
-        batches = plan_batches([one.request for one in asked if one.mode == mode], settings)
-        for batch in track(batches, description=f"{generator.model.dtype}, {mode}, batches of {size}"):
+    of_method = {one.method: one for one in asked}
+    for method, any_one in of_method.items():
+        batches = plan_batches([one.request for one in asked if one.method == method], settings)
+        for batch in track(batches, description=f"{generator.model.dtype}, {method}, batches of {size}"):
             names, weights = weight_matrix([request.composition for request in batch])
-            with generator.model.composed(names, weights, mode=mode):
+            with generator.model.composed(names, weights, mode=any_one.mode, gate=any_one.gate):
                 tokens = decode(
                     generator.model,
                     [request.prompt.token_ids for request in batch],
@@ -125,7 +133,7 @@ def gap(generator: Generator, one: Asked, generated: Sequence[int]) -> float:
     """By how much the best logit is above the second after a prompt and some tokens."""
     names, weights = weight_matrix([one.request.composition])
     ids = torch.tensor([[*one.request.prompt.token_ids, *generated]], device=generator.model.device)  # [1, length]
-    with generator.model.composed(names, weights, mode=one.mode):
+    with generator.model.composed(names, weights, mode=one.mode, gate=one.gate):
         best = generator.model(input_ids=ids).logits[0, -1].float().topk(2).values  # [2]
     return float(best[0] - best[1])
 

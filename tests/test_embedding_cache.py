@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up import no_model
 from places import TINY
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
@@ -26,15 +27,16 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
 from lora_retriever import embedding_cache
-from lora_retriever import evaluate as evaluation
+from lora_retriever import setting as setting_module
 from lora_retriever.benchmark import configuration, open_benchmark
 from lora_retriever.cli import main
 from lora_retriever.embedding_cache import CachedEncoder, EmbeddingCache, cache_folder, cached
 from lora_retriever.encoders import Embeddings, SentenceEncoder, load_encoder
 from lora_retriever.evaluate import evaluate
 from lora_retriever.files import hash_path
-from lora_retriever.methods import METHODS
+from lora_retriever.methods import registered
 from lora_retriever.profile import INSTRUCTION, Profile
+from lora_retriever.setting import Resources
 
 DIM = 384
 TEXTS = ["where does Karl live ?", "x", "a review of the film \n", "x ", "Жил-был кот 🐈"]
@@ -369,18 +371,19 @@ def test_the_second_start_of_an_evaluation_encodes_nothing(
 ) -> None:
     evaluate(tiny, ["selection"], tmp_path / "first", 1, Console(file=io.StringIO()))
     monkeypatch.delattr(SentenceEncoder, "encode")
-    monkeypatch.setattr(evaluation, "load_encoder", no_encoder)
+    monkeypatch.setattr(setting_module, "load_encoder", no_encoder)
     evaluate(tiny, ["selection"], tmp_path / "second", 1, Console(file=io.StringIO()))
     first, second = ((tmp_path / name / "selection.jsonl").read_bytes() for name in ("first", "second"))
     assert first == second
 
 
-def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile) -> None:
+def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile, tmp_path: Path) -> None:
     without = tiny.model_copy(update={"encoder": tiny.encoder.model_copy(update={"cache": False})})
     benchmark = open_benchmark(tiny, limit=1)
-    evaluation.retrieve(without, benchmark, ["cosine"])
+    _, queries = Resources(without, benchmark, tmp_path, Console(quiet=True), no_model).embeddings
+    assert len(queries) == len(benchmark.rows)
     assert not list(cache_folder().iterdir())
-    first, second = (configuration(profile, benchmark, METHODS["selection"]) for profile in (tiny, without))
+    first, second = (configuration(profile, benchmark, registered()["selection"]) for profile in (tiny, without))
     assert first == second
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from made_up import made_up_setting
 from places import ROOT, TINY
 from rich.console import Console
 from safetensors.torch import load_file
@@ -30,7 +31,8 @@ from lora_retriever.data import PoolEntry, Row
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.evaluate import evaluate
 from lora_retriever.generation import load_composable
-from lora_retriever.methods import METHODS, Composition, route
+from lora_retriever.methods import Composition, Method, registered
+from lora_retriever.methods.paper import METHODS, Nearest, Nothing, Own
 from lora_retriever.profile import PROFILES, GenerationSection, Profile, load_profile
 from lora_retriever.prompt import ALPACA, Prompt
 
@@ -87,32 +89,32 @@ def dense_answer(line: dict[str, Any], mode: str, max_new_tokens: int) -> str:
     return tokenizer.decode(tokens[start:], skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_every_answer_is_the_dense_models(one_row_a_task: Path, tiny: Profile, name: str) -> None:
-    lines = lines_of(one_row_a_task, name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_answer_is_the_dense_models(one_row_a_task: Path, tiny: Profile, method: Method) -> None:
+    lines = lines_of(one_row_a_task, method.name)
     assert len(lines) == len({line["task"] for line in lines}) >= 16
     for line in lines[::4]:
-        assert line["predicted_answer"] == dense_answer(line, METHODS[name].mode, tiny.generation.max_new_tokens), line
+        assert line["predicted_answer"] == dense_answer(line, method.mode, tiny.generation.max_new_tokens), line
 
 
 def test_a_line_holds_the_row_and_what_was_used(one_row_a_task: Path, tiny_rows: list[Row]) -> None:
     rows = {row.id: row for row in tiny_rows}
-    for name, method in METHODS.items():
-        for line in lines_of(one_row_a_task, name):
+    for method in METHODS:
+        for line in lines_of(one_row_a_task, method.name):
             row = rows[line["id"]]
             assert Row.model_validate(line) == row
             assert len(line["adapters"]) == len(line["weights"]) == len(line["scores"])
             assert line["truncated_tokens"] == 0
             assert 1 <= line["generated_tokens"] <= 24
-            if method.source == "none":
+            if isinstance(method.router, Nothing):
                 assert line["adapters"] == []
-            if method.source == "own":
+            if isinstance(method.router, Own):
                 assert line["adapters"] == [row.task]
-            if method.retrieves:
+            if isinstance(method.router, Nearest):
                 assert len(line["adapters"]) == method.adapters_needed(3)
                 assert sum(line["weights"]) == pytest.approx(1)
                 assert line["scores"] == sorted(line["scores"], reverse=True)
-            if method.source == "retrieved_ood":
+            if method.masked:
                 assert row.task not in line["adapters"]
 
 
@@ -230,7 +232,9 @@ def test_batches_hold_prompts_of_similar_length_the_longest_first() -> None:
     assert ids(batch_size=8, batch_tokens=3, max_new_tokens=1) == [[1], [2], [4], [0], [3]]
 
 
-def test_a_row_records_more_of_its_search_than_it_uses(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
+def test_a_row_records_more_of_its_search_than_it_uses(
+    tiny: Profile, tiny_rows: list[Row], tiny_pool: list[PoolEntry]
+) -> None:
     """The top 8 with calibrated probabilities, so that another k can be studied without encoding again."""
     generator = np.random.default_rng(0)
     names = [entry.model_name for entry in tiny_pool]
@@ -238,8 +242,10 @@ def test_a_row_records_more_of_its_search_than_it_uses(tiny_rows: list[Row], tin
     queries = generator.normal(size=(len(tiny_rows), 6)).astype(np.float32)
     index = AdapterIndex.from_embeddings(names, pool)
     for method, masked in (("mixture", False), ("mixture_ood", True)):
+        assert registered()[method].masked == masked
         hits = index.search(queries, 8, [row.task for row in tiny_rows] if masked else None)
-        for place, composition in enumerate(route(METHODS[method], tiny_rows, 3, index, queries)):
+        setting = made_up_setting(tiny, tiny_rows, index, queries, masked, k=3)
+        for place, composition in enumerate(registered()[method].router.route(setting)):
             assert composition.retrieved is not None
             assert list(composition.retrieved.adapters) == hits.names[place]
             assert composition.adapters == composition.retrieved.adapters[:3]

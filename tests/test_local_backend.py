@@ -13,13 +13,15 @@ import torch
 from places import TINY
 from rich.console import Console
 
+from lora_retriever.answer_cache import AnswerCache, answer_key
 from lora_retriever.backends import Request
 from lora_retriever.backends.local import LocalBackend
+from lora_retriever.benchmark import configuration, open_benchmark
 from lora_retriever.data import Row
 from lora_retriever.errors import RowsFailedError
 from lora_retriever.evaluate import evaluate
 from lora_retriever.generation import Answer, Generator, load_generator, make_prompts
-from lora_retriever.methods import Composition
+from lora_retriever.methods import Composition, registered
 from lora_retriever.profile import Profile
 from peft_composition import AdapterError
 
@@ -46,10 +48,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[Sequence[Composi
     """Let `refuse` raise before a batch is answered; returns the sizes of the batches that were tried."""
     answer, sizes = Generator.answer, []
 
-    def watched(self: Generator, prompts: Any, compositions: Any, mode: Any) -> list[Answer]:
+    def watched(self: Generator, prompts: Any, compositions: Any, *way: Any) -> list[Answer]:
         sizes.append(len(prompts))
         refuse(compositions)
-        return answer(self, prompts, compositions, mode)
+        return answer(self, prompts, compositions, *way)
 
     monkeypatch.setattr(Generator, "answer", watched)
     return sizes
@@ -162,6 +164,23 @@ def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
     assert timings_of(tmp_path / "together", "best_selection")["reused"] == sum(
         pair in used["selection"] + used["selection_ood"] for pair in used["best_selection"]
     )
+
+
+def test_an_answer_is_shared_only_where_its_composition_is_the_same(tiny: Profile) -> None:
+    """One adapter of weight 1 is the same under fusion and mixture, but not trimmed by a merge, nor under a gate."""
+    benchmark = open_benchmark(tiny, 1)
+    line = {
+        "inputs": "a", "adapters": ["passive"], "weights": [1.0], "predicted_answer": "b", "generated_tokens": 1,
+    }  # fmt: skip
+    names = ("selection", "best_selection", "ties", "arrow")
+    configurations = {name: configuration(tiny, benchmark, registered()[name]) for name in names}
+    for known, sharing in (
+        ("selection", {"selection", "best_selection"}), ("ties", {"ties"}), ("arrow", set()),
+    ):  # fmt: skip
+        cache = AnswerCache({})
+        cache.learn(configurations[known], [line])
+        keys = {name: answer_key(its, "a", ["passive"], [1.0]) for name, its in configurations.items()}
+        assert {name for name, key in keys.items() if cache.find(key) == Answer("b", 1)} == sharing
 
 
 def test_equal_rows_are_answered_once(tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from lora_retriever.benchmark import configuration, open_benchmark
 from lora_retriever.errors import UserError
 from lora_retriever.evaluate import evaluate
 from lora_retriever.generation import Answer
-from lora_retriever.methods import METHODS, Composition, Mode
+from lora_retriever.methods import Composition, registered
 from lora_retriever.profile import PROFILES, GenerationSection, Profile, load_profile
 from lora_retriever.prompt import Prompt
 from lora_retriever.results import Line, RunFile
@@ -146,16 +146,20 @@ REQUESTS = [Request(id, Prompt([0], 0), Composition()) for id in range(1, 6)]
 
 def test_an_error_fails_its_batch_alone_and_what_is_done_is_not_asked_again(cluster: None) -> None:
     class Toy:  # within a function, as Ray's processes cannot import the tests
-        def answer(self, batch: bytes, mode: Mode) -> bytes:
+        def answer(self, batch: bytes, way: bytes) -> bytes:
             (request,) = pickle.loads(batch)
             if request.id == 4:
                 raise LookupError("nobody knows 4\nnor why")
-            return pickle.dumps(Outcome({request.id: Answer(f"{request.id} by {mode}", 1)}))
+            mode, gate = pickle.loads(way)
+            return pickle.dumps(Outcome({request.id: Answer(f"{request.id} by {mode} and {gate}", 1)}))
 
     toy: Any = ray.remote(Toy)
     with closing(RayBackend([toy.remote()], GenerationSection(batch_size=1), owns_cluster=False)) as backend:
-        outcome = reduce(or_, backend.answers(REQUESTS, "mixture", done=[1, 5]))
-        assert {id: answer.text for id, answer in outcome.answers.items()} == {2: "2 by mixture", 3: "3 by mixture"}
+        gate: Any = "a gate"
+        outcome = reduce(or_, backend.answers(REQUESTS, "mixture", done=[1, 5], gate=gate))
+        assert {id: answer.text for id, answer in outcome.answers.items()} == {
+            id: f"{id} by mixture and a gate" for id in (2, 3)
+        }
         assert outcome.failures == {4: "nobody knows 4"}
         assert list(backend.answers(REQUESTS, "fusion", done=[1, 2, 3, 4, 5])) == []
 
@@ -171,7 +175,7 @@ class FakeWorker:
     def options(self, max_task_retries: int) -> FakeWorker:
         return self
 
-    async def remote(self, batch: bytes = b"", mode: Mode = "mixture") -> bytes:
+    async def remote(self, batch: bytes = b"", way: bytes = b"") -> bytes:
         self.asked.append(batch)
         if self.lives == 0:
             raise ActorDiedError
@@ -186,7 +190,7 @@ def at_desk(workers: Sequence[FakeWorker], *batches: bytes) -> list[tuple[bytes,
 
     async def ask() -> list[tuple[bytes, str]]:
         desk = Desk(*workers)
-        return [await desk.answer(batch, "mixture") for batch in batches]
+        return [await desk.answer(batch, b"the way") for batch in batches]
 
     return asyncio.run(ask())
 
@@ -229,7 +233,7 @@ def test_an_address_without_a_cluster_is_named(tmp_path: Path) -> None:
 
 def test_how_the_work_is_divided_is_no_part_of_a_runs_configuration(tmp_path: Path) -> None:
     profiles = [ray_profile(tmp_path, ray={"workers": count}) for count in (1, 2)]
-    one, two = (configuration(profile, open_benchmark(profile, 1), METHODS["fusion"]) for profile in profiles)
+    one, two = (configuration(profile, open_benchmark(profile, 1), registered()["fusion"]) for profile in profiles)
     assert one == two
     assert one["backend"] == "ray"
 

@@ -8,14 +8,17 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_up import made_up_setting
 from rich.console import Console
 
 from lora_retriever import evaluate as evaluation
+from lora_retriever import setting as setting_module
 from lora_retriever.benchmark import configuration, open_benchmark
 from lora_retriever.cli import main
 from lora_retriever.data import Row
@@ -23,8 +26,10 @@ from lora_retriever.errors import UserError
 from lora_retriever.evaluate import evaluate
 from lora_retriever.generation import Generator
 from lora_retriever.index import AdapterIndex
-from lora_retriever.methods import METHODS, find_methods, route, weights_of
+from lora_retriever.methods import Composition, Router, find_methods, registered
+from lora_retriever.methods.paper import METHODS, Nothing, Own, weights_of
 from lora_retriever.profile import Profile
+from lora_retriever.setting import Setting
 from lora_retriever.sweep import expand
 
 QUIET = Console(file=io.StringIO())
@@ -51,8 +56,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny: Profile) -> Path:
 
 
 def test_without_a_sweep_runs_have_their_methods_names(tiny: Profile) -> None:
-    variants = expand(tiny, list(METHODS.values()), [])
-    assert [(variant.name, variant.profile) for variant in variants] == [(name, tiny) for name in METHODS]
+    variants = expand(tiny, list(registered().values()), [])
+    assert [(variant.name, variant.profile) for variant in variants] == [(name, tiny) for name in registered()]
 
 
 def test_settings_are_named_in_one_order_and_make_a_cross_product(tiny: Profile) -> None:
@@ -91,7 +96,7 @@ def test_no_experiment_of_a_method_has_two_names(tiny: Profile) -> None:
     """Variants of a method differ in their configurations, and numbers have one name however they are written."""
     benchmark = open_benchmark(tiny, limit=1)
     sweep = ["k=1,2,4", "scorer=cosine,discriminant", "temperature=0.2,1", "seed=0,1"]
-    variants = expand(tiny, list(METHODS.values()), sweep)
+    variants = expand(tiny, list(registered().values()), sweep)
     contents = [json.dumps(configuration(v.profile, benchmark, v.method), sort_keys=True) for v in variants]
     assert len(set(contents)) == len(contents)
     assert names(tiny, ["mixture"], "temperature=1.0,.50") == ["mixture@temperature=1", "mixture@temperature=0.5"]
@@ -101,30 +106,38 @@ def test_temperature_and_seed_stand_in_a_configuration_only_where_they_are_set(t
     """Folders made before these settings existed stay usable."""
     benchmark = open_benchmark(tiny, limit=1)
     changed = tiny.replaced({"temperature": 0.2, "seed": 5}, "the test")
-    for name, method in METHODS.items():
+    for method in registered().values():
         before, after = (configuration(profile, benchmark, method) for profile in (tiny, changed))
-        weighted = name.startswith(("mixture", "fusion"))
-        assert after == before | {"seed": 5} | ({"temperature": 0.2} if weighted else {})
-        assert not before.keys() & {"temperature", "seed"}
+        added = {"seed": 5, "temperature": 0.2}
+        if method in METHODS:
+            added = added if method.name.startswith(("mixture", "fusion")) else {"seed": 5}
+            assert after == before | added
+        assert after in (before | {"seed": 5}, before | added)
+        assert not before.keys() & added.keys()
 
 
 # Weights
 
 
-def test_weights_are_the_softmax_of_the_scores(tiny_rows: list[Row]) -> None:
+def test_weights_are_the_softmax_of_the_scores(tiny: Profile, tiny_rows: list[Row]) -> None:
     random_numbers = np.random.default_rng(0)
     pool = [random_numbers.normal(size=(3, 8)) for _ in range(6)]
     index = AdapterIndex.from_embeddings([f"adapter {place}" for place in range(6)], pool)
     queries = random_numbers.normal(size=(5, 8))
     hits = index.search(queries, 4)
-    compositions = route(METHODS["mixture"], tiny_rows[:5], 4, index, queries, 0.2)
+
+    def route(method: str, temperature: float | None) -> list[Composition]:
+        setting = made_up_setting(tiny, tiny_rows[:5], index, queries, k=4, temperature=temperature)
+        return registered()[method].router.route(setting)
+
+    compositions = route("mixture", 0.2)
     for composition, found, scores in zip(compositions, hits.names, hits.scores.tolist(), strict=True):
         powers = [math.exp(score / 0.2) for score in scores]
         assert composition.adapters == tuple(found)
         assert composition.weights == pytest.approx([power / sum(powers) for power in powers], abs=1e-6)
-    equal = route(METHODS["mixture"], tiny_rows[:5], 4, index, queries)
+    equal = route("mixture", None)
     assert {composition.weights for composition in equal} == {(0.25,) * 4}
-    single = route(METHODS["selection"], tiny_rows[:5], 4, index, queries, 0.2)
+    single = route("selection", 0.2)
     assert {composition.weights for composition in single} == {(1.0,)}
 
 
@@ -182,8 +195,8 @@ def test_a_variant_answers_as_a_profile_with_its_settings(swept: Path, tiny: Pro
 def test_a_sweep_loads_and_encodes_once(tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def counted(name: str) -> Callable[..., Any]:
-        original = getattr(evaluation, name)
+    def counted(module: ModuleType, name: str) -> Callable[..., Any]:
+        original = getattr(module, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
@@ -191,8 +204,9 @@ def test_a_sweep_loads_and_encodes_once(tiny: Profile, tmp_path: Path, monkeypat
 
         return call
 
-    for name in ("load_encoder", "load_backend", "index_pool"):
-        monkeypatch.setattr(evaluation, name, counted(name))
+    parts = ((setting_module, "load_encoder"), (evaluation, "load_backend"), (setting_module, "index_pool"))
+    for module, name in parts:
+        monkeypatch.setattr(module, name, counted(module, name))
     evaluate(tiny, ["selection"], tmp_path, 1, QUIET, ["scorer=cosine,nearest", "seed=0,1"])
     assert sorted(calls) == ["index_pool", "load_backend", "load_encoder"]
     assert len(list(tmp_path.glob("selection@scorer=*,seed=*.jsonl"))) == 4
@@ -203,11 +217,15 @@ def test_every_run_of_a_seed_sweep_starts_at_its_seed(
 ) -> None:
     drawn = []
 
-    def draw_and_route(*args: Any) -> Any:
-        drawn.append((random.random(), np.random.random(), float(torch.rand(()))))
-        return route(*args)
+    def drawing(route: Callable[..., list[Composition]]) -> Callable[..., list[Composition]]:
+        def draw_and_route(router: Router, setting: Setting) -> list[Composition]:
+            drawn.append((random.random(), np.random.random(), float(torch.rand(()))))
+            return route(router, setting)
 
-    monkeypatch.setattr(evaluation, "route", draw_and_route)
+        return draw_and_route
+
+    for router in (Nothing, Own):
+        monkeypatch.setattr(router, "route", drawing(router.route))
     evaluate(tiny, ["base", "best_selection"], tmp_path, 1, QUIET, ["seed=3,4"])
     assert drawn[0] == drawn[2]
     assert drawn[1] == drawn[3]
@@ -256,7 +274,7 @@ def test_the_largest_k_is_checked_before_anything_is_loaded(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(evaluation, "load_backend")
-    monkeypatch.delattr(evaluation, "load_encoder")
+    monkeypatch.delattr(setting_module, "load_encoder")
     with pytest.raises(UserError, match=r"mixture_ood@k=19 wants k = 19 adapters a row, but the pool .* leaves 18"):
         evaluate(tiny, ["base", "mixture_ood"], tmp_path, 1, QUIET, ["k=1,19,2"])
     assert not list(tmp_path.glob("*.json*"))

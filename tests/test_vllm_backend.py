@@ -38,7 +38,7 @@ from lora_retriever.data import Row
 from lora_retriever.errors import UserError
 from lora_retriever.evaluate import evaluate
 from lora_retriever.generation import Generator, load_composable, make_prompts
-from lora_retriever.methods import Composition
+from lora_retriever.methods import Composition, registered
 from lora_retriever.profile import PROFILES, Profile, load_profile
 from lora_retriever.prompt import Prompt
 from peft_composition import CompositionWriter
@@ -183,6 +183,13 @@ def test_a_composition_that_cannot_be_written_fails_alone(setup, tiny, tokenizer
     outcome = together(setup.backend.answers(requests, "mixture", done=[]))
     assert set(outcome.answers) == {requests[0].id}
     assert outcome.failures[requests[1].id].startswith("its composition could not be written: adapter 'nowhere'")
+
+
+def test_a_gate_is_refused_before_anything_is_written(setup, tiny, tokenizer, tiny_rows):
+    requests = tiny_requests(tiny, tokenizer, tiny_rows[:2], [ONE])
+    with pytest.raises(UserError, match=r"cannot be weighed by token; use backend: local"):
+        next(setup.backend.answers(requests, "mixture", done=[], gate=registered()["arrow"].gate))
+    assert setup.engines[0].batches == []
 
 
 def test_an_engine_that_fails_costs_its_chunk_alone(setup, tiny, tokenizer, tiny_rows):

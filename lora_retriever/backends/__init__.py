@@ -11,9 +11,10 @@ from typing import Protocol
 
 from lora_retriever.benchmark import Benchmark
 from lora_retriever.generation import Answer
-from lora_retriever.methods import Composition, Mode
+from lora_retriever.methods.base import Composition
 from lora_retriever.profile import Profile
 from lora_retriever.prompt import Prompt
+from peft_composition import Composer, Gate
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Outcome:
 class Backend(Protocol):
     """Anything that answers requests."""
 
-    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
+    def answers(
+        self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
+    ) -> Iterator[Outcome]:
         """The outcomes of all requests but those of the ids `done`, each as soon as it is known.
 
         A run that is started again comes with the same requests and more of them done: a backend whose answers depend

@@ -12,9 +12,8 @@ from lora_retriever.backends import Outcome, Request
 from lora_retriever.backends.batches import plan_batches, unfinished
 from lora_retriever.benchmark import Benchmark
 from lora_retriever.generation import Generator, adapters_of, load_generator
-from lora_retriever.methods import Mode
 from lora_retriever.profile import Profile
-from peft_composition import AdapterError, AdapterMemoryError
+from peft_composition import AdapterError, AdapterMemoryError, Composer, Gate
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What plain RuntimeErrors say: those of torch's allocator on a CPU, and of CUDA past torch's allocator."""
@@ -27,15 +26,17 @@ class LocalBackend:
         self.generator = generator
         self._pieces = 1  # into so many a planned batch is divided, once one did not fit into memory
 
-    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
+    def answers(
+        self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
+    ) -> Iterator[Outcome]:
         """The outcomes, batch by batch; while one is computed, the next one's adapters are read."""
         batches = unfinished(plan_batches(requests, self.generator.settings), done)
         for batch, following in pairwise([*batches, []]):
             now, then = (adapters_of([request.composition for request in requests]) for requests in (batch, following))
             self.generator.model.prefetch([*now, *then])
-            yield self.answer(batch, mode)
+            yield self.answer(batch, mode, gate)
 
-    def answer(self, batch: Sequence[Request], mode: Mode) -> Outcome:
+    def answer(self, batch: Sequence[Request], mode: str | Composer, gate: Gate | None = None) -> Outcome:
         """The outcome of one batch. One that does not fit into memory is halved, down to single rows.
 
         So is one with an adapter that cannot be read any more, that it may cost no other adapter's rows.
@@ -45,7 +46,7 @@ class LocalBackend:
         while waiting:
             piece = waiting.pop(0)
             try:
-                outcome |= self._answered_together(piece, mode)
+                outcome |= self._answered_together(piece, mode, gate)
             except Exception as error:  # whatever a model's own code may raise must not cost the other rows
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 too_large, bad_adapter = ran_out_of_memory(error), isinstance(error, AdapterError)
@@ -65,9 +66,9 @@ class LocalBackend:
     def close(self) -> None:
         """The model goes with this object."""
 
-    def _answered_together(self, piece: Sequence[Request], mode: Mode) -> Outcome:
+    def _answered_together(self, piece: Sequence[Request], mode: str | Composer, gate: Gate | None) -> Outcome:
         answers = self.generator.answer(
-            [request.prompt for request in piece], [request.composition for request in piece], mode
+            [request.prompt for request in piece], [request.composition for request in piece], mode, gate
         )
         return Outcome({request.id: answer for request, answer in zip(piece, answers, strict=True)})
 

@@ -26,8 +26,8 @@ from lora_retriever.backends import Outcome, Request
 from lora_retriever.backends.batches import plan_batches, unfinished
 from lora_retriever.benchmark import Benchmark
 from lora_retriever.errors import UserError
-from lora_retriever.methods import Mode
 from lora_retriever.profile import GenerationSection, Profile, RaySection
+from peft_composition import Composer, Gate
 
 try:
     import ray
@@ -53,7 +53,9 @@ class RayBackend:
         desk: Any = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000)
         self._desk = desk.remote(*self.workers)
 
-    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
+    def answers(
+        self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
+    ) -> Iterator[Outcome]:
         """The outcomes, each as soon as a worker has it.
 
         Raises:
@@ -62,10 +64,10 @@ class RayBackend:
         batches = unfinished(plan_batches(requests, self._settings), done)
         if not batches:
             return
-        desk = self._desk
+        desk, way = self._desk, pickle.dumps((mode, gate))
 
         def ask(item: dict[str, Any]) -> dict[str, Any]:
-            outcome, failure = ray.get(desk.answer.remote(item["batch"], mode))
+            outcome, failure = ray.get(desk.answer.remote(item["batch"], way))
             return {"place": item["place"], "outcome": outcome, "failure": failure}
 
         items = [{"place": place, "batch": pickle.dumps(batch)} for place, batch in enumerate(batches)]

@@ -27,9 +27,9 @@ from lora_retriever.benchmark import Benchmark
 from lora_retriever.data import shortened
 from lora_retriever.errors import UserError
 from lora_retriever.generation import answer_of, load_tokenizer
-from lora_retriever.methods import Composition, Mode
+from lora_retriever.methods.base import Composition
 from lora_retriever.profile import BALANCED, Profile
-from peft_composition import AdapterError, CompositionError, CompositionWriter
+from peft_composition import AdapterError, Composer, CompositionError, CompositionWriter, Gate
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for `max_lora_rank`."""
@@ -166,8 +166,16 @@ class VllmBackend:
         # Twice what a chunk takes: vLLM keeps memory of its own there, and must not find it full.
         self._folder = MemoryFolder(room=2 * self._chunk_size * writer.size(rank))
 
-    def answers(self, requests: Sequence[Request], mode: Mode, done: Collection[int]) -> Iterator[Outcome]:
-        """The outcomes, chunk by chunk; rows of the base alone come first, in chunks of their own."""
+    def answers(
+        self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
+    ) -> Iterator[Outcome]:
+        """The outcomes, chunk by chunk; rows of the base alone come first, in chunks of their own.
+
+        Raises:
+            UserError: there is a gate.
+        """
+        if gate is not None:
+            raise UserError("backend: vllm serves checkpoints, which cannot be weighed by token; use backend: local")
         chunks = unfinished(plan_chunks(requests, self._chunk_size), done)
         last = {key_of(request.composition): number for number, chunk in enumerate(chunks) for request in chunk}
         try:
@@ -184,7 +192,7 @@ class VllmBackend:
         finally:
             self._folder.close()
 
-    def _answer(self, chunk: Sequence[Request], mode: Mode) -> Outcome:
+    def _answer(self, chunk: Sequence[Request], mode: str | Composer) -> Outcome:
         failures: dict[int, str] = {}
         served: dict[int, Served | None] = {}
         for request in chunk:
@@ -205,7 +213,7 @@ class VllmBackend:
         answers = {request.id: answer_of(row, self._tokenizer) for request, row in zip(ready, rows, strict=True)}
         return Outcome(answers, failures)
 
-    def _written(self, composition: Composition, mode: Mode) -> Served | None:
+    def _written(self, composition: Composition, mode: str | Composer) -> Served | None:
         """The checkpoint of a composition, written if it is not there; None for the base alone."""
         if not composition.adapters:
             return None

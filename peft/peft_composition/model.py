@@ -6,8 +6,9 @@ touched, and outside `composed` it computes what it always did. The formulas are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -19,11 +20,14 @@ from transformers import PreTrainedModel
 
 from peft_composition.checkpoint import read_adapter
 from peft_composition.errors import AdapterError, CompositionError
+from peft_composition.gates import Gate, GateUsage, PreparedGates, usage_of
 from peft_composition.hooks import LiveComposition, input_rows
 from peft_composition.layers import placement
-from peft_composition.pairs import MODES, ActiveSlots, Pair, active_slots
+from peft_composition.modes import Composer, composer_of
+from peft_composition.pairs import ModuleStack, active_slots
 from peft_composition.residency import Residency
 from peft_composition.save import save_pairs
+from peft_composition.updates import Update, gated_updates, row_updates
 
 
 class ComposableModel:
@@ -44,6 +48,8 @@ class ComposableModel:
         self._residency = Residency(base, adapter_memory)
         self._columns: tuple[str, ...] = ()  # the adapters that lora_mapping's columns stand for
         self._live: LiveComposition | None = None
+        self._prepared = PreparedGates()
+        self._usage: Callable[[], GateUsage] | None = None  # of the gated composition that is active
         self._turn = RLock()
 
     @property
@@ -89,30 +95,62 @@ class ComposableModel:
         with self._turn:
             self._check_loaded([name])
             self._residency.remove(name)
+            self._prepared.forget(name)
 
     @contextmanager
     def composed(
-        self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]], mode: str = "mixture"
+        self,
+        adapters: Sequence[str],
+        weights: Tensor | Sequence[Sequence[float]],
+        mode: str | Composer = "mixture",
+        gate: Gate | None = None,
     ) -> Iterator[ComposableModel]:
         """Within this context, row i of every batch is composed with row i of `weights` [batch, len(adapters)].
 
-        `mode` is "mixture" or "fusion". A row of zeros is the base model. Gradients flow to the inputs, and to
-        the weights that are not zero. Whatever happens inside, the base is as before once the context is left.
-        Raises `AdapterError` for an adapter that is not loaded, `CompositionError` for an unknown mode, for
-        weights that do not fit, and for a composition inside another.
+        `mode` is the name of a composer in `modes`, "mixture" or "fusion" for instance, or a composer itself. With a
+        `gate`, which needs one of these two, an adapter's weight is the gate's, by token, times the row's own: 1 where
+        it may choose the adapter and 0 where not. A row of zeros is the base model. Gradients flow to the inputs, to
+        the weights that are not zero, and to what the gate computes with. Whatever happens inside, the base is as
+        before once the context is left.
+
+        Raises `AdapterError` for an adapter that is not loaded, `AdapterMemoryError` if those in use, or all that a
+        gate chooses from, do not fit in memory together; `CompositionError` for an unknown mode, one that cannot be
+        gated, weights that do not fit, and a composition inside another.
         """
         with self._turn:
             if self._live is not None:
                 raise CompositionError("a composition is active already; leave it before composing again")
-            weights = self._checked_weights(adapters, weights)
-            live = LiveComposition(self.base, self._pairs(adapters, weights, mode), batch=weights.shape[0])
+            weights, composer = self._checked_weights(adapters, weights), composer_of(mode)
+            updates: Mapping[str, Update]
+            usage: Callable[[], GateUsage] | None = None
+            if gate is None:
+                columns, slots = self._in_use(adapters, weights)
+                updates = row_updates(composer, self._targeted(slots), slots, weights[:, columns])
+            else:
+                columns, slots = self._in_use(adapters, torch.ones_like(weights))
+                names = [adapters[column] for column in columns]
+                gated = gated_updates(
+                    gate, composer, self._targeted(slots), names, slots, weights[:, columns], self._prepared
+                )
+                updates, usage = gated, partial(usage_of, [update.tally for update in gated.values()], columns)
+            live = LiveComposition(self.base, updates, batch=weights.shape[0])
             try:
                 live.attach()
-                self._live = live
+                self._live, self._usage = live, usage
                 yield self
             finally:
-                self._live = None
+                self._live = self._usage = None
                 live.detach()
+
+    def gate_usage(self) -> GateUsage:
+        """How the gate of the active composition has weighed, in passes without gradients, since it began.
+
+        Rows that have left keep what they had. Raises `CompositionError` if no gated composition is active.
+        """
+        with self._turn:
+            if self._usage is None:
+                raise CompositionError("no composition with a gate is active; ask within composed(..., gate=...)")
+            return self._usage()
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on, within `composed`, with these rows of the batch alone: indices int64 [rows], in this order.
@@ -174,7 +212,12 @@ class ComposableModel:
         self._columns = names
 
     def save_composition(
-        self, adapters: Sequence[str], weights: Sequence[float] | Tensor, mode: str = "mixture", *, path: str | Path
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float] | Tensor,
+        mode: str | Composer = "mixture",
+        *,
+        path: str | Path,
     ) -> None:
         """Write one composition as an ordinary PEFT checkpoint into a new folder at `path`.
 
@@ -185,36 +228,33 @@ class ComposableModel:
         if row.ndim != 1:
             raise CompositionError(f"weights must be one number for each adapter, not of shape {list(row.shape)}")
         with self._turn, torch.no_grad():
-            pairs = self._pairs(adapters, self._checked_weights(adapters, row[None]), mode)
+            composer, row = composer_of(mode), self._checked_weights(adapters, row[None])
+            columns, slots = self._in_use(adapters, row)
+            active = active_slots(slots, row[:, columns])
+            if active is None:
+                raise CompositionError("all weights are zero: such a composition is the base model itself")
+            pairs = {stack.module: composer(stack, active.to(stack.down.device)) for stack in self._targeted(slots)}
             first = self._residency.headers[adapters[0]]
-        if not pairs:
-            raise CompositionError("all weights are zero: such a composition is the base model itself")
         base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
 
-    def _pairs(self, adapters: Sequence[str], weights: Tensor, mode: str) -> dict[str, Pair]:
-        """Make the pair of each module that the adapters in use target; none if all weights are zero."""
-        if mode not in MODES:
-            raise CompositionError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
+    def _in_use(self, adapters: Sequence[str], weights: Tensor) -> tuple[list[int], list[int]]:
+        """Bring the adapters with a weight that is not 0 into memory; return their columns, and the slots of these.
+
+        In loading order: sums over adapters have the same bits however these are named and wherever they lie.
+        """
         self._check_columns(adapters)
-        used = weights.ne(0).any(dim=0).tolist()  # [adapters]; the others need not be in memory
-        # In loading order: the sums over adapters have the same bits however these are named and wherever they lie.
         order = {name: place for place, name in enumerate(self._residency.headers)}
+        used = weights.ne(0).any(dim=0).tolist()  # [adapters]; the others need not be in memory
         columns = sorted((c for c, is_used in enumerate(used) if is_used), key=lambda c: order[adapters[c]])
-        active = active_slots(self._residency.slots([adapters[column] for column in columns]), weights[:, columns])
-        if active is None:
-            return {}
-        pairs = {}
-        on_device: dict[torch.device, ActiveSlots] = {}  # a base may be spread over several devices
+        return columns, self._residency.slots([adapters[column] for column in columns])
+
+    def _targeted(self, slots: Sequence[int]) -> Iterator[ModuleStack]:
+        """The stacks of the modules that one of these adapters targets, where the modules are now."""
         for name, stack in self._residency.stacks.items():
-            if stack.ranks.keys().isdisjoint(active.used):
-                continue
-            device, dtype = placement(self.base.get_submodule(name), self.dtype)
-            stack.follow(device, dtype)
-            if device not in on_device:
-                on_device[device] = active.to(device)
-            pairs[name] = MODES[mode](stack, on_device[device])
-        return pairs
+            if not stack.ranks.keys().isdisjoint(slots):
+                stack.follow(*placement(self.base.get_submodule(name), self.dtype))
+                yield stack
 
     def _run(
         self,

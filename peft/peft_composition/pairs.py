@@ -4,12 +4,12 @@ Every composition of LoRA adapters is itself one low-rank update y = Wx + B A x.
 `Pair`: A as `down` [batch, R, d_in] and B, transposed, as `up` [batch, R, d_out]. A pair is made once per batch, costs
 the same however many adapters are resident, and does not change while tokens are decoded.
 
-Pure tensor code on any device: knows nothing of files, names of adapters, or models.
+Pure tensor code on any device: knows nothing of files or models, and names only to tell tensors apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,27 +36,42 @@ class ActiveSlots:
 
     slots: Tensor  # [batch, k] int64, EMPTY_SLOT where a row uses fewer than k
     weights: Tensor  # [batch, k] float32, 0 there
-    used: tuple[int, ...]  # every slot that some row uses
+    used: tuple[int, ...]  # every slot that some row uses: P of them
+    by_adapter: Tensor  # the weights again, [batch, P] float32, 0 where a row does not use the adapter
 
     def to(self, device: torch.device) -> ActiveSlots:
         """Return the same on another device."""
-        return ActiveSlots(self.slots.to(device), self.weights.to(device), self.used)
+        slots, weights, by_adapter = (tensor.to(device) for tensor in (self.slots, self.weights, self.by_adapter))
+        return ActiveSlots(slots, weights, self.used, by_adapter)
+
+    def first_row(self) -> ActiveSlots:
+        """Return the first row alone, as a batch of one."""
+        return ActiveSlots(self.slots[:1], self.weights[:1], self.used, self.by_adapter[:1])
 
 
 class ModuleStack:
     """All resident adapters' tensors for one module. An adapter that does not target it leaves its slot zero."""
 
     def __init__(
-        self, d_in: int, d_out: int, device: torch.device, dtype: torch.dtype, most_slots: int | None = None
+        self,
+        module: str,
+        d_in: int,
+        d_out: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        most_slots: int | None = None,
     ) -> None:
-        """An empty stack, which grows as adapters are written, up to `most_slots` if that is given."""
+        """An empty stack for `module`, which grows as adapters are written, up to `most_slots` if that is given."""
+        self.module = module
         self.down = torch.zeros(0, 0, d_in, device=device, dtype=dtype)  # A: [slots, r_max, d_in]
         self.up = torch.zeros(0, 0, d_out, device=device, dtype=dtype)  # (s B)^T: [slots, r_max, d_out]
         self.ranks: dict[int, int] = {}  # rank of each slot that is not zero
+        self.scalings: dict[int, float] = {}  # s of each such slot
+        self.adapters: dict[int, str] = {}  # and the name of its adapter
         self._most_slots = most_slots
 
-    def write(self, slot: int, down: Tensor, up: Tensor) -> None:
-        """Put an adapter's A [r, d_in] and scaled, transposed B [r, d_out] into a slot that is free."""
+    def write(self, slot: int, down: Tensor, up: Tensor, scaling: float, adapter: str) -> None:
+        """Put an adapter's A [r, d_in] and (s B)^T [r, d_out], in which s = `scaling` is already, into a free slot."""
         rank = down.shape[0]
         slots, r_max, _ = self.down.shape
         if slot >= slots or rank > r_max:
@@ -66,13 +81,15 @@ class ModuleStack:
                 new_slots = min(new_slots, self._most_slots)
             # Both or neither, should memory run out here.
             self.down, self.up = (_enlarged(half, new_slots, max(rank, r_max)) for half in (self.down, self.up))
-        self.ranks[slot] = rank  # before the copies: a slot that is half written must not pass for empty
+        # Before the copies: a slot that is half written must not pass for empty.
+        self.ranks[slot], self.scalings[slot], self.adapters[slot] = rank, scaling, adapter
         self.down[slot, :rank] = down
         self.up[slot, :rank] = up
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that it can be given to another adapter. Clearing an empty slot does nothing."""
         if self.ranks.pop(slot, None) is not None:
+            del self.scalings[slot], self.adapters[slot]
             self.down[slot] = 0
             self.up[slot] = 0
 
@@ -93,6 +110,17 @@ class ModuleStack:
         slots = slots.where(slots == active.slots, EMPTY_SLOT)  # [batch, k]
         return self.down[slots, :rank], self.up[slots, :rank]
 
+    def take(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return A and (s B)^T of some adapters, [P, r, d_in] and [P, r, d_out], in the dtype of their products.
+
+        r is the largest rank among them; an adapter that does not target the module is zero.
+        """
+        rank = max(self.ranks.get(slot, 0) for slot in slots)
+        present = [slot if slot in self.ranks else EMPTY_SLOT for slot in slots]
+        index = torch.tensor(present, device=self.down.device)  # [P]
+        dtype = product_dtype(self.down.device, self.down.dtype)
+        return self.down[index, :rank].to(dtype), self.up[index, :rank].to(dtype)
+
 
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
     """Drop the zeros from a batch's weights [batch, adapters], whose columns stand for `slots`.
@@ -107,7 +135,9 @@ def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
     first = nonzero.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :k]  # [batch, k]
     row_weights = weights.gather(1, first)  # [batch, k]
     row_slots = columns[first].where(row_weights != 0, EMPTY_SLOT)  # [batch, k]
-    return ActiveSlots(row_slots, row_weights, tuple(columns[nonzero.any(dim=0)].tolist()))
+    used = nonzero.any(dim=0)  # [adapters]
+    by_adapter = weights.where(nonzero, 0)[:, used]  # [batch, P]; the zeros get no gradient, as above
+    return ActiveSlots(row_slots, row_weights, tuple(columns[used].tolist()), by_adapter)
 
 
 def mixture_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
@@ -127,14 +157,14 @@ def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
     """The average of the adapters' parameters, y = Wx + (Σ_p w_p s_p B_p)(Σ_p w_p A_p) x (the paper's Fusion).
 
     The product has cross terms between adapters, and the weights enter twice: one adapter of weight w acts as w².
-    Different ranks meet zero-padded. The sums are taken in float32 at least.
+    Different ranks meet zero-padded. The sums are taken in float32 at least, as one product of the rows' weights with
+    all adapters in use: these are not copied for every row.
     """
-    down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
-    weights = active.weights[:, :, None, None]  # [batch, k, 1, 1]
-    dtype = product_dtype(up.device, up.dtype)
-    fused_down = (down * weights).sum(dim=1).to(dtype)  # [batch, r, d_in]
-    fused_up = (up * weights).sum(dim=1).to(dtype)  # [batch, r, d_out]
-    return Pair(fused_down, fused_up)
+    down, up = stack.take(active.used)  # [P, r, d_in], [P, r, d_out]
+    wide = torch.promote_types(down.dtype, active.by_adapter.dtype)
+    weights = active.by_adapter.to(wide)  # [batch, P]
+    fused = [torch.tensordot(weights, half.to(wide), dims=1).to(half.dtype) for half in (down, up)]  # [batch, r, d]
+    return Pair(*fused)
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -145,10 +175,6 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """
     emulated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_16_BIT
     return torch.float32 if emulated and dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-# A new way of composing is one more function here.
-MODES: dict[str, Callable[[ModuleStack, ActiveSlots], Pair]] = {"mixture": mixture_pair, "fusion": fusion_pair}
 
 
 def _enlarged(tensor: Tensor, slots: int, rank: int) -> Tensor:

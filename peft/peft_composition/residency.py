@@ -180,8 +180,8 @@ class Residency:
 
     def _write_module(self, adapter: LoraAdapter, name: str, slot: int) -> None:
         down, up = self._folded(adapter, name)
+        header = adapter.header.modules[name]
         if name not in self.stacks:
-            header = adapter.header.modules[name]
             most = None if self._memory is None else self._room + 1
-            self.stacks[name] = ModuleStack(header.d_in, header.d_out, down.device, down.dtype, most)
-        self.stacks[name].write(slot, down, up)
+            self.stacks[name] = ModuleStack(name, header.d_in, header.d_out, down.device, down.dtype, most)
+        self.stacks[name].write(slot, down, up, header.scaling, adapter.header.name)

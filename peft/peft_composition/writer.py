@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from peft_composition.checkpoint import LoraAdapter, read_adapter
 from peft_composition.errors import AdapterError, CompositionError
-from peft_composition.pairs import EMPTY_SLOT, MODES, ModuleStack, Pair, active_slots
+from peft_composition.modes import Composer, composer_of
+from peft_composition.pairs import EMPTY_SLOT, ModuleStack, Pair, active_slots
 from peft_composition.save import save_pairs
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ class CompositionWriter:
         self,
         adapters: Sequence[str],
         weights: Sequence[float],
-        mode: str = "mixture",
+        mode: str | Composer = "mixture",
         *,
         path: str | Path,
         ranks: Sequence[int] = (),
@@ -74,8 +75,7 @@ class CompositionWriter:
         given, it keeps its own. Raises `AdapterError` for an adapter that is not loaded, `CompositionError` if nothing
         is left to write, no rank is enough, or `path` holds something.
         """
-        if mode not in MODES:
-            raise CompositionError(f"unknown mode {mode!r}; choose one of: {', '.join(MODES)}")
+        composer = composer_of(mode)
         given = dict(zip(adapters, weights, strict=True))
         for name in given:
             if name not in self._adapters:
@@ -84,13 +84,13 @@ class CompositionWriter:
         used = {name: adapter for name, adapter in self._adapters.items() if given.get(name)}
         if not used:
             raise CompositionError("all weights are zero: such a composition is the base model itself")
-        pairs = self._pairs(list(used.values()), [given[name] for name in used], mode)
+        pairs = self._pairs(list(used.values()), [given[name] for name in used], composer)
         first = self._adapters[adapters[0]].header
         base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
         return save_pairs(self.base, pairs, Path(path), base_name, first.task_type, ranks=ranks, dtype=self.dtype)
 
     @torch.no_grad()
-    def _pairs(self, used: Sequence[LoraAdapter], weights: Sequence[float], mode: str) -> dict[str, Pair]:
+    def _pairs(self, used: Sequence[LoraAdapter], weights: Sequence[float], composer: Composer) -> dict[str, Pair]:
         """The pair of batch 1 of each module that some adapter in use targets."""
         slots = range(EMPTY_SLOT + 1, EMPTY_SLOT + 1 + len(used))
         active = active_slots(slots, torch.tensor([weights], dtype=torch.float32))
@@ -98,9 +98,10 @@ class CompositionWriter:
         pairs = {}
         headers = {name: header for adapter in used for name, header in adapter.header.modules.items()}
         for name, header in headers.items():
-            stack = ModuleStack(header.d_in, header.d_out, CPU, self.dtype)
+            stack = ModuleStack(name, header.d_in, header.d_out, CPU, self.dtype)
             for slot, adapter in zip(slots, used, strict=True):
                 if name in adapter.modules:
-                    stack.write(slot, *adapter.folded(name, CPU, self.dtype))
-            pairs[name] = MODES[mode](stack, active)
+                    scaling = adapter.header.modules[name].scaling
+                    stack.write(slot, *adapter.folded(name, CPU, self.dtype), scaling, adapter.header.name)
+            pairs[name] = composer(stack, active)
         return pairs

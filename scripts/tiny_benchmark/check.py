@@ -8,16 +8,27 @@ from statistics import mean
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
-from lora_retriever.encoders import load_encoder
+from lora_retriever.benchmark import open_benchmark
+from lora_retriever.data import PoolEntry, Row
 from lora_retriever.generation import Generator, load_generator, make_prompts
-from lora_retriever.methods import METHODS, Composition, Mode, route
+from lora_retriever.methods import Composition
+from lora_retriever.methods.paper import METHODS
 from lora_retriever.metrics import MAIN_SCORE
 from lora_retriever.metrics.base import compute
 from lora_retriever.metrics.paper import PAPER
-from lora_retriever.profile import INSTRUCTION, GenerationSection
-from lora_retriever.retrieval import index_pool
+from lora_retriever.profile import (
+    AdaptersSection,
+    Checkpoint,
+    DataSection,
+    EncoderSection,
+    GenerationSection,
+    Profile,
+    RetrievalSection,
+)
+from lora_retriever.setting import Resources, Setting
+from peft_composition import Composer
 
 SETTINGS = GenerationSection(max_prompt_tokens=128, max_new_tokens=16, batch_size=60)
 K = 3
@@ -31,25 +42,39 @@ def measure(folder: Path) -> dict[str, Any]:
 
     Retrieval is by cosine; `retrieval` holds top-1 and top-3 in percent for it and for the paper's mean inner product.
     """
-    rows, pool = read_rows(folder / "test.json"), read_pool(folder / "pool.json")
-    adapters = {entry.model_name: folder / "adapters" / entry.model_name for entry in pool}
-    generator = load_generator(folder / "base", adapters, SETTINGS, torch.float32, "cpu")
-    encoder = load_encoder(folder / "encoder", instruction=INSTRUCTION)
-    index = index_pool(encoder, pool, "cosine")
-    queries = encoder.encode([row.inputs for row in rows])  # [rows, dim]
+    profile = profile_of(folder)
+    benchmark = open_benchmark(profile, None)
+    rows = benchmark.rows
+    generator = load_generator(benchmark.base, benchmark.adapters, SETTINGS, torch.float32, "cpu")
+    resources = Resources(profile, benchmark, folder, Console(quiet=True), lambda: generator)
 
     runs: Scores = {}
-    for method in METHODS.values():
-        compositions = route(method, rows, K, index, queries)
+    for method in METHODS:
+        compositions = method.router.route(Setting(resources, profile, method.masked))
         runs[method.name] = _task_scores(rows, _answers(generator, rows, compositions, method.mode))
         print(f"  check: {method.name}: {em_mean(rows, runs[method.name]):.1f} (mean exact match)", flush=True)
     retrieval = {}
     for scorer in ("cosine", "mean_ip"):
-        hits = index.rescored(scorer).search(queries, K).names
+        hits = Setting(resources, profile).search(K, scorer).names
         retrieval[scorer] = {
             f"top{k}": _percent([row.task in hit[:k] for row, hit in zip(rows, hits, strict=True)]) for k in (1, K)
         }
-    return {"runs": runs, "best_sibling": _best_siblings(generator, rows, pool), "retrieval": retrieval}
+    return {"runs": runs, "best_sibling": _best_siblings(generator, rows, benchmark.pool), "retrieval": retrieval}
+
+
+def profile_of(folder: Path) -> Profile:
+    """The profile of a finished miniature, wherever it lies."""
+    return Profile(
+        name="tiny",
+        folder=folder,
+        base=Checkpoint(location="./base"),
+        adapters=AdaptersSection(location="./adapters/{adapter}"),
+        encoder=EncoderSection(location="./encoder", cache=False),
+        data=DataSection(rows="./test.json", pool="./pool.json"),
+        retrieval=RetrievalSection(scorer="cosine", k=K),
+        generation=SETTINGS,
+        device="cpu",
+    )
 
 
 def em_mean(rows: Sequence[Row], scores: Mapping[str, float]) -> float:
@@ -86,7 +111,9 @@ def _best_siblings(generator: Generator, rows: Sequence[Row], pool: Sequence[Poo
     return best
 
 
-def _answers(generator: Generator, rows: Sequence[Row], compositions: Sequence[Composition], mode: Mode) -> list[str]:
+def _answers(
+    generator: Generator, rows: Sequence[Row], compositions: Sequence[Composition], mode: str | Composer
+) -> list[str]:
     """Greedy answers, one a row, each row under its own composition."""
     prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
     answers: list[str] = []

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from peft_composition import AdapterError, ComposableModel, CompositionError
-from peft_composition.hooks import add_pair
 from peft_composition.pairs import Pair
+from peft_composition.updates import add_pair
 
 NAMES = ("attention", "full")
 WEIGHTS = torch.tensor([[0.5, 0.25], [1.0, -0.5], [0.0, 0.0]])

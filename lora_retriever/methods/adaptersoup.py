@@ -1,0 +1,56 @@
+"""AdapterSoup as the LoraRetriever paper's baseline: the average of three adapters, the same for the whole mixed set.
+
+AdapterSoup (Chronopoulou et al. 2023, arXiv 2302.07027) averages the parameters of the adapters whose training texts
+are most similar to those of a new domain, by sentence embeddings. The LoraRetriever paper (arXiv 2402.09997) takes the
+mixed set for that domain and three adapters. How the two are compared, neither says for this case; here by the cosine
+of the mean embedding of all rows' inputs with the adapters' mean embeddings, under the profile's encoder.
+
+So a row's answer depends on which other rows there are. Where a row's own adapter is masked and would be among the
+three, the next best takes its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_retriever.methods.base import Composition, Method, with_ood
+from lora_retriever.methods.paper import RETRIEVAL
+
+if TYPE_CHECKING:
+    from lora_retriever.setting import Setting
+
+
+@dataclass(frozen=True)
+class AdapterSoup:
+    """The `k` adapters nearest to the mean of all rows' inputs, weighted alike."""
+
+    k: int = 3
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; it must be at least 1")
+
+    def route(self, setting: Setting) -> list[Composition]:
+        """The soup for every row; one whose own adapter is masked has the best k of the others."""
+        query = setting.queries.mean(axis=0, keepdims=True)  # [1, dim]
+        hits = setting.index("cosine").search(query, self.k + setting.masked)
+        scores = [round(score, 6) for score in hits.scores[0].tolist()]
+        ranked = list(zip(hits.names[0], scores, strict=True))
+        compositions = []
+        for own in setting.excluded:
+            names, similarities = zip(*[hit for hit in ranked if hit[0] != own][: self.k], strict=True)
+            compositions.append(Composition(names, (1 / self.k,) * self.k, similarities))
+        return compositions
+
+
+METHODS = with_ood(
+    Method(
+        "adaptersoup",
+        "the average of the parameters of three adapters, chosen once for all rows together",
+        "Chronopoulou et al. 2023, arXiv 2302.07027",
+        AdapterSoup(),
+        "fusion",
+        reads=RETRIEVAL,
+    )
+)

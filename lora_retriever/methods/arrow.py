@@ -1,0 +1,83 @@
+"""Arrow: every token goes to the adapters whose main direction it has most of.
+
+Ostapenko et al. 2024, "Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157. An adapter's
+prototype at a module is the top right singular vector v of its update B A, the input direction to which it responds
+most. A token's score is |x · v|, for v and -v are the same direction; x is taken as it is, not scaled to length 1. The
+`top_k` best get the softmax of their scores, the others 0: y = W x + Σ_p w_p s_p B_p A_p x.
+
+That is upstream PEFT's Arrow (`create_arrow_model`), with its defaults: 3 adapters, temperature 1. PEFT finds v by 15
+power iterations from a random vector, too few where the first two singular values nearly tie; here it is exact. The
+authors' own library (github.com/microsoft/mttl, `arrow_router`) scores alike, but unless told otherwise it keeps all
+adapters and averages their parameters by token, (Σ_p w_p B_p)(Σ_p w_p A_p) x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.everything import Everything
+from lora_retriever.methods.spectral import computing_dtype, spectrum_of
+from peft_composition import Offered, Tokens
+
+CITATION = "Ostapenko et al. 2024, arXiv 2405.11157"
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Weighs the `top_k` adapters whose prototypes are nearest to a token, by a softmax at `temperature`."""
+
+    top_k: int = 3
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_top_k(self.top_k, self.temperature)
+
+    def prepare(self, offered: Offered) -> Tensor:
+        """The prototypes [P, d_in], of length 1; zeros for an adapter that does nothing here."""
+        first = spectrum_of(offered).coordinates[:, :1]  # [P, 1, r]
+        prototypes = first @ offered.down.cpu().double()  # [P, 1, d_in]
+        return prototypes[:, 0].to(offered.down.device, computing_dtype(offered))
+
+    def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
+        """The softmax [batch, n, P] of |x · v_p| over the best of what is offered."""
+        scores = (tokens.x.to(prepared.dtype) @ prepared.T).abs()  # [batch, n, P]
+        return softmax_of_best(scores, tokens.offered, self.top_k, self.temperature)
+
+
+def softmax_of_best(scores: Tensor, offered: Tensor, top_k: int, temperature: float) -> Tensor:
+    """Weights [batch, n, P]: the softmax, at a temperature, of the `top_k` best scores [batch, n, P]; the others get 0.
+
+    `offered` [batch, P] says which adapters there are to choose from; where fewer than `top_k` are, all are kept. A row
+    that is offered nothing has NaN, which is dropped with all that is not offered.
+    """
+    candidates = scores.masked_fill(~offered[:, None], -torch.inf)  # [batch, n, P]
+    best, places = candidates.topk(min(top_k, scores.shape[2]), dim=2)  # [batch, n, k]
+    return torch.zeros_like(scores).scatter(2, places, torch.softmax(best / temperature, dim=2))
+
+
+def check_top_k(top_k: int, temperature: float) -> None:
+    """See that the options can be meant.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; a token needs one adapter at least")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be a number greater than 0")
+
+
+METHODS = with_ood(
+    Method(
+        "arrow",
+        "every token to the adapters whose main direction is nearest to it",
+        CITATION,
+        Everything(),
+        gate=Arrow(),
+    )
+)

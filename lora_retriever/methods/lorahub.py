@@ -1,0 +1,85 @@
+"""LoraHub as the LoraRetriever paper's baseline: one learned weighted fusion for the whole mixed set.
+
+LoraHub (Huang et al. 2023, arXiv 2307.13269) learns weights for one task. The LoraRetriever paper (arXiv 2402.09997)
+draws 20 adapters of the pool and learns one set of weights on 20 samples of every task, by which all rows are answered.
+Where a row's own adapter is masked, its weight is 0 for that row; the others keep theirs. The optimisation, and where
+it differs from the authors' code, is in `lora_retriever.lorahub`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_retriever.methods.base import Composition, Method, with_ood
+
+if TYPE_CHECKING:
+    from lora_retriever.setting import Setting
+
+STEPS_FILE = "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class LoraHub:
+    """Adapters drawn with the seed, weighted alike for every row.
+
+    Attributes:
+        adapters: so many are drawn; all, where the pool has no more.
+        samples: so many of every task's are learned on, at most.
+        steps: weightings tried.
+        l1: the penalty on the weights' mean absolute value.
+        bound: of the weights' absolute values.
+    """
+
+    adapters: int = 20
+    samples: int = 20
+    steps: int = 40
+    l1: float = 0.05
+    bound: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name in ("adapters", "samples", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.l1 < 0 or self.bound <= 0:
+            raise ValueError(f"l1 is {self.l1} and bound {self.bound}; they must be 0 or more, and more than 0")
+
+    def route(self, setting: Setting) -> list[Composition]:
+        """The learned composition for every row, learned now if it was not before; without the row's own, if masked.
+
+        Raises:
+            UserError: there is no model to look into, or it cannot be done.
+        """
+        folder = setting.learned("lorahub", asdict(self), partial(self._learn, setting))
+        weights: dict[str, float] = json.loads((folder / "record.json").read_text(encoding="utf-8"))["weights"]
+        return [
+            Composition.of({name: weight for name, weight in weights.items() if name != own})
+            for own in setting.excluded
+        ]
+
+    def _learn(self, setting: Setting, folder: Path) -> dict[str, Any]:
+        """Learn the weights, and return the record of it; the tries are kept in `folder` as they are made."""
+        from lora_retriever.lorahub import answer_loss, draw_adapters, learn_weights  # nevergrad takes seconds
+
+        generator = setting.generator
+        names = draw_adapters(setting.names, self.adapters, setting.seed)
+        samples = [sample for entry in setting.pool for sample in entry.sample[: self.samples]]
+        loss = answer_loss(generator.model, generator.tokenizer, names, samples, generator.settings)
+        steps, console = folder / STEPS_FILE, setting.console
+        learned = learn_weights(loss, names, self.steps, self.l1, self.bound, setting.seed, steps, console)
+        return {"adapters": names, "examples": len(samples), **learned.record()}
+
+
+METHODS = with_ood(
+    Method(
+        "lorahub",
+        "one fusion for all rows, its weights learned on the pool's samples without gradients",
+        "Huang et al. 2023, arXiv 2307.13269",
+        LoraHub(),
+        "fusion",
+        reads=frozenset({"adapters", "pool", "model"}),
+    )
+)

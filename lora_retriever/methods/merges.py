@@ -1,0 +1,72 @@
+"""Merges of the retrieved adapters by recipes made for merging whole models, as PEFT has them for LoRA.
+
+The adapters are the paper's, the best k that retrieval finds; only the composer differs. The formulas are in
+`peft_composition.merges`. TIES and DARE act on the factors A and B, as PEFT's do, and not on the product BA as their
+papers have it: so the result stays of low rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lora_retriever.methods.base import Composition, Method, with_ood
+from lora_retriever.methods.paper import RETRIEVAL, TOP_K, Nearest
+from peft_composition.merges import Dare, Svd, Ties
+
+if TYPE_CHECKING:
+    from lora_retriever.setting import Setting
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The `k` adapters that retrieval finds, each with its weight to the power of `power`.
+
+    A composer that works factor by factor weighs each by the root of a weight: 2 makes of 1/k the mean of the factors
+    (1 would make k times that of k equal adapters). TIES divides by how many agree, so it wants 0: each whole.
+    """
+
+    power: int
+    k: int | None = None
+
+    def route(self, setting: Setting) -> list[Composition]:
+        """The adapters found, with their weights."""
+        found = Nearest(self.k).route(setting)
+        return [replace(each, weights=tuple(weight**self.power for weight in each.weights)) for each in found]
+
+
+METHODS = (
+    *with_ood(
+        Method(
+            "ties",
+            "the best k trimmed, with signs elected",
+            "Yadav et al. 2023, arXiv 2306.01708",
+            Raised(0),
+            Ties(),
+            reads=RETRIEVAL,
+            settings=TOP_K - {"temperature"},
+        )
+    ),
+    *with_ood(
+        Method(
+            "dare",
+            "the parameters of the best k thinned out at random, rescaled and averaged",
+            "Yu et al. 2023, arXiv 2311.03099",
+            Raised(2),
+            Dare(),
+            reads=RETRIEVAL,
+            settings=TOP_K,
+        )
+    ),
+    *with_ood(
+        Method(
+            "svd",
+            "the mixture of the best k, cut to the rank of one",
+            "PEFT's add_weighted_adapter",
+            Nearest(),
+            Svd(),
+            reads=RETRIEVAL,
+            settings=TOP_K,
+        )
+    ),
+)

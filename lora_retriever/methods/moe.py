@@ -1,0 +1,104 @@
+"""A mixture of experts over adapters, weighed by token: a baseline of the LoraRetriever paper.
+
+y = W x + Σ_e w_e s_e B_e A_e x over the experts (`experts`), with w = softmax(G x): at every module, for every token.
+Of *soft* all weights are kept; of *top-k* the k largest, scaled so that they sum to 1 again.
+
+All three variants share one set of matrices, trained with all experts kept, and differ in what is kept at inference:
+the paper does not say how the top-k's were trained. It has one column for each of them, no out-of-domain one, as the
+experts are one fixed draw: so there are no such twins here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from lora_retriever.methods.base import Method
+from lora_retriever.methods.experts import Experts, Matrices, Training
+
+if TYPE_CHECKING:
+    from lora_retriever.setting import Setting
+    from peft_composition import Offered, Tokens
+
+CITATION = "Zhao et al. 2024, arXiv 2402.09997, baselines"
+
+
+@dataclass(frozen=True)
+class MoE(Training):
+    """Token-level weights of the experts, with how they are trained; `top_k` None keeps all of them."""
+
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+
+    def fit(self, setting: Setting) -> TokenGate:
+        """The gate itself, its matrices trained now if they were not before."""
+        return TokenGate(self.matrices(setting, "moe", "mixture", token_weights), self.top_k)
+
+
+@dataclass(frozen=True)
+class TokenGate:
+    """Weighs the experts for every token by what the module is given."""
+
+    matrices: Matrices
+    top_k: int | None = None
+
+    def prepare(self, offered: Offered) -> Tensor:
+        """The module's G [P, d_in]."""
+        return self.matrices.of(offered)
+
+    def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
+        """The weights [batch, n, P] float32."""
+        return token_weights(prepared, tokens, self.top_k)
+
+
+def token_weights(matrix: Tensor, tokens: Tokens, top_k: int | None = None) -> Tensor:
+    """w = softmax(G x) over the experts offered, or over the `top_k` of them with the largest scores: [batch, n, P].
+
+    The softmax over the kept scores is the softmax over all, its kept weights scaled to sum 1. Computed in the dtype of
+    the matrix G [P, d_in], float32.
+    """
+    scores = linear(tokens.x.to(matrix.dtype), matrix)  # G x, [batch, n, P]
+    lowest = torch.finfo(
+        scores.dtype
+    ).min  # not -inf: rows that are offered nothing would have NaN, and their gradients
+    scores = scores.masked_fill(~tokens.offered[:, None], lowest)
+    if top_k is not None and top_k < scores.shape[-1]:
+        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
+        scores = scores.masked_fill(~kept, lowest)
+    return scores.softmax(dim=-1)
+
+
+METHODS = (
+    Method(
+        "moe_top1",
+        "one adapter of every domain as experts, a trained layer gives every token the best",
+        CITATION,
+        Experts(),
+        gate=MoE(top_k=1),
+        reads=frozenset({"adapters", "pool", "model"}),
+    ),
+    Method(
+        "moe_top3",
+        "one adapter of every domain as experts, a trained layer weighs the best three for every token",
+        CITATION,
+        Experts(),
+        gate=MoE(top_k=3),
+        reads=frozenset({"adapters", "pool", "model"}),
+    ),
+    Method(
+        "moe_soft",
+        "one adapter of every domain as experts, a trained layer weighs all of them for every token",
+        CITATION,
+        Experts(),
+        gate=MoE(),
+        reads=frozenset({"adapters", "pool", "model"}),
+    ),
+)

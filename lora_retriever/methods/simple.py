@@ -1,0 +1,69 @@
+"""What a router has to beat: every adapter alike, and adapters drawn by chance. Neither reads what the input says."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_retriever.methods.base import Composition, Method, with_ood
+
+if TYPE_CHECKING:
+    from lora_retriever.setting import Setting
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Every adapter of the pool with weight 1/P; 1/(P - 1) where the row's own is masked."""
+
+    def route(self, setting: Setting) -> list[Composition]:
+        """The average of all that the row may have."""
+        allowed = ([name for name in setting.names if name != own] for own in setting.excluded)
+        return [Composition.of({name: 1 / len(names) for name in names}) for names in allowed]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """`k` adapters drawn for every row, with weight 1/k; None takes the profile's k.
+
+    A draw depends on the seed, the row's id and its input alone: whatever other rows there are, in whatever order. The
+    first of k are what a smaller k draws. Where the row's own adapter is masked, only that one is replaced.
+    """
+
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k is {self.k}; it must be at least 1")
+
+    def route(self, setting: Setting) -> list[Composition]:
+        """The adapters drawn."""
+        k = setting.k if self.k is None else self.k
+        names, compositions = sorted(setting.names), []
+        for row, own in zip(setting.rows, setting.excluded, strict=True):
+            # Seeded with a text: random hashes it by SHA-512, the same in every process.
+            order = random.Random(f"{setting.seed} {row.id} {row.inputs}").sample(names, len(names))
+            drawn = [name for name in order if name != own][:k]
+            compositions.append(Composition.of(dict.fromkeys(drawn, 1 / k)))
+        return compositions
+
+
+METHODS = (
+    *with_ood(
+        Method(
+            "uniform",
+            "the average of the outputs of all adapters",
+            "Ostapenko et al. 2024, arXiv 2405.11157",
+            Alike(),
+        )
+    ),
+    *with_ood(
+        Method(
+            "random",
+            "the average of the outputs of k adapters drawn for each row",
+            "the floor of every router",
+            Drawn(),
+            settings=frozenset({"k"}),
+        )
+    ),
+)

@@ -1,0 +1,73 @@
+"""What token-level routers take from adapters' updates s B A = U S V^T: singular values and right singular vectors.
+
+No update is multiplied out. With the Gram matrices G_A = A A^T and G_B = (s B)^T (s B) of a rank-r adapter, both
+[r, r], the core G_A^½ G_B G_A^½ = W S² W^T has the update's singular values, and V^T = W^T G_A^-½ A: it is v^T v = 1,
+and A^T G_B A v = σ² v. So V^T x is a product with A x, which a gate is given. All of this is computed in float64 and on
+the CPU, where it is the same for every device.
+
+Knows tensors alone; knows nothing of routing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peft_composition import Offered
+
+NEGLIGIBLE = 1e-12
+"""Eigenvalues of a Gram matrix, the squares of singular values, count as 0 below this share of the largest."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The updates' singular values, largest first, and the coordinates of an input along their right singular vectors.
+
+    Where an update has less than rank r, padding included, singular values are 0 and rows are zeros.
+    """
+
+    values: Tensor  # S, [P, r] float64
+    coordinates: Tensor  # W^T G_A^-½, [P, r, r] float64: V^T x = coordinates (A x)
+
+
+def spectrum_of(offered: Offered) -> Spectrum:
+    """The spectra of all adapters' updates at a module, on the CPU."""
+    down = offered.down.cpu().double()  # [P, r, d_in]
+    squares, basis = _eigen(down @ down.mT)  # [P, r], [P, r, r]: G_A = basis diag(squares) basis^T
+    roots = squares.sqrt()
+    inverse = torch.where(squares > 0, 1 / roots, 0)  # [P, r]; only where A reaches
+    root = (basis * roots[:, None]) @ basis.mT  # G_A^½, [P, r, r]
+    inverse_root = (basis * inverse[:, None]) @ basis.mT  # G_A^-½, [P, r, r]
+    squares, vectors = _eigen(root @ _gram(offered.up) @ root)  # S² [P, r], W [P, r, r]
+    coordinates = (vectors.mT @ inverse_root).where((squares > 0)[..., None], 0)  # [P, r, r]
+    return Spectrum(squares.sqrt(), coordinates)
+
+
+def response_of(offered: Offered) -> Tensor:
+    """F [P, r, r] float64, on the CPU, with ‖F A x‖ = ‖s B A x‖: the r numbers that do for the update's d_out."""
+    squares, basis = _eigen(_gram(offered.up))  # [P, r], [P, r, r]
+    return (basis * squares.sqrt()[:, None]).mT  # [P, r, r]
+
+
+def computing_dtype(offered: Offered) -> torch.dtype:
+    """In which routing is computed: float32, however few bits the model has; float64 if that is the model's."""
+    return torch.promote_types(offered.down.dtype, torch.float32)
+
+
+def lengths(factor: Tensor, inner: Tensor) -> Tensor:
+    """‖M_p (A_p x)‖ [batch, n, P] for factors M [P, r, r] and inner products A x [batch, n, P, r]."""
+    return torch.einsum("bnpr,pqr->bnpq", inner.to(factor.dtype), factor).norm(dim=-1)  # [batch, n, P]
+
+
+def _gram(up: Tensor) -> Tensor:
+    up = up.cpu().double()  # (s B)^T, [P, r, d_out]
+    return up @ up.mT  # [P, r, r]
+
+
+def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [P, r], largest first and the negligible ones 0, and eigenvectors as columns [P, r, r]."""
+    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = values.flip(-1), vectors.flip(-1)
+    return values.where(values > NEGLIGIBLE * values[:, :1].clamp(min=0), 0), vectors

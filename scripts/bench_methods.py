@@ -1,0 +1,159 @@
+"""What does each method cost? `python scripts/bench_methods.py [--profile tiny] [--methods mixture,arrow] [--rows 16]`
+
+The same rows are read and given the same number of new tokens under every method; the methods take turns, and every
+round is a ratio to the base model's of that round. Routing is timed twice: the first time a method learns, probes or
+fits what it needs (and finds what a run has left in --results); the second time it has it. What a gate prepares once is
+prepared by a first batch that does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from bench_composition import peak_bytes
+from rich.console import Console
+from rich.progress import track
+
+from lora_retriever.benchmark import open_benchmark
+from lora_retriever.decoding import decode
+from lora_retriever.files import write_json
+from lora_retriever.generation import Generator, load_generator, make_prompts, pad_id, weight_matrix
+from lora_retriever.methods import Composition, LearnedGate, Method
+from lora_retriever.profile import Profile, load_profile
+from lora_retriever.prompt import Prompt
+from lora_retriever.setting import Resources, Setting
+from lora_retriever.tables import Table, terminal
+from peft_composition import Gate
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A method with its rows' compositions, its gate, and the seconds that finding them took, first and again."""
+
+    method: Method
+    compositions: list[Composition]
+    gate: Gate | None
+    first_seconds: float
+    again_seconds: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", default="tiny", help="a bundled profile's name, or a YAML file (default: tiny)")
+    parser.add_argument("--methods", default="all", help="separated by commas (default: all); OOD twins are left out")
+    parser.add_argument("--rows", type=int, default=16, help="in the one batch that is answered (default: 16)")
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--results", type=Path, help="results folder where methods look for what they have learned")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    args = parser.parse_args()
+    profile = load_profile(args.profile)
+    methods = [method for method in profile.find_methods(["base", *args.methods.split(",")]) if not method.masked]
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(profile, methods, args, args.results or Path(folder))
+    print(terminal(table(figures)))
+    if args.json:
+        write_json(args.json, figures)
+
+
+def measure(
+    profile: Profile, methods: Sequence[Method], args: argparse.Namespace, results: Path
+) -> list[dict[str, Any]]:
+    """The figures of every method, the base's first."""
+    if profile.threads is not None:
+        torch.set_num_threads(profile.threads)
+    benchmark = open_benchmark(profile, 1)
+    chosen = benchmark.rows[:: max(1, len(benchmark.rows) // args.rows)][: args.rows]
+    benchmark.rows[:] = chosen
+    generator = load_generator(
+        benchmark.base, benchmark.adapters, profile.generation, profile.torch_dtype, profile.torch_device
+    )
+    resources = Resources(profile, benchmark, results, Console(stderr=True), lambda: generator)
+    if any("encoder" in method.reads for method in methods):
+        _ = resources.embeddings  # what all retrieval shares: see bench_encoding
+    routed = [route(method, Setting(resources, profile)) for method in track(methods, description="routing")]
+    prompts = make_prompts([row.inputs for row in chosen], generator.tokenizer, profile.generation)
+    # The longest first, as in a run; a method's compositions go with their rows.
+    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].token_ids))
+    answer = {each.method.name: partial(answered, generator, prompts, each, order, args.new_tokens) for each in routed}
+    peaks = {name: peak_bytes(act, generator.model.device) for name, act in answer.items()}  # and all is prepared now
+    seconds: dict[str, list[float]] = {name: [] for name in answer}
+    for _ in track(range(args.rounds), description="answering"):
+        for name, act in answer.items():
+            started = time.perf_counter()
+            act()
+            seconds[name].append(time.perf_counter() - started)
+    base = routed[0].method.name
+    return [
+        {
+            "method": each.method.name,
+            "reads": sorted(each.method.reads),
+            "first_routing_seconds": each.first_seconds,
+            "routing_seconds_per_row": each.again_seconds / len(chosen),
+            "answering_ratio": median(
+                mine / its for mine, its in zip(seconds[each.method.name], seconds[base], strict=True)
+            ),
+            "answering_seconds_per_row": median(seconds[each.method.name]) / len(chosen),
+            "memory_above_base_mib": (peaks[each.method.name] - peaks[base]) / MIB,
+        }
+        for each in routed
+    ]
+
+
+def route(method: Method, setting: Setting) -> Routed:
+    """A method's compositions and gate."""
+    begun = time.perf_counter()
+    gate = method.gate.fit(setting) if isinstance(method.gate, LearnedGate) else method.gate
+    method.router.route(setting)
+    ready = time.perf_counter()
+    compositions = method.router.route(setting)
+    return Routed(method, compositions, gate, ready - begun, time.perf_counter() - ready)
+
+
+def answered(
+    generator: Generator, prompts: Sequence[Prompt], routed: Routed, order: Sequence[int], new_tokens: int
+) -> None:
+    """Compose, read the prompts and make `new_tokens` tokens for every row, whether it ends or not."""
+    names, weights = weight_matrix([routed.compositions[place] for place in order])
+    composed = generator.model.composed(names, weights, mode=routed.method.mode, gate=routed.gate)
+    with composed if names else nullcontext():
+        ids = [prompts[place].token_ids for place in order]
+        decode(generator.model, ids, [], pad_id(generator.tokenizer, generator.settings), new_tokens)
+
+
+def table(figures: Sequence[dict[str, Any]]) -> Table:
+    """The figures, a method a line."""
+    return Table(
+        ["ratio to base", "s a row", "routing at first, s", "again, s a row", "MiB above base"],
+        [
+            (
+                figure["method"],
+                [
+                    f"{figure['answering_ratio']:.3f}",
+                    f"{figure['answering_seconds_per_row']:.3f}",
+                    f"{figure['first_routing_seconds']:.2f}",
+                    f"{figure['routing_seconds_per_row']:.5f}",
+                    f"{figure['memory_above_base_mib']:.1f}",
+                ],
+            )
+            for figure in figures
+        ],
+        ["Answering, base = 1: medians of rounds."],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What the rows of a batch share: one pair, if they are alike, or a mixture's adapters. It equals a pair for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from composition_cases import merged, some_ids
+from torch import Tensor
+
+from peft_composition.pairs import ModuleStack, active_slots, mixture_pair
+from peft_composition.updates import Pairs, Pass, SharedAdapters, row_updates
+
+CLOSE = {"atol": 1e-10, "rtol": 0}
+
+
+def stack_of(adapters: int, dtype: torch.dtype = torch.float64) -> ModuleStack:
+    """A stack of 6 → 5 with adapters of ranks 2 and 3 in turn in slots 1, 2, ...; slot 2 is not targeted."""
+    stack = ModuleStack("module", 6, 5, torch.device("cpu"), dtype)
+    generator = torch.Generator().manual_seed(1)
+    for slot in range(1, adapters + 1):
+        if slot != 2:
+            rank = 2 + slot % 2
+            down, up = (torch.randn(rank, d, generator=generator, dtype=dtype) for d in (6, 5))
+            stack.write(slot, down, up, 1.0, f"adapter {slot}")
+    return stack
+
+
+WEIGHTS = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.0, 1.0, 0.0, -0.5], [0.0, 0.0, 0.0, 0.0], [1.5, 0.0, 1.0, 2.0]])
+
+
+def updated(update: Any, x: Tensor, rows: int, length: int) -> Tensor:
+    """A module's output of ones after the update, for an input of any layout."""
+    with torch.no_grad():
+        added: Tensor = update.add(x, torch.ones(*x.shape[:-1], 5, dtype=x.dtype), Pass(rows, length))
+    return added
+
+
+def test_a_mixtures_shared_adapters_do_what_a_pair_for_each_row_does():
+    stack, slots = stack_of(4), [1, 2, 3, 4]
+    (shared,) = row_updates(mixture_pair, [stack], slots, WEIGHTS).values()
+    active = active_slots(slots, WEIGHTS)
+    assert isinstance(shared, SharedAdapters) and active is not None
+    pairs = Pairs(mixture_pair(stack, active))
+    x = torch.randn(8, 3, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    dense = [
+        sum(float(w) * stack.up[slot].T @ stack.down[slot] for slot, w in zip(slots, row, strict=True) if slot != 2)
+        for row in WEIGHTS
+    ]
+    for rows in (4, 8):  # and with two beams
+        expected = torch.stack(
+            [torch.stack([1 + dense[row * 4 // rows] @ token for token in x[row]]) for row in range(rows)]
+        )
+        for update in (shared, pairs):
+            torch.testing.assert_close(updated(update, x[:rows], rows, 3), expected, **CLOSE)
+            flat = updated(update, x[:rows].flatten(0, 1), rows, 3)
+            torch.testing.assert_close(flat, expected.flatten(0, 1), **CLOSE)
+            transposed = x[:rows].transpose(0, 1).contiguous().transpose(0, 1)
+            torch.testing.assert_close(updated(update, transposed, rows, 3), expected, **CLOSE)
+    for update in (shared, pairs):
+        kept = update.keep(torch.tensor([3, 0])).only(slice(1, 2))
+        torch.testing.assert_close(updated(kept, x[:1], 1, 3), updated(shared.only(slice(0, 1)), x[:1], 1, 3), **CLOSE)
+
+
+def test_an_adapter_that_overflows_for_one_row_is_nothing_to_another():
+    stack = stack_of(3, torch.float16)
+    stack.down = stack.down.half()
+    stack.down[3] = 6e4
+    update = SharedAdapters(
+        stack.down[[1, 3]].flatten(0, 1),
+        stack.up[[1, 3]].flatten(0, 1),
+        torch.tensor([[[1.0] * 6], [[1.0] * 3 + [0.0] * 3]]),
+    )
+    y = updated(update, torch.full((2, 1, 6), 4.0, dtype=torch.float16), 2, 1)
+    assert not y[0].isfinite().all(), "the first row must overflow for the second to be in danger"
+    assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["mixture", "fusion", "ties"])
+def test_rows_that_are_alike_share_one_pair_and_still_may_leave(model, base, parts, mode):
+    names, ids = list(parts), some_ids(6)
+    uniform = torch.full((6, len(names)), 1 / len(names))
+    with torch.no_grad(), model.composed(names, uniform, mode):
+        logits = model(input_ids=ids).logits
+        updates = list(model._live._updates.values())
+        model.keep_rows(torch.tensor([4, 1]))
+        with model.only_rows(slice(1, 2)):
+            torch.testing.assert_close(model(input_ids=ids[1:2]).logits, logits[1:2], atol=2e-5, rtol=2e-5)
+    assert all(isinstance(update, Pairs) and len(update.pair.down) == len(update.pair.up) == 1 for update in updates)
+    if mode != "ties":
+        expected = merged(base, list(parts.values()), uniform[0].tolist(), mode)(input_ids=ids).logits
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_a_mixture_of_many_adapters_holds_nothing_of_theirs_for_each_row(model, parts):
+    names = list(parts)
+    weights = torch.rand(6, len(names), generator=torch.Generator().manual_seed(0))
+    with model.composed(names, weights):
+        held = {name: update.down for name, update in model._live._updates.items()}
+    for name, down in held.items():
+        ranks = [part[name][0].shape[0] for part in parts.values() if name in part]
+        assert down.shape[0] == len(ranks) * max(ranks)
+    with model.composed(names, torch.eye(len(names))):
+        rows = {update.down.shape[0] for update in model._live._updates.values()}
+    assert rows == {len(names)}, "where each row has an adapter of its own, a pair for each is less work"
+
+
+def test_rows_alike_each_get_the_gradient_of_their_own_weights(model):
+    ids, names = some_ids(3), ["plain", "rank2"]
+    together = torch.full((3, 2), 0.5, requires_grad=True)
+    with model.composed(names, together):
+        model(input_ids=ids).logits.square().sum().backward()
+    for row in range(3):
+        alone = torch.full((1, 2), 0.5, requires_grad=True)
+        with model.composed(names, alone):
+            model(input_ids=ids[row : row + 1]).logits.square().sum().backward()
+        torch.testing.assert_close(together.grad[row], alone.grad[0], rtol=1e-3, atol=1e-3)
+    model.base.zero_grad()

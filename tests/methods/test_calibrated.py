@@ -1,0 +1,81 @@
+"""Mixtures by calibrated probabilities: the weights against a plain loop, and what they come to on the miniature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lora_retriever.errors import UserError
+from lora_retriever.methods.calibrated import Calibrated
+from lora_retriever.setting import Setting
+
+SettingOf = Callable[..., Setting]
+
+
+def plain_weights(chances: list[float], presence: float, router: Calibrated) -> list[float]:
+    """The formula of the module's docstring, one number after the other."""
+    there = presence if router.sharing else 1.0
+    m = min(router.nearest, len(chances))
+    weights = [there * chance + ((1 - there) / m if place < m else 0) for place, chance in enumerate(chances)]
+    kept = [weight if weight >= router.least or weight == max(weights) else 0.0 for weight in weights]
+    if presence < router.floor:
+        return [0.0] * len(kept)
+    return [weight / sum(kept) for weight in kept]
+
+
+@pytest.mark.parametrize(
+    "router",
+    [Calibrated(), Calibrated(nearest=5, least=0.2), Calibrated(sharing=False), Calibrated(floor=0.5), Calibrated(least=2)],
+)  # fmt: skip
+def test_weights_are_those_of_a_plain_loop(router: Calibrated) -> None:
+    random = np.random.default_rng(0)
+    chances = -np.sort(-random.dirichlet(np.full(8, 0.3), size=50), axis=1)[:, :6]  # what lies beyond is not found
+    presence = random.uniform(size=50)
+    found = router.weights(chances, presence)
+    for row, (row_chances, row_presence) in enumerate(zip(chances.tolist(), presence.tolist(), strict=True)):
+        assert found[row].tolist() == pytest.approx(plain_weights(row_chances, row_presence, router), abs=1e-12)
+
+
+def test_a_sure_row_gets_one_adapter_and_a_strange_one_the_average_of_the_nearest() -> None:
+    chances = np.array([[0.98, 0.01, 0.01, 0.0], [0.98, 0.01, 0.01, 0.0]])
+    sure, strange = Calibrated().weights(chances, np.array([1.0, 0.0]))
+    assert sure.tolist() == [1, 0, 0, 0]
+    assert strange.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_a_floor_leaves_strange_rows_to_the_base(setting_of: SettingOf) -> None:
+    assert all(composition.adapters == () for composition in Calibrated(floor=1.1).route(setting_of()))
+
+
+def test_rows_are_given_few_adapters_where_their_own_is_there_and_more_where_it_is_masked(
+    setting_of: SettingOf,
+) -> None:
+    there, masked = Calibrated().route(setting_of()), Calibrated().route(setting_of(masked=True))
+    sizes = [np.mean([len(composition.adapters) for composition in routes]) for routes in (there, masked)]
+    assert sizes[0] < sizes[1]
+    for row, composition in zip(setting_of().rows, masked, strict=True):
+        assert row.task not in composition.adapters
+        assert sum(composition.weights) == pytest.approx(1)
+
+
+def test_a_scorer_that_can_spare_no_sample_is_refused(setting_of: SettingOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = setting_of()
+    monkeypatch.setattr(type(setting.index()), "presence", lambda index, hits: None)
+    with pytest.raises(UserError, match="calibrated: scorer cosine cannot leave a sample"):
+        Calibrated().route(setting)
+
+
+def test_presence_is_the_logistic_function_of_the_two_best_scores(setting_of: SettingOf) -> None:
+    setting = setting_of()
+    hits = setting.search(3)
+    presence = setting.index()._fitted().presence
+    assert presence is not None
+    constant, best, gap = presence.weights
+    for scores, found in zip(hits.scores.tolist(), setting.index().presence(hits), strict=True):  # type: ignore[arg-type]
+        logit = constant + best * scores[0] + gap * (scores[0] - scores[1])
+        assert found == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-6)
+    with pytest.raises(ValueError, match="k = 2 or more"):
+        setting.index().presence(setting.search(1))

@@ -1,0 +1,187 @@
+"""LoGo: its signals are those of dense matrices on the plain base, its weights these signals, and it probes once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from probing_cases import signals_by_loops
+from rich.console import Console
+from routing_cases import ROWS, model_with_pool
+
+from lora_retriever.benchmark import Benchmark
+from lora_retriever.errors import UserError
+from lora_retriever.generation import Generator
+from lora_retriever.methods import find_methods, probing
+from lora_retriever.methods.logo import LoGo, strongest
+from lora_retriever.methods.probing import Probe, probe
+from lora_retriever.setting import Resources, Setting
+from peft_composition import AdapterMemoryError, ComposableModel
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that are probed, in their order."""
+    sizes, read = [], probing.read
+
+    def watched(generator: Any, gate: Any, prompts: Any, names: Any) -> Any:
+        sizes.append(len(prompts))
+        return read(generator, gate, prompts, names)
+
+    monkeypatch.setattr(probing, "read", watched)
+    return sizes
+
+
+def in_batches_of(size: int, setting: Setting) -> Setting:
+    """The setting with a generator that answers so many rows at once."""
+    old = setting.resources
+    settings = old.generator.settings.model_copy(update={"batch_size": size})
+    generator = Generator(old.generator.model, old.generator.tokenizer, settings)
+    return replace(
+        setting, resources=Resources(old.profile, old.benchmark, old.results, old.console, lambda: generator)
+    )
+
+
+def test_signals_are_those_of_dense_matrices(setting_of: Any, benchmark: Benchmark, generator: Generator) -> None:
+    setting = setting_of(rows=benchmark.rows[:5])
+    assert len({len(row.inputs) for row in setting.rows}) > 1, "rows are to be padded"
+    actual, expected = probe(setting), signals_by_loops(setting, generator)
+    for name, values in expected.items():
+        np.testing.assert_allclose(getattr(actual, name), values.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("signal", "name"), [("norm", "norm"), ("entropy", "certainty")])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_strongest_adapters_are_kept_with_their_signals_as_weights(
+    setting_of: Any, benchmark: Benchmark, generator: Generator, signal: Any, name: str, masked: bool
+) -> None:
+    setting = setting_of(masked=masked, rows=benchmark.rows[:4])
+    signals = signals_by_loops(setting, generator)[name]  # [rows, adapters]
+    for row, composition, values in zip(setting.rows, LoGo(signal, 4).route(setting), signals.tolist(), strict=True):
+        offered = {n: v for n, v in zip(setting.names, values, strict=True) if not (masked and n == row.task)}
+        best = sorted(offered, key=lambda n: -offered[n])[:4]
+        assert list(composition.adapters) == best
+        total = sum(offered[n] for n in best)
+        assert composition.weights == pytest.approx([offered[n] / total for n in best], rel=1e-4)
+
+
+def test_a_pool_smaller_than_top_k_is_used_whole(setting_of: Any, benchmark: Benchmark) -> None:
+    setting = setting_of(masked=True, rows=benchmark.rows[:2])
+    for row, composition in zip(setting.rows, LoGo().route(setting), strict=True):
+        assert set(composition.adapters) == set(setting.names) - {row.task}
+
+
+def test_a_route_does_not_depend_on_the_batch(
+    setting_of: Any, benchmark: Benchmark, tmp_path: Path, batches: list[int]
+) -> None:
+    one, many = (
+        probe(in_batches_of(size, setting_of(rows=benchmark.rows[:7], results=tmp_path / str(size)))) for size in (1, 7)
+    )
+    assert batches == [*[1] * 7, 7]
+    for name in ("norm", "certainty", "share"):
+        np.testing.assert_allclose(getattr(one, name), getattr(many, name), rtol=1e-5, err_msg=name)
+
+
+def test_the_prompts_are_read_once_for_all_methods_that_probe(
+    setting_of: Any, benchmark: Benchmark, batches: list[int]
+) -> None:
+    """Masked or not, by LoGo or by weights; and a row whose input another has takes that one's signals."""
+    rows = [*benchmark.rows[:3], benchmark.rows[1].model_copy(update={"id": 99})]
+    setting = setting_of(rows=rows)
+    routes = {method.name: method.router.route(setting) for method in find_methods(["logo", "nearest_weights"])}
+    assert batches == [3]
+    assert all(route[1] == route[3] for route in routes.values())
+    assert LoGo().route(setting_of(rows=rows)) == routes["logo"]
+    find_methods(["nearest_weights_ood"])[0].router.route(setting_of(masked=True, rows=rows))
+    assert batches == [3]
+
+
+def test_an_interrupted_pass_goes_on_to_the_same_signals(
+    setting_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    whole = probe(in_batches_of(2, setting_of(rows=benchmark.rows[:6], results=tmp_path / "whole")))
+    interrupted = in_batches_of(2, setting_of(rows=benchmark.rows[:6], results=tmp_path / "interrupted"))
+    read, calls = probing.read, []
+
+    def interrupting(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(*args)
+
+    batches.clear()
+    monkeypatch.setattr(probing, "read", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        probe(interrupted)
+    signals = probe(interrupted)
+    assert batches == [2, 2, 2], "the two batches that were done are not read again"
+    for name in ("norm", "certainty", "share"):
+        np.testing.assert_array_equal(getattr(signals, name), getattr(whole, name))
+
+
+def test_probing_leaves_the_base_as_it_is_and_shows_its_progress(setting_of: Any, benchmark: Benchmark) -> None:
+    shown = io.StringIO()
+    setting = setting_of(rows=benchmark.rows[:3])
+    setting.resources.console = Console(file=shown, width=100, force_terminal=False)
+    base = setting.generator.model.base
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        probe(setting)
+        torch.testing.assert_close(base(input_ids=ids).logits, before, atol=0, rtol=0)
+    assert "probing" in shown.getvalue() and "3/3" in shown.getvalue()
+
+
+def test_an_adapter_without_the_module_has_no_signal_there(tmp_path: Path) -> None:
+    model, parts = model_with_pool(tmp_path)
+    gate, names = Probe(), list(parts)
+    with torch.no_grad(), model.composed(names, torch.ones(1, len(names)), gate=gate):
+        model(input_ids=torch.tensor(ROWS[:1]))
+    signals = gate.take(1)
+    assert gate.module == "model.layers.1.self_attn.q_proj"
+    for name in ("norm", "certainty"):
+        assert ((signals[name][0] > 0) == torch.tensor([name != "other_targets" for name in gate.adapters])).all()
+    assert (signals["share"] > 0).all()
+    assert strongest({}, 3).adapters == (), "a row to which no adapter responds is the base's"
+
+
+def test_the_last_block_counts_by_its_number_and_a_query_projection_before_others() -> None:
+    blocks = [f"model.layers.{n}.self_attn.{p}_proj" for n in (9, 10, 2) for p in ("k", "q", "v")]
+    assert max(blocks, key=probing._depth) == "model.layers.10.self_attn.q_proj"
+    fused = [f"transformer.h.{n}.attn.c_attn" for n in (9, 11, 10)]
+    assert max(fused, key=probing._depth) == "transformer.h.11.attn.c_attn"
+
+
+def test_numbers_that_overflow_are_reported(
+    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = probing.read
+    monkeypatch.setattr(probing, "read", lambda *args: {n: v * np.nan for n, v in read(*args).items()})
+    with pytest.raises(UserError, match=r"overflow for the input .* dtype"):
+        probe(setting_of(rows=benchmark.rows[:2]))
+
+
+def test_a_pool_that_memory_does_not_hold_is_reported(
+    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def composed(*args: Any, **kwargs: Any) -> Iterator[None]:
+        raise AdapterMemoryError("19 adapters are to be composed in one batch")
+        yield
+
+    monkeypatch.setattr(ComposableModel, "composed", composed)
+    with pytest.raises(UserError, match="probing needs the whole pool in memory at once: 19 adapters"):
+        probe(setting_of(rows=benchmark.rows[:2]))
+
+
+@pytest.mark.parametrize("options", [{"signal": "length"}, {"top_k": 0}, {"k": 3}])
+def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="method logo"):
+        find_methods(["logo"], {"logo": options})

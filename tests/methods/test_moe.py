@@ -1,0 +1,248 @@
+"""MoE over adapters: the formula token by token, the experts, and the training that it shares with SMEAR."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composition_cases import tiny_llama, write_adapter
+from expert_cases import EXPERTS, Adapter, Case, greedy, padded, softmax, until
+from torch import Tensor
+from torch.nn.functional import mse_loss, one_hot
+
+from lora_retriever.decoding import decode
+from lora_retriever.errors import UserError
+from lora_retriever.generation import Generator
+from lora_retriever.methods import experts as learning
+from lora_retriever.methods.experts import Experts, GateInTraining, Matrices, experts_of
+from lora_retriever.methods.moe import METHODS, MoE, TokenGate, token_weights
+from lora_retriever.setting import Setting
+from peft_composition import ComposableModel, CompositionError
+
+SettingOf = Callable[..., Setting]
+
+PROMPTS = [[5, 9, 31, 17, 22, 40, 8], [11, 3], [7, 7, 29, 14, 2, 33], [21, 12, 45, 6, 30, 19, 4, 38]]
+OFFERED = [[1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+CHEAP = MoE(samples=1, epochs=2)  # 19 samples, 5 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("experts"))
+
+
+def mixture_of_experts(x: Tensor, matrix: Tensor, experts: list[Adapter | None], top_k: int | None) -> Tensor:
+    """Σ_e w_e s_e B_e A_e x, one token after the other."""
+    outputs = []
+    for token in x:
+        scores = {e: float(matrix[e] @ token) for e, expert in enumerate(experts) if expert is not None}
+        kept = sorted(scores, key=lambda e: -scores[e])[:top_k]
+        weights = softmax({e: scores[e] for e in kept})
+        output = torch.zeros(1, dtype=torch.float64)
+        for e, weight in weights.items():
+            down, up, scaling = experts[e]
+            output = output + weight * scaling * (up @ (down @ token))
+        outputs.append(output)
+    return torch.stack(torch.broadcast_tensors(*outputs))
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 3, 9])
+@torch.no_grad()
+def test_a_padded_batch_has_the_outputs_of_every_row_alone_and_token_by_token(case: Case, top_k: int | None) -> None:
+    with case.model.composed(list(EXPERTS), OFFERED, "mixture", gate=TokenGate(case.matrices, top_k)):
+        logits = case.model(**padded(PROMPTS)).logits
+    for row, (prompt, offered) in enumerate(zip(PROMPTS, OFFERED, strict=True)):
+        dense = case.dense(offered, partial(mixture_of_experts, top_k=top_k))
+        expected = dense(input_ids=torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(logits[row, -len(prompt) :], expected, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_experts_keep_their_own_scores_when_only_some_are_offered(case: Case) -> None:
+    ids = torch.tensor(PROMPTS[:1])
+    with case.model.composed(["patterns", "rank2"], [[1.0, 1.0]], "mixture", gate=TokenGate(case.matrices)):
+        logits = case.model(input_ids=ids).logits
+    dense = case.dense([0.0, 1.0, 0.0, 1.0], partial(mixture_of_experts, top_k=None))
+    torch.testing.assert_close(logits, dense(input_ids=ids).logits, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("top_k", [None, 1])
+@torch.no_grad()
+def test_decoding_with_rows_that_end_is_what_full_passes_say(case: Case, top_k: int | None) -> None:
+    models = [case.dense(offered, partial(mixture_of_experts, top_k=top_k)) for offered in OFFERED]
+    answers = [greedy(model, prompt, 8) for model, prompt in zip(models, PROMPTS, strict=True)]
+    end = answers[0][2]
+    with case.model.composed(list(EXPERTS), OFFERED, "mixture", gate=TokenGate(case.matrices, top_k)):
+        assert decode(case.model, PROMPTS, [end], 0, 8) == [until(answer, end) for answer in answers]
+
+
+def test_an_adapter_that_is_no_expert_is_refused(case: Case) -> None:
+    gate = TokenGate(Matrices("fewer", tuple(EXPERTS)[:3], case.by_module))
+    with (
+        pytest.raises(CompositionError, match="cannot weigh adapter 'patterns'; it was trained to weigh: plain, rank2"),
+        case.model.composed(list(EXPERTS), OFFERED, "mixture", gate=gate),
+    ):
+        pass
+
+
+def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
+    """The teacher gives every token the expert that it names; trained on its outputs, the gate chooses the same."""
+    base = tiny_llama(layers=1)
+    base.requires_grad_(False)
+    model = ComposableModel(base)
+    names = ["a", "b", "c"]
+    for seed, name in enumerate(names):
+        model.load_adapter(write_adapter(tmp_path / name, base, seed, target_modules=["v_proj"]), name=name)
+    vocabulary = torch.arange(1, 13)  # [12]
+    planted = vocabulary % 3  # the expert of each
+    draw = torch.Generator().manual_seed(0)
+
+    class Teacher:
+        def __init__(self, ids: Tensor) -> None:
+            self.ids = ids
+
+        def prepare(self, offered: object) -> None:
+            return None
+
+        def weights(self, prepared: None, tokens: object) -> Tensor:
+            return one_hot(self.ids % 3, 3).float()  # [batch, n, 3]
+
+    gate = GateInTraining(token_weights)
+    ones = torch.ones(8, 3)
+    with model.composed(names, ones, "mixture", gate=gate):
+        pass
+    (matrix,) = gate.parameters.values()
+    optimizer = torch.optim.AdamW([matrix], lr=0.1)
+    for _ in range(60):
+        ids = torch.randint(1, 13, (8, 6), generator=draw)  # [8, 6]
+        with torch.no_grad(), model.composed(names, ones, "mixture", gate=Teacher(ids)):
+            wanted = model(input_ids=ids).logits  # [8, 6, vocabulary]
+        gate.prompts = torch.ones_like(ids, dtype=torch.bool)
+        with model.composed(names, ones, "mixture", gate=gate):
+            mse_loss(model(input_ids=ids).logits, wanted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    layer = base.model.layers[0]
+    x = layer.input_layernorm(base.model.embed_tokens(vocabulary))  # [12, d]: all that v_proj knows of a token
+    assert (x @ matrix.T).argmax(dim=1).tolist() == planted.tolist()
+
+
+def test_one_expert_is_drawn_from_every_domain(setting_of: SettingOf) -> None:
+    setting = setting_of()
+    domains = {entry.model_name: entry.domain for entry in setting.pool}
+    drawn = [experts_of(setting.pool, seed) for seed in range(20)]
+    assert all(sorted(domains[name] for name in experts) == sorted(set(domains.values())) for experts in drawn)
+    assert {name for experts in drawn for name in experts} == set(domains)
+    assert experts_of(setting.pool, 3) == drawn[3]
+
+
+def test_every_row_is_offered_all_experts_but_its_own_where_that_is_masked(setting_of: SettingOf) -> None:
+    setting = setting_of()
+    experts = experts_of(setting.pool, setting.seed)
+    for composition in Experts().route(setting):
+        assert composition.adapters == experts
+        assert set(composition.weights) == {1.0}
+    for row, composition in zip(setting.rows, Experts().route(setting_of(masked=True)), strict=True):
+        assert composition.adapters == tuple(name for name in experts if name != row.task)
+
+
+def test_variants_share_one_training_that_lowers_the_loss_and_leaves_the_base(
+    setting_of: SettingOf, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, base = setting_of(), generator.model.base
+    before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in base.named_parameters()}
+    options = {"samples": 1, "epochs": 3}
+    gate = MoE(**options).fit(setting)
+    for name, parameter in base.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.requires_grad == before[name][1]
+        assert parameter.grad is None
+    (file,) = tmp_path.glob("learned/moe-*/record.json")
+    record = json.loads(file.read_text())
+    assert record["examples"] == 19
+    assert record["steps"] == 5 * 3
+    assert len(record["losses"]) == 3
+    assert record["losses"][2] < record["losses"][0]
+    assert record["experts"] == {
+        entry.model_name: entry.domain for entry in setting.pool if entry.model_name in gate.matrices.experts
+    }
+    monkeypatch.setattr(learning, "train", pytest.fail)
+    variants = [MoE(**options, top_k=top_k).fit(setting) for top_k in (1, 3)]
+    assert all(variant.matrices == gate.matrices for variant in variants)
+    assert len({gate, *variants}) == 3
+    assert not list(file.parent.glob(".*"))
+
+
+def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
+    setting_of: SettingOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(setting_of(results=tmp_path / "whole"))
+    monkeypatch.setattr(learning, "SAVED_EVERY", 2)
+    collate, batches = learning.LeftPadding.__call__, []
+
+    def interrupted(self: Any, examples: Any) -> Any:
+        batches.append(examples)
+        if len(batches) == 8:
+            raise KeyboardInterrupt
+        return collate(self, examples)
+
+    monkeypatch.setattr(learning.LeftPadding, "__call__", interrupted)
+    setting = setting_of(results=tmp_path / "interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        CHEAP.fit(setting)
+    matrices, losses = trained(setting)
+    assert len(batches) == 8 + 4  # of ten steps, six were saved
+    assert losses == whole[1]
+    assert matrices.by_module.keys() == whole[0].by_module.keys()
+    assert all(torch.equal(matrix, whole[0].by_module[module]) for module, matrix in matrices.by_module.items())
+    assert matrices == whole[0]  # the very same file
+
+
+def test_another_seed_draws_other_experts_and_trains_anew(setting_of: SettingOf) -> None:
+    first, second = (MoE(samples=1, epochs=1).fit(setting_of(seed=seed)).matrices for seed in (0, 1))
+    assert first.experts != second.experts
+    assert first != second
+
+
+def test_a_gate_that_goes_to_another_process_is_known_again(case: Case) -> None:
+    gate = TokenGate(case.matrices, 1)
+    copy = pickle.loads(pickle.dumps(gate))
+    assert copy == gate
+    assert hash(copy) == hash(gate)
+    assert copy is not gate
+
+
+def test_prompts_that_do_not_fit_are_a_users_mistake(setting_of: SettingOf) -> None:
+    with pytest.raises(UserError, match="max_tokens, of the gate that is trained, is too small: the prompt template"):
+        MoE(max_tokens=3).fit(setting_of())
+
+
+def test_a_loss_that_is_no_number_is_a_users_mistake(setting_of: SettingOf) -> None:
+    with pytest.raises(UserError, match="training the gate: the loss is nan at step 2; use another dtype"):
+        MoE(samples=1, learning_rate=1e39).fit(setting_of())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a positive number"),
+    ],
+)
+def test_options_that_mean_nothing_are_a_users_mistake(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"method moe_top1: {message}"):
+        METHODS[0].with_options(options)
+
+
+def trained(setting: Setting) -> tuple[Matrices, list[float]]:
+    """The matrices of a cheap training, and its losses."""
+    gate = CHEAP.fit(setting)
+    (file,) = setting.resources.results.glob("learned/moe-*/record.json")
+    return gate.matrices, json.loads(file.read_text())["losses"]

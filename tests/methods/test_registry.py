@@ -1,0 +1,311 @@
+"""The register of methods: what is in it, how options reach a method, and how a user's own gets in."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import yaml
+from places import ROOT
+from rich.console import Console
+
+from lora_retriever.cli import main
+from lora_retriever.errors import UserError
+from lora_retriever.evaluate import evaluate
+from lora_retriever.methods import Method, find_methods, paper, registered, with_ood
+from lora_retriever.profile import PROFILES, load_profile
+
+QUIET = Console(file=io.StringIO())
+EIGHT = ["base", "selection", "selection_ood", "fusion", "fusion_ood", "mixture", "mixture_ood", "best_selection"]
+
+# A method as a user would write it, in a file beside the profile.
+TOY = """
+    from dataclasses import dataclass
+
+    from lora_retriever.methods import Composition, Method, with_ood
+
+
+    @dataclass(frozen=True)
+    class Always:
+        adapter: str = "passive"
+
+        def route(self, setting):
+            return [Composition.of({self.adapter: 1.0})] * len(setting.rows)
+
+
+    @dataclass(frozen=True)
+    class Plain:
+        density: float = 1.0
+
+        def __call__(self, stack, active):
+            raise NotImplementedError
+
+
+    @dataclass(frozen=True)
+    class Even:
+        sharpness: float = 1.0
+
+        def __post_init__(self):
+            if self.sharpness <= 0:
+                raise ValueError(f"sharpness is {self.sharpness}, but must be above 0")
+
+        def prepare(self, offered):
+            raise NotImplementedError
+
+        def weights(self, prepared, tokens):
+            raise NotImplementedError
+
+
+    ALWAYS = Method("always", "the same adapter for every row", "nobody 2026", Always())
+    MADE = with_ood(Method("made", "router, composer and gate of its own", "nobody 2026", Always(), Plain(), Even()))
+    TAKEN = Method("mixture", "a name that is taken", "nobody 2026", Always())
+    NUMBER = 7
+"""
+
+
+@pytest.fixture(autouse=True)
+def _imported_anew() -> Iterator[None]:
+    """A user's modules are forgotten after every test, as they are when a command has ended."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and "pytest-of" in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A folder with the module `toy`."""
+    (tmp_path / "toy.py").write_text(dedent(TOY))
+    return tmp_path
+
+
+def write_profile(folder: Path, **changes: Any) -> str:
+    """The bundled miniature's profile with some changes, as a user would write it."""
+    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text()) | changes
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content).replace("../../data", str(ROOT / "data")))
+    return str(path)
+
+
+def names(methods: list[Method]) -> list[str]:
+    return [method.name for method in methods]
+
+
+# What is registered
+
+
+def test_the_papers_eight_come_first_and_in_its_order() -> None:
+    assert list(registered())[:8] == EIGHT == [method.name for method in paper.METHODS]
+    assert len(registered()) > 8
+
+
+def test_methods_are_found_in_the_registers_order_once_each() -> None:
+    assert names(find_methods(["mixture", "base", "mixture"])) == ["base", "mixture"]
+
+
+def test_all_stands_for_every_registered_method_and_paper_for_its_eight() -> None:
+    assert find_methods(["all"]) == list(registered().values())
+    assert find_methods(["base", "all"]) == list(registered().values())
+    assert names(find_methods(["paper"])) == EIGHT
+    assert names(find_methods(["arrow", "paper"])) == [*EIGHT, "arrow"]
+    assert find_methods(["paper", "all"]) == find_methods(["all"])
+
+
+@pytest.mark.parametrize("name", list(registered()))
+def test_every_method_says_what_it_is_and_where_it_is_described(name: str) -> None:
+    method = registered()[name]
+    assert method.name == name
+    assert re.fullmatch(r"[a-z0-9_]+", name)  # of a file, and with a sweep's @k=2 after it
+    for text in (method.summary, method.citation):
+        assert text.strip() == text != ""
+        assert "\n" not in text
+        assert not text.endswith(".")  # the table's line goes on
+
+
+@pytest.mark.parametrize("name", list(registered()))
+def test_every_method_describes_itself_in_json_with_its_options(name: str) -> None:
+    described = json.loads(json.dumps(registered()[name].describe()))
+    assert described.keys() == {"name", "router", "mode", "gate", "masked"}
+    assert described["name"] == name
+    assert described["router"]["kind"]
+    assert hash(registered()[name]) == hash(find_methods([name])[0])
+
+
+def test_an_out_of_domain_twin_is_its_method_masked() -> None:
+    twins = [name for name in registered() if name.endswith("_ood")]
+    assert {"selection_ood", "fusion_ood", "mixture_ood"} <= set(twins)
+    for name, method in registered().items():
+        assert method.masked == (name in twins)
+    for twin in twins:
+        assert with_ood(registered()[twin.removesuffix("_ood")])[1] == registered()[twin]
+
+
+def test_two_files_that_register_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "METHODS", (*paper.METHODS, paper.METHODS[0]))
+    with pytest.raises(ValueError, match=r"paper\.py registers the method 'base', which is registered already"):
+        registered.__wrapped__()
+
+
+def test_results_are_read_without_torch() -> None:
+    """To print a table need not wait for it; so nothing on that path may import a method's file."""
+    check = "import sys, lora_retriever.answers, lora_retriever.summary; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+# Options
+
+
+def test_options_reach_router_composer_and_gate_and_the_twin(toy: Path) -> None:
+    options = {"made": {"adapter": "city_qa", "density": 0.5, "sharpness": 2.0}}
+    found = find_methods(["toy:MADE"], options, toy)
+    assert names(found) == ["made", "made_ood"]
+    for method in found:
+        assert method.describe() == {
+            "name": method.name,
+            "router": {"kind": "Always", "adapter": "city_qa"},
+            "mode": {"kind": "Plain", "density": 0.5},
+            "gate": {"kind": "Even", "sharpness": 2.0},
+            "masked": method.name == "made_ood",
+        }
+    untouched, _ = find_methods(["toy:MADE"], {"made": {"density": 0.5}}, toy)
+    assert untouched.router == find_methods(["toy:ALWAYS"], {}, toy)[0].router
+    assert untouched.describe()["gate"] == {"kind": "Even", "sharpness": 1.0}
+
+
+def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
+    profile = load_profile(write_profile(tmp_path, methods=["all"], options={"mixture": {"k": 2}}))
+    found = {method.name: method for method in profile.find_methods()}
+    assert {name: found[name].adapters_needed(3) for name in ("mixture", "mixture_ood", "fusion")} == {
+        "mixture": 2, "mixture_ood": 2, "fusion": 3,
+    }  # fmt: skip
+    assert profile.find_methods(["mixture"]) == [found["mixture"]]
+    assert registered()["mixture"].adapters_needed(3) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["mixtur"]}, "unknown method 'mixtur' (known: base, selection, selection_ood, fusion, "),
+        ({"methods": ["mixtur"]}, ", all and paper)"),
+        ({"options": {"mixture": {"kk": 2}}}, "method mixture has no option 'kk' (known: k)"),
+        ({"options": {"base": {"k": 2}}}, "method base has no option 'k' (known: none)"),
+        ({"options": {"mixtur": {"k": 2}}}, "options: no method 'mixtur' (known: base, selection, fusion, mixture, "),
+        ({"options": {"mixture_ood": {"k": 2}}}, "options: no method 'mixture_ood' (known: base, selection, fusion, "),
+        ({"methods": ["toy:MADE"], "options": {"made": {"x": 2}}},
+         "method made has no option 'x' (known: adapter, density, sharpness)"),
+        ({"methods": ["toy:MADE"], "options": {"made": {"sharpness": -1}}},
+         "method made: sharpness is -1, but must be above 0"),
+    ],
+)  # fmt: skip
+def test_an_unknown_method_or_option_is_named_with_what_is_known(
+    toy: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_profile(toy, **changes)
+    with pytest.raises(UserError) as error:
+        load_profile(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# A user's own
+
+
+def test_a_users_own_method_runs_from_its_file_beside_the_profile(toy: Path) -> None:
+    path = write_profile(toy, methods=["toy:ALWAYS", "best_selection"], options={"always": {"adapter": "city_qa"}})
+    profile = load_profile(path)
+    evaluate(profile, None, toy / "results", 1, QUIET)
+    mine, oracles = (
+        {line["task"]: line for line in map(json.loads, (toy / "results" / f"{name}.jsonl").read_text().splitlines())}
+        for name in ("always", "best_selection")
+    )
+    assert mine.keys() == oracles.keys()
+    assert {(*line["adapters"], *line["weights"]) for line in mine.values()} == {("city_qa", 1.0)}
+    assert mine["city_qa"]["predicted_answer"] == oracles["city_qa"]["predicted_answer"]
+    assert any(mine[task]["predicted_answer"] != oracles[task]["predicted_answer"] for task in mine)
+    meta = json.loads((toy / "results" / "always.meta.json").read_text())
+    assert meta["finished"]
+    assert meta["configuration"]["method"]["router"] == {"kind": "Always", "adapter": "city_qa"}
+    other = load_profile(write_profile(toy, methods=["toy:ALWAYS"]))
+    with pytest.raises(UserError, match=r"another configuration: method\.router\.adapter: city_qa → passive"):
+        evaluate(other, None, toy / "results", 1, QUIET)
+
+
+def test_the_list_of_methods_names_a_users_own(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_profile(toy, methods=["base", "toy:ALWAYS"], options={"always": {"adapter": "city_qa"}})
+    assert main(["methods", "--profile", path]) == 0
+    printed = capsys.readouterr().out
+    lines = {line[2:].split()[0]: line for line in printed.splitlines()[: printed.splitlines().index("")]}
+    assert re.fullmatch(
+        r"\* always +the same adapter for every row \(adapter=city_qa\)\. nobody 2026", lines.pop("always")
+    )
+    assert list(lines) == [
+        f"{name}[_ood]" if f"{name}_ood" in registered() else name for name in registered() if not name.endswith("_ood")
+    ]
+    assert [name for name, line in lines.items() if line.startswith("*")] == ["base"]
+    for name, line in lines.items():
+        method = registered()[name.removesuffix("[_ood]")]
+        assert method.summary in line
+        assert line.endswith(method.citation)
+
+
+def test_a_users_own_come_after_the_registered(toy: Path) -> None:
+    assert names(find_methods(["toy:ALWAYS", "mixture", "base"], {}, toy)) == ["base", "mixture", "always"]
+    assert find_methods(["toy:ALWAYS", "all"], {}, toy)[:-1] == list(registered().values())
+
+
+def test_the_path_is_as_before_once_a_module_is_loaded(toy: Path) -> None:
+    before = list(sys.path)
+    find_methods(["toy:ALWAYS"], {}, toy)
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("methods", [["mixture", "toy:TAKEN"], ["toy:ALWAYS", "toy:ALWAYS"], ["all", "toy:TAKEN"]])
+def test_two_methods_of_one_name_are_refused(toy: Path, methods: list[str]) -> None:
+    name = "mixture" if "toy:TAKEN" in methods else "always"
+    with pytest.raises(UserError, match=f"two methods are named '{name}'; a run's name must be its own"):
+        find_methods(methods, {}, toy)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("METHOD = (", "SyntaxError: '(' was never closed"),
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("raise ValueError('first\\nsecond')", "ValueError: first"),
+        ("OTHER = 1", "AttributeError: module 'broken' has no attribute 'METHOD'"),
+    ],
+)
+def test_a_module_that_fails_is_a_line_to_its_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, reason: str
+) -> None:
+    (tmp_path / "broken.py").write_text(source + "\n")
+    path = write_profile(tmp_path, methods=["broken:METHOD"])
+    assert main(["run", "--profile", path, "--results", str(tmp_path / "results")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lora-retriever: {path}: methods: method broken:METHOD: cannot be loaded: {reason}")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("toy:NUMBER", "method toy:NUMBER: expected a lora_retriever.methods.Method, or a list of them"),
+        ("toy:Always", "method toy:Always: expected a lora_retriever.methods.Method"),
+        ("toi:ALWAYS", "method toi:ALWAYS: cannot be loaded: ModuleNotFoundError: No module named 'toi'"),
+    ],
+)
+def test_what_is_no_method_is_refused(toy: Path, location: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        find_methods([location], {}, toy)
