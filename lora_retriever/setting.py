@@ -97,7 +97,7 @@ class Setting:
 
     @property
     def rows(self) -> list[Row]:
-        """The benchmark's rows, which are to be given adapters. A router reads their inputs alone, the oracle its task."""
+        """The benchmark's rows, which are to be given adapters. Routers read their inputs, the oracle the task."""
         return self.resources.benchmark.rows
 
     @property

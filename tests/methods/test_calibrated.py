@@ -28,8 +28,14 @@ def plain_weights(chances: list[float], presence: float, router: Calibrated) -> 
 
 @pytest.mark.parametrize(
     "router",
-    [Calibrated(), Calibrated(nearest=5, least=0.2), Calibrated(sharing=False), Calibrated(floor=0.5), Calibrated(least=2)],
-)  # fmt: skip
+    [
+        Calibrated(),
+        Calibrated(nearest=5, least=0.2),
+        Calibrated(sharing=False),
+        Calibrated(floor=0.5),
+        Calibrated(least=2),
+    ],
+)
 def test_weights_are_those_of_a_plain_loop(router: Calibrated) -> None:
     random = np.random.default_rng(0)
     chances = -np.sort(-random.dirichlet(np.full(8, 0.3), size=50), axis=1)[:, :6]  # what lies beyond is not found
