@@ -145,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     _scoring_options(summarize, ["paper", "standard", "both"])
     summarize.add_argument("--format", choices=["table", "markdown", "latex", "csv", "json", "html"], default="table")
     summarize.add_argument("--by-task", action="store_true", help="a row per task instead of per domain")
+    summarize.add_argument("--by-run", action="store_true", help="a row per run: for many runs")
     summarize.add_argument("--no-intervals", action="store_true", help="bare scores")
     summarize.add_argument(
         "--versus", metavar="NAME", help="compare every run with this one, row by row: difference, interval, p-value"

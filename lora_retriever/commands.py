@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lora_retriever.report.content import Content
     from lora_retriever.retrieval import RetrievalData
 
+RUNS_ABREAST = 12
+"""More runs are shown one below the other."""
+
 
 def run_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.cli import build_parser
@@ -48,7 +51,9 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     with suppress(UserError) if failed else nullcontext():  # no run may have a row
         write_record(results)
         if args.table:
-            summarize_command(build_parser().parse_args(["summarize", str(results)]), console)
+            runs = len(list(results.glob("*.jsonl")))
+            layout = ["--by-run"] if runs > RUNS_ABREAST else []
+            summarize_command(build_parser().parse_args(["summarize", str(results), *layout]), console)
     if failed:
         raise failed
     return 0
@@ -183,13 +188,15 @@ def summarize_command(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.metrics import SCORINGS
     from lora_retriever.published import published_table
     from lora_retriever.published.reproduction import reproduce, reproduction_as_json, reproduction_table
-    from lora_retriever.summary import beside, summarize, to_json, to_table
+    from lora_retriever.summary import beside, summarize, to_json, to_run_table, to_table
     from lora_retriever.tables import FORMATS
 
     if args.paper and args.scoring != "paper":
         raise UserError("--paper: the paper's figures are scored its own way; only --scoring paper compares with them")
     if args.paper and args.versus:
         raise UserError("--paper and --versus are two comparisons: ask for one at a time")
+    if args.by_run and (args.by_task or args.paper or args.versus):
+        raise UserError("--by-run is a table of its own: ask for it without --by-task, --paper and --versus")
     if args.format == "html":
         return _summarize_as_page(args, console)
     paper = published_table(args.paper) if args.paper else None
@@ -208,6 +215,8 @@ def summarize_command(args: argparse.Namespace, console: Console) -> int:
                 contents[scoring.name] = comparisons_as_json(compared, scoring.name, left_out)
             elif args.format == "json":
                 contents[scoring.name] = to_json(summaries, scoring, left_out)
+            elif args.by_run:
+                tables.append(to_run_table(summaries, not args.no_intervals, left_out))
             else:
                 tables.append(to_table(summaries, args.by_task, not args.no_intervals, left_out))
     if args.format == "json":

@@ -59,7 +59,7 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
         yield _examine_memory(profile, pool, profile.torch_device)
     except UserError as error:
         yield Finding("problem", str(error))
-    yield _examine_disk(results, len(rows) * len(profile.methods) * BYTES_PER_ANSWER)
+    yield _examine_disk(results, len(rows) * len(profile.find_methods()) * BYTES_PER_ANSWER)
 
 
 def _examine_tasks(rows: list[Row], pool: list[PoolEntry]) -> Iterator[Finding]:

@@ -148,6 +148,28 @@ def to_table(
     return Table([run.name for run in runs], rows, [*left_out, *notes(runs, intervals)], rules=frozenset({means}))
 
 
+def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: Sequence[str] = ()) -> Table:
+    """A row per run, for more runs than a page has columns: its means, with intervals, and the domains' main scores."""
+    main: dict[str, Quantity] = {}  # the first score that a domain has, as rouge-1 of a rouge
+    for quantity in dict.fromkeys(quantity for run in runs for quantity in run.values):
+        if quantity.level == "domain":
+            main.setdefault(quantity.group, quantity)
+    rows: list[tuple[str, list[Cell | str | None]]] = [
+        (
+            run.name,
+            [
+                *(_cell(run, quantity, intervals) for quantity in (MEAN, NORMALIZED)),
+                *(_cell(run, quantity, intervals=False) for quantity in main.values()),
+                str(run.empty),
+            ],
+        )
+        for run in runs
+    ]
+    domains = [f"{quantity.group} {quantity.score}" for quantity in main.values()]
+    columns = ["mean over tasks", "normalized", *domains, "empty answers"]
+    return Table(columns, rows, [*left_out, *notes(runs, intervals, by_run=True)])
+
+
 def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
     """Several tables of the same runs as one, their columns side by side, each run's together."""
     labels = dict.fromkeys(label for table in tables[::-1] for label, _ in table.rows)
@@ -170,8 +192,11 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
     return replace(tables[0], columns=columns, rows=rows, notes=shared, rules=frozenset({len(rows) - len(last)}))
 
 
-def notes(runs: Sequence[RunSummary], intervals: bool) -> list[str]:
-    """What a reader of a table must know: the profile's note, what ± means, missing rows, empty answers."""
+def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
+    """What a reader of a table must know: the profile's note, what ± means, missing rows, empty answers.
+
+    `by_run` leaves out what would be a line for each of many runs.
+    """
     lines = list(dict.fromkeys(run.scored.run.note for run in runs if run.scored.run.note))
     if intervals:
         lines.append("± half of the 95 % bootstrap interval, rows drawn within their tasks.")
@@ -181,7 +206,7 @@ def notes(runs: Sequence[RunSummary], intervals: bool) -> list[str]:
             if (span := run.interval_over_tasks)
             for low, high in [span]
         ]
-        if wider:
+        if wider and not by_run:
             scoring = runs[0].scored.scoring.name
             lines.append(f"Mean over tasks if the tasks are a sample, too ({scoring} scoring): {', '.join(wider)}.")
     single = sorted({name for run in runs for name, task in run.scored.tasks.items() if len(task.ids) == 1})
@@ -189,7 +214,8 @@ def notes(runs: Sequence[RunSummary], intervals: bool) -> list[str]:
         lines.append(f"No interval where a task has a single row: {', '.join(single)}.")
     missing = missing_rows([run.scored.run for run in runs])
     lines += [f"{name} lacks {len(ids)} rows that other runs have: {id_ranges(ids)}." for name, ids in missing.items()]
-    lines += [f"{run.name}: {run.empty} answers are empty or dots only." for run in runs if run.empty]
+    if not by_run:
+        lines += [f"{run.name}: {run.empty} answers are empty or dots only." for run in runs if run.empty]
     for run in runs:
         if NORMALIZED in run.values and (lost := run.tasks_not_normalized):
             lines.append(f"{run.name}: normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lora_retriever.errors import UserError
-from lora_retriever.methods.paper import METHODS
+from lora_retriever.methods import registered
 from lora_retriever.profile import load_profile
 
 MINIMAL = {
@@ -35,7 +35,7 @@ def test_the_papers_profiles_are_complete(size: str) -> None:
     assert (profile.retrieval.scorer, profile.retrieval.k) == ("mean_ip", 3)
     assert (profile.generation.max_prompt_tokens, profile.generation.max_new_tokens) == (512, 50)
     assert profile.dtype == "bfloat16"
-    assert profile.methods == tuple(method.name for method in METHODS)
+    assert profile.find_methods() == [method.with_options({}) for method in registered().values()]
 
 
 def test_locations_start_at_the_profiles_folder_or_are_hub_ids(tmp_path: Path) -> None:

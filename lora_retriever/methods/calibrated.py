@@ -9,7 +9,8 @@ is. So the weights are the expectation over both cases,
 
 and what is left below `least` of the whole is dropped: an input that is recognised is answered by a single adapter, a
 strange one by a mixture. The user need not say which of the two it is: the paper's selection is good at the one, its
-mixture at the other.
+mixture at the other. m was chosen on the pool as well, by the loss of its samples' answers with their own adapter masked
+(docs/results/methods-gemma-270m.md).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Calibrated:
         floor: an input for which c is below this gets no adapter.
     """
 
-    nearest: int = 3
+    nearest: int = 8
     least: float = 0.05
     sharing: bool = True
     floor: float = 0.0

@@ -47,7 +47,7 @@ def test_weights_are_those_of_a_plain_loop(router: Calibrated) -> None:
 
 def test_a_sure_row_gets_one_adapter_and_a_strange_one_the_average_of_the_nearest() -> None:
     chances = np.array([[0.98, 0.01, 0.01, 0.0], [0.98, 0.01, 0.01, 0.0]])
-    sure, strange = Calibrated().weights(chances, np.array([1.0, 0.0]))
+    sure, strange = Calibrated(nearest=3).weights(chances, np.array([1.0, 0.0]))
     assert sure.tolist() == [1, 0, 0, 0]
     assert strange.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
