@@ -42,12 +42,10 @@ class AnswerCache:
             key = answer_key(configuration, line["inputs"], line["adapters"], line["weights"])
             self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"])
 
-    def learn_folder(self, results: Path, apart_from: str) -> None:
-        """Remember the answers of all runs in a folder but the one of this name; what is unreadable is passed over."""
+    def learn_folder(self, results: Path) -> None:
+        """Remember the answers of all runs in a folder; what is unreadable is passed over."""
         for meta_path in sorted(results.glob("*.meta.json")):
             name = meta_path.name.removesuffix(".meta.json")
-            if name == apart_from:
-                continue
             try:
                 meta = json.loads(meta_path.read_text(encoding="utf-8"))
                 if meta["versions"] == self._versions:
@@ -65,8 +63,19 @@ def answer_key(configuration: Mapping[str, Any], inputs: str, adapters: Sequence
     hashes = configuration.get("adapters", {})
     composition = sorted((hashes[name], weight) for name, weight in zip(adapters, weights, strict=True))
     mode, gate = configuration["method"]["mode"], configuration["method"]["gate"]
-    if mode in INTERCHANGEABLE and gate is None and (not composition or [w for _, w in composition] == [1]):
+    names: list[str] = []
+    if mode not in INTERCHANGEABLE or gate is not None:
+        names = sorted(adapters)  # DARE draws by an adapter's name, a gate may go by it
+    elif not composition or [weight for _, weight in composition] == [1]:
         mode = None
     generation = {name: value for name, value in configuration["generation"].items() if name not in BATCHING}
-    content = [{name: configuration.get(name) for name in CONDITIONS}, generation, inputs, mode, gate, composition]
+    content = [
+        {name: configuration.get(name) for name in CONDITIONS},
+        generation,
+        inputs,
+        mode,
+        gate,
+        names,
+        composition,
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -64,9 +64,11 @@ def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:
         available = len(benchmark.pool) - method.masked
         wanted = method.adapters_needed(profile.retrieval.k)
         if wanted > available:
+            option = f"option k of {method.name.removesuffix('_ood')}"
+            lower = "retrieval.k, or the sweep's k" if method.depends_on("k", wanted) else option
             raise UserError(
                 f"profile {profile.name}: {variant.name} wants k = {wanted} adapters a row, but the pool "
-                f"{profile.pool_path} leaves {available} to choose from; lower retrieval.k, or the sweep's k"
+                f"{profile.pool_path} leaves {available} to choose from; lower {lower}"
             )
 
 

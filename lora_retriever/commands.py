@@ -33,7 +33,6 @@ RUNS_ABREAST = 12
 
 
 def run_command(args: argparse.Namespace, console: Console) -> int:
-    from lora_retriever.cli import build_parser
     from lora_retriever.evaluate import evaluate
     from lora_retriever.profile import load_profile
     from lora_retriever.records import write_record
@@ -51,12 +50,23 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     with suppress(UserError) if failed else nullcontext():  # no run may have a row
         write_record(results)
         if args.table:
-            runs = len(list(results.glob("*.jsonl")))
-            layout = ["--by-run"] if runs > RUNS_ABREAST else []
-            summarize_command(build_parser().parse_args(["summarize", str(results), *layout]), console)
+            _print_table(results, console)
     if failed:
         raise failed
     return 0
+
+
+def _print_table(results: Path, console: Console) -> None:
+    """The table of a results folder, as `summarize` prints it when nothing is asked for."""
+    from lora_retriever.metrics import KINDS, Scoring, read_kinds
+    from lora_retriever.summary import summarize, to_run_table, to_table
+    from lora_retriever.tables import terminal
+
+    runs, notes = _runs_and_notes(results)
+    with console.status(f"paper scores of {len(runs)} runs"):
+        summaries = summarize(runs, Scoring("paper", read_kinds(KINDS)))
+        table = to_table if len(runs) <= RUNS_ABREAST else to_run_table
+        print(terminal(table(summaries, left_out=notes)), end="")
 
 
 def methods_command(args: argparse.Namespace, console: Console) -> int:
@@ -320,15 +330,21 @@ def _scorings(args: argparse.Namespace) -> list[Scoring]:
     return [Scoring(name, kinds, args.stemming, args.allow_hub_metrics) for name in names]
 
 
+def _runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
+    """The finished runs of a results folder, and a note on those that are not."""
+    from lora_retriever.answers import read_runs, unfinished_runs
+
+    unfinished = unfinished_runs(results)
+    return read_runs(results), [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
+
+
 def _read_runs(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     """The runs of the results folder, without leaked rows if those are not wanted, and notes on what was left out."""
-    from lora_retriever.answers import id_ranges, pool_file, read_runs, unfinished_runs
+    from lora_retriever.answers import id_ranges, pool_file
     from lora_retriever.audit import leaked_ids
     from lora_retriever.data import read_pool
 
-    runs = read_runs(args.results)
-    unfinished = unfinished_runs(args.results)
-    notes = [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
+    runs, notes = _runs_and_notes(args.results)
     if not args.without_leaks:
         return runs, notes
     if not any(row.inputs for run in runs for row in run.rows.values()):

@@ -2,7 +2,7 @@
 
     rows + pool ─► embeddings ─► index ─► compositions ─► batches ─► answers ─► RESULTS/NAME.jsonl
 
-Everything is planned before the first token is made, and planned alike at every start. So a run that is started again
+A run is planned before its first token is made, and planned alike at every start. So a run that is started again
 repeats only the batches that are not wholly on disk, in the very shape they would have had: the files come out the
 same. What another run of the folder has answered already is taken from there; so if others came or went meanwhile, or a
 batch had to be divided for want of memory, the batches are others, and answers may differ where two tokens nearly tie.
@@ -37,8 +37,8 @@ from lora_retriever.methods import Composition, LearnedGate, Method
 from lora_retriever.profile import Profile
 from lora_retriever.prompt import Prompt
 from lora_retriever.results import Line, RunFile, locked
-from lora_retriever.setting import Resources, Setting
-from lora_retriever.sweep import expand
+from lora_retriever.setting import LEARNED, Resources, Setting
+from lora_retriever.sweep import Variant, expand
 from peft_composition import Gate
 
 PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
@@ -68,7 +68,8 @@ def evaluate(
     "scorer=cosine,discriminant"]`, runs every method once for each of its combinations.
 
     Raises:
-        UserError: something is unusable; what was done until then is on disk and will not be done again.
+        UserError: something is unusable; what was done until then is on disk and will not be done again. A method that
+            cannot be planned costs the others nothing: they are run first.
         RowsFailedError: some rows could not be answered; all others were.
     """
     variants = expand(profile, profile.find_methods(only), sweep)
@@ -77,6 +78,7 @@ def evaluate(
     with locked(results):
         benchmark = open_benchmark(profile, limit)
         check_pool_size(variants, benchmark)
+        check_backend(variants)
         ids = [row.id for row in benchmark.rows]
         runs = [(v, RunFile(results, v.name, configuration(v.profile, benchmark, v.method))) for v in variants]
         unfinished = [(variant, run) for variant, run in runs if not run.is_finished(ids)]
@@ -90,37 +92,80 @@ def evaluate(
             )
             backend = load_backend(profile, benchmark)
 
-        failures = {}
+        failures: dict[str, dict[int, str]] = {}
+        refused: dict[str, str] = {}
         resources = Resources(profile, benchmark, results, console, lambda: generator_of(backend, profile, benchmark))
+        cache = AnswerCache(versions(profile.backend))
+        if profile.reuse_answers:
+            cache.learn_folder(results)
         with closing(backend):
             for variant, run in unfinished:
                 set_seed(variant.profile.seed)
-                method, setting = variant.method, Setting(resources, variant.profile, variant.method.masked)
-                compositions, gate = method.router.route(setting), method.gate
-                if isinstance(gate, LearnedGate):
-                    gate = gate.fit(setting)
-                plan = [PlannedRow(*parts) for parts in zip(benchmark.rows, prompts, compositions, strict=True)]
-                description = describe(profile, plan)
-                cache = AnswerCache(description["versions"])
+                try:
+                    plan, gate = planned(variant, run, prompts, resources)
+                except UserError as error:
+                    refused[run.name] = str(error)
+                    continue
+                description = describe(profile, plan, resources.learned)
+                failures[run.name] = run_method(variant.method, gate, run, plan, backend, cache, description, console)
                 if profile.reuse_answers:
-                    cache.learn_folder(results, apart_from=run.name)
-                failures[run.name] = run_method(method, gate, run, plan, backend, cache, description, console)
-    report_failures(failures)
+                    cache.learn(run.configuration, list(run.lines.values()))
+    report(refused, failures)
+
+
+def planned(
+    variant: Variant, run: RunFile, prompts: Sequence[Prompt], resources: Resources
+) -> tuple[list[PlannedRow], Gate | None]:
+    """The rows of a run with their compositions, and the gate, learned if it has to be.
+
+    Raises:
+        UserError: the method cannot be run here, gives rows what it must not, or has learned something else since the
+            run was begun.
+    """
+    method, rows = variant.method, resources.benchmark.rows
+    resources.learned.clear()
+    setting = Setting(resources, variant.profile, method.masked)
+    compositions, gate = method.router.route(setting), method.gate
+    if isinstance(gate, LearnedGate):
+        gate = gate.fit(setting)
+    if len(compositions) != len(rows):
+        raise UserError(f"method {method.name}: its router gave {len(compositions)} compositions for {len(rows)} rows")
+    for row, composition in zip(rows, compositions, strict=True):
+        weights = dict(zip(composition.adapters, composition.weights, strict=True))
+        if method.masked and weights.get(row.task):
+            raise UserError(f"method {method.name}: row {row.id} was given {row.task}, its own adapter, though masked")
+        if composition.adapters and "adapters" not in method.reads:
+            raise UserError(f"method {method.name}: it gives rows adapters, so its `reads` must name 'adapters'")
+    if run.lines and run.recorded.get("learned", {}) != resources.learned:
+        raise UserError(
+            f"{run.path}: its rows so far were answered with what {method.name} had learned then, which is not what "
+            f"lies in {resources.results / LEARNED} now; remove the run's files, and it is made anew"
+        )
+    return [PlannedRow(*parts) for parts in zip(rows, prompts, compositions, strict=True)], gate
+
+
+def check_backend(variants: Sequence[Variant]) -> None:
+    """See that the profile's backend can do what the methods want.
+
+    Raises:
+        UserError: vLLM is to weigh by token, or to be looked into.
+    """
+    wanting = [v.name for v in variants if v.method.gate is not None or "model" in v.method.reads]
+    if wanting and variants[0].profile.backend == "vllm":
+        raise UserError(
+            f"backend: vllm serves checkpoints, and can neither weigh adapters by token nor be looked into, as "
+            f"{', '.join(wanting)} want: name the other methods with --only, and run these with backend: local"
+        )
 
 
 def generator_of(backend: Backend, profile: Profile, benchmark: Benchmark) -> Generator:
     """The model that methods may look into: the local backend's, or one beside Ray's workers.
 
     Raises:
-        UserError: the backend has none to show.
+        UserError: it cannot be loaded.
     """
     if isinstance(backend, LocalBackend):
         return backend.generator
-    if profile.backend == "vllm":
-        raise UserError(
-            f"profile {profile.name}: a method looks into the model, which backend vllm keeps to itself; "
-            "run that method with backend: local"
-        )
     return load_generator(
         benchmark.base,
         benchmark.adapters,
@@ -246,13 +291,17 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
     }
 
 
-def describe(profile: Profile, plan: Sequence[PlannedRow]) -> dict[str, Any]:
-    """What the record of a run says beside its configuration: on what it ran, and how much was cut."""
+def describe(profile: Profile, plan: Sequence[PlannedRow], learned: Mapping[str, str]) -> dict[str, Any]:
+    """What the record of a run says beside its configuration: on what it ran, and how much was cut.
+
+    `learned` are the hashes of the folders of what its method has learned, by their names.
+    """
     return {
         "profile": profile.name,
         "note": profile.note,
         "files": {"rows": str(profile.rows_path), "pool": str(profile.pool_path)},
         "rows": len(plan),
+        **({"learned": dict(learned)} if learned else {}),
         "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
         "versions": versions(profile.backend),
         "hardware": torch.cuda.get_device_name(profile.encoder_device)
@@ -270,12 +319,17 @@ def versions(backend: str) -> dict[str, str]:
     return found
 
 
-def report_failures(failures: dict[str, dict[int, str]]) -> None:
-    """Say which rows of which run failed, if any did.
+def report(refused: Mapping[str, str], failures: Mapping[str, Mapping[int, str]]) -> None:
+    """Say which runs could not be begun and which rows of others failed, if any did.
 
     Raises:
-        RowsFailedError: some did; the message lists them.
+        UserError: runs could not be begun.
+        RowsFailedError: all could, and rows failed. Either message lists all of them.
     """
-    lines = [f"{name}: row {id}: {failed[id]}" for name, failed in failures.items() for id in sorted(failed)]
+    failed = [f"{name}: row {id}: {rows[id]}" for name, rows in failures.items() for id in sorted(rows)]
+    lines = [f"{len(failed)} rows failed; the others are done:", *failed] if failed else []
+    if refused:
+        begun = [f"{name}: {reason}" for name, reason in refused.items()]
+        raise UserError("\n".join([f"{len(refused)} runs could not be begun; the others are done:", *begun, *lines]))
     if lines:
-        raise RowsFailedError("\n".join([f"{len(lines)} rows failed; the others are done:", *lines]))
+        raise RowsFailedError("\n".join(lines))

@@ -38,7 +38,8 @@ class RunFile:
         self.meta_path = results / f"{name}.meta.json"
         self.configuration = configuration
         self._remove = f"rm {results / name}.jsonl* {self.meta_path}"
-        self._finished = self._read_meta().get("finished", False)
+        self.recorded = self._read_meta()  # by an earlier start
+        self._finished = self.recorded.get("finished", False)
         self.lines = read_lines(results, name)
 
     def is_finished(self, ids: Sequence[int]) -> bool:

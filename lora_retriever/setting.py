@@ -20,7 +20,7 @@ from lora_retriever.benchmark import Benchmark
 from lora_retriever.data import PoolEntry, Row
 from lora_retriever.embedding_cache import cached
 from lora_retriever.encoders import Embeddings, Encoder, load_encoder
-from lora_retriever.files import write_json
+from lora_retriever.files import hash_path, write_json
 from lora_retriever.generation import Generator
 from lora_retriever.index import AdapterIndex, Hits
 from lora_retriever.profile import Profile
@@ -28,6 +28,8 @@ from lora_retriever.retrieval import index_pool
 
 LEARNED = "learned"
 """The folder, within the results', of what methods have learned."""
+RECORD_FILE = "record.json"
+"""In each of them: how it was learned. A folder without it is not finished."""
 
 
 class Resources:
@@ -41,11 +43,15 @@ class Resources:
         console: Console,
         load_generator: Callable[[], Generator],
     ) -> None:
-        """`load_generator` gives the base model with the pool's adapters, or raises `UserError` where none can be."""
+        """`load_generator` gives the base model with the pool's adapters, or raises `UserError` where none can be.
+
+        `learned` notes the hashes of the learned folders that were used since it was last emptied.
+        """
         self.profile = profile
         self.benchmark = benchmark
         self.results = results
         self.console = console
+        self.learned: dict[str, str] = {}
         self._load_generator = load_generator
         self._indexes: dict[str, AdapterIndex] = {}
 
@@ -164,7 +170,14 @@ class Setting:
         """
         return self.resources.generator
 
-    def learned(self, name: str, depends_on: Mapping[str, Any], learn: Callable[[Path], dict[str, Any]]) -> Path:
+    def learned(
+        self,
+        name: str,
+        depends_on: Mapping[str, Any],
+        learn: Callable[[Path], dict[str, Any]],
+        *,
+        seeded: bool = True,
+    ) -> Path:
         """The folder of what a method has learned, learned now if it is not there.
 
         It lies in the results folder and is found again by what it depends on: `depends_on` (options of the method),
@@ -174,12 +187,13 @@ class Setting:
         Args:
             learn: is given a folder to write its files to, and returns what is to be recorded of how they were made.
                 Called again after an interruption it is given the same folder, with the files that it wrote.
+            seeded: whether the seed counts; where nothing is drawn, all seeds share what is there.
         """
         benchmark, generation = self.resources.benchmark, self.profile.generation
         conditions = {
             "name": name,
             "options": dict(depends_on),
-            "seed": self.seed,
+            **({"seed": self.seed} if seeded else {}),
             **{what: benchmark.hashes[what] for what in ("base", "adapters", "pool")},
             "template": generation.template_text,
             "max_prompt_tokens": generation.max_prompt_tokens,
@@ -187,10 +201,11 @@ class Setting:
         }
         digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.resources.results / LEARNED / f"{name}-{digest}"
-        record = folder / "record.json"
+        record = folder / RECORD_FILE
         if not record.exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(record, {"conditions": conditions, **learn(folder)})
+        self.resources.learned[folder.name] = hash_path(folder)
         return folder
 
     @property

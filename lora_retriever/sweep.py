@@ -42,7 +42,8 @@ def expand(profile: Profile, methods: Sequence[Method], sweep: Sequence[str]) ->
             k = settings.get("k", profile.retrieval.k)
             settings = {name: value for name, value in settings.items() if method.depends_on(name, k)}
             name = run_name(method, settings)
-            variants[name] = Variant(name, method, profile.replaced(settings, name))
+            chosen = profile.replaced(settings, name)
+            variants[name] = Variant(name, method.seeded(chosen.seed), chosen)
     return list(variants.values())
 
 

@@ -13,11 +13,18 @@ Knows nothing of any method; each has a file of its own in this folder.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints, runtime_checkable
+
+from pydantic import TypeAdapter, ValidationError
 
 from lora_retriever.errors import UserError
+from lora_retriever.files import hash_path
 
 if TYPE_CHECKING:
     from lora_retriever.setting import Setting
@@ -27,6 +34,8 @@ Reads = Literal["adapters", "pool", "encoder", "model"]
 """What a method's answers may depend on beside the base model."""
 Settings = Literal["k", "scorer", "temperature"]
 """The settings of a profile that a method may use; the seed is every method's."""
+PACKAGES = ("lora_retriever", "peft_composition")
+"""Code that a run's record knows by the packages' versions; any other's by its hash."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,32 @@ class Composition:
     scores: tuple[float | None, ...] = ()
     retrieved: Retrieved | None = None
 
+    def __post_init__(self) -> None:
+        """See that every adapter has its weight, a finite number, and its score.
+
+        Raises:
+            ValueError: it has not, or is named twice.
+        """
+        if not len(set(self.adapters)) == len(self.adapters) == len(self.weights) == len(self.scores):
+            raise ValueError(
+                f"adapters {self.adapters} want a weight and a score each, not {self.weights}, {self.scores}"
+            )
+        if not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"weights {self.weights} of adapters {self.adapters} are not all finite numbers")
+
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> Composition:
         """The composition of adapters that were not retrieved, by their weights; those of weight 0 are left out."""
-        used = {name: weight for name, weight in weights.items() if weight}
+        used = {name: float(weight) for name, weight in weights.items() if weight}
         return cls(tuple(used), tuple(used.values()), (None,) * len(used))
 
 
 class Router(Protocol):
-    """Gives rows their adapters."""
+    """Gives rows their adapters.
+
+    A router with a field `k` gives every row that many adapters, the profile's where it is None; pools that have fewer
+    are refused.
+    """
 
     def route(self, setting: Setting) -> list[Composition]:
         """The composition of every row of the setting, in their order.
@@ -116,25 +142,44 @@ class Method:
 
         A run's name and the hash of its configuration keep these settings alone.
         """
+        if setting == "seed":
+            return True
+        if setting == "k" and getattr(self.router, "k", None) is not None:
+            return False  # an option decides
         if setting == "temperature" and self.adapters_needed(k) == 1:
             return False  # a single adapter's weight is 1
-        return setting == "seed" or setting in self.settings
+        return setting in self.settings
+
+    def seeded(self, seed: int) -> Method:
+        """The method under a profile's seed, which is added to the option `seed` of whatever part has one."""
+        parts: dict[str, Any] = {"router": self.router, "mode": self.mode, "gate": self.gate}
+        drawing = {name: part for name, part in parts.items() if hasattr(part, "seed")}
+        return replace(self, **{name: replace(part, seed=part.seed + seed) for name, part in drawing.items()})
 
     def describe(self) -> dict[str, Any]:
-        """The method as a run's record keeps it, with all its options."""
-        return {
+        """The method as a run's record keeps it, with all its options.
+
+        Raises:
+            UserError: an option is nothing that JSON can hold.
+        """
+        described = {
             "name": self.name,
-            "router": described(self.router),
-            "mode": self.mode if isinstance(self.mode, str) else described(self.mode),
-            "gate": None if self.gate is None else described(self.gate),
+            "router": description(self.router),
+            "mode": self.mode if isinstance(self.mode, str) else description(self.mode),
+            "gate": None if self.gate is None else description(self.gate),
             "masked": self.masked,
         }
+        try:
+            read: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read again: a tuple is a list
+        except (TypeError, ValueError) as error:
+            raise UserError(f"method {self.name}: its options cannot be recorded as JSON: {error}") from error
+        return read
 
     def with_options(self, options: Mapping[str, Any]) -> Method:
         """The method with other values of some fields of its router, composer or gate.
 
         Raises:
-            UserError: none of them has such a field.
+            UserError: none of them has such a field, or it takes no such value.
         """
         parts: dict[str, Any] = {"router": self.router, "mode": self.mode, "gate": self.gate}
         parts = {name: part for name, part in parts.items() if dataclasses.is_dataclass(part)}
@@ -146,9 +191,9 @@ class Method:
                 )
         changed: dict[str, Any] = {}
         for name, part in parts.items():
-            values = {option: value for option, value in options.items() if known[option] == name}
+            given = {option: value for option, value in options.items() if known[option] == name}
             try:
-                changed[name] = replace(part, **values)
+                changed[name] = replace(part, **{option: typed(part, option, value) for option, value in given.items()})
             except (TypeError, ValueError) as error:
                 raise UserError(f"method {self.name}: {error}") from error
         return replace(self, **changed)
@@ -159,6 +204,25 @@ def with_ood(method: Method) -> tuple[Method, Method]:
     return method, replace(method, name=f"{method.name}_ood", masked=True)
 
 
-def described(part: Any) -> dict[str, Any]:
-    """A router, composer or gate as records keep it: its kind and its options."""
-    return {"kind": type(part).__name__, **dataclasses.asdict(part)}
+def typed(part: Any, option: str, value: Any) -> Any:
+    """A value of a part's option as its annotation has it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return TypeAdapter(get_type_hints(type(part))[option]).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"option {option} is {value!r}: {error.errors()[0]['msg']}") from error
+
+
+def description(part: Any) -> dict[str, Any]:
+    """A router, composer or gate as records keep it: its kind and options; of code that is a user's own, its hash."""
+    kind = part if inspect.isfunction(part) else type(part)
+    described: dict[str, Any] = {"kind": kind.__qualname__}
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        described |= dataclasses.asdict(part)
+    if kind.__module__.partition(".")[0] not in PACKAGES:
+        source = inspect.getsourcefile(kind)
+        described |= {"module": kind.__module__, "source": None if source is None else hash_path(Path(source))}
+    return described

@@ -9,8 +9,8 @@ is. So the weights are the expectation over both cases,
 
 and what is left below `least` of the whole is dropped: an input that is recognised is answered by a single adapter, a
 strange one by a mixture. The user need not say which of the two it is: the paper's selection is good at the one, its
-mixture at the other. m was chosen on the pool as well, by the loss of its samples' answers with their own adapter masked
-(docs/results/methods-gemma-270m.md).
+mixture at the other. m was chosen on the pool as well, by the loss of its samples' answers with their own adapter
+masked (docs/results/methods-gemma-270m.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from lora_retriever.errors import UserError
 from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import RECORDED, RETRIEVAL, SCORED, compositions_of
+from lora_retriever.methods.paper import RECORDED, RETRIEVAL, SCORED, check_k, compositions_of
 
 if TYPE_CHECKING:
     from lora_retriever.scorers import Array
@@ -44,6 +44,9 @@ class Calibrated:
     least: float = 0.05
     sharing: bool = True
     floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_k(self.nearest)
 
     def route(self, setting: Setting) -> list[Composition]:
         """The adapters found, with their weights.

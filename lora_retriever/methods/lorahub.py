@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_retriever.methods.base import Composition, Method, with_ood
+from lora_retriever.setting import RECORD_FILE
 
 if TYPE_CHECKING:
     from lora_retriever.setting import Setting
@@ -54,7 +55,7 @@ class LoraHub:
             UserError: there is no model to look into, or it cannot be done.
         """
         folder = setting.learned("lorahub", asdict(self), partial(self._learn, setting))
-        weights: dict[str, float] = json.loads((folder / "record.json").read_text(encoding="utf-8"))["weights"]
+        weights: dict[str, float] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["weights"]
         return [
             Composition.of({name: weight for name, weight in weights.items() if name != own})
             for own in setting.excluded

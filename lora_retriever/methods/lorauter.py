@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import RETRIEVAL, compositions_of, recorded, weights_of
+from lora_retriever.methods.paper import RETRIEVAL, check_k, compositions_of, recorded, weights_of
 
 if TYPE_CHECKING:
     from lora_retriever.setting import Setting
@@ -24,6 +24,11 @@ class Similar:
 
     k: int = 3
     temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be more than 0")
 
     def route(self, setting: Setting) -> list[Composition]:
         """The adapters found, with their weights."""

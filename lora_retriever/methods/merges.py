@@ -7,11 +7,19 @@ papers have it: so the result stays of low rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import RETRIEVAL, TOP_K, Nearest
+from lora_retriever.methods.paper import (
+    RETRIEVAL,
+    TOP_K,
+    Nearest,
+    check_k,
+    compositions_of,
+    recorded,
+    weights_of,
+)
 from peft_composition.merges import Dare, Svd, Ties
 
 if TYPE_CHECKING:
@@ -29,10 +37,17 @@ class Raised:
     power: int
     k: int | None = None
 
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        if self.power < 0:
+            raise ValueError(f"power is {self.power}; it must be 0 or more")
+
     def route(self, setting: Setting) -> list[Composition]:
         """The adapters found, with their weights."""
-        found = Nearest(self.k).route(setting)
-        return [replace(each, weights=tuple(weight**self.power for weight in each.weights)) for each in found]
+        k = setting.k if self.k is None else self.k
+        hits = setting.search(recorded(k, setting))
+        weights = weights_of(hits.scores[:, :k], setting.temperature if self.power else None)  # [rows, k]
+        return compositions_of(hits, weights**self.power)
 
 
 METHODS = (

@@ -48,12 +48,25 @@ class Nearest:
 
     k: int | None = None
 
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
     def route(self, setting: Setting) -> list[Composition]:
         """The adapters found, weighted alike, or by the profile's temperature where it has one."""
         k = setting.k if self.k is None else self.k
         hits = setting.search(recorded(k, setting))
         weights = weights_of(hits.scores[:, :k], setting.temperature)  # [rows, k]
         return compositions_of(hits, weights)
+
+
+def check_k(k: int | None) -> None:
+    """See that a router's option k is a number of adapters, or None.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
 
 
 def recorded(k: int, setting: Setting) -> int:

@@ -53,7 +53,7 @@ METHODS = (
         Method(
             "uniform",
             "the average of the outputs of all adapters",
-            "Ostapenko et al. 2024, arXiv 2405.11157",
+            "a floor of every router",
             Alike(),
         )
     ),
@@ -61,7 +61,7 @@ METHODS = (
         Method(
             "random",
             "the average of the outputs of k adapters drawn for each row",
-            "the floor of every router",
+            "a floor of every router",
             Drawn(),
             settings=frozenset({"k"}),
         )

@@ -23,13 +23,14 @@ def to_text(methods: Sequence[Method], chosen: Collection[str]) -> str:
         if method.name.removesuffix(OOD) in names - {method.name}:
             continue
         twin = method.name + OOD
-        mark = "*" if method.name in chosen else " "
+        mark = "*" if {method.name, twin} & set(chosen) else " "
         name = f"{method.name}[{OOD}]" if twin in names else method.name
         options = ", ".join(f"{option}={value}" for option, value in options_of(method).items())
         lines.append((f"{mark} {name}", method.summary + (f" ({options})" if options else ""), method.citation))
     width = max(len(name) for name, _, _ in lines)
     text = "".join(f"{name:<{width}}  {summary}. {citation}\n" for name, summary, citation in lines)
-    return f"{text}\n* run by default; [{OOD}]: also with every row's own adapter masked\n"
+    explained = f"* run by default; [{OOD}]: also with every row's own adapter masked; k=None: the profile's k"
+    return f"{text}\n{explained}\n"
 
 
 def options_of(method: Method) -> dict[str, Any]:
@@ -40,5 +41,4 @@ def options_of(method: Method) -> dict[str, Any]:
         for part in parts
         if dataclasses.is_dataclass(part)
         for field in dataclasses.fields(part)
-        if getattr(part, field.name) is not None
     }

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -20,8 +21,12 @@ from rich.console import Console
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
 from lora_retriever.evaluate import evaluate
-from lora_retriever.methods import Method, find_methods, paper, registered, with_ood
-from lora_retriever.profile import PROFILES, load_profile
+from lora_retriever.files import hash_path
+from lora_retriever.methods import Composition, Method, Router, find_methods, paper, registered, with_ood
+from lora_retriever.methods.paper import Own
+from lora_retriever.profile import PROFILES, Profile, load_profile
+from lora_retriever.setting import Setting
+from lora_retriever.sweep import expand
 
 QUIET = Console(file=io.StringIO())
 EIGHT = ["base", "selection", "selection_ood", "fusion", "fusion_ood", "mixture", "mixture_ood", "best_selection"]
@@ -169,17 +174,18 @@ def test_options_reach_router_composer_and_gate_and_the_twin(toy: Path) -> None:
     options = {"made": {"adapter": "city_qa", "density": 0.5, "sharpness": 2.0}}
     found = find_methods(["toy:MADE"], options, toy)
     assert names(found) == ["made", "made_ood"]
+    code = {"module": "toy", "source": hash_path(toy / "toy.py")}
     for method in found:
         assert method.describe() == {
             "name": method.name,
-            "router": {"kind": "Always", "adapter": "city_qa"},
-            "mode": {"kind": "Plain", "density": 0.5},
-            "gate": {"kind": "Even", "sharpness": 2.0},
+            "router": {"kind": "Always", "adapter": "city_qa", **code},
+            "mode": {"kind": "Plain", "density": 0.5, **code},
+            "gate": {"kind": "Even", "sharpness": 2.0, **code},
             "masked": method.name == "made_ood",
         }
     untouched, _ = find_methods(["toy:MADE"], {"made": {"density": 0.5}}, toy)
     assert untouched.router == find_methods(["toy:ALWAYS"], {}, toy)[0].router
-    assert untouched.describe()["gate"] == {"kind": "Even", "sharpness": 1.0}
+    assert untouched.describe()["gate"] == {"kind": "Even", "sharpness": 1.0, **code}
 
 
 def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
@@ -204,7 +210,11 @@ def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
         ({"methods": ["toy:MADE"], "options": {"made": {"x": 2}}},
          "method made has no option 'x' (known: adapter, density, sharpness)"),
         ({"methods": ["toy:MADE"], "options": {"made": {"sharpness": -1}}},
-         "method made: sharpness is -1, but must be above 0"),
+         "method made: sharpness is -1.0, but must be above 0"),
+        ({"options": {"mixture": {"k": 0}}}, "method mixture: k is 0; it must be at least 1"),
+        ({"options": {"mixture": {"k": "three"}}}, "method mixture: option k is 'three': Input should be a valid int"),
+        ({"options": {"lorauter": {"temperature": 0}}}, "method lorauter: temperature is 0.0; it must be more than 0"),
+        ({"options": {"calibrated": {"nearest": 0}}}, "method calibrated: k is 0; it must be at least 1"),
     ],
 )  # fmt: skip
 def test_an_unknown_method_or_option_is_named_with_what_is_known(
@@ -235,7 +245,8 @@ def test_a_users_own_method_runs_from_its_file_beside_the_profile(toy: Path) -> 
     assert any(mine[task]["predicted_answer"] != oracles[task]["predicted_answer"] for task in mine)
     meta = json.loads((toy / "results" / "always.meta.json").read_text())
     assert meta["finished"]
-    assert meta["configuration"]["method"]["router"] == {"kind": "Always", "adapter": "city_qa"}
+    router = meta["configuration"]["method"]["router"]
+    assert router == {"kind": "Always", "adapter": "city_qa", "module": "toy", "source": hash_path(toy / "toy.py")}
     other = load_profile(write_profile(toy, methods=["toy:ALWAYS"]))
     with pytest.raises(UserError, match=r"another configuration: method\.router\.adapter: city_qa → passive"):
         evaluate(other, None, toy / "results", 1, QUIET)
@@ -309,3 +320,79 @@ def test_a_module_that_fails_is_a_line_to_its_user(
 def test_what_is_no_method_is_refused(toy: Path, location: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         find_methods([location], {}, toy)
+
+
+def test_code_of_a_user_that_has_changed_is_another_configuration(toy: Path) -> None:
+    path = write_profile(toy, methods=["toy:ALWAYS"], options={"always": {"adapter": "city_qa"}})
+    evaluate(load_profile(path), None, toy / "results", 1, QUIET)
+    with (toy / "toy.py").open("a", encoding="utf-8") as file:
+        file.write("# other code\n")
+    sys.modules.pop("toy")
+    with pytest.raises(UserError, match=r"another configuration: method\.router\.source"):
+        evaluate(load_profile(path), None, toy / "results", 1, QUIET)
+
+
+# Methods as they are run
+
+
+@dataclass(frozen=True)
+class Short:
+    """Forgets the last row."""
+
+    def route(self, setting: Setting) -> list[Composition]:
+        return Own().route(setting)[:-1]
+
+
+@dataclass(frozen=True)
+class Layers(Short):
+    layers: Any
+
+
+def made(name: str, router: Router, masked: bool = False) -> Method:
+    return Method(name, "a toy", "nobody 2026", router, masked=masked)
+
+
+def test_a_method_that_cannot_be_planned_costs_the_others_nothing(
+    tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that gives masked rows their own adapters, and one that forgets a row; the oracle comes after them."""
+    methods = [made("leak", Own(), masked=True), made("short", Short()), registered()["best_selection"]]
+    monkeypatch.setattr(Profile, "find_methods", lambda profile, names=None: methods)
+    with pytest.raises(UserError) as error:
+        evaluate(tiny, None, tmp_path, 1, QUIET)
+    assert "2 runs could not be begun; the others are done:" in str(error.value)
+    assert re.search(r"leak: method leak: row \d+ was given \w+, its own adapter, though masked", str(error.value))
+    assert "short: method short: its router gave 18 compositions for 19 rows" in str(error.value)
+    assert json.loads((tmp_path / "best_selection.meta.json").read_text())["finished"]
+    assert not list(tmp_path.glob("leak.*"))
+
+
+def test_vllm_refuses_at_once_what_it_cannot_do(tiny: Profile, tmp_path: Path) -> None:
+    profile = tiny.model_copy(update={"backend": "vllm"})
+    with pytest.raises(UserError, match="as arrow, logo_ood, lorahub, smear want: name the other methods"):
+        evaluate(profile, ["mixture", "arrow", "logo_ood", "lorahub", "smear"], tmp_path, 1, QUIET)
+
+
+def test_an_option_k_is_not_swept_over(tiny: Profile) -> None:
+    methods = find_methods(["mixture"], {"mixture": {"k": 4}})
+    assert [variant.name for variant in expand(tiny, methods, ["k=1,2"])] == ["mixture"]
+
+
+def test_what_is_drawn_follows_the_profiles_seed(tiny: Profile) -> None:
+    variants = expand(tiny, find_methods(["dare", "mixture"]), ["seed=0,3"])
+    modes = {variant.name: variant.method.describe()["mode"] for variant in variants}
+    assert (modes["dare@seed=0"]["seed"], modes["dare@seed=3"]["seed"]) == (0, 3)
+    assert modes["mixture@seed=3"] == "mixture"
+
+
+def test_options_are_recorded_as_they_will_be_read_again() -> None:
+    """A tuple comes back from JSON as a list, and a finished run must not be refused for that."""
+    assert made("tuples", Layers((1, 2))).describe()["router"]["layers"] == [1, 2]
+    with pytest.raises(UserError, match="method sets: its options cannot be recorded as JSON"):
+        made("sets", Layers(frozenset({1}))).describe()
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, float("nan"))])
+def test_a_composition_without_a_finite_weight_for_every_adapter_is_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        Composition(("a", "b"), weights, (None, None))
