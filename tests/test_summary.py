@@ -14,8 +14,8 @@ from lora_retriever.answers import read_runs
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import Scoring
-from lora_retriever.summary import RunSummary, summarize, to_json, to_table
-from lora_retriever.tables import FORMATS
+from lora_retriever.summary import RunSummary, summarize, to_json, to_run_table, to_table
+from lora_retriever.tables import FORMATS, Cell
 
 
 def answered(task: str, domain: str, metric: str, targets: str, answer: str) -> dict[str, Any]:
@@ -94,6 +94,25 @@ def test_every_format_holds_the_same_numbers(results: Path) -> None:
     rows = list(csv.reader(io.StringIO(texts["csv"])))
     assert rows[0] == ["", "mixture", "best_selection"]
     assert all(len(row) == 3 for row in rows)
+
+
+def test_a_table_by_run_has_a_row_per_run_with_its_means_and_domains(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = to_run_table(summaries(results))
+    assert table.columns == [
+        "mean over tasks", "normalized", "reading comp em", "struct to text rouge-1", "empty answers",
+    ]  # fmt: skip
+    by_domain = dict(to_table(summaries(results)).rows)
+    for place, (run, cells) in enumerate(table.rows):
+        assert run == ["mixture", "best_selection"][place]
+        for label, cell in zip(table.columns[:2], cells, strict=False):
+            assert cell == by_domain[label][place]
+        assert [cell.value for cell in cells[2:4] if isinstance(cell, Cell)] == ([75, 50] if place == 0 else [100, 100])
+        assert cells[4] == ("1" if place == 0 else "0")
+    assert main(["summarize", str(results), "--by-run"]) == 0
+    assert "best_selection" in capsys.readouterr().out
+    assert main(["summarize", str(results), "--by-run", "--by-task"]) == 2
 
 
 def test_a_table_by_task_has_a_row_per_task_and_metric(results: Path) -> None:
