@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lora_retriever.errors import UserError
 from peft_composition import ComposableModel
 
 PADDED = 3 / 4
@@ -40,8 +41,12 @@ def decode(
 
     Prompts are padded on the left, and positions counted from a row's own first token: what `generate` does. They are
     best sorted by length. To be called within `model.composed` for a composed batch.
+
+    Raises:
+        UserError: the model's state would be lost from token to token, see `check_cache`.
     """
-    # States of other kinds of layers (Mamba's, say) cannot be parted and joined by row: such models keep their batches.
+    check_cache(model)
+    # The states of a hybrid's other layers (Mamba's, say) cannot be parted and joined by row: it keeps its batches.
     separable = all(type(layer) in SEPARABLE for layer in DynamicCache(config=model.config).layers)
     tokens, cache = _read(model, prompts, pad_id, separable)  # [rows]
     mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)  # [rows, longest]
@@ -68,6 +73,20 @@ def decode(
         mask = torch.cat([mask, mask.new_ones(len(in_batch), 1)], dim=1)  # [rows, length so far]
         tokens = _next_tokens(model, tokens[:, None], mask, positions, cache)  # [rows]
         positions = positions + 1
+
+
+def check_cache(model: ComposableModel) -> None:
+    """See that a model takes `past_key_values`, which are what is carried from one token to the next here.
+
+    Raises:
+        UserError: it keeps its state elsewhere, as pure Mamba, RWKV and xLSTM do; it would begin anew at every token.
+    """
+    kind = type(model.base)
+    if "past_key_values" not in _arguments(kind.forward):
+        raise UserError(
+            f"{kind.__name__} cannot be decoded here: its forward pass takes no past_key_values, so what it has read "
+            "would be lost from token to token; use a base with attention layers, or a hybrid that has some"
+        )
 
 
 def parts_of(lengths: Sequence[int]) -> Iterator[slice]:

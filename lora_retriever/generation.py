@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_retriever.decoding import decode
+from lora_retriever.decoding import check_cache, decode
 from lora_retriever.errors import UserError
 from lora_retriever.methods.base import Composition
 from lora_retriever.profile import GenerationSection
@@ -44,6 +44,8 @@ class Generator:
     """A base model with a pool of adapters, its tokenizer, and the settings by which it answers."""
 
     def __init__(self, model: ComposableModel, tokenizer: PreTrainedTokenizerBase, settings: GenerationSection) -> None:
+        """Raises `UserError` for a base whose state decoding would lose."""
+        check_cache(model)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
@@ -135,7 +137,8 @@ def load_generator(
     """Load everything that answers: base model, adapters, tokenizer.
 
     Raises:
-        UserError: the base or its tokenizer cannot be loaded, or an adapter cannot be composed exactly.
+        UserError: the base or its tokenizer cannot be loaded, the base cannot be decoded here, or an adapter cannot be
+            composed exactly.
     """
     model = load_composable(base, adapters, dtype, device, adapter_memory)
     return Generator(model, load_tokenizer(base), settings)

@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+from lora_retriever.backends.local import ran_out_of_memory
 from lora_retriever.data import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json, write_text
@@ -108,7 +109,8 @@ def learn_weights(
     """The weights of adapters under which `loss` and the penalty are least, of all that were tried.
 
     Args:
-        loss: of weights, one for each of `names`; it is called `steps` times at most.
+        loss: of weights, one for each of `names`; it is called `steps` times at most, and never twice for the same
+            weights, about which COBYLA may ask again (it begins anew once it has converged).
         l1: α, by which the mean |w_p| counts beside the loss.
         bound: no weight's absolute value exceeds it.
         log: a JSON-lines file of the tries. Those that it holds already, from before an interruption, are not computed
@@ -117,6 +119,7 @@ def learn_weights(
     """
     known = _read_steps(log) if log and log.exists() else []
     tried: list[Step] = []
+    losses: dict[tuple[float, ...], float] = {}  # of the weights in `tried`
     space = nevergrad.p.Array(init=np.zeros(len(names)), lower=-bound, upper=bound)
     space.random_state = np.random.RandomState(seed % 2**32)  # or it would take its own from numpy's global one
     optimizer = nevergrad.optimizers.Cobyla(parametrization=space, budget=steps)
@@ -130,9 +133,10 @@ def learn_weights(
                     tried.append(known.pop(0))
                 else:
                     known = []
-                    tried.append(_try(loss, weights))
+                    tried.append(Step(weights, losses[weights], 0.0) if weights in losses else _try(loss, weights))
                     if log:
                         write_text(log, "".join(json.dumps(asdict(step)) + "\n" for step in tried))
+                losses[weights] = tried[-1].loss
                 optimizer.tell(asked, objective(tried[-1], l1))
                 show(tried, bool(known))
     finally:
@@ -188,11 +192,10 @@ def answer_loss(
         settings: template, longest prompt, and how many rows and tokens a batch may have.
 
     Raises:
-        UserError: not even the template fits; later, when called: the batches do not fit into memory, or the adapters.
+        UserError: not even the template fits, or the tokenizer has no end mark; later, when called: the batches do not
+            fit into memory, or the adapters.
     """
     options = TrainingOptions(template=settings.template_text, max_tokens=settings.max_prompt_tokens)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no end mark, so no answer's end can be learned")
     try:
         examples = [encode_example(tokenizer, sample, options) for sample in samples]
     except ValueError as error:
@@ -206,7 +209,9 @@ def answer_loss(
                 losses = [value for batch in batches for value in example_losses(model, batch).tolist()]
         except CompositionError as error:
             raise UserError(str(error)) from error
-        except torch.OutOfMemoryError as error:
+        except Exception as error:  # torch's allocators raise plain RuntimeErrors, too
+            if not ran_out_of_memory(error):
+                raise
             raise UserError(
                 "the examples do not fit into memory; lower generation.batch_size of the profile, or --batch-size"
             ) from error

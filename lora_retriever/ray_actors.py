@@ -42,19 +42,22 @@ class Worker:
 
         if self._profile.threads is not None:
             torch.set_num_threads(self._profile.threads)
+        # A user's own module lies beside the profile: once imported, its gates and composers can be unpickled.
+        self._profile.find_methods()
         return load_local(self._profile, self._benchmark)
 
     def load(self) -> None:
-        """Have the model loaded.
+        """Have the model loaded, and the modules of the profile's methods.
 
         Raises:
-            UserError: it cannot be loaded.
+            UserError: one of them cannot be loaded.
         """
         _ = self._backend
 
     def answer(self, batch: bytes, way: bytes) -> bytes:
         """The pickled outcome of a pickled list of requests, composed in a pickled way: a mode and a gate."""
-        return pickle.dumps(self._backend.answer(pickle.loads(batch), *pickle.loads(way)))
+        backend = self._backend  # before anything is unpickled: it knows a user's own modules
+        return pickle.dumps(backend.answer(pickle.loads(batch), *pickle.loads(way)))
 
 
 class Desk:

@@ -157,18 +157,24 @@ def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[
     return [(task, task.names.index(quantity.score) if quantity.score else task.main) for task in concerned]
 
 
+LEAST = 0.05
+"""In percent: less than that is 0.0 with the one decimal that the paper prints."""
+
+
 def normalized(
     tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array], oracle: Mapping[str, Array]
 ) -> Array | None:
     """Mean over tasks of score / oracle's score × 100 (LoRAuter, arXiv 2601.21795), [...].
 
-    Tasks on which the oracle scores 0 have no such ratio and are left out; None where that leaves none.
+    Tasks on which the oracle scores 0 have no such ratio and are left out, as are those whose score a paper would print
+    as 0.0: BLEU without smoothing is 1e-78 where no phrase is right, and a ratio to that is no number to average. None
+    where that leaves none.
     """
     shared = [(scores[name][task.main], oracle[name][task.main]) for name, task in tasks.items() if name in oracle]
     if not shared:
         return None
     ours, best = (np.array(side) for side in zip(*shared, strict=True))  # [tasks, ...]
-    counts = best > 0
+    counts = best >= LEAST
     if not counts.any(axis=0).all():
         return None
     return np.asarray(np.where(counts, 100 * ours / np.where(counts, best, 1), 0).sum(axis=0) / counts.sum(axis=0))

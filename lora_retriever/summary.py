@@ -12,7 +12,17 @@ import numpy as np
 from lora_retriever.answers import ORACLE, Run, id_ranges, missing_rows
 from lora_retriever.metrics import METRICS, Scoring
 from lora_retriever.resampling import FEWEST_TASKS, Array, Indices, bootstrap, over_tasks, widened
-from lora_retriever.scores import MEAN, NORMALIZED, Quantity, ScoredRun, gathered, normalized, parts_of, score_run
+from lora_retriever.scores import (
+    LEAST,
+    MEAN,
+    NORMALIZED,
+    Quantity,
+    ScoredRun,
+    gathered,
+    normalized,
+    parts_of,
+    score_run,
+)
 from lora_retriever.tables import Cell, Table
 
 Interval = tuple[float, float]
@@ -54,7 +64,7 @@ class RunSummary:
     def tasks_not_normalized(self) -> list[str]:
         """The tasks for which the oracle has no answers, or scores 0: the normalized score is without them."""
         best = {} if self.oracle is None else self.oracle.main_scores()
-        return [name for name in self.scored.tasks if not best.get(name)]
+        return [name for name in self.scored.tasks if best.get(name, 0) < LEAST]
 
     @cached_property
     def intervals(self) -> dict[Quantity, Interval]:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from lora_retriever.data import Sample
+from lora_retriever.errors import UserError
 from lora_retriever.files import write_json
 from lora_retriever.prompt import ALPACA, encode_prompt
 
@@ -139,7 +140,13 @@ def encode_example(
 
     The prompt is cut as at evaluation. An answer of more than `max_answer_tokens` loses its end, and then has no end
     mark.
+
+    Raises:
+        UserError: the tokenizer has no end mark.
+        ValueError: not even the template fits into `max_tokens`.
     """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no end mark, so no answer's end can be learned")
     prompt = encode_prompt(tokenizer, options.template, sample.inputs, options.max_tokens).token_ids
     answer = [*tokenizer(sample.targets, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     answer = answer[: options.max_answer_tokens]

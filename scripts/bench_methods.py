@@ -1,9 +1,14 @@
 """What does each method cost? `python scripts/bench_methods.py [--profile tiny] [--methods mixture,arrow] [--rows 16]`
 
 The same rows are read and given the same number of new tokens under every method; the methods take turns, and every
-round is a ratio to the base model's of that round. Routing is timed twice: the first time a method learns, probes or
-fits what it needs (and finds what a run has left in --results); the second time it has it. What a gate prepares once is
-prepared by a first batch that does not count.
+round is a ratio to the base model's of that round. What a gate prepares once is prepared by a first batch that does not
+count.
+
+*Routing at first* is all that a method does before its first token, but for encoding the texts of rows and pool, which
+methods that retrieve share (bench_encoding times it): it trains its gate, learns weights, probes the rows, fits and
+calibrates its index, and gives the rows their adapters. Each method does all of this for itself, also what in a run it
+would share with others; only with --results does it find what was left there, by a run or by a method before it.
+*Again* is the router alone, a second time, with all of that at hand: gates are not asked, and no prompt is read.
 """
 
 from __future__ import annotations
@@ -24,13 +29,14 @@ from bench_composition import peak_bytes
 from rich.console import Console
 from rich.progress import track
 
-from lora_retriever.benchmark import open_benchmark
+from lora_retriever.benchmark import Benchmark, open_benchmark
 from lora_retriever.decoding import decode
 from lora_retriever.files import write_json
 from lora_retriever.generation import Generator, load_generator, make_prompts, pad_id, weight_matrix
 from lora_retriever.methods import Composition, LearnedGate, Method
 from lora_retriever.profile import Profile, load_profile
 from lora_retriever.prompt import Prompt
+from lora_retriever.results import locked
 from lora_retriever.setting import Resources, Setting
 from lora_retriever.tables import Table, terminal
 from peft_composition import Gate
@@ -62,16 +68,13 @@ def main() -> None:
     args = parser.parse_args()
     profile = load_profile(args.profile)
     methods = [method for method in profile.find_methods(["base", *args.methods.split(",")]) if not method.masked]
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(profile, methods, args, args.results or Path(folder))
+    figures = measure(profile, methods, args)
     print(terminal(table(figures)))
     if args.json:
         write_json(args.json, figures)
 
 
-def measure(
-    profile: Profile, methods: Sequence[Method], args: argparse.Namespace, results: Path
-) -> list[dict[str, Any]]:
+def measure(profile: Profile, methods: Sequence[Method], args: argparse.Namespace) -> list[dict[str, Any]]:
     """The figures of every method, the base's first."""
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
@@ -81,10 +84,7 @@ def measure(
     generator = load_generator(
         benchmark.base, benchmark.adapters, profile.generation, profile.torch_dtype, profile.torch_device
     )
-    resources = Resources(profile, benchmark, results, Console(stderr=True), lambda: generator)
-    if any("encoder" in method.reads for method in methods):
-        _ = resources.embeddings  # what all retrieval shares: see bench_encoding
-    routed = [route(method, Setting(resources, profile)) for method in track(methods, description="routing")]
+    routed = route_all(profile, methods, benchmark, generator, args.results)
     prompts = make_prompts([row.inputs for row in chosen], generator.tokenizer, profile.generation)
     # The longest first, as in a run; a method's compositions go with their rows.
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].token_ids))
@@ -111,6 +111,28 @@ def measure(
         }
         for each in routed
     ]
+
+
+def route_all(
+    profile: Profile, methods: Sequence[Method], benchmark: Benchmark, generator: Generator, results: Path | None
+) -> list[Routed]:
+    """The methods routed one by one, each with a results folder of its own unless one is given."""
+
+    def resources_in(folder: Path) -> Resources:
+        return Resources(profile, benchmark, folder, Console(stderr=True), lambda: generator)
+
+    routed = []
+    with tempfile.TemporaryDirectory() as scratch:
+        shared = resources_in(Path(scratch))
+        if any("encoder" in method.reads for method in methods):
+            _ = shared.embeddings  # encoded now, and not while the first method is timed
+        for method in track(methods, description="routing"):
+            resources = resources_in(results or Path(scratch) / method.name)
+            if "encoder" in method.reads:
+                resources.embeddings = shared.embeddings  # no more is shared: every method fits its own index of them
+            with locked(resources.results):
+                routed.append(route(method, Setting(resources, profile)))
+    return routed
 
 
 def route(method: Method, setting: Setting) -> Routed:
@@ -151,7 +173,11 @@ def table(figures: Sequence[dict[str, Any]]) -> Table:
             )
             for figure in figures
         ],
-        ["Answering, base = 1: medians of rounds."],
+        [
+            "Answering, base = 1: medians of rounds.",
+            "Routing at first: all that the method learns, probes and fits, but not the encoding of texts.",
+            "Again: the router alone, with all of that at hand.",
+        ],
     )
 
 

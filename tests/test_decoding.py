@@ -14,6 +14,9 @@ from model_families import DECODERS, InDouble, left_padded, prompts_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_retriever.decoding import LEAVE, PADDED, decode, parts_of
+from lora_retriever.errors import UserError
+from lora_retriever.generation import Generator
+from lora_retriever.profile import GenerationSection
 from peft_composition import ComposableModel
 
 NEW_TOKENS = 12
@@ -119,3 +122,15 @@ def test_models_with_other_states_than_keys_and_values_keep_their_batches_whole(
     expected = generated(model, prompts, eos_token_id=end_ids)
     answers = decode(model, prompts, end_ids, pad_id=0, max_new_tokens=NEW_TOKENS)
     assert answers == [cut(answer, end_ids) for answer in expected]
+
+
+def test_a_model_whose_state_would_be_lost_from_token_to_token_is_refused_when_it_is_loaded():
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=48, hidden_size=16, num_hidden_layers=1, state_size=4, expand=2, time_step_rank=2
+    )
+    model = ComposableModel(AutoModelForCausalLM.from_config(config).eval())
+    tokenizer: Any = None
+    with pytest.raises(UserError, match=r"MambaForCausalLM cannot be decoded here: .* no past_key_values"):
+        Generator(model, tokenizer, GenerationSection())
+    with pytest.raises(UserError, match="MambaForCausalLM"):
+        decode(model, [[5, 6, 7]], [], pad_id=0, max_new_tokens=2)

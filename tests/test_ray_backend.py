@@ -18,6 +18,7 @@ from contextlib import closing
 from functools import reduce
 from operator import or_
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -139,6 +140,55 @@ def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(
         assert meta["finished"] is True
         assert meta["configuration"]["backend"] == "ray"
     assert ray.is_initialized()  # it was there before
+
+
+# What a user might write in a file beside the profile, which no worker finds on Python's own path.
+OWN = """
+    from dataclasses import dataclass
+
+    from lora_retriever.methods import Method, registered
+    from peft_composition.modes import MODES
+
+
+    @dataclass(frozen=True)
+    class Whole:
+        mode: str = "fusion"
+
+        def __call__(self, stack, active):
+            return MODES[self.mode](stack, active)
+
+
+    @dataclass(frozen=True)
+    class Even:
+        share: float = 0.25
+
+        def prepare(self, offered):
+            return None
+
+        def weights(self, prepared, tokens):
+            return tokens.offered[:, None] * tokens.x.new_full((*tokens.x.shape[:2], 1), self.share)
+
+
+    NEAREST = registered()["mixture"]
+    METHODS = [
+        Method("own_composer", "as fusion", "nobody 2026", NEAREST.router, Whole(), reads=NEAREST.reads),
+        Method("own_gate", "each alike", "nobody 2026", NEAREST.router, gate=Even(), reads=NEAREST.reads),
+    ]
+"""
+
+
+def test_a_users_own_composer_and_gate_reach_the_workers(cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "own_of_ray.py").write_text(dedent(OWN))
+    methods = {"methods": ["own_of_ray:METHODS"]}
+    try:
+        evaluate(tiny_profile(tmp_path, **methods), None, tmp_path / "local", limit=1, console=QUIET)
+        evaluate(ray_profile(tmp_path, **methods), None, tmp_path / "ray", limit=1, console=QUIET)
+    finally:
+        sys.modules.pop("own_of_ray", None)
+    for name in ("own_composer", "own_gate"):
+        of_ray, of_local = ((tmp_path / results / f"{name}.jsonl").read_text() for results in ("ray", "local"))
+        assert of_ray == of_local
+        assert '"adapters": []' not in of_local
 
 
 REQUESTS = [Request(id, Prompt([0], 0), Composition()) for id in range(1, 6)]

@@ -14,6 +14,7 @@ from lora_retriever.answers import read_runs
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import Scoring
+from lora_retriever.scores import NORMALIZED
 from lora_retriever.summary import RunSummary, summarize, to_json, to_run_table, to_table
 from lora_retriever.tables import FORMATS, Cell
 
@@ -113,6 +114,21 @@ def test_a_table_by_run_has_a_row_per_run_with_its_means_and_domains(
     assert main(["summarize", str(results), "--by-run"]) == 0
     assert "best_selection" in capsys.readouterr().out
     assert main(["summarize", str(results), "--by-run", "--by-task"]) == 2
+
+
+def test_a_task_on_which_the_oracle_scores_next_to_nothing_is_not_normalized_by(tmp_path: Path) -> None:
+    """BLEU without smoothing is of the order of 1e-78 where no phrase is right; a draw must not be divided by that."""
+    rows = [answered("qa", "qa", "em", "yes", "yes")] * 2 + [
+        answered("wmt", "translation", "bleu", "the cat sat on the mat", "a cat"),
+        answered("wmt", "translation", "bleu", "the cat sat on the mat", "mat the"),
+    ]
+    better = [*rows[:2], *[{**row, "predicted_answer": "the cat sat on a mat"} for row in rows[2:]]]
+    for name, run in (("best_selection", rows), ("mixture", better)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"id": i, **row}) for i, row in enumerate(run)))
+    mixture = next(run for run in summaries(tmp_path) if run.name == "mixture")
+    assert mixture.values[NORMALIZED] == 100
+    assert mixture.intervals[NORMALIZED] == (100, 100)
+    assert mixture.tasks_not_normalized == ["wmt"]
 
 
 def test_a_table_by_task_has_a_row_per_task_and_metric(results: Path) -> None:

@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 from places import ROOT, TINY
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.data import PoolEntry
+from lora_retriever.errors import UserError
 from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example, train_adapter
 from peft_composition import ComposableModel
 
@@ -62,6 +63,13 @@ def test_labels_are_the_answer_and_its_end(tokenizer: PreTrainedTokenizerBase, t
     assert answer[-1] == tokenizer.eos_token_id
     cut = encode_example(tokenizer, sample, OPTIONS.model_copy(update={"max_answer_tokens": 1}))
     assert cut["labels"][-1] != tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(tiny_pool: list[PoolEntry]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"base: it has no end mark, so no answer's end can be learned"):
+        encode_example(tokenizer, tiny_pool[0].sample[0], OPTIONS)
 
 
 def test_training_lowers_the_loss_and_leaves_the_base(

@@ -54,7 +54,7 @@ class LocalBackend:
             else:
                 continue
             # The error is gone here, and with it the frames that held the batch's tensors.
-            _free_memory()
+            free_memory()
             if len(piece) == 1 or not (too_large or bad_adapter):
                 outcome |= Outcome(failures={request.id: reason for request in piece})
                 continue
@@ -104,7 +104,8 @@ def ran_out_of_memory(error: Exception) -> bool:
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give back what a batch that did not fit has left, once its error is gone."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.everything import Everything
 from lora_retriever.methods.spectral import computing_dtype, spectrum_of
+from lora_retriever.methods.weighing import softmax_of_offered
 from peft_composition import Offered, Tokens
 
 CITATION = "Ostapenko et al. 2024, arXiv 2405.11157"
@@ -46,18 +46,7 @@ class Arrow:
     def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
         """The softmax [batch, n, P] of |x · v_p| over the best of what is offered."""
         scores = (tokens.x.to(prepared.dtype) @ prepared.T).abs()  # [batch, n, P]
-        return softmax_of_best(scores, tokens.offered, self.top_k, self.temperature)
-
-
-def softmax_of_best(scores: Tensor, offered: Tensor, top_k: int, temperature: float) -> Tensor:
-    """Weights [batch, n, P]: the softmax, at a temperature, of the `top_k` best scores [batch, n, P]; the others get 0.
-
-    `offered` [batch, P] says which adapters there are to choose from; where fewer than `top_k` are, all are kept. A row
-    that is offered nothing has NaN, which is dropped with all that is not offered.
-    """
-    candidates = scores.masked_fill(~offered[:, None], -torch.inf)  # [batch, n, P]
-    best, places = candidates.topk(min(top_k, scores.shape[2]), dim=2)  # [batch, n, k]
-    return torch.zeros_like(scores).scatter(2, places, torch.softmax(best / temperature, dim=2))
+        return softmax_of_offered(scores, tokens.offered[:, None], self.top_k, self.temperature)
 
 
 def check_top_k(top_k: int, temperature: float) -> None:

@@ -2,15 +2,15 @@
 
 Two probabilities are calibrated on the pool's samples alone, each scored as if it had been left out: c, that the
 input's own adapter is in the pool at all (`AdapterIndex.presence`), and P(p), that it is p if it is
-(`Hits.probabilities`). Where the own adapter is there, it is the best; where it is not, the average of the nearest ones
-is. So the weights are the expectation over both cases,
+(`Hits.probabilities`). The weights are
 
-    w_p = c · P(p) + (1 − c) · 1/m for the m nearest,
+    w_p = t c · P(p) + (1 − t c) · 1/m for the m nearest,
 
-and what is left below `least` of the whole is dropped: an input that is recognised is answered by a single adapter, a
-strange one by a mixture. The user need not say which of the two it is: the paper's selection is good at the one, its
-mixture at the other. m was chosen on the pool as well, by the loss of its samples' answers with their own adapter
-masked (docs/results/methods-gemma-270m.md).
+so that an input which is recognised gets most from one adapter, and a strange one the average of the nearest. The user
+need not say which of the two it is. With t = 1 a recognised input gets its adapter alone, w being the expectation over
+"it is there, and best" and "it is not". But even an adapter that is the right one gains from its neighbours: t and m
+were chosen by the loss of answers of pool samples, those of an adapter that was trained without them, and those whose
+own adapter was masked (docs/results/methods-gemma-270m.md).
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ class Calibrated:
     """Weights by calibrated probabilities.
 
     Attributes:
-        nearest: m, how many adapters answer an input whose own one is not there.
+        trust: t, the share of the whole that a recognised input gives to the adapter it is recognised by.
+        nearest: m, how many adapters share the rest.
         least: weights below this are dropped, and the others scaled to sum to 1.
-        sharing: whether c is used at all; without it, w_p = P(p).
         floor: an input for which c is below this gets no adapter.
     """
 
+    trust: float = 0.5
     nearest: int = 8
     least: float = 0.05
-    sharing: bool = True
     floor: float = 0.0
 
     def __post_init__(self) -> None:
         check_k(self.nearest)
+        if not 0 <= self.trust <= 1:
+            raise ValueError(f"trust is {self.trust}; it must be from 0 to 1")
 
     def route(self, setting: Setting) -> list[Composition]:
         """The adapters found, with their weights.
@@ -65,10 +67,10 @@ class Calibrated:
 
     def weights(self, probabilities: Array, presence: Array) -> Array:
         """Weights [rows, found] from the probabilities [rows, found] of what was found, best first, and c [rows]."""
-        there = presence[:, None] if self.sharing else np.ones((len(presence), 1))
+        recognised = self.trust * presence[:, None]  # [rows, 1]
         nearest = np.zeros(probabilities.shape)
         nearest[:, : self.nearest] = 1 / min(self.nearest, probabilities.shape[1])
-        weights = there * probabilities + (1 - there) * nearest  # [rows, found]
+        weights = recognised * probabilities + (1 - recognised) * nearest  # [rows, found]
         weights = np.where(weights >= np.minimum(self.least, weights.max(axis=1, keepdims=True)), weights, 0)
         weights = weights / weights.sum(axis=1, keepdims=True)
         return np.where(presence[:, None] >= self.floor, weights, 0)
@@ -77,7 +79,7 @@ class Calibrated:
 METHODS = with_ood(
     Method(
         "calibrated",
-        "one adapter where retrieval is sure, a mixture where it is not",
+        "a mixture of the nearest, the more of one the surer it is the right one",
         "ours, docs/results/methods-gemma-270m.md",
         Calibrated(),
         reads=RETRIEVAL,

@@ -13,9 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Everything:
-    """Every adapter of the pool with weight 1, but for a row's own where it is masked: a gate does the weighing."""
+    """Every adapter of the pool with weight 1, but a row's own with 0 where it is masked: a gate does the weighing."""
 
     def route(self, setting: Setting) -> list[Composition]:
-        """The whole pool, in its order, for every row."""
-        names = setting.names
-        return [Composition.of({name: 1.0 for name in names if name != own}) for own in setting.excluded]
+        """The whole pool, in its order, for every row.
+
+        A masked adapter is there with weight 0. Left out, it would be missing from batches that have no other row to
+        offer it to, and what a gate prepares is kept by the set of adapters that a batch offers.
+        """
+        names = tuple(setting.names)
+        return [
+            Composition(names, tuple(float(name != own) for name in names), (None,) * len(names))
+            for own in setting.excluded
+        ]

@@ -30,13 +30,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lora_retriever.backends.local import ran_out_of_memory
 from lora_retriever.data import PoolEntry
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
 from lora_retriever.generation import pad_id
 from lora_retriever.methods.base import Composition
 from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example
-from peft_composition import CompositionError
+from peft_composition import AdapterMemoryError, CompositionError
 
 if TYPE_CHECKING:
     from lora_retriever.setting import Setting
@@ -144,7 +145,20 @@ class Training:
         """
         options = Training(**{option.name: getattr(self, option.name) for option in fields(Training)})
         learn = partial(train, setting, options, mode, weigh)
-        return Matrices.load(setting.learned(name, vars(options), learn) / MATRICES_FILE)
+        try:
+            return Matrices.load(setting.learned(name, vars(options), learn) / MATRICES_FILE)
+        except AdapterMemoryError as error:
+            raise UserError(
+                f"training the gate of {name} needs all experts in memory at once; raise adapters.memory of the "
+                f"profile: {error}"
+            ) from error
+        except Exception as error:  # torch's allocators raise plain RuntimeErrors, too
+            if not ran_out_of_memory(error):
+                raise
+            raise UserError(
+                f"training the gate of {name}: a step does not fit into memory; lower the options batch_size "
+                f"({self.batch_size}) or max_tokens of the method, or adapters.memory of the profile"
+            ) from error
 
 
 class GateInTraining:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from lora_retriever.methods.base import Method
 from lora_retriever.methods.experts import Experts, Matrices, Training
+from lora_retriever.methods.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
     from lora_retriever.setting import Setting
@@ -66,14 +66,7 @@ def token_weights(matrix: Tensor, tokens: Tokens, top_k: int | None = None) -> T
     the matrix G [P, d_in], float32.
     """
     scores = linear(tokens.x.to(matrix.dtype), matrix)  # G x, [batch, n, P]
-    lowest = torch.finfo(
-        scores.dtype
-    ).min  # not -inf: rows that are offered nothing would have NaN, and their gradients
-    scores = scores.masked_fill(~tokens.offered[:, None], lowest)
-    if top_k is not None and top_k < scores.shape[-1]:
-        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
-        scores = scores.masked_fill(~kept, lowest)
-    return scores.softmax(dim=-1)
+    return softmax_of_offered(scores, tokens.offered[:, None], top_k)
 
 
 METHODS = (

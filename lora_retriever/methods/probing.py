@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lora_retriever.backends import Request
 from lora_retriever.backends.batches import plan_batches, unfinished
+from lora_retriever.backends.local import divided, free_memory, ran_out_of_memory
 from lora_retriever.decoding import decode
 from lora_retriever.errors import UserError
 from lora_retriever.generation import Generator, make_prompts, pad_id
@@ -67,11 +68,12 @@ def probe(setting: Setting) -> Signals:
     """The signals of the setting's rows, measured now where that was not done before.
 
     Raises:
-        UserError: there is no model to look into, its memory does not hold the pool, or its numbers overflow.
+        UserError: there is no model to look into, its memory does not hold the pool or a single prompt beside it, or
+            its numbers overflow.
     """
     texts = list(dict.fromkeys(row.inputs for row in setting.rows))
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    folder = setting.learned("probing", {"inputs": digest}, partial(_measure, setting, texts))
+    folder = setting.learned("probing", {"inputs": digest}, partial(_measure, setting, texts), seeded=False)
     places = {text: place for place, text in enumerate(texts)}
     rows = [places[row.inputs] for row in setting.rows]
     return Signals(**{name: values[rows] for name, values in load_file(folder / FILE).items()})
@@ -121,8 +123,12 @@ class Probe:
         for rows, means, targets in self._shares:
             shares.index_add_(0, rows.cpu(), means.float().cpu())
             modules.index_add_(0, rows.cpu(), targets.float().cpu().expand(len(rows), -1))
-        self._last, self._shares = [], []
+        self.forget()
         return {"norm": norm, "certainty": certainty, "share": shares / modules}
+
+    def forget(self) -> None:
+        """Forget what was noted of a batch."""
+        self._last, self._shares = [], []
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,43 @@ def read(generator: Generator, gate: Probe, prompts: Sequence[Sequence[int]], na
     return {name: values[:, columns].numpy() for name, values in gate.take(len(prompts)).items()}
 
 
+def readings(
+    generator: Generator, gate: Probe, batches: Sequence[Sequence[Request]], names: Sequence[str]
+) -> Iterator[tuple[Sequence[Request], dict[str, Array]]]:
+    """Requests with their signals, batch after batch. One that does not fit into memory is halved; so are later ones.
+
+    Raises:
+        UserError: the pool does not fit into memory, or a single prompt beside it.
+    """
+    pieces = 1  # into so many a planned batch is divided, once one did not fit
+    for batch in batches:
+        waiting = list(divided(batch, pieces))
+        while waiting:
+            piece = waiting.pop(0)
+            try:
+                measured = read(generator, gate, [request.prompt.token_ids for request in piece], names)
+            except AdapterMemoryError as error:  # a smaller batch would have as many
+                raise UserError(
+                    f"probing needs the whole pool in memory at once; raise adapters.memory of the profile: {error}"
+                ) from error
+            except Exception as error:  # torch's allocators raise plain RuntimeErrors, too
+                if not ran_out_of_memory(error):
+                    raise
+                if len(piece) == 1:
+                    raise UserError(
+                        f"probing: a prompt of {len(piece[0].prompt.token_ids)} tokens does not fit into memory by "
+                        "itself; lower generation.max_prompt_tokens of the profile"
+                    ) from error
+            else:
+                yield piece, measured
+                continue
+            # The error is gone here, and with it the frames that held the batch's tensors.
+            gate.forget()
+            free_memory()
+            waiting = [*divided(piece, 2), *waiting]
+            pieces = max(pieces, -(-len(batch) // len(waiting[0])))
+
+
 def _measure(setting: Setting, texts: Sequence[str], folder: Path) -> dict[str, Any]:
     """Write the signals [texts, adapters] to the folder, going on with what is there. Returns what is recorded."""
     generator, names, file = setting.generator, setting.names, folder / FILE
@@ -153,7 +196,6 @@ def _measure(setting: Setting, texts: Sequence[str], folder: Path) -> dict[str, 
         else {name: np.full((len(texts), len(names)), np.nan, np.float32) for name in Signals.__dataclass_fields__}
     )
     done = np.flatnonzero(~np.isnan(signals["share"]).any(axis=1)).tolist()
-    gate = Probe()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[read]}"))
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=setting.console
@@ -161,12 +203,9 @@ def _measure(setting: Setting, texts: Sequence[str], folder: Path) -> dict[str, 
         # By tokens: the longest prompts come first, and by number alone the time left would be too long.
         tokens = [len(prompt.token_ids) for prompt in prompts]
         bar = bars.add_task("probing", total=sum(tokens), completed=sum(tokens[place] for place in done), read="")
-        for batch in unfinished(plan_batches(requests, generator.settings), done):
-            places = [request.id for request in batch]
-            try:
-                measured = read(generator, gate, [request.prompt.token_ids for request in batch], names)
-            except AdapterMemoryError as error:
-                raise UserError(f"probing needs the whole pool in memory at once: {error}") from error
+        batches = unfinished(plan_batches(requests, generator.settings), done)
+        for read_together, measured in readings(generator, Probe(), batches, names):
+            places = [request.id for request in read_together]
             for name, values in measured.items():
                 if not np.isfinite(values).all():
                     raise UserError(

@@ -7,6 +7,11 @@ What differs from that paper: there the experts are trained along with the layer
 meanwhile; as a baseline of LoraRetriever (arXiv 2402.09997) they are adapters that are there already (`experts`). The
 prompt is all that the mean is taken of, also for the tokens of the answer, as the answer is not there when it begins.
 LoraRetriever has one column for it, no out-of-domain one, as the experts are one fixed draw: so there is no such twin.
+
+The prompt is what the pass reads before which nothing is cached. Three ways of calling the model, of which this
+project's decoding does none, make something else of it: without a cache (`use_cache=False`) every pass reads the answer
+so far as well; of a prompt that is read in chunks, the first decides (the last, with a cache that cannot say what it
+has seen); and with a static cache, under whose masks of four dimensions all tokens count as real, so does the padding.
 """
 
 from __future__ import annotations
@@ -14,12 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from lora_retriever.methods.base import Method
 from lora_retriever.methods.experts import Experts, Matrices, Training
+from lora_retriever.methods.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
     from lora_retriever.setting import Setting
@@ -65,9 +70,7 @@ def prompt_weights(matrix: Tensor, tokens: Tokens) -> Tensor:
         real = tokens.real[:, :, None]  # [batch, n, 1]
         total = tokens.x.to(matrix.dtype).where(real, 0).sum(dim=1)  # [batch, d_in]
         scores = linear(total / real.sum(dim=1).clamp(min=1), matrix)  # G x̄, [batch, P]
-        # Not -inf: rows that are offered nothing would have NaN, and so would their gradients.
-        scores = scores.masked_fill(~tokens.offered, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(dim=-1)  # [batch, P]
+        weights = softmax_of_offered(scores, tokens.offered)  # [batch, P]
         tokens.remember(REMEMBERED, weights)
     else:
         weights = tokens.recall(REMEMBERED)  # [batch, P]

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lora_retriever.methods.arrow import check_top_k, softmax_of_best
+from lora_retriever.methods.arrow import check_top_k
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.everything import Everything
 from lora_retriever.methods.spectral import computing_dtype, lengths, response_of, spectrum_of
+from lora_retriever.methods.weighing import softmax_of_offered
 from peft_composition import Offered, Tokens
 
 CITATION = "Fleshman & Van Durme 2025, arXiv 2504.03454"
@@ -50,7 +51,7 @@ class SpectR:
     def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
         """The softmax [batch, n, P] of the lengths over the best of what is offered."""
         scores = lengths(prepared, tokens.inner)  # [batch, n, P]
-        return softmax_of_best(scores, tokens.offered, self.top_k, self.temperature)
+        return softmax_of_offered(scores, tokens.offered[:, None], self.top_k, self.temperature)
 
 
 METHODS = with_ood(

@@ -5,6 +5,12 @@ No update is multiplied out. With the Gram matrices G_A = A A^T and G_B = (s B)^
 and A^T G_B A v = σ² v. So V^T x is a product with A x, which a gate is given. All of this is computed in float64 and on
 the CPU, where it is the same for every device.
 
+But A x itself (`tokens.inner`, from which SpectR and LoGo start) has been rounded to the dtype of the model's products,
+by a share of its eps: 2^-7 in bfloat16, 2^-10 in float16. In V^T x, and so in SpectR's scores, G_A^-½ enlarges that
+error along the directions in which A is small. Where A's singular value is below eps times its largest, bfloat16's
+rounding is all that would be left, so such directions count as none. LoGo's ‖s B A x‖ needs no inverse: its error is
+that of A x. Arrow takes x itself, and its prototypes are rounded to float32 only.
+
 Knows tensors alone; knows nothing of routing.
 """
 
@@ -25,7 +31,8 @@ NEGLIGIBLE = 1e-12
 class Spectrum:
     """The updates' singular values, largest first, and the coordinates of an input along their right singular vectors.
 
-    Where an update has less than rank r, padding included, singular values are 0 and rows are zeros.
+    Where an update has less than rank r, padding included, singular values are 0 and rows are zeros; so they are where
+    the dtype of A x cannot tell.
     """
 
     values: Tensor  # S, [P, r] float64
@@ -35,7 +42,8 @@ class Spectrum:
 def spectrum_of(offered: Offered) -> Spectrum:
     """The spectra of all adapters' updates at a module, on the CPU."""
     down = offered.down.cpu().double()  # [P, r, d_in]
-    squares, basis = _eigen(down @ down.mT)  # [P, r], [P, r, r]: G_A = basis diag(squares) basis^T
+    negligible = max(NEGLIGIBLE, torch.finfo(offered.down.dtype).eps ** 2)
+    squares, basis = _eigen(down @ down.mT, negligible)  # [P, r], [P, r, r]: G_A = basis diag(squares) basis^T
     roots = squares.sqrt()
     inverse = torch.where(squares > 0, 1 / roots, 0)  # [P, r]; only where A reaches
     root = (basis * roots[:, None]) @ basis.mT  # G_A^½, [P, r, r]
@@ -66,8 +74,8 @@ def _gram(up: Tensor) -> Tensor:
     return up @ up.mT  # [P, r, r]
 
 
-def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
+def _eigen(gram: Tensor, negligible: float = NEGLIGIBLE) -> tuple[Tensor, Tensor]:
     """Eigenvalues [P, r], largest first and the negligible ones 0, and eigenvectors as columns [P, r, r]."""
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(-1), vectors.flip(-1)
-    return values.where(values > NEGLIGIBLE * values[:, :1].clamp(min=0), 0), vectors
+    return values.where(values > negligible * values[:, :1].clamp(min=0), 0), vectors

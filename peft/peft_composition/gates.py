@@ -8,6 +8,7 @@ one gate weighs, nor of models and hooks.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +42,9 @@ class Tokens:
 
     With beams or several returned sequences a row has n = sequences · length tokens, one sequence after the other.
     What is padding is known of a mask [rows, positions]. Without one, with one of other dimensions (as `generate` makes
-    for a static cache), and in cross-attention, whose inputs are an encoder's, all tokens count as real. All tensors
-    are on the module's device, and none may be written to.
+    for a static cache), and in a module that sees another number of positions than the pass has (cross-attention, whose
+    inputs are an encoder's; but not the head, which may be given the last ones), all tokens count as real: a gate that
+    takes means then counts padding, too. All tensors are on the module's device, and none may be written to.
     """
 
     x: Tensor  # the module's input, [batch, n, d_in]
@@ -50,7 +52,7 @@ class Tokens:
     offered: Tensor  # [batch, P] bool: the row's own weight is not 0, and the adapter targets the module
     real: Tensor  # [batch, n] bool: False where padding
     rows: Tensor  # [batch] int64: which rows of the batch as composed these are
-    first: bool  # whether this pass reads the prompts: nothing is cached before it
+    first: bool  # whether this pass reads the prompts: nothing is cached before it, as far as the cache can say
     memory: dict[str, Tensor]  # the gate's own for this module while the composition lasts; empty at first
     batch: int  # rows of the batch as composed, which `rows` counts
 
@@ -70,6 +72,8 @@ class Tokens:
 class Gate(Protocol):
     """Weighs the adapters by token. Hashable: what it prepares is kept for whatever gate is equal to it.
 
+    That of a gate which is hashed by identity, as objects are that say nothing else, is not kept longer than the gate.
+
     Rows leave a batch, and its prompts may be read in parts: a gate that remembers something of a prompt does so with
     `tokens.remember` and `tokens.recall`. It remembers anew whenever `tokens.first` is True, as one composition may
     serve several generations.
@@ -78,7 +82,8 @@ class Gate(Protocol):
     def prepare(self, offered: Offered) -> Any:
         """Return what `weights` needs of the adapters, Arrow's prototypes for instance; None if nothing.
 
-        Called without gradients, once for each module and set of adapters: it may depend on nothing that is learned.
+        Called without gradients for each module and set of adapters, and again when the module was moved or cast, or
+        what it returned had to make room: so it may depend on nothing that is learned.
         """
         ...
 
@@ -133,16 +138,24 @@ def usage_of(tallies: Sequence[Tally], columns: Sequence[int]) -> GateUsage:
     return GateUsage(ordered.float(), (entropy / weighed.clamp(min=1)).float())
 
 
+_Known = Gate | weakref.ref[Gate]
+
+
 class PreparedGates:
-    """What gates prepared from adapters, kept from batch to batch for a few sets of adapters."""
+    """What gates prepared from adapters, kept from batch to batch for a few sets of adapters.
+
+    A gate that is hashed by identity is not kept alive: none could ask for what it prepared once it is gone.
+    """
 
     def __init__(self) -> None:
         """Nothing prepared yet."""
-        self._sets: OrderedDict[tuple[Gate, tuple[str, ...]], dict[str, _Prepared]] = OrderedDict()
+        self._sets: OrderedDict[tuple[_Known, tuple[str, ...]], dict[str, _Prepared]] = OrderedDict()
 
     def of(self, gate: Gate, offered: Offered) -> Any:
         """Return what `gate` prepares of `offered`; anew if the module has moved or was cast since."""
-        key = (gate, offered.adapters)
+        key = (_identity(gate), offered.adapters)
+        if key not in self._sets:
+            self._drop([(known, adapters) for known, adapters in self._sets if _is_gone(known)])
         modules = self._sets.setdefault(key, {})
         self._sets.move_to_end(key)
         if len(self._sets) > KEPT_SETS:
@@ -155,8 +168,23 @@ class PreparedGates:
 
     def forget(self, adapter: str) -> None:
         """Drop all that was prepared of an adapter: another may take its name."""
-        for key in [key for key in self._sets if adapter in key[1]]:
+        self._drop([key for key in self._sets if adapter in key[1]])
+
+    def _drop(self, keys: Sequence[tuple[_Known, tuple[str, ...]]]) -> None:
+        for key in keys:
             del self._sets[key]
+
+
+def _identity(gate: Gate) -> _Known:
+    """What a gate is known by: itself, or where it is hashed by identity and can be, a weak reference to it."""
+    try:
+        return weakref.ref(gate) if type(gate).__hash__ is object.__hash__ else gate
+    except TypeError:  # a class with __slots__, and no place for such references among them
+        return gate
+
+
+def _is_gone(known: _Known) -> bool:
+    return isinstance(known, weakref.ref) and known() is None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ many (B M and M⁻¹ A give the same ΔW), so entries of adapters trained apart 
 `Svd` alone approximates the mixture Σ_p w_p s_p B_p A_p itself.
 
 An adapter that does not target a module is absent from that module's merge, and one of weight 0 is absent altogether:
-it has no vote. Two things differ from PEFT: different ranks, which it refuses, meet zero-padded; and an adapter that is
-alone, which it takes over as it is whatever was asked for, is pruned or cut like any other. All is computed in float32
-at least.
+it has no vote. Three things differ from PEFT: different ranks, which it refuses, meet zero-padded; an adapter that is
+alone, which it takes over as it is whatever was asked for, is pruned or cut like any other; and one of scaling 0, which
+it lets vote, is absent, too. All is computed in float32 at least.
 
 Knows stacks and pairs; knows nothing of models, files or batches as they are decoded.
 """
@@ -148,7 +148,7 @@ class Svd:
 def _merged(stack: ModuleStack, active: ActiveSlots, prune: _Prune, majority: Majority | None = None) -> Pair:
     """Prune each adapter's A and B, and combine those of each row: A with the signs of the weights, B without."""
     down, up = _pruned(stack, active, prune)  # [P + 1, r, d_in], [P + 1, r, d_out]
-    present = [slot for slot in active.used if slot in stack.ranks]
+    present = _present(stack, active)
     places = _of_rows(active, {slot: place for place, slot in enumerate(present, start=1)}, torch.int64)  # [batch, k]
     weights = active.weights * _of_rows(active, stack.scalings, torch.float32)  # w_p s_p: [batch, k]
     there = weights != 0
@@ -161,22 +161,26 @@ def _merged(stack: ModuleStack, active: ActiveSlots, prune: _Prune, majority: Ma
     )
 
 
+def _present(stack: ModuleStack, active: ActiveSlots) -> list[int]:
+    """The slots in use that do something in this module: those that target it with a scaling that is not 0."""
+    return [slot for slot in active.used if stack.scalings.get(slot)]
+
+
 def _pruned(stack: ModuleStack, active: ActiveSlots, prune: _Prune) -> tuple[Tensor, Tensor]:
-    """Return A and B^T, without scalings, of the P adapters in use that target the module, each pruned by itself.
+    """Return A and B^T, without scalings, of the P adapters that `_present` names, each pruned by itself.
 
     It does not depend on the rows, so it is done once for all of them: [P + 1, r, d_in] and [P + 1, r, d_out] in the
     order of `active.used`, after a first that is zero and stands for an adapter that is not there.
     """
-    present = [slot for slot in active.used if slot in stack.ranks]
-    largest = max(stack.ranks[slot] for slot in present)
+    present = _present(stack, active)
+    largest = max((stack.ranks[slot] for slot in present), default=1)
     dtype = torch.promote_types(stack.down.dtype, torch.float32)
     down, up = (
         torch.zeros(len(present) + 1, largest, half.shape[2], device=half.device, dtype=dtype)
         for half in (stack.down, stack.up)
     )
     for place, slot in enumerate(present, start=1):
-        rank, adapter = stack.ranks[slot], stack.adapters[slot]
-        scaling = stack.scalings[slot] or 1.0  # an adapter of scaling 0 has been folded to zero
+        rank, adapter, scaling = stack.ranks[slot], stack.adapters[slot], stack.scalings[slot]
         down[place, :rank] = prune(stack.down[slot, :rank].to(dtype), adapter, "A")  # [r, d_in]
         up[place, :rank] = prune(stack.up[slot, :rank].to(dtype) / scaling, adapter, "B")  # [r, d_out]
     return down, up

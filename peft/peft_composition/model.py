@@ -156,6 +156,7 @@ class ComposableModel:
         """Go on, within `composed`, with these rows of the batch alone: indices int64 [rows], in this order.
 
         So rows that have ended can leave a batch while the others are decoded. Without a composition nothing is to do.
+        Raises `CompositionError` within `only_rows`, after which the batch is whole again.
         """
         with self._turn:  # who composes has it already; who does not must not reach into another thread's composition
             if self._live is not None:
@@ -182,7 +183,8 @@ class ComposableModel:
     def only_rows(self, rows: slice) -> Iterator[None]:
         """Within this context, inside `composed`, the batch is these of its rows alone; then it is whole again.
 
-        So a batch whose prompts differ in length can be read in parts. Without a composition nothing is to do.
+        So a batch whose prompts differ in length can be read in parts. Without a composition nothing is to do. No row
+        can leave the batch meanwhile.
         """
         with self._turn, nullcontext() if self._live is None else self._live.only(rows):
             yield

@@ -29,17 +29,19 @@ class Pass:
     length: int  # new positions of each row
     mask: Tensor | None = None  # [rows, positions] bool: the attention mask, for gates
     first: bool = True  # whether nothing is cached before it
+    cut: bool = False  # whether it is seen by a module that may be given the last positions alone: the head
     _real: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def real(self, batch: int, n: int, device: torch.device) -> Tensor:
         """Return which of n tokens of each row of the batch are not padding, [batch, n] bool.
 
-        A module that sees only the last positions (the head, while a prompt is read) has those; one that sees more
-        positions than the pass has new ones (cross-attention, to an encoder's) has all as real.
+        The mask speaks of a module that sees the pass's new positions, and of the head, which may see the last of
+        these. One that sees another number of positions (cross-attention, an encoder's) has all as real.
         """
         if (n, device) not in self._real:
-            each = n * batch // self.rows
-            if self.mask is None or each > self.length:
+            each, left_over = divmod(n * batch, self.rows)
+            fits = not left_over and (each == self.length or (self.cut and each < self.length))
+            if self.mask is None or not fits or each == 0:
                 real = torch.ones(batch, n, dtype=torch.bool, device=device)  # [batch, n]
             else:
                 real = self.mask[:, -each:].reshape(batch, n).to(device)  # [batch, n]
@@ -64,12 +66,8 @@ class Update(Protocol):
         """
         ...
 
-    def keep(self, rows: Tensor) -> Update:
-        """Return the update of these rows of the batch alone, int64 [rows] on the update's device."""
-        ...
-
-    def only(self, rows: slice) -> Update:
-        """Return the update of these rows of the batch alone, without a copy."""
+    def at(self, rows: Tensor | slice) -> Update:
+        """Return the update of these rows of the batch alone: int64 [rows] on its device, or a slice, not copied."""
         ...
 
 
@@ -88,12 +86,8 @@ class Pairs:
         """Return y + (x A^T) B for each row's pair: the same two batched products whatever was composed."""
         return add_pair(x, y, self.pair)
 
-    def keep(self, rows: Tensor) -> Pairs:
-        """Copy the pairs of these rows."""
-        return self if len(self.down) == 1 else Pairs(Pair(self.pair.down[rows], self.pair.up[rows]))
-
-    def only(self, rows: slice) -> Pairs:
-        """View the pairs of these rows."""
+    def at(self, rows: Tensor | slice) -> Pairs:
+        """Return the pairs of these rows."""
         return self if len(self.down) == 1 else Pairs(Pair(self.pair.down[rows], self.pair.up[rows]))
 
 
@@ -114,12 +108,8 @@ class SharedAdapters:
             inner = inner.masked_fill(self.weights == 0, 0)
         return add_outer(y, inner, self.up)
 
-    def keep(self, rows: Tensor) -> SharedAdapters:
-        """Keep the weights of these rows."""
-        return replace(self, weights=self.weights[rows])
-
-    def only(self, rows: slice) -> SharedAdapters:
-        """View the weights of these rows."""
+    def at(self, rows: Tensor | slice) -> SharedAdapters:
+        """Return the weights of these rows, with the adapters as they are."""
         return replace(self, weights=self.weights[rows])
 
 
@@ -157,15 +147,8 @@ class GatedAdapters:
             self.tally.note(weights, real, self.rows)
         return add_outer(y, weighted(inner, weights, self.mode).flatten(2), self.up)
 
-    def keep(self, rows: Tensor) -> GatedAdapters:
-        """Keep what these rows offer; memory and tally stay those of the batch as composed."""
-        return self._at(rows)
-
-    def only(self, rows: slice) -> GatedAdapters:
-        """View what these rows offer."""
-        return self._at(rows)
-
-    def _at(self, rows: Tensor | slice) -> GatedAdapters:
+    def at(self, rows: Tensor | slice) -> GatedAdapters:
+        """Return what these rows offer; memory and tally stay those of the batch as composed."""
         return replace(self, weights=self.weights[rows], offered=self.offered[rows], rows=self.rows[rows])
 
 
@@ -175,9 +158,9 @@ def row_updates(
     """The update of each module whose stack is given: rows weigh the adapters in `slots` by `weights` [batch, P].
 
     Rows that are all alike share one pair. The rows of a mixture share the adapters, where these are at most twice as
-    many as a row uses: that is less than twice the arithmetic of a pair for each row, and a batch's worth of memory
-    less. A fusion's pairs are of an adapter's own rank, so that nothing is cheaper; and what other composers do cannot
-    be done to inner products.
+    many as a row uses: that is at most twice the arithmetic of a pair for each row, and a batch's worth of memory less.
+    Adapters are counted, not their ranks: all are padded to the largest, shared or not. A fusion's pairs are of an
+    adapter's own rank, so that nothing is cheaper; and what other composers do cannot be done to inner products.
     """
     active = active_slots(slots, weights)
     if active is None:

@@ -38,6 +38,20 @@ def test_the_base_is_unchanged_outside_composed(model):
     assert hooks_on(base) == 0
 
 
+def test_rows_cannot_leave_while_the_batch_is_read_in_parts(model):
+    ids = some_ids(2)
+    with torch.no_grad(), model.composed(NAMES, HALF):
+        expected = model(input_ids=ids).logits
+        with model.only_rows(slice(0, 2)):
+            with model.only_rows(slice(0, 1)):
+                pass
+            with pytest.raises(CompositionError, match="within only_rows; call keep_rows once that is left"):
+                model.keep_rows(torch.tensor([1]))
+        assert torch.equal(model(input_ids=ids).logits, expected)
+        model.keep_rows(torch.tensor([1]))
+        torch.testing.assert_close(model(input_ids=ids[1:]).logits, expected[1:])
+
+
 def test_an_exception_inside_composed_leaves_the_model_as_it_was(model):
     ids = some_ids(2)
     before = model(input_ids=ids).logits

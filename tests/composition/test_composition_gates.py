@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,25 +133,6 @@ def test_beams_are_weighed_token_by_token_too(adapted, options):
     assert torch.equal(together, torch.cat(expected))
 
 
-def test_a_head_that_sees_the_last_positions_alone_knows_which_are_real(llama):
-    # The shortest prompt's padding is at every place but the last, which is all that the head is given.
-    gate = Seeing()
-    with torch.no_grad(), llama.model.composed(NAMES, OWN, gate=gate), InDouble():
-        llama.model(**prompt_inputs(), logits_to_keep=2)
-    real = {tokens.real.shape[1]: tokens.real for tokens in gate.seen}
-    assert torch.equal(real[9], left_padded(PROMPTS)[1].bool())
-    assert torch.equal(real[2], left_padded(PROMPTS)[1][:, -2:].bool())
-
-
-def test_all_is_real_where_the_mask_says_nothing_of_padding(llama):
-    for mask in (None, torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()):
-        gate = Seeing()
-        with torch.no_grad(), llama.model.composed(NAMES, OWN[:2], gate=gate), InDouble():
-            llama.model(input_ids=some_ids(2), attention_mask=mask)
-        assert gate.seen
-        assert all(tokens.real.all() for tokens in gate.seen)
-
-
 # What a gate is given and leaves
 
 
@@ -215,9 +198,30 @@ def test_what_is_prepared_is_kept_until_an_adapter_goes_or_the_base_is_cast(fold
     model.base.double()
     assert prepared(["plain", "alike"]) == modules
     assert gate.offers[-1].down.dtype == torch.float64
-    for _ in range(KEPT_SETS):
-        prepared(["plain"], Seeing())
+    others = [Seeing() for _ in range(KEPT_SETS)]
+    for other in others:
+        prepared(["plain"], other)
     assert prepared(["plain", "alike"]) == modules, "only a few sets are kept"
+
+
+def test_a_gate_is_known_by_value_where_it_has_one_and_else_no_longer_than_it_lives(model, monkeypatch):
+    def compose(gate: Any) -> None:
+        with model.composed(["plain", "alike"], torch.ones(1, 2), gate=gate):
+            pass
+
+    gate, other = Seeing(), Seeing()
+    gone = weakref.ref(gate)
+    compose(gate)
+    del gate
+    gc.collect()
+    assert gone() is None
+    compose(other)
+    assert len(model._prepared._sets) == 1, "what it prepared went, too"
+    prepared: list[str] = []
+    monkeypatch.setattr(ByContent, "prepare", lambda gate, offered: prepared.append(offered.module))
+    for _ in range(2):
+        compose(ByContent())
+    assert len(prepared) == len(set(prepared)) == 4
 
 
 def test_a_masked_adapter_is_offered_too_so_that_batches_share_what_is_prepared(model):

@@ -261,13 +261,14 @@ def test_dare_that_keeps_all_is_linear_and_an_svd_of_full_rank_the_mixture():
     torch.testing.assert_close(updates(Svd(12), parts, WEIGHTS), updates(mixture_pair, parts, WEIGHTS))
 
 
-def test_an_adapter_of_scaling_0_adds_nothing():
+@pytest.mark.parametrize("composer", [Linear(), Dare(), Ties(), Ties(majority="frequency"), Dare(ties=True), Svd(12)])
+def test_an_adapter_of_scaling_0_adds_nothing_and_has_no_vote(composer):
     parts = factors()
     a, b, _ = parts[1]
-    for composer in (Linear(), Dare(1.0), Svd(12)):
-        nothing = updates(composer, {**parts, 1: (a, b, 0.0)}, WEIGHTS)
-        without = updates(composer, parts, WEIGHTS * torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]))
-        torch.testing.assert_close(nothing, without)
+    nothing = updates(composer, {**parts, 1: (a, b, 0.0)}, WEIGHTS)
+    without = updates(composer, parts, WEIGHTS * torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]))
+    torch.testing.assert_close(nothing, without)
+    assert not updates(composer, {1: (a, b, 0.0)}, WEIGHTS).any()
 
 
 def test_dare_drops_the_same_entries_wherever_an_adapter_lies():

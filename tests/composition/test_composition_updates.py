@@ -10,7 +10,7 @@ from composition_cases import merged, some_ids
 from torch import Tensor
 
 from peft_composition.pairs import ModuleStack, active_slots, mixture_pair
-from peft_composition.updates import Pairs, Pass, SharedAdapters, row_updates
+from peft_composition.updates import Pairs, Pass, SharedAdapters, row_updates, weighted
 
 CLOSE = {"atol": 1e-10, "rtol": 0}
 
@@ -59,8 +59,8 @@ def test_a_mixtures_shared_adapters_do_what_a_pair_for_each_row_does():
             transposed = x[:rows].transpose(0, 1).contiguous().transpose(0, 1)
             torch.testing.assert_close(updated(update, transposed, rows, 3), expected, **CLOSE)
     for update in (shared, pairs):
-        kept = update.keep(torch.tensor([3, 0])).only(slice(1, 2))
-        torch.testing.assert_close(updated(kept, x[:1], 1, 3), updated(shared.only(slice(0, 1)), x[:1], 1, 3), **CLOSE)
+        kept = update.at(torch.tensor([3, 0])).at(slice(1, 2))
+        torch.testing.assert_close(updated(kept, x[:1], 1, 3), updated(shared.at(slice(0, 1)), x[:1], 1, 3), **CLOSE)
 
 
 def test_an_adapter_that_overflows_for_one_row_is_nothing_to_another():
@@ -75,6 +75,14 @@ def test_an_adapter_that_overflows_for_one_row_is_nothing_to_another():
     y = updated(update, torch.full((2, 1, 6), 4.0, dtype=torch.float16), 2, 1)
     assert not y[0].isfinite().all(), "the first row must overflow for the second to be in danger"
     assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["mixture", "fusion"])
+def test_an_adapter_that_overflows_is_nothing_to_a_token_that_a_gate_gives_none_of_it(mode):
+    inner = torch.tensor([[[[1.0, -2.0], [torch.inf, torch.nan]]]], dtype=torch.float16)  # [1, 1, P, r]
+    actual = weighted(inner, torch.tensor([[[0.5, 0.0]]]), mode)
+    times = 0.5 if mode == "mixture" else 0.25
+    assert torch.equal(actual, torch.tensor([[[[times, -2 * times], [0.0, 0.0]]]], dtype=torch.float16))
 
 
 @pytest.mark.parametrize("mode", ["mixture", "fusion", "ties"])

@@ -20,7 +20,8 @@ from lora_retriever.generation import Generator, make_prompts
 from lora_retriever.methods import Composition, find_methods
 from lora_retriever.methods.arrow import Arrow
 from lora_retriever.methods.everything import Everything
-from peft_composition import ComposableModel
+from lora_retriever.methods.spectr import SpectR
+from peft_composition import ComposableModel, Offered, Tokens
 
 
 def arrow_by_svd(top_k: int, temperature: float) -> Any:
@@ -102,12 +103,60 @@ def test_answers_do_not_depend_on_the_batch(generator: Generator, benchmark: Any
         assert sum(used.values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_everything_offers_the_pool_without_the_rows_own_where_it_is_masked(setting_of: Any) -> None:
+def test_everything_offers_the_pool_and_gives_the_rows_own_no_weight_where_it_is_masked(setting_of: Any) -> None:
     setting, masked = setting_of(), setting_of(masked=True)
     assert set(Everything().route(setting)) == {Composition.of(dict.fromkeys(setting.names, 1.0))}
     for row, composition in zip(masked.rows, Everything().route(masked), strict=True):
-        assert set(composition.adapters) == set(masked.names) - {row.task}
-        assert set(composition.weights) == {1.0}
+        weights = dict(zip(composition.adapters, composition.weights, strict=True))
+        assert list(weights) == masked.names
+        assert weights == {name: float(name != row.task) for name in masked.names}
+
+
+def test_small_batches_of_a_masked_run_share_what_is_prepared(
+    generator: Generator, benchmark: Any, setting_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[str] = []
+    prepare = Arrow.prepare
+
+    def noting(arrow: Arrow, offered: Offered) -> Tensor:
+        prepared.append(offered.module)
+        return prepare(arrow, offered)
+
+    monkeypatch.setattr(Arrow, "prepare", noting)
+    rows, arrow = benchmark.rows[:12:3], Arrow(temperature=0.9)
+    assert len({row.task for row in rows}) > 1
+    prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
+    for prompt, composition in zip(prompts, Everything().route(setting_of(masked=True, rows=rows)), strict=True):
+        generator.answer([prompt], [composition], "mixture", arrow)
+    assert len(prepared) == len(set(prepared)) > 0
+
+
+def test_what_is_rounded_to_16_bit_is_weighed_in_float32() -> None:
+    draw = torch.Generator().manual_seed(0)
+    down, up, x = (torch.randn(*shape, generator=draw).bfloat16() for shape in ((3, 4, 16), (3, 4, 9), (1, 5, 16)))
+    offered = Offered("module", ("a", "b", "c"), down, up, torch.ones(3, dtype=torch.bool))
+    tokens = Tokens(
+        x=x, inner=torch.einsum("bnd,prd->bnpr", x, down), offered=torch.ones(1, 3, dtype=torch.bool), batch=1,
+        real=torch.ones(1, 5, dtype=torch.bool), rows=torch.tensor([0]), first=True, memory={},
+    )  # fmt: skip
+    gates: list[Arrow | SpectR] = [Arrow(), SpectR(), SpectR(singular_values=True, temperature=9.0)]
+    for gate in gates:
+        prepared = gate.prepare(offered)
+        weights = gate.weights(prepared, tokens)
+        assert prepared.dtype == weights.dtype == torch.float32
+        scores = torch.zeros(1, 5, 3, dtype=torch.float64)
+        for p in range(3):
+            a, b = down[p].double(), up[p].double().T
+            values, directions = torch.linalg.svd(b @ a)[1:]
+            for n in range(5):
+                # A x is given rounded, so V^T x is what V^T makes of the x in A's rows that has this A x.
+                within = torch.linalg.pinv(a) @ tokens.inner[0, n, p].double()
+                along = directions[:4] @ within
+                if isinstance(gate, Arrow):
+                    scores[0, n, p] = (directions[0] @ x[0, n].double()).abs()
+                else:
+                    scores[0, n, p] = (values[:4] * along if gate.singular_values else along).norm()
+        torch.testing.assert_close(weights.double(), (scores / gate.temperature).softmax(dim=2), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"k": 3}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +16,7 @@ SettingOf = Callable[..., Setting]
 
 def plain_weights(chances: list[float], presence: float, router: Calibrated) -> list[float]:
     """The formula of the module's docstring, one number after the other."""
-    there = presence if router.sharing else 1.0
+    there = router.trust * presence
     m = min(router.nearest, len(chances))
     weights = [there * chance + ((1 - there) / m if place < m else 0) for place, chance in enumerate(chances)]
     kept = [weight if weight >= router.least or weight == max(weights) else 0.0 for weight in weights]
@@ -31,7 +30,7 @@ def plain_weights(chances: list[float], presence: float, router: Calibrated) -> 
     [
         Calibrated(),
         Calibrated(nearest=5, least=0.2),
-        Calibrated(sharing=False),
+        Calibrated(trust=1.0, least=0.0),
         Calibrated(floor=0.5),
         Calibrated(least=2),
     ],
@@ -47,7 +46,7 @@ def test_weights_are_those_of_a_plain_loop(router: Calibrated) -> None:
 
 def test_a_sure_row_gets_one_adapter_and_a_strange_one_the_average_of_the_nearest() -> None:
     chances = np.array([[0.98, 0.01, 0.01, 0.0], [0.98, 0.01, 0.01, 0.0]])
-    sure, strange = Calibrated(nearest=3).weights(chances, np.array([1.0, 0.0]))
+    sure, strange = Calibrated(trust=1.0, nearest=3).weights(chances, np.array([1.0, 0.0]))
     assert sure.tolist() == [1, 0, 0, 0]
     assert strange.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
@@ -59,9 +58,12 @@ def test_a_floor_leaves_strange_rows_to_the_base(setting_of: SettingOf) -> None:
 def test_rows_are_given_few_adapters_where_their_own_is_there_and_more_where_it_is_masked(
     setting_of: SettingOf,
 ) -> None:
-    there, masked = Calibrated().route(setting_of()), Calibrated().route(setting_of(masked=True))
+    router = Calibrated(trust=1.0)
+    there, masked = router.route(setting_of()), router.route(setting_of(masked=True))
     sizes = [np.mean([len(composition.adapters) for composition in routes]) for routes in (there, masked)]
     assert sizes[0] < sizes[1]
+    shared = Calibrated().route(setting_of())
+    assert np.mean([composition.weights[0] for composition in shared]) < np.mean([c.weights[0] for c in there])
     for row, composition in zip(setting_of().rows, masked, strict=True):
         assert row.task not in composition.adapters
         assert sum(composition.weights) == pytest.approx(1)
@@ -74,14 +76,14 @@ def test_a_scorer_that_can_spare_no_sample_is_refused(setting_of: SettingOf, mon
         Calibrated().route(setting)
 
 
-def test_presence_is_the_logistic_function_of_the_two_best_scores(setting_of: SettingOf) -> None:
+def test_an_own_adapter_is_likelier_there_where_it_is_than_where_it_is_masked(setting_of: SettingOf) -> None:
+    there, masked = (setting.index().presence(setting.search(3)) for setting in (setting_of(), setting_of(masked=True)))
+    assert there is not None and masked is not None
+    assert (there > masked).mean() > 2 / 3
+    assert there.mean() > 0.5 > masked.mean()
+
+
+def test_presence_is_not_judged_by_a_single_score(setting_of: SettingOf) -> None:
     setting = setting_of()
-    hits = setting.search(3)
-    presence = setting.index()._fitted().presence
-    assert presence is not None
-    constant, best, gap = presence.weights
-    for scores, found in zip(hits.scores.tolist(), setting.index().presence(hits), strict=True):  # type: ignore[arg-type]
-        logit = constant + best * scores[0] + gap * (scores[0] - scores[1])
-        assert found == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-6)
     with pytest.raises(ValueError, match="k = 2 or more"):
         setting.index().presence(setting.search(1))

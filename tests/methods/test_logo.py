@@ -18,10 +18,11 @@ from routing_cases import ROWS, model_with_pool
 
 from lora_retriever.benchmark import Benchmark
 from lora_retriever.errors import UserError
-from lora_retriever.generation import Generator
+from lora_retriever.generation import Generator, load_generator
 from lora_retriever.methods import find_methods, probing
 from lora_retriever.methods.logo import LoGo, strongest
 from lora_retriever.methods.probing import Probe, probe
+from lora_retriever.profile import Profile
 from lora_retriever.setting import Resources, Setting
 from peft_composition import AdapterMemoryError, ComposableModel
 
@@ -103,6 +104,13 @@ def test_the_prompts_are_read_once_for_all_methods_that_probe(
     assert batches == [3]
 
 
+def test_seeds_share_what_was_probed(setting_of: Any, benchmark: Benchmark, batches: list[int]) -> None:
+    """Nothing is drawn, so a sweep over seeds reads the prompts once."""
+    first, second = (probe(setting_of(rows=benchmark.rows[:3], seed=seed)) for seed in (0, 1))
+    assert batches == [3]
+    np.testing.assert_array_equal(first.share, second.share)
+
+
 def test_an_interrupted_pass_goes_on_to_the_same_signals(
     setting_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int]
 ) -> None:
@@ -177,8 +185,73 @@ def test_a_pool_that_memory_does_not_hold_is_reported(
         yield
 
     monkeypatch.setattr(ComposableModel, "composed", composed)
-    with pytest.raises(UserError, match="probing needs the whole pool in memory at once: 19 adapters"):
+    with pytest.raises(UserError, match=r"whole pool in memory at once; raise adapters\.memory .*: 19 adapters"):
         probe(setting_of(rows=benchmark.rows[:2]))
+
+
+def test_a_pool_larger_than_adapters_memory_is_reported(setting_of: Any, benchmark: Benchmark, tiny: Profile) -> None:
+    room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
+    small = load_generator(benchmark.base, benchmark.adapters, tiny.generation, torch.float32, "cpu", room)
+    setting = setting_of(rows=benchmark.rows[:2])
+    setting.resources.generator = small
+    with pytest.raises(UserError, match=r"raise adapters\.memory of the profile: 19 adapters are .* hold [0-9]\b"):
+        probe(setting)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
+    setting_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    rows = benchmark.rows[:12]
+    expected = probe(setting_of(rows=rows, results=tmp_path / "undivided"))
+    sizes = decoding_at_most(2, error, monkeypatch)
+    divided = probe(in_batches_of(7, setting_of(rows=rows, results=tmp_path / "divided")))
+    assert sizes == [7, 4, 2, 2, 3, 2, 1, 2, 2, 1]  # the second batch has five rows
+    for name in ("norm", "certainty", "share"):
+        np.testing.assert_allclose(getattr(divided, name), getattr(expected, name), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_prompt_too_large_by_itself_is_reported_and_what_was_read_is_kept(
+    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    setting = setting_of(rows=benchmark.rows[:3])
+    with monkeypatch.context() as patch:
+        sizes = decoding_at_most(0, error, patch)
+        with pytest.raises(UserError, match=r"a prompt of \d+ tokens does not fit .* lower generation\.max_prompt_tok"):
+            probe(setting)
+        assert sizes == [3, 2, 1]
+    assert np.isfinite(probe(setting).share).all()
+
+
+def test_another_error_is_not_taken_for_want_of_memory(
+    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding_at_most(0, RuntimeError("the device is lost"), monkeypatch)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        probe(setting_of(rows=benchmark.rows[:3]))
+
+
+def decoding_at_most(rows: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a probing pass of more rows fail once it has read them; returns the sizes of the batches that were tried."""
+    decode, sizes = probing.decode, []
+
+    def refusing(model: Any, prompts: Any, *rest: Any) -> Any:
+        sizes.append(len(prompts))
+        tokens = decode(model, prompts, *rest)  # so that the gate has noted them
+        if len(prompts) > rows:
+            raise error
+        return tokens
+
+    monkeypatch.setattr(probing, "decode", refusing)
+    return sizes
 
 
 @pytest.mark.parametrize("options", [{"signal": "length"}, {"top_k": 0}, {"k": 3}])

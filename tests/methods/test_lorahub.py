@@ -10,6 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from composition_cases import tiny_gpt2
 from places import TINY
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -19,11 +20,13 @@ from lora_retriever.cli import main
 from lora_retriever.data import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation import Generator, load_generator
-from lora_retriever.lorahub import WORST, answer_loss, draw_adapters, learn_weights, objective
+from lora_retriever.lorahub import WORST, answer_loss, draw_adapters, example_losses, learn_weights, objective
 from lora_retriever.methods.lorahub import METHODS, LoraHub
 from lora_retriever.profile import GenerationSection, Profile
 from lora_retriever.prompt import ALPACA
 from lora_retriever.setting import Setting
+from lora_retriever.training import IGNORED, LeftPadding
+from peft_composition import ComposableModel
 
 SettingOf = Callable[..., Setting]
 PLANTED = (0.8, -0.5, 0.0, 0.3)
@@ -89,6 +92,23 @@ def test_a_loss_that_is_no_number_counts_as_a_bad_one() -> None:
     learned = learn_weights(loss, NAMES, steps=80, l1=0, log=None)
     assert list(learned.weights.values()) == pytest.approx(PLANTED, abs=0.1)
     assert learn_weights(lambda _: float("inf"), NAMES, steps=3).loss == WORST
+
+
+def test_no_weights_are_tried_twice(tmp_path: Path) -> None:
+    """COBYLA begins anew where it has converged, and asks again about the weights that it began with before."""
+    calls: list[tuple[float, ...]] = []
+    log = tmp_path / "steps.jsonl"
+
+    def loss(weights: Sequence[float]) -> float:
+        calls.append(tuple(weights))
+        return 1 + (weights[0] - 0.8) ** 2
+
+    learned = learn_weights(loss, ["a"], steps=80, l1=0, log=log)
+    assert len(calls) == len(set(calls)) < len(learned.steps) == 80
+    assert all(step.loss == pytest.approx(1 + (step.weights[0] - 0.8) ** 2) for step in learned.steps)
+    done = len(calls)
+    assert learn_weights(loss, ["a"], steps=80, l1=0, log=log) == learned
+    assert len(calls) == done
 
 
 @pytest.mark.parametrize("stopped", [0, 1, 7, 11])
@@ -176,6 +196,20 @@ def test_the_loss_is_that_of_a_plain_loop_over_examples(
     assert loss([0, 0, 0]) == pytest.approx(plain_loss(tokenizer, {}, samples), abs=1e-4)
 
 
+def test_padding_on_the_left_shifts_no_position() -> None:
+    """GPT-2's positions are absolute: counted with the padding, they would be others."""
+    model = ComposableModel(tiny_gpt2().double())
+    examples = [
+        {"input_ids": [5, 9, 31, 17, 22, 40, 8], "labels": [*[IGNORED] * 4, 22, 40, 8]},
+        {"input_ids": [11, 3, 7], "labels": [IGNORED, 3, 7]},
+    ]
+    collate = LeftPadding(0)
+    together = example_losses(model, collate(examples))
+    alone = torch.cat([example_losses(model, collate([example])) for example in examples])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    assert (alone[0] - alone[1]).abs() > 0.1
+
+
 def test_long_examples_are_batched_within_the_tokens_allowed(
     generator: Generator, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry]
 ) -> None:
@@ -232,6 +266,19 @@ def test_adapters_that_do_not_fit_into_memory_are_reported(tiny: Profile, benchm
     loss = answer_loss(model, generator.tokenizer, model.adapters, samples, tiny.generation)
     with pytest.raises(UserError, match="memory"):
         loss([0.1] * len(model.adapters))
+
+
+def test_examples_that_do_not_fit_into_memory_are_reported(
+    generator: Generator, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    samples = benchmark.pool[0].sample[:2]
+    loss = answer_loss(generator.model, generator.tokenizer, ["people_qa"], samples, generator.settings)
+    monkeypatch.setattr(type(generator.model.base), "forward", refusing)
+    with pytest.raises(UserError, match=r"do not fit into memory; lower generation\.batch_size"):
+        loss([0.1])
 
 
 def test_impossible_options_are_refused() -> None:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from lora_retriever.generation import Generator, weight_matrix
 from lora_retriever.methods import Composition, registered
 from lora_retriever.setting import Setting
+from peft_composition.merges import Dare
+from peft_composition.pairs import ModuleStack, active_slots
 
 SettingOf = Callable[..., Setting]
 
@@ -27,10 +30,10 @@ def test_merges_take_the_papers_adapters_and_weigh_them_for_their_composer(
 
 
 @pytest.mark.parametrize("name", ["ties", "dare"])
-def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_in_expectation(
+def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_where_nothing_is_pruned(
     generator: Generator, name: str
 ) -> None:
-    """Nothing pruned, the weights make of three equal adapters the adapter itself."""
+    """The weights alone make of three equal adapters the adapter itself."""
     method = registered()[name].with_options({"density": 1.0})
     first = generator.model.adapters[0]
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -48,3 +51,27 @@ def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_in_expectation(
     finally:
         for copy in ("copy 1", "copy 2"):
             generator.model.unload_adapter(copy)
+
+
+@pytest.mark.parametrize("density", [0.3, 0.8])
+def test_dare_keeps_its_share_of_entries_and_is_the_adapter_in_expectation(density: float) -> None:
+    """Over many seeds: what is kept of each factor, the factors as merged, and their product, as masks are apart."""
+    draw, seeds = torch.Generator().manual_seed(0), range(3000)
+    down, up = (torch.randn(2, width, generator=draw, dtype=torch.float64) for width in (5, 4))  # A, B^T
+    stack = ModuleStack("block.q_proj", 5, 4, torch.device("cpu"), torch.float64)
+    stack.write(1, down, up, 1.0, "alone")
+    active = active_slots([1], torch.ones(1, 1))
+    pairs = [Dare(density, seed)(stack, active) for seed in seeds]
+    downs, ups = (torch.cat([getattr(pair, half) for pair in pairs]) for half in ("down", "up"))  # [seeds, 2, d]
+    for half, factor in (("A", down), ("B", up)):
+        masks = torch.stack([Dare(density, seed).mask("block.q_proj", "alone", half, factor) for seed in seeds])
+        assert_mean(masks.double(), torch.full_like(factor, density))
+    assert_mean(downs, down)
+    assert_mean(ups, up)
+    assert_mean(ups.mT @ downs, up.mT @ down)  # B A, [seeds, d_out, d_in]
+
+
+def assert_mean(samples: Tensor, expected: Tensor) -> None:
+    """That of samples [n, ...], within five standard errors."""
+    error = samples.std(dim=0) / len(samples) ** 0.5
+    assert ((samples.mean(dim=0) - expected).abs() < 5 * error).all()

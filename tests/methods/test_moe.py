@@ -16,12 +16,14 @@ from expert_cases import EXPERTS, Adapter, Case, greedy, padded, softmax, until
 from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
+from lora_retriever.benchmark import Benchmark
 from lora_retriever.decoding import decode
 from lora_retriever.errors import UserError
-from lora_retriever.generation import Generator
+from lora_retriever.generation import Generator, load_generator
 from lora_retriever.methods import experts as learning
 from lora_retriever.methods.experts import Experts, GateInTraining, Matrices, experts_of
 from lora_retriever.methods.moe import METHODS, MoE, TokenGate, token_weights
+from lora_retriever.profile import Profile
 from lora_retriever.setting import Setting
 from peft_composition import ComposableModel, CompositionError
 
@@ -228,6 +230,53 @@ def test_a_loss_that_is_no_number_is_a_users_mistake(setting_of: SettingOf) -> N
         MoE(samples=1, learning_rate=1e39).fit(setting_of())
 
 
+def test_experts_that_adapters_memory_does_not_hold_are_reported(
+    setting_of: SettingOf, benchmark: Benchmark, tiny: Profile
+) -> None:
+    setting = setting_of()
+    room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
+    small = load_generator(benchmark.base, benchmark.adapters, tiny.generation, torch.float32, "cpu", room)
+    setting.resources.generator = small
+    message = r"the gate of moe needs all experts in memory .* raise adapters\.memory of the profile: \d+ adapters are"
+    with pytest.raises(UserError, match=message):
+        CHEAP.fit(setting)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+)
+def test_a_step_too_large_for_memory_is_reported_with_the_options_that_make_it_smaller(
+    setting_of: SettingOf, generator: Generator, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    message = r"the gate of moe: a step does not fit .* lower the options batch_size \(4\) or max_tokens"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
+        failing_steps(error, patch)
+        CHEAP.fit(setting_of())
+    assert all(parameter.requires_grad for parameter in generator.model.base.parameters())
+    assert CHEAP.fit(setting_of()).matrices.experts == experts_of(setting_of().pool, 0)
+
+
+def test_another_error_in_training_is_not_taken_for_want_of_memory(
+    setting_of: SettingOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_steps(RuntimeError("the device is lost"), monkeypatch)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        CHEAP.fit(setting_of())
+
+
+def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
+    setting_of: SettingOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator.tokenizer, "_special_tokens_map", {})
+    with pytest.raises(UserError, match="it has no end mark, so no answer's end can be learned"):
+        CHEAP.fit(setting_of())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -239,6 +288,15 @@ def test_a_loss_that_is_no_number_is_a_users_mistake(setting_of: SettingOf) -> N
 def test_options_that_mean_nothing_are_a_users_mistake(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"method moe_top1: {message}"):
         METHODS[0].with_options(options)
+
+
+def failing_steps(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every forward pass of a model fail."""
+
+    def refusing(self: ComposableModel, **arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(ComposableModel, "__call__", refusing)
 
 
 def trained(setting: Setting) -> tuple[Matrices, list[float]]:

@@ -86,6 +86,16 @@ def test_the_spectrum_is_that_of_the_full_matrix_whatever_its_rank() -> None:
         )
 
 
+def test_directions_that_16_bit_cannot_tell_from_rounding_count_as_none() -> None:
+    """A's third direction is 2^-8 of its first: bfloat16 rounds x to about as much, float16 to a quarter of it."""
+    a, b = torch.zeros(3, 12), torch.eye(9)[:, :3]
+    a[0, 0], a[1, 1], a[2, 2] = 1, 2**-2, 2**-8
+    for dtype, rank in ((torch.bfloat16, 2), (torch.float16, 3), (torch.float32, 3)):
+        offered = Offered("module", ("one",), a[None].to(dtype), b.T[None].to(dtype), torch.ones(1, dtype=torch.bool))
+        spectrum = spectrum_of(offered)
+        assert int((spectrum.values > 0).sum()) == int(spectrum.coordinates[0].any(dim=1).sum()) == rank
+
+
 def test_scaling_counts_only_with_singular_values() -> None:
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((4, 12), (9, 4)))

@@ -1,0 +1,23 @@
+"""From scores to weights: the softmax over the adapters that a row is offered, which all gates here have in common.
+
+Knows tensors alone; knows nothing of what is scored. Registers no method of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None, temperature: float = 1.0) -> Tensor:
+    """Weights [..., P]: the softmax, at a temperature, of the `top_k` best scores [..., P] offered; the others get 0.
+
+    `offered` [..., P] bool may be broadcast. Where fewer than `top_k` are offered, all of them are kept; None keeps all
+    in any case. The weights of a row that is offered nothing mean nothing, but they are finite, as are all gradients.
+    """
+    # Not -inf: rows that are offered nothing would have NaN, and so would their gradients.
+    candidates = (scores / temperature).masked_fill(~offered, torch.finfo(scores.dtype).min)  # [..., P]
+    if top_k is None:
+        return candidates.softmax(dim=-1)
+    best, places = candidates.topk(min(top_k, scores.shape[-1]), dim=-1)  # [..., k]
+    return torch.zeros_like(candidates).scatter(-1, places, best.softmax(dim=-1))

@@ -1,0 +1,176 @@
+"""Every registered method from inputs to scores on the miniature, and what must hold of any: OOD, gates, resuming."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from places import ROOT
+from rich.console import Console
+
+from lora_retriever.cli import main
+from lora_retriever.evaluate import evaluate
+from lora_retriever.generation import Answer, Generator
+from lora_retriever.methods import Method, registered
+from lora_retriever.profile import PROFILES, Profile, load_profile
+
+QUIET = Console(file=io.StringIO())
+QUICK = {"samples": 1, "epochs": 1}
+OPTIONS = {
+    "lorahub": {"adapters": 4, "samples": 1, "steps": 3},
+    **dict.fromkeys(("moe_top1", "moe_top3", "moe_soft", "smear"), QUICK),
+}
+STATIC = ("adaptersoup", "lorahub", "uniform")
+"""These give all rows one composition, whatever they ask."""
+
+METHODS = list(registered().values())
+EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+OOD = pytest.mark.parametrize("method", [m for m in METHODS if m.masked], ids=lambda method: method.name)
+GATED = pytest.mark.parametrize("method", [m for m in METHODS if m.gate is not None], ids=lambda method: method.name)
+
+
+def small_profile(folder: Path, batch_size: int = 64) -> Profile:
+    """The bundled profile with options that learn little, and short answers."""
+    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
+    generation = {**content["generation"], "max_new_tokens": 6, "batch_size": batch_size}
+    path = folder / "small.yaml"
+    text = yaml.safe_dump({**content, "generation": generation, "options": OPTIONS}, default_flow_style=False)
+    path.write_text(text.replace("../../data", str(ROOT / "data")))
+    return load_profile(str(path))
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    return small_profile(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def results(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All registered methods on the first row of every task."""
+    folder = tmp_path_factory.mktemp("results")
+    evaluate(profile, ["all"], folder, 1, QUIET)
+    return folder
+
+
+def lines_of(results: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@EVERY
+def test_every_method_answers_every_row(results: Path, method: Method) -> None:
+    lines = lines_of(results, method.name)
+    assert [line["id"] for line in lines] == [line["id"] for line in lines_of(results, "base")]
+    assert len({line["task"] for line in lines}) == len(lines) == 19
+    assert all(line["generated_tokens"] >= 1 for line in lines)
+    meta = json.loads((results / f"{method.name}.meta.json").read_text())
+    assert meta["finished"] is True
+    assert meta["failed_rows"] == []
+    assert not list(results.glob("*.partial"))
+
+
+@OOD
+def test_no_row_has_its_own_adapter_out_of_domain(results: Path, method: Method) -> None:
+    lines = lines_of(results, method.name)
+    for line in lines:
+        assert line["task"] not in [a for a, w in zip(line["adapters"], line["weights"], strict=True) if w]
+    assert any(line["adapters"] for line in lines)
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_a_static_method_gives_all_rows_one_composition(results: Path, name: str) -> None:
+    compositions = {(*line["adapters"], *line["weights"]) for line in lines_of(results, name)}
+    assert len(compositions) == 1
+    assert len(next(iter(compositions))) >= 2  # an adapter and its weight
+
+
+def test_methods_that_read_the_input_do_not(results: Path) -> None:
+    for name in ("mixture", "calibrated", "logo", "nearest_weights", "arrow", "spectr", "moe_soft", "smear"):
+        compositions = {(*line["adapters"], *line["weights"]) for line in lines_of(results, name)}
+        assert len(compositions) > 1, name
+
+
+@GATED
+def test_a_gates_weights_sum_to_one_and_its_entropy_is_recorded(results: Path, method: Method) -> None:
+    """Every gate of the register weighs by a softmax, the means of which over tokens and modules sum to 1 as well."""
+    top_k = getattr(method.gate, "top_k", None)
+    for line in lines_of(results, method.name):
+        assert sum(line["weights"]) == pytest.approx(1, abs=1e-3)
+        assert line["weights"] == sorted(line["weights"], reverse=True)
+        if top_k == 1:
+            assert line["gate_entropy"] == 0
+        else:
+            assert line["gate_entropy"] > 0
+
+
+def test_runs_without_a_gate_record_no_entropy(results: Path) -> None:
+    for method in METHODS:
+        if method.gate is None:
+            assert all("gate_entropy" not in line for line in lines_of(results, method.name))
+
+
+def test_the_summary_shows_every_run_with_intervals(results: Path, tmp_path: Path) -> None:
+    """With a row a task only the intervals over tasks: rows cannot be drawn within their task."""
+    out = tmp_path / "summary.json"
+    assert main(["summarize", str(results), "--by-run", "--format", "json", "--output", str(out)]) == 0
+    content = json.loads(out.read_text())
+    assert content["left_out"] == []
+    assert content["missing_rows"] == {}
+    assert content["runs"].keys() == registered().keys()
+    for run in content["runs"].values():
+        low, high = run["intervals"]["mean_over_tasks"]
+        assert low <= run["mean"] <= high
+        assert low < high
+
+
+def test_the_table_by_run_has_a_line_for_each(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summarize", str(results), "--by-run", "--format", "markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in registered())
+
+
+def test_a_second_evaluation_does_nothing(results: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = touched()
+    monkeypatch.setattr(Generator, "answer", pytest.fail)
+    evaluate(profile, ["all"], results, 1, QUIET)
+    assert touched() == before
+
+
+@pytest.mark.parametrize("name", ["smear", "moe_top1"])
+def test_a_gated_run_killed_half_way_goes_on_to_the_file_of_an_undisturbed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    profile = small_profile(tmp_path, batch_size=5)
+    evaluate(profile, [name], tmp_path / "undisturbed", 1, QUIET)
+    answered: list[int] = []
+
+    def interrupted(self: Generator, prompts: Any, *way: Any) -> list[Answer]:
+        if answered:
+            raise KeyboardInterrupt
+        return counted(self, prompts, *way)
+
+    def counted(self: Generator, prompts: Any, *way: Any) -> list[Answer]:
+        answered.append(len(prompts))
+        return answer(self, prompts, *way)
+
+    answer, killed = Generator.answer, tmp_path / "killed"
+    monkeypatch.setattr(Generator, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(profile, [name], killed, 1, QUIET)
+    assert len((killed / f"{name}.jsonl.partial").read_text(encoding="utf-8").splitlines()) == 5
+    records = [record.stat().st_mtime_ns for record in killed.glob("learned/*/record.json")]
+
+    monkeypatch.setattr(Generator, "answer", counted)
+    evaluate(profile, [name], killed, 1, QUIET)
+    assert answered == [5, 5, 5, 4], "the first batch is not answered again"
+    assert [
+        record.stat().st_mtime_ns for record in killed.glob("learned/*/record.json")
+    ] == records  # nor is it learned
+    assert len(records) == 1
+    assert (killed / f"{name}.jsonl").read_bytes() == (tmp_path / "undisturbed" / f"{name}.jsonl").read_bytes()
