@@ -16,7 +16,6 @@ found. `learn_checkpoint` is the command.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import random
@@ -34,8 +33,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.backends.local import ran_out_of_memory
@@ -45,7 +42,7 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.generation import Generator, pad_id
 from lora_retriever.profile import GenerationSection
 from lora_retriever.tables import Table
-from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example
+from lora_retriever.training import LeftPadding, TrainingOptions, encode_example, example_losses
 from peft_composition import ComposableModel, CompositionError
 
 ADAPTERS = 20
@@ -218,28 +215,6 @@ def answer_loss(
         return math.fsum(losses) / len(losses)
 
     return loss
-
-
-def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
-    """The mean cross-entropy of every example's answer [batch], nats, float32, under what is composed now.
-
-    Args:
-        batch: of `LeftPadding`.
-    """
-    accepted = inspect.signature(type(model.base).forward).parameters
-    mask = batch["attention_mask"].to(model.device)  # [batch, length]
-    kept = batch["logits_to_keep"]
-    options: dict[str, Any] = {"use_cache": False}
-    if not bool(mask.all()):
-        options["attention_mask"] = mask
-    if "position_ids" in accepted:
-        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as without padding
-    if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = kept
-    logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits[:, -kept:]  # [batch, kept, V]
-    labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1]: a position speaks of the next token
-    losses = cross_entropy(logits[:, :-1].float().mT, labels, ignore_index=IGNORED, reduction="none")
-    return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
 def learn_checkpoint(

@@ -6,6 +6,7 @@ over and resumed is the business of `scripts/train_loras.py`.
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +34,7 @@ from lora_retriever.data import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json
 from lora_retriever.prompt import ALPACA, encode_prompt
+from peft_composition import ComposableModel
 
 IGNORED = -100  # the label that transformers' loss passes over
 RECORD_FILE = "training.json"
@@ -177,6 +181,28 @@ class LeftPadding:
             "labels": padded("labels", IGNORED)[:, -kept:],  # [batch, kept]
             "logits_to_keep": kept,
         }
+
+
+def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
+    """The mean cross-entropy of every example's answer [batch], nats, float32, under what is composed now.
+
+    Args:
+        batch: of `LeftPadding`.
+    """
+    accepted = inspect.signature(type(model.base).forward).parameters
+    mask = batch["attention_mask"].to(model.device)  # [batch, length]
+    kept = batch["logits_to_keep"]
+    options: dict[str, Any] = {"use_cache": False}
+    if not bool(mask.all()):
+        options["attention_mask"] = mask
+    if "position_ids" in accepted:
+        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as without padding
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = kept
+    logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits[:, -kept:]  # [batch, kept, V]
+    labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1]: a position speaks of the next token
+    losses = cross_entropy(logits[:, :-1].float().mT, labels, ignore_index=IGNORED, reduction="none")
+    return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

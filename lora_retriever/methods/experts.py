@@ -36,7 +36,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
 from lora_retriever.generation import pad_id
 from lora_retriever.methods.base import Composition
-from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example
+from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example, example_losses
 from peft_composition import AdapterMemoryError, CompositionError
 
 if TYPE_CHECKING:
@@ -220,14 +220,12 @@ def train(setting: Setting, options: Training, mode: str, weigh: Weigh, folder: 
                 chosen = order[place * options.batch_size : (place + 1) * options.batch_size]
                 batch = collate([examples[number] for number in chosen])
                 gate.prompts = _prompts(batch)
-                arguments: dict[str, Any] = {
-                    name: value.to(model.device) if isinstance(value, Tensor) else value
-                    for name, value in batch.items()
-                }
+                answers = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).to(model.device)  # [batch], tokens
                 with model.composed(experts, torch.ones(len(chosen), len(experts)), mode, gate=gate):
-                    loss = model(**arguments, use_cache=False).loss  # [], the mean over the answers' tokens
+                    losses = example_losses(model, batch)  # [batch]
+                    loss = (losses * answers).sum() / answers.sum()  # [], the mean over the answers' tokens
                     loss.backward()
-                state.note(step, epoch, loss.item(), int((batch["labels"] != IGNORED).sum()))
+                state.note(step, epoch, loss.item(), int(answers.sum()))
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * (1 - step / steps)
                 optimizer.step()
@@ -235,6 +233,8 @@ def train(setting: Setting, options: Training, mode: str, weigh: Weigh, folder: 
                 if state.steps % SAVED_EVERY == 0 and state.steps < steps:
                     _save(file, gate, state, optimizer)
                 advance()
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters.values()):
+            raise UserError("training the gate: the last step left no numbers; use another dtype, or start again")
         _save(file, gate, state, None)
     return {
         "experts": {entry.model_name: entry.domain for entry in setting.pool if entry.model_name in experts},

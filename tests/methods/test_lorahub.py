@@ -20,12 +20,12 @@ from lora_retriever.cli import main
 from lora_retriever.data import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation import Generator, load_generator
-from lora_retriever.lorahub import WORST, answer_loss, draw_adapters, example_losses, learn_weights, objective
+from lora_retriever.lorahub import WORST, answer_loss, draw_adapters, learn_weights, objective
 from lora_retriever.methods.lorahub import METHODS, LoraHub
 from lora_retriever.profile import GenerationSection, Profile
 from lora_retriever.prompt import ALPACA
 from lora_retriever.setting import Setting
-from lora_retriever.training import IGNORED, LeftPadding
+from lora_retriever.training import IGNORED, LeftPadding, example_losses
 from peft_composition import ComposableModel
 
 SettingOf = Callable[..., Setting]

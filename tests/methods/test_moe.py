@@ -15,6 +15,7 @@ from composition_cases import tiny_llama, write_adapter
 from expert_cases import EXPERTS, Adapter, Case, greedy, padded, softmax, until
 from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
+from transformers import LlamaForCausalLM
 
 from lora_retriever.benchmark import Benchmark
 from lora_retriever.decoding import decode
@@ -293,10 +294,10 @@ def test_options_that_mean_nothing_are_a_users_mistake(options: dict[str, Any], 
 def failing_steps(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every forward pass of a model fail."""
 
-    def refusing(self: ComposableModel, **arguments: Any) -> Any:
+    def refusing(self: LlamaForCausalLM, **arguments: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(ComposableModel, "__call__", refusing)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", refusing)
 
 
 def trained(setting: Setting) -> tuple[Matrices, list[float]]:
