@@ -29,7 +29,7 @@ def test_a_spread_base_answers_as_one_in_one_piece(tiny: Profile, tiny_rows: lis
 
     tokenizer = load_tokenizer(TINY / "base")
     prompts = make_prompts([row.inputs for row in tiny_rows[:40:5]], tokenizer, tiny.generation)
-    compositions = [Composition(tuple(names), (0.5, 0.25, 0.25))] * len(prompts)
+    compositions = [Composition(tuple(names), (0.5, 0.25, 0.25), (None,) * 3)] * len(prompts)
     answers = [
         Generator(model, tokenizer, tiny.generation).answer(prompts, compositions, mode) for model in (whole, spread)
     ]
