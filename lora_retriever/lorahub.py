@@ -42,7 +42,7 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.generation import Generator, pad_id
 from lora_retriever.profile import GenerationSection
 from lora_retriever.tables import Table
-from lora_retriever.training import LeftPadding, TrainingOptions, encode_example, example_losses
+from lora_retriever.training import IGNORED, LeftPadding, TrainingOptions, encode_example, example_losses
 from peft_composition import ComposableModel, CompositionError
 
 ADAPTERS = 20
@@ -50,6 +50,8 @@ STEPS = 40
 L1 = 0.05
 BOUND = 1.5
 RECORD_FILE = "lorahub.json"
+LOGITS = 2**27
+"""So many logits a batch has at most: half a GiB in float32, of which a few copies are made."""
 WORST = 100.0
 """What a loss counts that is NaN or infinite, nats: far above any other, yet a number that a line can be drawn to."""
 
@@ -197,7 +199,8 @@ def answer_loss(
         examples = [encode_example(tokenizer, sample, options) for sample in samples]
     except ValueError as error:
         raise UserError(f"the longest prompt allowed is too short: {error}") from error
-    batches = list(map(LeftPadding(pad_id(tokenizer, settings)), _batches(examples, settings)))
+    vocabulary: int = model.config.get_text_config().vocab_size
+    batches = list(map(LeftPadding(pad_id(tokenizer, settings)), _batches(examples, settings, vocabulary)))
 
     def loss(weights: Sequence[float]) -> float:
         try:
@@ -278,14 +281,25 @@ def _try(loss: Loss, weights: tuple[float, ...]) -> Step:
 
 
 def _batches(
-    examples: Sequence[dict[str, list[int]]], settings: GenerationSection
+    examples: Sequence[dict[str, list[int]]], settings: GenerationSection, vocabulary: int
 ) -> Iterator[list[dict[str, list[int]]]]:
-    """The examples in batches of similar length, the longest first: what does not fit into memory shows at once."""
-    waiting = sorted(examples, key=lambda example: -len(example["input_ids"]))
-    while waiting:
-        rows = settings.rows_that_fit(len(waiting[0]["input_ids"]))
-        yield waiting[:rows]
-        waiting = waiting[rows:]
+    """The examples in batches of similar length, the longest first: what does not fit into memory shows at once.
+
+    All rows have logits for as many positions as the longest answer of their batch: no more than `LOGITS` in all.
+    """
+    batch: list[dict[str, list[int]]] = []
+    rows, answer = 0, 0  # that a batch may have, and its longest answer
+    for example in sorted(examples, key=lambda example: -len(example["input_ids"])):
+        tokens = sum(label != IGNORED for label in example["labels"]) + 1
+        if batch and (len(batch) == rows or (len(batch) + 1) * max(answer, tokens) * vocabulary > LOGITS):
+            yield batch
+            batch, answer = [], 0
+        if not batch:
+            rows = settings.rows_that_fit(len(example["input_ids"]))
+        batch.append(example)
+        answer = max(answer, tokens)
+    if batch:
+        yield batch
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from places import TINY
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from lora_retriever import lorahub
 from lora_retriever.benchmark import Benchmark
 from lora_retriever.cli import main
 from lora_retriever.data import PoolEntry, Sample
@@ -385,3 +386,20 @@ def test_the_command_names_the_bad_example(
     task.write_text(text)
     assert command(task, "--adapter", ADAPTER) == 2
     assert f"{task}: {message}" in capsys.readouterr().err
+
+
+def test_a_long_answer_does_not_make_logits_for_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of 262,144 words and answers of 500 tokens once took 33 GB for a batch of 64."""
+    lengths = [(30, 20), (29, 2), (28, 2), (27, 2), (26, 2), (25, 24), (24, 1)]
+    examples = [
+        {"input_ids": [0] * total, "labels": [IGNORED] * (total - answer) + [1] * answer} for total, answer in lengths
+    ]
+    monkeypatch.setattr(lorahub, "LOGITS", 100 * 9)
+    batches = list(lorahub._batches(examples, GenerationSection(batch_size=64), vocabulary=100))
+    assert [[len(example["input_ids"]) for example in batch] for batch in batches] == [
+        [30],
+        [29, 28, 27],
+        [26],
+        [25],
+        [24],
+    ]
