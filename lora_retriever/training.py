@@ -33,6 +33,7 @@ from transformers import (
 from lora_retriever.data import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json
+from lora_retriever.heads import contiguous_head
 from lora_retriever.prompt import ALPACA, encode_prompt
 from peft_composition import ComposableModel
 
@@ -116,7 +117,8 @@ def train_adapter(
             data_collator=LeftPadding(_pad_id(tokenizer)),
         )
         trainer.remove_callback(PrinterCallback)  # the losses go into the record
-        trainer.train()
+        with contiguous_head(base):
+            trainer.train()
     record = {
         "options": options.model_dump(mode="json"),
         "samples": len(samples),
@@ -199,7 +201,9 @@ def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
         options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as without padding
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = kept
-    logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits[:, -kept:]  # [batch, kept, V]
+    with contiguous_head(model.base):
+        logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits  # [batch, kept or n, V]
+    logits = logits[:, -kept:]
     labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1]: a position speaks of the next token
     losses = cross_entropy(logits[:, :-1].float().mT, labels, ignore_index=IGNORED, reduction="none")
     return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)
