@@ -205,8 +205,10 @@ def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
         logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits  # [batch, kept or n, V]
     logits = logits[:, -kept:]
     labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1]: a position speaks of the next token
-    losses = cross_entropy(logits[:, :-1].float().mT, labels, ignore_index=IGNORED, reduction="none")
-    return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)
+    answers = labels != IGNORED
+    losses = torch.zeros(labels.shape, device=logits.device)
+    losses[answers] = cross_entropy(logits[:, :-1][answers].float(), labels[answers], reduction="none")
+    return losses.sum(dim=1) / answers.sum(dim=1)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,11 +6,10 @@ input's own adapter is in the pool at all (`AdapterIndex.presence`), and P(p), t
 
     w_p = t c · P(p) + (1 − t c) · 1/m for the m nearest,
 
-so that an input which is recognised gets most from one adapter, and a strange one the average of the nearest. The user
-need not say which of the two it is. With t = 1 a recognised input gets its adapter alone, w being the expectation over
-"it is there, and best" and "it is not". But even an adapter that is the right one gains from its neighbours: t and m
-were chosen by the loss of answers of pool samples, those of an adapter that was trained without them, and those whose
-own adapter was masked (docs/results/methods-gemma-270m.md).
+so that an input which is recognised gets its adapter alone, or nearly, and a strange one the average of the nearest: w
+is the expectation over "it is there, and best" and "it is not". The user need not say which of the two it is. t and m
+were chosen by how answers to pool samples score that no adapter was trained on, with their own adapters and with these
+masked (docs/results/methods-gemma-270m.md).
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class Calibrated:
         floor: an input for which c is below this gets no adapter.
     """
 
-    trust: float = 0.5
-    nearest: int = 8
+    trust: float = 1.0
+    nearest: int = 3
     least: float = 0.05
     floor: float = 0.0
 
