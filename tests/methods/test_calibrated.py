@@ -30,7 +30,7 @@ def plain_weights(chances: list[float], presence: float, router: Calibrated) -> 
     [
         Calibrated(),
         Calibrated(nearest=5, least=0.2),
-        Calibrated(trust=1.0, least=0.0),
+        Calibrated(trust=0.5, least=0.0),
         Calibrated(floor=0.5),
         Calibrated(least=2),
     ],
@@ -46,7 +46,7 @@ def test_weights_are_those_of_a_plain_loop(router: Calibrated) -> None:
 
 def test_a_sure_row_gets_one_adapter_and_a_strange_one_the_average_of_the_nearest() -> None:
     chances = np.array([[0.98, 0.01, 0.01, 0.0], [0.98, 0.01, 0.01, 0.0]])
-    sure, strange = Calibrated(trust=1.0, nearest=3).weights(chances, np.array([1.0, 0.0]))
+    sure, strange = Calibrated().weights(chances, np.array([1.0, 0.0]))
     assert sure.tolist() == [1, 0, 0, 0]
     assert strange.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
@@ -58,11 +58,10 @@ def test_a_floor_leaves_strange_rows_to_the_base(setting_of: SettingOf) -> None:
 def test_rows_are_given_few_adapters_where_their_own_is_there_and_more_where_it_is_masked(
     setting_of: SettingOf,
 ) -> None:
-    router = Calibrated(trust=1.0)
-    there, masked = router.route(setting_of()), router.route(setting_of(masked=True))
+    there, masked = (Calibrated().route(setting) for setting in (setting_of(), setting_of(masked=True)))
     sizes = [np.mean([len(composition.adapters) for composition in routes]) for routes in (there, masked)]
     assert sizes[0] < sizes[1]
-    shared = Calibrated().route(setting_of())
+    shared = Calibrated(trust=0.5).route(setting_of())
     assert np.mean([composition.weights[0] for composition in shared]) < np.mean([c.weights[0] for c in there])
     for row, composition in zip(setting_of().rows, masked, strict=True):
         assert row.task not in composition.adapters
