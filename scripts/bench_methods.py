@@ -91,10 +91,12 @@ def measure(profile: Profile, methods: Sequence[Method], args: argparse.Namespac
     answer = {each.method.name: partial(answered, generator, prompts, each, order, args.new_tokens) for each in routed}
     peaks = {name: peak_bytes(act, generator.model.device) for name, act in answer.items()}  # and all is prepared now
     seconds: dict[str, list[float]] = {name: [] for name in answer}
-    for _ in track(range(args.rounds), description="answering"):
-        for name, act in answer.items():
+    names = list(answer)
+    for turn in track(range(args.rounds), description="answering"):
+        first = turn * len(names) // args.rounds  # who begins a round is at a disadvantage, so they begin in turn
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            act()
+            answer[name]()
             seconds[name].append(time.perf_counter() - started)
     base = routed[0].method.name
     return [
