@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -30,4 +30,4 @@ def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _in_one_piece(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return inputs[0].contiguous(), *inputs[1:]
+    return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in inputs)

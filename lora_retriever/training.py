@@ -71,7 +71,7 @@ def train_adapter(
     """Train one LoRA and write it, with a record of how it was made, to the folder `out` in one atomic step.
 
     Args:
-        base: the frozen base model; it is given back unchanged. The adapter is trained in the base's dtype.
+        base: the frozen base model; it is given back unchanged. If it is of 16 bits, the adapter is float32.
         samples: the examples trained on.
         validation: examples whose loss is recorded after every epoch; none of them is trained on.
         initial: folder of a LoRA of the same shape to go on from; without it, from PEFT's initialisation.
