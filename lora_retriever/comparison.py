@@ -65,7 +65,9 @@ class Comparison:
 
 
 def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> list[Comparison]:
-    """Every other run against the run `versus`: the scores of each `level` (task or domain) and the mean over tasks.
+    """Every other run against the run `versus`: the scores of each task or domain, and the mean over tasks.
+
+    `level` is "task" or "domain", or "mean" for the mean alone.
 
     Raises:
         UserError: there is no run of that name, it is the only one, or two runs share no row.
