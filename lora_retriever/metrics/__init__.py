@@ -9,12 +9,11 @@ from typing import Literal
 
 import yaml
 
+from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
 from lora_retriever.metrics.base import Metric
-from lora_retriever.metrics.own import Evaluated, is_location, load_metric
+from lora_retriever.metrics.own import Evaluated, load_metric
 
-METRICS = ("em", "bleu", "rouge")
-"""The metrics a row may name without bringing its own."""
 MAIN_SCORE = {"em": "em", "bleu": "bleu", "rouge": "rouge-1"}
 """The one score by which a task counts in means over tasks; of a user's metric it is the first."""
 
@@ -96,6 +95,5 @@ __all__ = [
     "Metric",
     "Scoring",
     "ScoringName",
-    "is_location",
     "read_kinds",
 ]

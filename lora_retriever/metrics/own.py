@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lora_retriever.errors import UserError
+from lora_retriever.files import is_location
 from lora_retriever.metrics.base import Array
 
 
@@ -65,11 +66,6 @@ class Evaluated:
             raise UserError(f"metric {self._name}: compute gave {result!r}, no score")
         self.scores = tuple(numbers)
         return np.array(list(numbers.values()))
-
-
-def is_location(name: str) -> bool:
-    """Whether a metric's name means a local folder or script."""
-    return name.startswith((".", "/", "~"))
 
 
 def load_metric(name: str, allow_hub: bool) -> Evaluated:

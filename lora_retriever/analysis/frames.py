@@ -1,0 +1,71 @@
+"""One line a run: results of any number of folders as one data frame, and `runs.csv` in a results folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_retriever.analysis.runs import read_runs
+from lora_retriever.analysis.scores import MEAN, NORMALIZED
+from lora_retriever.analysis.summary import RunSummary, summarize
+from lora_retriever.files import write_text
+from lora_retriever.metrics import Scoring, ScoringName
+
+RECORD = "runs.csv"
+SETTINGS = ("k", "scorer", "temperature", "seed")
+
+
+def load_results(*folders: str | Path, scoring: ScoringName = "paper") -> pd.DataFrame:
+    """The runs of several results folders, one line a run, read and scored from their answers.
+
+    Columns: folder, run, method, the settings k, scorer, temperature and seed (from the run's configuration; empty
+    where they do not bear on it), profile, rows, empty_answers, configuration_hash, seconds, scoring, mean with its
+    95 % interval mean_low and mean_high, normalized, and a column for every domain and score, `nli em`. Scores are in
+    percent.
+
+    Raises:
+        UserError: a folder holds no run, or a damaged one.
+    """
+    chosen = Scoring(scoring)
+    lines = [
+        {"folder": str(folder), **_line(summary)}
+        for folder in folders
+        for summary in summarize(read_runs(Path(folder)), chosen)
+    ]
+    return pd.DataFrame(lines)
+
+
+def write_record(results: Path) -> Path:
+    """Write `runs.csv`, the line of every finished run, into its results folder, in one atomic step."""
+    path = results / RECORD
+    write_text(path, load_results(results).drop(columns="folder").to_csv(index=False))
+    return path
+
+
+def _line(summary: RunSummary) -> dict[str, Any]:
+    run, (low, high) = summary.scored.run, summary.intervals.get(MEAN, (None, None))
+    configuration = run.meta.get("configuration", {})
+    varied = {name: configuration.get(name, run.settings.get(name)) for name in SETTINGS}
+    domains = {
+        f"{quantity.group} {quantity.score}": round(value, 4)
+        for quantity, value in summary.values.items()
+        if quantity.level == "domain"
+    }
+    return {
+        "run": run.name,
+        "method": run.method,
+        **varied,
+        "profile": run.meta.get("profile"),
+        "rows": summary.rows,
+        "empty_answers": summary.empty,
+        "configuration_hash": run.meta.get("configuration_hash"),
+        "seconds": run.meta.get("timings", {}).get("seconds"),
+        "scoring": summary.scored.scoring.name,
+        "mean": round(summary.values[MEAN], 4),
+        "mean_low": low,
+        "mean_high": high,
+        "normalized": round(summary.values[NORMALIZED], 4) if NORMALIZED in summary.values else None,
+        **domains,
+    }

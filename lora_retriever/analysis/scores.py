@@ -1,0 +1,180 @@
+"""From answers to scores: of tasks, of domains, and over all. Every table and test starts from here.
+
+A score is one of a task's metric; a domain's score is the mean of its tasks', and so is the mean over tasks of their
+main scores. The paper's way rounds a task's score to one decimal first; draws for intervals are never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from lora_retriever.analysis.runs import AnsweredRow, Run
+from lora_retriever.errors import UserError
+from lora_retriever.metrics import MAIN_SCORE, Metric, Scoring
+from lora_retriever.metrics.base import Array
+from lora_retriever.resampling import Indices
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number of a table says: the score of a task or a domain, or a mean over all tasks."""
+
+    level: Literal["task", "domain", "mean", "normalized"]
+    group: str = ""
+    score: str = ""
+
+
+MEAN = Quantity("mean")
+NORMALIZED = Quantity("normalized")
+
+
+@dataclass(frozen=True)
+class ScoredTask:
+    """One task under one run: what its rows add to each metric's sums.
+
+    Attributes:
+        ids: the rows', in the order of the statistics.
+        parts: each metric with its statistics [rows, statistics].
+    """
+
+    name: str
+    domain: str
+    metric: str
+    ids: tuple[int, ...]
+    parts: tuple[tuple[Metric, Array], ...]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The scores' names, the main one first."""
+        return [name for metric, _ in self.parts for name in metric.scores]
+
+    @property
+    def main(self) -> int:
+        """The place of the score by which the task counts in means over tasks."""
+        return self.names.index(MAIN_SCORE.get(self.metric, self.names[0]))
+
+    def scores_of(self, rows: Indices) -> Array:
+        """The scores [names, draws] of drawn rows [draws, rows drawn], in percent."""
+        return self._combined([statistics[rows].sum(axis=-2) for _, statistics in self.parts])
+
+    def scores_swapped(self, other: ScoredTask, swapped: Array) -> tuple[Array, Array]:
+        """The scores [names, draws] of this and the other run's task, once rows [draws, rows] are swapped where 1."""
+        mine, theirs = [], []
+        for (_, own), (_, others) in zip(self.parts, other.parts, strict=True):
+            moved = swapped @ (others - own)  # [draws, statistics]
+            mine.append(own.sum(axis=0) + moved)
+            theirs.append(others.sum(axis=0) - moved)
+        return self._combined(mine), other._combined(theirs)
+
+    def _combined(self, sums: Sequence[Array]) -> Array:
+        scores = [metric.combine(total) for (metric, _), total in zip(self.parts, sums, strict=True)]
+        return np.moveaxis(np.concatenate(scores, axis=-1), -1, 0)
+
+    def cut(self, ids: Sequence[int]) -> ScoredTask:
+        """The task on some of its rows, in the order of `ids`."""
+        place = {id: position for position, id in enumerate(self.ids)}
+        rows = [place[id] for id in ids]
+        parts = tuple((metric, statistics[rows]) for metric, statistics in self.parts)
+        return ScoredTask(self.name, self.domain, self.metric, tuple(ids), parts)
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One run, scored."""
+
+    run: Run
+    scoring: Scoring
+    tasks: dict[str, ScoredTask]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.run.name
+
+    @cached_property
+    def points(self) -> dict[str, Array]:
+        """Each task's scores [names], rounded to one decimal under the paper's scoring."""
+        whole = {name: task.scores_of(np.arange(len(task.ids))[None])[:, 0] for name, task in self.tasks.items()}
+        return {name: scores.round(1) if self.scoring.name == "paper" else scores for name, scores in whole.items()}
+
+    @cached_property
+    def quantities(self) -> dict[Quantity, float]:
+        """All numbers of the run but the normalized score."""
+        return {quantity: float(value) for quantity, value in gathered(self.tasks, self.points).items()}
+
+    def main_scores(self) -> dict[str, float]:
+        """The score by which each task counts in means over tasks."""
+        return {name: float(self.points[name][task.main]) for name, task in self.tasks.items()}
+
+
+def score_run(run: Run, scoring: Scoring) -> ScoredRun:
+    """Score a run's answers.
+
+    Raises:
+        UserError: a row's metric is unknown.
+    """
+    grouped: dict[str, list[AnsweredRow]] = {}
+    for row in run.rows.values():
+        grouped.setdefault(row.task, []).append(row)
+    tasks = {}
+    for task, rows in grouped.items():
+        answers, targets = [row.answer for row in rows], [row.targets for row in rows]
+        try:
+            metrics = scoring.metrics_of(task, rows[0].metric)
+            parts = tuple((metric, metric.statistics(answers, targets)) for metric in metrics)
+        except UserError as error:
+            raise UserError(f"{run.name}: task {task!r} (row {rows[0].id} is its first): {error}") from error
+        tasks[task] = ScoredTask(task, rows[0].domain, rows[0].metric, tuple(row.id for row in rows), parts)
+    return ScoredRun(run, scoring, tasks)
+
+
+def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:
+    """From the scores [names, ...] of every task to all quantities [...]: tasks, domains, mean over tasks."""
+    found: dict[Quantity, Array] = {}
+    domains: dict[Quantity, list[Array]] = {}
+    for name, task in tasks.items():
+        for score, value in zip(task.names, scores[name], strict=True):
+            found[Quantity("task", name, score)] = value
+            domains.setdefault(Quantity("domain", task.domain, score), []).append(value)
+    found |= {quantity: np.mean(values, axis=0) for quantity, values in domains.items()}
+    found[MEAN] = np.mean([scores[name][task.main] for name, task in tasks.items()], axis=0)
+    return found
+
+
+def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[ScoredTask, int]]:
+    """The tasks that a quantity is the mean of, each with the place of its score among the task's."""
+    concerned = [
+        task
+        for task in tasks.values()
+        if quantity.group in ("", task.domain if quantity.level == "domain" else task.name)
+        and quantity.score in ("", *task.names)
+    ]
+    return [(task, task.names.index(quantity.score) if quantity.score else task.main) for task in concerned]
+
+
+LEAST = 0.05
+"""In percent: less than that is 0.0 with the one decimal that the paper prints."""
+
+
+def normalized(
+    tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array], oracle: Mapping[str, Array]
+) -> Array | None:
+    """Mean over tasks of score / oracle's score × 100 (LoRAuter, arXiv 2601.21795), [...].
+
+    Tasks on which the oracle scores 0 have no such ratio and are left out, as are those whose score a paper would print
+    as 0.0: BLEU without smoothing is 1e-78 where no phrase is right, and a ratio to that is no number to average. None
+    where that leaves none.
+    """
+    shared = [(scores[name][task.main], oracle[name][task.main]) for name, task in tasks.items() if name in oracle]
+    if not shared:
+        return None
+    ours, best = (np.array(side) for side in zip(*shared, strict=True))  # [tasks, ...]
+    counts = best >= LEAST
+    if not counts.any(axis=0).all():
+        return None
+    return np.asarray(np.where(counts, 100 * ours / np.where(counts, best, 1), 0).sum(axis=0) / counts.sum(axis=0))
