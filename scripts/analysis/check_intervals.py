@@ -1,4 +1,4 @@
-"""Do the 95 % intervals hold? `python scripts/analysis/check_intervals.py RESULTS --run NAME` simulates on real answers.
+"""Do the 95 % intervals hold? `python scripts/analysis/check_intervals.py RESULTS --run NAME` simulates on real rows.
 
 The rows of a run are taken for the whole population, so the truth is known: its scores on all of them. From it 1,000
 benchmarks are drawn, `--rows` rows of every task with replacement, each is summarized as any run is, and the share of
