@@ -58,14 +58,13 @@ def test_locations_start_at_the_profiles_folder_or_are_hub_ids(tmp_path: Path) -
         ({"retrieval": {"k": "three"}}, "retrieval.k"),
         ({"retrieval": {"temperature": 0}}, "retrieval.temperature: Input should be greater than 0"),
         ({"seed": -1}, "seed"),
-        ({"methods": ["base", "magic"]}, "methods: unknown method 'magic' (known: base, selection"),
         ({"dtype": "int8"}, "dtype"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = write(tmp_path, {**MINIMAL, **change})
     with pytest.raises(UserError) as error:
-        methods_of(load_profile(path))
+        load_profile(path)
     assert path in str(error.value)
     assert message in str(error.value)
 
