@@ -157,6 +157,7 @@ class Profile(Section):
         methods: by name; `all` for every registered one, `paper` for the paper's eight configurations, `module:object`
             for a user's own, whose module is looked for in the profile's folder as well.
         options: of methods, by name: `{lorahub: {steps: 20}}`; an out-of-domain twin has its method's.
+        metrics: folders whose own metrics may run where rows name them; code in any other folder never runs.
         reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
             the same composition.
     """
@@ -179,6 +180,7 @@ class Profile(Section):
     reuse_answers: bool = True
     methods: tuple[str, ...] = DEFAULT_METHODS
     options: dict[str, dict[str, Any]] = {}
+    metrics: tuple[str, ...] = ()
 
     def find_methods(self, names: Sequence[str] | None = None) -> list[Method]:
         """The profile's methods, or those of other names, with the profile's options.
@@ -259,6 +261,11 @@ class Profile(Section):
     def pool_path(self) -> Path:
         """The file of the pool."""
         return self._file(self.data.pool)
+
+    @property
+    def metric_folders(self) -> tuple[Path, ...]:
+        """The folders whose own metrics may run."""
+        return tuple(map(self._file, self.metrics))
 
     def _file(self, location: str) -> Path:
         return (self.folder / Path(location).expanduser()).resolve()

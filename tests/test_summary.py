@@ -78,8 +78,8 @@ def test_tasks_on_which_the_oracle_fails_have_no_ratio(results: Path) -> None:
 
 def test_the_official_answers_score_as_expected(official: Path) -> None:
     expected = json.loads((official / "expected_paper_scores.json").read_text())
-    ours = as_json(official / "predictions")
-    assert {f"{name}.json": {"tasks": run["tasks"]} for name, run in ours.items()} == expected
+    ours = {f"{name}.json": {"tasks": run["tasks"]} for name, run in as_json(official / "predictions").items()}
+    assert {name: ours.get(name) for name in expected} == expected  # the expected scores are of two of the runs
 
 
 def test_every_format_holds_the_same_numbers(results: Path) -> None:
