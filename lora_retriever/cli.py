@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lora_retriever import commands
 from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.escaping import for_terminal, replace_unwritable
 
 DEFAULT_PROFILE = "tiny"
 Handler = Callable[[argparse.Namespace, Console], int]
@@ -22,16 +23,17 @@ Handler = Callable[[argparse.Namespace, Console], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    replace_unwritable()
     args = build_parser().parse_args(arguments)
     console = Console(stderr=True)
     handler: Handler = args.handler
     try:
         return handler(args, console)
     except RowsFailedError as error:
-        print(f"lora-retriever: {error}", file=sys.stderr)
+        print(for_terminal(f"lora-retriever: {error}"), file=sys.stderr)
         return 1
     except UserError as error:
-        print(f"lora-retriever: {error}", file=sys.stderr)
+        print(for_terminal(f"lora-retriever: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

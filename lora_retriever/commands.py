@@ -6,7 +6,6 @@ Imports that take seconds stand inside the commands: `--help`, `summarize` and m
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.escaping import as_json as json_text
 from lora_retriever.files import hash_path, write_json, write_text
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def summarize_command(args: argparse.Namespace, console: Console) -> int:
                 tables.append(to_table(summaries, args.by_task, not args.no_intervals, left_out))
     if args.format == "json":
         content = {"scoring": "both", "scorings": contents} if args.scoring == "both" else contents[args.scoring]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = json_text(content) + "\n"
     else:
         text = FORMATS[args.format](beside(tables, list(SCORINGS)) if len(tables) > 1 else tables[0])
     if args.output:

@@ -88,8 +88,8 @@ class Scoring:
             short = _short_targets(bleu, lambda text, _: len(text.split()))
             if short:
                 lines.append(
-                    "BLEU is not smoothed: an answer of fewer than four words scores 0.0, even if it is right. Targets "
-                    f"of fewer than four words: {short}."
+                    "Paper scoring: BLEU is not smoothed; an answer of fewer than four words scores 0.0, even if it is "
+                    f"right. Targets of fewer than four words: {short}."
                 )
             unspaced = [
                 f"{name} ({script})"
@@ -98,8 +98,8 @@ class Scoring:
             ]
             if unspaced:
                 lines.append(
-                    "The paper's BLEU and ROUGE split words at white space alone, which is wrong for scripts without "
-                    f"spaces: {', '.join(unspaced)}. Standard scoring splits them."
+                    "Paper scoring: BLEU and ROUGE split words at white space alone, which is wrong for scripts "
+                    f"without spaces: {', '.join(unspaced)}. Standard scoring splits them."
                 )
         elif bleu:
             from lora_retriever.metrics.standard import bleu_length, bleu_tokenizer
@@ -108,13 +108,14 @@ class Scoring:
             others = [f"{name} tok:{tokenizer}" for name, tokenizer in tokenizers.items() if tokenizer != "13a"]
             if others:
                 lines.append(
-                    f"BLEU's tokenizer by the script of the targets: {', '.join(others)}; other tasks tok:13a."
+                    f"Standard scoring: BLEU's tokenizer by the script of the targets: {', '.join(others)}; other "
+                    "tasks tok:13a."
                 )
             short = _short_targets(bleu, lambda text, name: bleu_length(text, tokenizers[name]))
             if short:
                 lines.append(
-                    "BLEU counts runs of four words: a task whose targets are all shorter scores 0.0, even if all "
-                    f"answers are right. Targets of fewer than four words: {short}."
+                    "Standard scoring: BLEU counts runs of four words; a task whose targets are all shorter scores "
+                    f"0.0, even if all answers are right. Targets of fewer than four words: {short}."
                 )
         several = {name: most for name, (_, targets) in tasks.items() if (most := max(map(_count, targets))) > 1}
         if several:
