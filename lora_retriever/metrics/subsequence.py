@@ -64,8 +64,8 @@ def _columns(positions: dict[str, int], y: Sequence[str], column: int, full: int
 def _positions(x: Sequence[str]) -> dict[str, int]:
     """Per word, an integer with the bits of the word's positions in x."""
     positions: dict[str, int] = {}
-    for place, word in enumerate(x):
-        positions[word] = positions.get(word, 0) | (1 << place)
+    for position, word in enumerate(x):
+        positions[word] = positions.get(word, 0) | (1 << position)
     return positions
 
 
