@@ -234,6 +234,23 @@ def test_which_scores_a_task_gets_is_data(tmp_path: Path) -> None:
         read_kinds(tmp_path / "kinds.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("qa: 5", "a list of tasks under `qa`, found 5"),
+        ("qa: [x]\nchoice: [x]", "'x' is under `qa` and under `choice`"),
+        ("qa: [2024-99-99]", "not readable as YAML"),
+        ("[" * 100_000, "not readable as YAML"),
+        ("- x", "expected lists of tasks"),
+        ("[a]: [x]", "expected lists|not readable"),
+    ],
+)
+def test_an_unusable_file_of_kinds_gives_one_message(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "kinds.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_kinds(tmp_path / "kinds.yaml")
+
+
 def test_every_exact_match_task_of_the_benchmark_has_a_kind(official: Path) -> None:
     rows = json.loads((official / "combined_test.json").read_text())
     kinds = Scoring().kinds
@@ -277,7 +294,7 @@ def test_what_a_reader_of_the_scores_must_know_is_noted() -> None:
     }
     short, spaces, several = Scoring("paper").notes(tasks)
     assert "short (2 of 4), chinese (2 of 2)" in short and "0.0" in short
-    assert "chinese (Han), thai (unspaced)" in spaces
+    assert "chinese (Han), thai (Thai, Lao, Khmer or Myanmar)" in spaces
     assert "short (up to 2), exact (up to 3)" in several
     tokenizer, short, several = Scoring("standard").notes(tasks)
     assert "chinese tok:zh" in tokenizer and "thai" not in tokenizer

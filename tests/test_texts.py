@@ -79,7 +79,7 @@ def test_only_scripts_without_spaces_are_parted() -> None:
         (["今日は天気がいい"], "kana"),
         (["オフィス"], "kana"),
         (["오늘 날씨가 좋다"], "Hangul"),
-        (["วันนี้อากาศดี"], "unspaced"),
+        (["วันนี้อากาศดี"], "Thai, Lao, Khmer or Myanmar"),
         (["the word 好 in an English sentence"], None),
         (["今天", "OK"], None),  # as many letters of either kind
         ([], None),

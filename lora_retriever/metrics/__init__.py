@@ -132,11 +132,18 @@ def read_kinds(path: Path) -> dict[str, str]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(content, dict) or not set(content) <= {"qa", "choice"}:
+    if not isinstance(content, dict) or not all(kind in ("qa", "choice") for kind in content):
         raise UserError(f"{path}: expected lists of tasks under `qa` and `choice`")
-    return {str(task): kind for kind, tasks in content.items() for task in tasks or ()}
+    kinds: dict[str, str] = {}
+    for kind, tasks in content.items():
+        if not isinstance(tasks, (list, type(None))):
+            raise UserError(f"{path}: expected a list of tasks under `{kind}`, found {tasks!r}")
+        for task in map(str, tasks or ()):
+            if kinds.setdefault(task, kind) != kind:
+                raise UserError(f"{path}: task {task!r} is under `qa` and under `choice`; a task is of one kind")
+    return kinds
 
 
 def _texts(targets: Sequence[Reference]) -> list[str]:

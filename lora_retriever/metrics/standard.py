@@ -30,7 +30,7 @@ BLEU_TOKENIZERS: dict[Script | None, str] = {
     "Han": "zh",
     "kana": "char",
     "Hangul": "char",
-    "unspaced": "char",
+    "Thai, Lao, Khmer or Myanmar": "char",
 }
 """sacrebleu's tokenizer per script. Its tokenizers by words for Japanese and Korean need MeCab, so characters serve."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
-Script = Literal["Han", "kana", "Hangul", "unspaced"]
+Script = Literal["Han", "kana", "Hangul", "Thai, Lao, Khmer or Myanmar"]
 
 _LINE_ENDS = str.maketrans(dict.fromkeys("\x85\u2028\u2029\r", "\n") | {"\ufeff": None})
 
@@ -16,11 +16,11 @@ _SCRIPTS: tuple[tuple[Script, tuple[str, ...]], ...] = (
     ("Han", ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "IDEOGRAPHIC", "BOPOMOFO")),
     ("kana", ("HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA")),
     ("Hangul", ("HANGUL", "HALFWIDTH HANGUL")),
-    ("unspaced", ("THAI", "LAO", "KHMER", "MYANMAR")),
+    ("Thai, Lao, Khmer or Myanmar", ("THAI", "LAO", "KHMER", "MYANMAR")),
 )
-"""The scripts that matter here, and the beginnings of their letters' Unicode names. `unspaced` stands for several."""
+"""The scripts that matter here, and the beginnings of their letters' Unicode names."""
 
-_WITHOUT_SPACES = ("Han", "kana", "unspaced")
+_WITHOUT_SPACES = ("Han", "kana", "Thai, Lao, Khmer or Myanmar")
 _IGNORED = "\xad\u200b\u200c\u200d\u2060\ufe0e\ufe0f"
 """Characters without a glyph inside words: soft hyphen, zero-width space and joiners, variation selectors."""
 
