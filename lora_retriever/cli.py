@@ -15,19 +15,21 @@ from rich.console import Console
 from lora_retriever import __version__
 from lora_retriever.commands import COMMANDS, load_command
 from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.escaping import for_terminal, replace_unwritable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    replace_unwritable()
     args = build_parser().parse_args(arguments)
     try:
         status: int = args.run(args, Console(stderr=True))
         return status
     except RowsFailedError as error:
-        print(f"lora-retriever: {error}", file=sys.stderr)
+        print(for_terminal(f"lora-retriever: {error}"), file=sys.stderr)
         return 1
     except UserError as error:
-        print(f"lora-retriever: {error}", file=sys.stderr)
+        print(for_terminal(f"lora-retriever: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

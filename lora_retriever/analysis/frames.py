@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ RECORD = "runs.csv"
 SETTINGS = ("k", "scorer", "temperature", "seed")
 
 
-def load_results(*folders: str | Path, scoring: ScoringName = "paper") -> pd.DataFrame:
+def load_results(
+    *folders: str | Path, scoring: ScoringName = "paper", metric_folders: Sequence[str | Path] = ()
+) -> pd.DataFrame:
     """The runs of several results folders, one line a run, read and scored from their answers.
 
     Columns: folder, run, method, the settings k, scorer, temperature and seed (from the run's configuration; empty
@@ -25,10 +28,13 @@ def load_results(*folders: str | Path, scoring: ScoringName = "paper") -> pd.Dat
     95 % interval mean_low and mean_high, normalized, and a column for every domain and score, `nli em`. Scores are in
     percent.
 
+    Args:
+        metric_folders: folders whose own metrics may run where rows name them.
+
     Raises:
         UserError: a folder holds no run, or a damaged one.
     """
-    chosen = Scoring(scoring)
+    chosen = Scoring(scoring, metric_folders=tuple(map(Path, metric_folders)))
     lines = [
         {"folder": str(folder), **_line(summary)}
         for folder in folders
@@ -37,10 +43,10 @@ def load_results(*folders: str | Path, scoring: ScoringName = "paper") -> pd.Dat
     return pd.DataFrame(lines)
 
 
-def write_record(results: Path) -> Path:
+def write_record(results: Path, metric_folders: Sequence[Path] = ()) -> Path:
     """Write `runs.csv`, the line of every finished run, into its results folder, in one atomic step."""
     path = results / RECORD
-    write_text(path, load_results(results).drop(columns="folder").to_csv(index=False))
+    write_text(path, load_results(results, metric_folders=metric_folders).drop(columns="folder").to_csv(index=False))
     return path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_retriever.analysis.runs import AnsweredRow, Run
 from lora_retriever.errors import UserError
-from lora_retriever.metrics import MAIN_SCORE, Metric, Scoring
+from lora_retriever.metrics import MAIN_SCORE, Metric, RowError, Scoring
 from lora_retriever.metrics.base import Array
 from lora_retriever.resampling import Indices
 
@@ -116,7 +116,7 @@ def score_run(run: Run, scoring: Scoring) -> ScoredRun:
     """Score a run's answers.
 
     Raises:
-        UserError: a row's metric is unknown.
+        UserError: a row's metric is unknown or not allowed, or cannot score a row; the message names run, task and row.
     """
     grouped: dict[str, list[AnsweredRow]] = {}
     for row in run.rows.values():
@@ -127,6 +127,8 @@ def score_run(run: Run, scoring: Scoring) -> ScoredRun:
         try:
             metrics = scoring.metrics_of(task, rows[0].metric)
             parts = tuple((metric, metric.statistics(answers, targets)) for metric in metrics)
+        except RowError as error:
+            raise UserError(f"{run.name}: task {task!r}, row {rows[error.row].id}: {error}") from error
         except UserError as error:
             raise UserError(f"{run.name}: task {task!r} (row {rows[0].id} is its first): {error}") from error
         tasks[task] = ScoredTask(task, rows[0].domain, rows[0].metric, tuple(row.id for row in rows), parts)

@@ -22,7 +22,7 @@ from lora_retriever.analysis.scores import (
     score_run,
 )
 from lora_retriever.data.rows import METRICS
-from lora_retriever.metrics import Scoring
+from lora_retriever.metrics import Reference, Scoring
 from lora_retriever.resampling import FEWEST_TASKS, Array, Indices, bootstrap, over_tasks, widened
 from lora_retriever.tables import Cell, Table
 
@@ -133,6 +133,7 @@ def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str
     return {
         "scoring": scoring.name,
         "scoring_details": scoring.details,
+        "scoring_notes": _scoring_notes(runs, scoring),
         "runs": {run.name: _run_as_json(run) for run in runs},
         "left_out": list(left_out),
         "missing_rows": missing_rows([run.scored.run for run in runs]),
@@ -230,9 +231,21 @@ def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> 
     for run in runs:
         if NORMALIZED in run.values and (lost := run.tasks_not_normalized):
             lines.append(f"{run.name}: normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")
+    lines += _scoring_notes(runs, runs[0].scored.scoring)
     if runs[0].scored.scoring.name == "standard":
         lines += [f"{score}: {how}." for score, how in runs[0].scored.scoring.details.items()]
     return lines
+
+
+def _scoring_notes(runs: Sequence[RunSummary], scoring: Scoring) -> list[str]:
+    """What the scoring says of the tasks' targets, over all runs."""
+    rows = {id: row for run in runs for id, row in run.scored.run.rows.items()}
+    targets: dict[str, list[Reference]] = {}
+    metrics: dict[str, str] = {}
+    for row in rows.values():
+        targets.setdefault(row.task, []).append(row.targets)
+        metrics[row.task] = row.metric
+    return scoring.notes({task: (metrics[task], wanted) for task, wanted in targets.items()})
 
 
 def _cell(run: RunSummary, quantity: Quantity, intervals: bool) -> Cell | None:

@@ -34,6 +34,14 @@ def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> Non
     parser.add_argument(
         "--allow-hub-metrics", action="store_true", help="fetch and run metric scripts of the Hub that rows name"
     )
+    parser.add_argument(
+        "--allow-metrics",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="a folder whose own metrics may run where rows name them; repeat for several",
+    )
     parser.add_argument("--without-leaks", action="store_true", help="leave out rows whose input stands in the pool")
     parser.add_argument("--pool", type=Path, help="the pool file, for --without-leaks (default: the run's)")
 

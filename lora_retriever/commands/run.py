@@ -55,15 +55,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         failed = None
     with suppress(UserError) if failed else nullcontext():  # no run may have a row
-        write_record(results)
+        write_record(results, profile.metric_folders)
         if args.table:
-            _print_table(results, console)
+            _print_table(results, console, profile.metric_folders)
     if failed:
         raise failed
     return 0
 
 
-def _print_table(results: Path, console: Console) -> None:
+def _print_table(results: Path, console: Console, metric_folders: tuple[Path, ...]) -> None:
     """The table of a results folder, as `summarize` prints it when nothing is asked for."""
     from lora_retriever.analysis.summary import summarize, to_run_table, to_table
     from lora_retriever.metrics import KINDS, Scoring, read_kinds
@@ -71,6 +71,6 @@ def _print_table(results: Path, console: Console) -> None:
 
     runs, notes = runs_and_notes(results)
     with console.status(f"paper scores of {len(runs)} runs"):
-        summaries = summarize(runs, Scoring("paper", read_kinds(KINDS)))
+        summaries = summarize(runs, Scoring("paper", read_kinds(KINDS), metric_folders=metric_folders))
         table = to_table if len(runs) <= RUNS_ABREAST else to_run_table
         print(terminal(table(summaries, left_out=notes)), end="")

@@ -40,7 +40,7 @@ def scorings(args: argparse.Namespace) -> list[Scoring]:
 
     kinds = read_kinds(KINDS) | (read_kinds(args.kinds) if args.kinds else {})
     names = SCORINGS if args.scoring == "both" else (args.scoring,)
-    return [Scoring(name, kinds, args.stemming, args.allow_hub_metrics) for name in names]
+    return [Scoring(name, kinds, args.stemming, args.allow_hub_metrics, tuple(args.allow_metrics)) for name in names]
 
 
 def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:

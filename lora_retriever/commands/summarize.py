@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.console import Console
 from lora_retriever.commands.arguments import add_results, add_scoring
 from lora_retriever.commands.shared import read_runs_of, report_content, scorings, writing
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import as_json
 from lora_retriever.files import write_text
 
 HELP = "the table of a results folder"
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 tables.append(to_table(summaries, args.by_task, not args.no_intervals, left_out))
     if args.format == "json":
         content = {"scoring": "both", "scorings": contents} if args.scoring == "both" else contents[args.scoring]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = as_json(content) + "\n"
     else:
         text = FORMATS[args.format](beside(tables, list(SCORINGS)) if len(tables) > 1 else tables[0])
     if args.output:

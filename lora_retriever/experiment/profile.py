@@ -131,6 +131,7 @@ class Profile(Section):
             `module:object` for a user's own method. The module is also looked for in the profile's folder.
         options: options of methods, by the method's name: `{lorahub: {steps: 20}}`. The out-of-domain variant of a
             method has the same options.
+        metrics: folders whose own metrics may run where rows name them. Code in any other folder never runs.
         reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
             the same composition.
     """
@@ -153,6 +154,7 @@ class Profile(Section):
     reuse_answers: bool = True
     methods: tuple[str, ...] = ("paper",)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -216,6 +218,11 @@ class Profile(Section):
     def pool_path(self) -> Path:
         """The file of the pool."""
         return self._file(self.data.pool)
+
+    @property
+    def metric_folders(self) -> tuple[Path, ...]:
+        """The folders whose own metrics may run."""
+        return tuple(map(self._file, self.metrics))
 
     def _file(self, location: str) -> Path:
         return (self.folder / Path(location).expanduser()).resolve()

@@ -11,10 +11,12 @@ import pytest
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.scores import score_run
 from lora_retriever.analysis.summary import summarize
+from lora_retriever.cli import main
 from lora_retriever.data.rows import read_rows
 from lora_retriever.errors import UserError
-from lora_retriever.metrics import Scoring
-from lora_retriever.metrics.own import Evaluated
+from lora_retriever.experiment.profile import PROFILES, load_profile
+from lora_retriever.metrics import RowError, Scoring, ScoringName
+from lora_retriever.metrics.own import Evaluated, find_metric
 
 MODULE = """
 import datasets
@@ -41,6 +43,11 @@ def module(tmp_path: Path) -> Path:
     return folder
 
 
+def allowing(folder: Path, name: ScoringName = "paper") -> Scoring:
+    """A scoring that may run the metrics of a folder."""
+    return Scoring(name, metric_folders=(folder,))
+
+
 def write_run(folder: Path, metric: str, answers: list[str]) -> None:
     folder.mkdir(exist_ok=True)
     row = {"inputs": "?", "targets": "four", "task": "mine", "domain": "own", "metric": metric}
@@ -50,7 +57,7 @@ def write_run(folder: Path, metric: str, answers: list[str]) -> None:
 
 def test_a_metric_in_a_local_folder_scores_the_rows_that_name_it(tmp_path: Path, module: Path) -> None:
     write_run(tmp_path / "results", str(module), ["five", "nine", "three", "seven"])
-    (run,) = summarize(read_runs(tmp_path / "results"), Scoring("standard"))
+    (run,) = summarize(read_runs(tmp_path / "results"), allowing(tmp_path, "standard"))
     assert run.scored.main_scores() == {"mine": 50.0}
     statistics = run.scored.tasks["mine"].parts[0][1]
     assert statistics == pytest.approx(np.array([[100, 1], [100, 1], [0, 1], [0, 1]]))  # a mean: its rows' own scores
@@ -103,11 +110,128 @@ def test_a_metric_that_fails_is_named(tmp_path: Path, module: Path, script: str,
     write_run(tmp_path / "results", str(module), ["x"])
     (run,) = read_runs(tmp_path / "results")
     with pytest.raises(UserError, match=f"metric {module}: {message}"):
-        score_run(run, Scoring())
+        score_run(run, allowing(tmp_path))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_run(tmp_path / "results", "./nowhere", ["x"])
     (run,) = read_runs(tmp_path / "results")
     with pytest.raises(UserError, match=r"metric \./nowhere: no such folder"):
-        score_run(run, Scoring())
+        score_run(run, allowing(tmp_path))
+
+
+def test_a_metric_in_a_folder_that_is_not_allowed_never_runs(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    write_run(tmp_path / "results", str(tmp_path / "evil.py"), ["x"])
+    (run,) = read_runs(tmp_path / "results")
+    for scoring in (Scoring(), allowing(tmp_path / "another")):
+        with pytest.raises(UserError, match=f"from allowed folders.*--allow-metrics {tmp_path}.*`metrics: "):
+            score_run(run, scoring)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match="cannot be loaded"):  # it is no metric, but now it has run
+        score_run(run, allowing(tmp_path))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_link_does_not_lead_out_of_an_allowed_folder(tmp_path: Path, module: Path) -> None:
+    allowed = tmp_path / "allowed"
+    (allowed / "inner").mkdir(parents=True)
+    (allowed / "linked").symlink_to(module)
+    (allowed / "inner" / "inner.py").symlink_to(module / "same_length.py")
+    for name in (allowed / "linked", allowed / "inner", allowed / ".." / "same_length", f"{allowed}-2"):
+        with pytest.raises(UserError, match=r"from allowed folders|no such folder"):
+            find_metric(str(name), False, [allowed])
+    (tmp_path / "by_link").symlink_to(tmp_path)
+    assert find_metric(str(module), False, [tmp_path / "by_link"]) == str(module / "same_length.py")
+
+
+def test_names_that_are_no_paths_are_refused_with_one_message() -> None:
+    for name in ("./a\0b", "~nobody-of-this-name/x", "./" + "x" * 5000, "."):
+        with pytest.raises(UserError, match="metric"):
+            find_metric(name, True, [Path("/")])
+
+
+def test_a_hub_name_never_loads_a_file_that_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bertscore").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"also a path here; write \./bertscore"):
+        find_metric("bertscore", True, [])
+    assert find_metric("rouge", True, []) == "rouge"
+
+
+def test_summarize_runs_a_metric_once_its_folder_is_allowed(
+    tmp_path: Path, module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "results", str(module), ["five", "x"])
+    assert main(["summarize", str(tmp_path / "results")]) == 2
+    assert "--allow-metrics" in capsys.readouterr().err
+    allowed = ["--allow-metrics", str(tmp_path / "elsewhere"), "--allow-metrics", str(tmp_path)]
+    assert main(["summarize", str(tmp_path / "results"), "--no-intervals", *allowed]) == 0
+    assert "50.0" in capsys.readouterr().out
+
+
+def test_a_profile_names_folders_from_its_own_folder_on(tmp_path: Path) -> None:
+    text = (PROFILES / "tiny.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text + "\nmetrics: [./metrics, /elsewhere]\n")
+    assert load_profile(str(tmp_path / "mine.yaml")).metric_folders == (tmp_path / "metrics", Path("/elsewhere"))
+
+
+class Lengths:
+    """A metric in the form of an `evaluate` module: the mean of 12 / length, over rows or by one reference."""
+
+    def __init__(self, odd: float = 0.0) -> None:
+        self.odd = odd
+
+    def compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        if self.odd:
+            return {"share": sum(self.odd if p == "odd" else 1.0 for p in predictions) / len(predictions)}
+        return {"share": sum(12 / len(p) for p in predictions) / len(predictions)}
+
+
+@pytest.mark.parametrize(
+    ("module", "answers", "message"),
+    [
+        (Lengths(), ["one", "", "two"], "metric mine: ZeroDivisionError"),
+        (Lengths(float("nan")), ["one", "odd", "two"], "metric mine: compute gave nan for share"),
+        (Lengths(float("inf")), ["one", "odd", "two"], "metric mine: compute gave inf for share"),
+    ],
+)
+def test_the_row_that_a_metric_fails_on_is_named(
+    tmp_path: Path, module: Lengths, answers: list[str], message: str
+) -> None:
+    with pytest.raises(RowError, match=message) as raised:
+        Evaluated("mine", module).statistics(answers, ["x"] * len(answers))
+    assert raised.value.row == 1
+    scoring = Scoring()
+    scoring._loaded["./mine"] = Evaluated("mine", module)
+    write_run(tmp_path, "./mine", answers)
+    (run,) = read_runs(tmp_path)
+    with pytest.raises(UserError, match=f"^base: task 'mine', row 1: {message}"):
+        score_run(run, scoring)
+
+
+def test_no_row_is_blamed_where_a_metric_needs_several() -> None:
+    class Spread:
+        def compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+            lengths = [len(prediction) for prediction in predictions]
+            return {"share": 1 / (max(lengths) - min(lengths))}
+
+    with pytest.raises(UserError, match="ZeroDivisionError") as raised:
+        Evaluated("mine", Spread()).statistics(["a", "b", "c"], ["x"] * 3)
+    assert not isinstance(raised.value, RowError)
+    with pytest.raises(RowError, match="without this row") as raised:
+        Evaluated("mine", Spread()).statistics(["a", "b", "long"], ["x"] * 3)
+    assert isinstance(raised.value, RowError) and raised.value.row == 2
+
+
+def test_several_references_reach_the_module_as_lists() -> None:
+    calls: list[list[object]] = []
+
+    class Seen:
+        def compute(self, predictions: list[str], references: list[object]) -> dict[str, float]:
+            calls.append(references)
+            return {"share": 1.0}
+
+    Evaluated("mine", Seen()).statistics(["a"], [["x"]])
+    Evaluated("mine", Seen()).statistics(["a", "b"], [["x", "cafe\u0301"], "y"])
+    assert calls == [["x"], [["x", "café"], ["y"]], [["y"]], [["x", "café"]]]
