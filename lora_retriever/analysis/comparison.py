@@ -9,17 +9,25 @@ from typing import Any
 import numpy as np
 
 from lora_retriever.analysis.runs import id_ranges
-from lora_retriever.analysis.scores import MEAN, Quantity, ScoredRun, ScoredTask, gathered, parts_of
+from lora_retriever.analysis.scores import (
+    MEAN,
+    Quantity,
+    ScoredRun,
+    ScoredTask,
+    gathered,
+    interval_code,
+    interval_over_tasks,
+    parts_of,
+)
 from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
+from lora_retriever.remembered import remembered
 from lora_retriever.resampling import (
-    FEWEST_TASKS,
     PERMUTATIONS,
     Array,
     Indices,
     bootstrap,
     holm,
-    over_tasks,
     permutation_test,
     widened,
 )
@@ -214,10 +222,14 @@ def _compare(
 
     mine, others = _whole(ours), _whole(theirs)
     values = difference(mine, others)
-    bounds = bootstrap(sizes, drawn)
     main = [float(mine[name][task.main] - others[name][task.main]) for name, task in ours.items()]
     constant = [name for name, task in ours.items() if task.metric in METRICS and _differs_alike(task, theirs[name])]
-    p_values = permutation_test(sum(sizes), swapped, permutations)
+    decisive: list[bytes | str] = [interval_code(), f"{permutations} {wanted}"]
+    for task in (*ours.values(), *theirs.values()):
+        decisive += task.decisive
+    bounds, p_values = remembered(  # [wanted, 2], [wanted]
+        decisive, lambda: [bootstrap(sizes, drawn), permutation_test(sum(sizes), swapped, permutations)]
+    )
     return Comparison(
         run.name,
         other.name,
@@ -230,7 +242,7 @@ def _compare(
             )
             for quantity, value, interval, p in zip(wanted, values, bounds.tolist(), p_values, strict=True)
         },
-        tuple(over_tasks(main).tolist()) if len(main) >= FEWEST_TASKS else None,
+        interval_over_tasks(main),
     )
 
 

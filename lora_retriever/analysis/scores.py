@@ -6,7 +6,8 @@ main scores. The paper's way rounds a task's score to one decimal first; draws f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,10 +15,12 @@ from typing import Literal
 import numpy as np
 
 from lora_retriever.analysis.runs import AnsweredRow, Run
+from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import MAIN_SCORE, Metric, RowError, Scoring
 from lora_retriever.metrics.base import Array
-from lora_retriever.resampling import Indices
+from lora_retriever.remembered import code_of, remembered
+from lora_retriever.resampling import FEWEST_TASKS, Indices, over_tasks
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ class ScoredTask:
         """The place of the score by which the task counts in means over tasks."""
         return self.names.index(MAIN_SCORE.get(self.metric, self.names[0]))
 
+    @property
+    def decisive(self) -> Iterator[bytes | str]:
+        """Everything that decides the task's scores, and what is computed from them."""
+        yield json.dumps([self.name, self.domain, self.metric, self.names])
+        for _, statistics in self.parts:
+            yield str(statistics.shape)
+            yield statistics.tobytes()
+
     def scores_of(self, rows: Indices) -> Array:
         """The scores [names, draws] of drawn rows [draws, rows drawn], in percent."""
         return self._combined([statistics[rows].sum(axis=-2) for _, statistics in self.parts])
@@ -96,6 +107,13 @@ class ScoredRun:
         """The run's name."""
         return self.run.name
 
+    @property
+    def decisive(self) -> Iterator[bytes | str]:
+        """Everything that decides the run's scores, and what is computed from them."""
+        yield self.scoring.name
+        for task in self.tasks.values():
+            yield from task.decisive
+
     @cached_property
     def points(self) -> dict[str, Array]:
         """Each task's scores [names], rounded to one decimal under the paper's scoring."""
@@ -121,18 +139,57 @@ def score_run(run: Run, scoring: Scoring) -> ScoredRun:
     grouped: dict[str, list[AnsweredRow]] = {}
     for row in run.rows.values():
         grouped.setdefault(row.task, []).append(row)
-    tasks = {}
+    metrics = {task: _metrics(run, rows[0], scoring) for task, rows in grouped.items()}
+
+    def compute() -> list[Array]:
+        return [_statistics(run, rows, metric) for task, rows in grouped.items() for metric in metrics[task]]
+
+    if all(rows[0].metric in METRICS for rows in grouped.values()):
+        statistics = iter(remembered(_decisive(grouped, scoring), compute))
+    else:
+        statistics = iter(compute())  # what a user's own metric depends on is not known
+    return ScoredRun(
+        run,
+        scoring,
+        {
+            task: ScoredTask(
+                task,
+                rows[0].domain,
+                rows[0].metric,
+                tuple(row.id for row in rows),
+                tuple((metric, next(statistics)) for metric in metrics[task]),
+            )
+            for task, rows in grouped.items()
+        },
+    )
+
+
+def _metrics(run: Run, first: AnsweredRow, scoring: Scoring) -> list[Metric]:
+    """The metrics of a task, named by the task's first row."""
+    try:
+        return scoring.metrics_of(first.task, first.metric)
+    except UserError as error:
+        raise UserError(f"{run.name}: task {first.task!r} (row {first.id} is its first): {error}") from error
+
+
+def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:
+    """What each row of a task adds to the metric's sums, [rows, statistics]."""
+    try:
+        return metric.statistics([row.answer for row in rows], [row.targets for row in rows])
+    except RowError as error:
+        raise UserError(f"{run.name}: task {rows[0].task!r}, row {rows[error.row].id}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{run.name}: task {rows[0].task!r} (row {rows[0].id} is its first): {error}") from error
+
+
+def _decisive(grouped: Mapping[str, Sequence[AnsweredRow]], scoring: Scoring) -> Iterator[str]:
+    """Everything that decides the statistics of a run's rows under the project's own metrics."""
+    yield code_of("metrics", packages=("nltk", "rouge", "rouge-score", "sacrebleu", "numpy"))
+    yield f"{scoring.name} {scoring.stemming}"
     for task, rows in grouped.items():
-        answers, targets = [row.answer for row in rows], [row.targets for row in rows]
-        try:
-            metrics = scoring.metrics_of(task, rows[0].metric)
-            parts = tuple((metric, metric.statistics(answers, targets)) for metric in metrics)
-        except RowError as error:
-            raise UserError(f"{run.name}: task {task!r}, row {rows[error.row].id}: {error}") from error
-        except UserError as error:
-            raise UserError(f"{run.name}: task {task!r} (row {rows[0].id} is its first): {error}") from error
-        tasks[task] = ScoredTask(task, rows[0].domain, rows[0].metric, tuple(row.id for row in rows), parts)
-    return ScoredRun(run, scoring, tasks)
+        yield from (task, rows[0].metric, scoring.kinds.get(task, ""))
+        for row in rows:
+            yield json.dumps([row.answer, row.targets])
 
 
 def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:
@@ -180,3 +237,17 @@ def normalized(
     if not counts.any(axis=0).all():
         return None
     return np.asarray(np.where(counts, 100 * ours / np.where(counts, best, 1), 0).sum(axis=0) / counts.sum(axis=0))
+
+
+def interval_over_tasks(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean of one value per task, if the tasks were a sample. None for fewer than five tasks."""
+    if len(values) < FEWEST_TASKS:
+        return None
+    (bounds,) = remembered([interval_code(), "over tasks", np.array(values).tobytes()], lambda: [over_tasks(values)])
+    low, high = bounds.tolist()
+    return low, high
+
+
+def interval_code() -> str:
+    """A text that changes with the code that decides intervals and p-values, beside the rows' statistics."""
+    return code_of("resampling.py", "metrics", "analysis", packages=("numpy", "scipy"))

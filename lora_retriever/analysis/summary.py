@@ -17,13 +17,16 @@ from lora_retriever.analysis.scores import (
     Quantity,
     ScoredRun,
     gathered,
+    interval_code,
+    interval_over_tasks,
     normalized,
     parts_of,
     score_run,
 )
 from lora_retriever.data.rows import METRICS
 from lora_retriever.metrics import Reference, Scoring
-from lora_retriever.resampling import FEWEST_TASKS, Array, Indices, bootstrap, over_tasks, widened
+from lora_retriever.remembered import remembered
+from lora_retriever.resampling import Array, Indices, bootstrap, widened
 from lora_retriever.tables import Cell, Table
 
 Interval = tuple[float, float]
@@ -69,15 +72,32 @@ class RunSummary:
 
     @cached_property
     def intervals(self) -> dict[Quantity, Interval]:
-        """The 95 % bootstrap interval of every quantity, rows being drawn within their tasks.
+        """The 95 % bootstrap interval of every quantity. Rows are drawn within their tasks.
 
-        Tasks whose rows all score 0, or all 100, do not vary when drawn: what they may hide is added (`widened`). No
-        interval has a quantity with a task of a single row, nor the normalized score unless the oracle answered the
-        same rows.
+        A task whose rows all score 0, or all 100, does not vary when its rows are drawn; what such tasks may hide is
+        added to the interval (`widened`). A quantity with a task of a single row has no interval. The normalized score
+        has one only if the oracle answered the same rows.
         """
-        tasks = self.scored.tasks
         oracle = self.oracle if NORMALIZED in self.values and self._oracle_has_the_same_rows() else None
         names = [*self.scored.quantities, *([NORMALIZED] if oracle else [])]
+        decisive: list[bytes | str] = [interval_code(), *self.scored.decisive]
+        if oracle is not None:
+            decisive += ["oracle", *oracle.decisive]
+        (bounds,) = remembered(decisive, lambda: [self._bounds(names, oracle)])  # [quantities, 2], NaN: no interval
+        return {
+            quantity: (low, high)
+            for quantity, (low, high) in zip(names, bounds.tolist(), strict=True)
+            if not np.isnan(low)
+        }
+
+    @cached_property
+    def interval_over_tasks(self) -> Interval | None:
+        """The 95 % interval of the mean if the tasks were a sample, too. None for fewer than five tasks."""
+        return interval_over_tasks(list(self.scored.main_scores().values()))
+
+    def _bounds(self, names: Sequence[Quantity], oracle: ScoredRun | None) -> Array:
+        """The ends of the intervals of the quantities `names`, [quantities, 2]; NaN where there is no interval."""
+        tasks = self.scored.tasks
 
         def statistic(drawn: Sequence[Indices]) -> Array:
             scores = {name: task.scores_of(rows) for (name, task), rows in zip(tasks.items(), drawn, strict=True)}
@@ -88,28 +108,18 @@ class RunSummary:
                 values.append(np.full(len(drawn[0]), np.nan) if share is None else share)
             return np.stack(values)
 
-        bounds = bootstrap([len(task.ids) for task in tasks.values()], statistic)
-        found = {}
-        for quantity, (low, high) in zip(names, bounds.tolist(), strict=True):
+        bounds = bootstrap([len(task.ids) for task in tasks.values()], statistic)  # [quantities, 2]
+        for index, quantity in enumerate(names):
             parts = parts_of(tasks, quantity)
-            if min(len(task.ids) for task, _ in parts) < 2 or np.isnan(low):
-                continue
-            found[quantity] = (low, high)
-            if quantity != NORMALIZED:
+            if min(len(task.ids) for task, _ in parts) < 2:
+                bounds[index] = np.nan
+            elif quantity != NORMALIZED and not np.isnan(bounds[index, 0]):
                 points = self.scored.points
                 ends = [(len(t.ids), round(points[t.name][at], 2)) for t, at in parts if t.metric in METRICS]
                 wrong, right = ([rows for rows, score in ends if score == end] for end in (0, 100))
-                found[quantity] = widened(self.values[quantity], (low, high), wrong, right, len(parts))
-        return found
-
-    @cached_property
-    def interval_over_tasks(self) -> Interval | None:
-        """The 95 % interval of the mean if the tasks, too, were a sample; None for fewer than five tasks."""
-        scores = list(self.scored.main_scores().values())
-        if len(scores) < FEWEST_TASKS:
-            return None
-        low, high = over_tasks(scores).tolist()
-        return low, high
+                low, high = bounds[index].tolist()
+                bounds[index] = widened(self.values[quantity], (low, high), wrong, right, len(parts))
+        return bounds
 
     def _oracle_has_the_same_rows(self) -> bool:
         assert self.oracle is not None
