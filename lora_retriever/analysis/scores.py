@@ -1,7 +1,7 @@
-"""From answers to scores: of tasks, of domains, and over all. Every table and test starts from here.
+"""From answers to metric scores: of tasks, of domains, and means over tasks. Every table and test starts from here.
 
-A score is one of a task's metric; a domain's score is the mean of its tasks', and so is the mean over tasks of their
-main scores. The paper's way rounds a task's score to one decimal first; draws for intervals are never rounded.
+The score of a domain is the mean of its tasks' scores. The mean over tasks is the mean of their main scores. The
+paper's scoring rounds the score of a task to one decimal first; draws for intervals are never rounded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lora_retriever.resampling import FEWEST_TASKS, Indices, over_tasks
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number of a table says: the score of a task or a domain, or a mean over all tasks."""
+    """The meaning of a number in a table: the score of a task or a domain, or a mean over all tasks."""
 
     level: Literal["task", "domain", "mean", "normalized"]
     group: str = ""
@@ -38,10 +38,10 @@ NORMALIZED = Quantity("normalized")
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """One task under one run: what its rows add to each metric's sums.
+    """One task of one run: what the task's rows add to the sums of each metric.
 
     Attributes:
-        ids: the rows', in the order of the statistics.
+        ids: the ids of the rows, in the order of the statistics.
         parts: each metric with its statistics [rows, statistics].
     """
 
@@ -53,12 +53,12 @@ class ScoredTask:
 
     @cached_property
     def names(self) -> list[str]:
-        """The scores' names, the main one first."""
+        """The names of the scores, the main score first."""
         return [name for metric, _ in self.parts for name in metric.scores]
 
     @property
     def main(self) -> int:
-        """The place of the score by which the task counts in means over tasks."""
+        """The index, among the task's scores, of the main score: the score that counts in means over tasks."""
         return self.names.index(MAIN_SCORE.get(self.metric, self.names[0]))
 
     @property
@@ -74,7 +74,11 @@ class ScoredTask:
         return self._combined([statistics[rows].sum(axis=-2) for _, statistics in self.parts])
 
     def scores_swapped(self, other: ScoredTask, swapped: Array) -> tuple[Array, Array]:
-        """The scores [names, draws] of this and the other run's task, once rows [draws, rows] are swapped where 1."""
+        """The scores [names, draws] of this run's task and of the other run's, after swapping rows.
+
+        Args:
+            swapped: [draws, rows], 1 where the two runs exchange their answers to a row, else 0.
+        """
         mine, theirs = [], []
         for (_, own), (_, others) in zip(self.parts, other.parts, strict=True):
             moved = swapped @ (others - own)  # [draws, statistics]
@@ -122,11 +126,11 @@ class ScoredRun:
 
     @cached_property
     def quantities(self) -> dict[Quantity, float]:
-        """All numbers of the run but the normalized score."""
+        """All scores of the run except the normalized score."""
         return {quantity: float(value) for quantity, value in gathered(self.tasks, self.points).items()}
 
     def main_scores(self) -> dict[str, float]:
-        """The score by which each task counts in means over tasks."""
+        """The main score of each task: the score that counts in means over tasks."""
         return {name: float(self.points[name][task.main]) for name, task in self.tasks.items()}
 
 
@@ -206,7 +210,7 @@ def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> di
 
 
 def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[ScoredTask, int]]:
-    """The tasks that a quantity is the mean of, each with the place of its score among the task's."""
+    """The tasks of whose scores a quantity is the mean, each with the index of the score among the task's scores."""
     concerned = [
         task
         for task in tasks.values()
@@ -217,7 +221,7 @@ def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[
 
 
 LEAST = 0.05
-"""In percent: less than that is 0.0 with the one decimal that the paper prints."""
+"""A score below this, in percent, is printed as 0.0 with the paper's one decimal."""
 
 
 def normalized(
@@ -225,9 +229,8 @@ def normalized(
 ) -> Array | None:
     """Mean over tasks of score / oracle's score × 100 (LoRAuter, arXiv 2601.21795), [...].
 
-    Tasks on which the oracle scores 0 have no such ratio and are left out, as are those whose score a paper would print
-    as 0.0: BLEU without smoothing is 1e-78 where no phrase is right, and a ratio to that is no number to average. None
-    where that leaves none.
+    A task on which the oracle scores less than `LEAST` has no such ratio and is left out: BLEU without smoothing is
+    1e-78 where no phrase is right, and a ratio to 1e-78 cannot be averaged. None: no task is left.
     """
     shared = [(scores[name][task.main], oracle[name][task.main]) for name, task in tasks.items() if name in oracle]
     if not shared:

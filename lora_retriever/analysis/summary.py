@@ -34,7 +34,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run with its scores, and the oracle's, by which they are normalized (None: there is none)."""
+    """One run with its scores, and the oracle's scores, by which they are normalized. None: there is no oracle."""
 
     scored: ScoredRun
     oracle: ScoredRun | None
@@ -51,12 +51,12 @@ class RunSummary:
 
     @property
     def empty(self) -> int:
-        """How many answers are empty or dots only; they score 0, but against a blank target."""
+        """How many answers are empty or only dots. Such an answer scores 0, except against a blank target."""
         return sum(row.is_empty for row in self.scored.run.rows.values())
 
     @cached_property
     def values(self) -> dict[Quantity, float]:
-        """Every quantity of the run; `NORMALIZED` only where there is an oracle."""
+        """Every quantity of the run. `NORMALIZED` is there only if there is an oracle."""
         values = dict(self.scored.quantities)
         if self.oracle is not None:
             share = normalized(self.scored.tasks, self.scored.points, self.oracle.points)
@@ -66,7 +66,7 @@ class RunSummary:
 
     @property
     def tasks_not_normalized(self) -> list[str]:
-        """The tasks for which the oracle has no answers, or scores 0: the normalized score is without them."""
+        """The tasks that the normalized score leaves out: the oracle has no answers for them, or scores 0."""
         best = {} if self.oracle is None else self.oracle.main_scores()
         return [name for name in self.scored.tasks if best.get(name, 0) < LEAST]
 
@@ -139,7 +139,7 @@ def summarize(runs: Sequence[Run], scoring: Scoring) -> list[RunSummary]:
 
 
 def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The summary as the JSON of the design's contract; intervals stand beside the scores, under keys of their own."""
+    """The summary as JSON. Intervals stand beside the scores, under keys of their own."""
     return {
         "scoring": scoring.name,
         "scoring_details": scoring.details,
@@ -153,7 +153,7 @@ def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str
 def to_table(
     runs: Sequence[RunSummary], by_task: bool = False, intervals: bool = True, left_out: Sequence[str] = ()
 ) -> Table:
-    """Rows as in the paper's table 1 (a domain and a metric each), or one per task and metric; means at the end."""
+    """A row for each domain and score, as in the paper's table 1, or for each task and score; means at the end."""
     level = "task" if by_task else "domain"
     quantities = [
         quantity
@@ -171,8 +171,8 @@ def to_table(
 
 
 def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: Sequence[str] = ()) -> Table:
-    """A row per run, for more runs than a page has columns: its means, with intervals, and the domains' main scores."""
-    main: dict[str, Quantity] = {}  # the first score that a domain has, as rouge-1 of a rouge
+    """A row for each run, when runs are too many for columns: means with intervals, and the domains' main scores."""
+    main: dict[str, Quantity] = {}  # the first score of each domain, for example rouge-1
     for quantity in dict.fromkeys(quantity for run in runs for quantity in run.values):
         if quantity.level == "domain":
             main.setdefault(quantity.group, quantity)
@@ -193,7 +193,7 @@ def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: S
 
 
 def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
-    """Several tables of the same runs as one, their columns side by side, each run's together."""
+    """Several tables of the same runs as one table. The columns of each run stand side by side."""
     labels = dict.fromkeys(label for table in tables[::-1] for label, _ in table.rows)
     last = [label for label in ("mean over tasks", "normalized") if label in labels]
     ordered = [*(label for label in labels if label not in last), *last]
@@ -215,9 +215,10 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
-    """What a reader of a table must know: the profile's note, what ± means, missing rows, empty answers.
+    """What a reader of a table must know: the profile's note, the meaning of ±, missing rows, empty answers.
 
-    `by_run` leaves out what would be a line for each of many runs.
+    Args:
+        by_run: leaves out notes that need a line for each run.
     """
     lines = list(dict.fromkeys(run.scored.run.note for run in runs if run.scored.run.note))
     if intervals:
