@@ -30,7 +30,7 @@ from peft_composition.fit import (
     modules_of_file,
     unexpected_tensor,
 )
-from peft_composition.names import base_parameter, converted_config, named_tensors, other_module
+from peft_composition.names import base_parameter, named_tensors, other_module
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,6 @@ def _verified(
         modules = modules_of_file(config, name, tensors, info)
         copies = copies_of_some_base(tensors, name)
     else:
-        config = converted_config(config, name, base)
         tensors = named_tensors(info, config, name, base)
         modules, more = modules_of_base(config, name, tensors, info, base)
         copies = copies_of_base(tensors, name, info, base)

@@ -29,6 +29,7 @@ from peft_composition.names import (
     fused_experts,
     is_of_fused_experts,
     other_module,
+    refuse_fused_experts,
 )
 
 # The dtypes of tensors that can be composed, as safetensors names them.
@@ -73,6 +74,7 @@ def modules_of_base(
 ) -> tuple[dict[str, ModuleHeader], list[str]]:
     """Return the modules of `base` that an adapter adapts, each checked, and notes for the user."""
     matcher = TargetMatcher(config, _every_linear(base) if _is_all_linear(config) else None)
+    refuse_fused_experts(config, lambda module: _is_target(matcher, module, name), name, base)
     shapes = _targeted_shapes(config, matcher, name, base)
     scales = {module: _rank_and_scaling(config, matcher, module, name) for module in shapes}
     present = {module for module, _ in base.named_modules()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,7 +61,10 @@ def named_tensors(
     found = {key: match for key in sorted(header) if (match := _LORA_KEY.fullmatch(key))}
     halves: dict[str, Half] = {k: "lora_A" if match["half"] == "lora_A" else "lora_B" for k, match in found.items()}
     modules = {key: module_name(match["path"], present) for key, match in found.items()}
-    moved = {} if base is None else _moved(modules, halves, header, config, adapter, base)
+    try:
+        moved = {} if base is None else _moved(modules, halves, header, config, base)
+    except Exception as error:  # names and shapes are foreign, and the functions of PEFT do not check them
+        raise AdapterError(adapter, f"PEFT cannot convert it for this base: {reason_of(error)}") from error
     lora: dict[tuple[str, Half], str] = {}
     for key, half in halves.items():
         module = moved[key] if moved.get(key) in present else modules[key]
@@ -103,22 +106,33 @@ def base_parameter(key: str, base: PreTrainedModel) -> Tensor | None:
         return None
 
 
-def converted_config(config: LoraConfig, adapter: str, base: PreTrainedModel) -> LoraConfig:
-    """Return the configuration as PEFT changes it for models whose modules transformers has fused.
+def refuse_fused_experts(
+    config: LoraConfig, is_target: Callable[[str], bool], adapter: str, base: PreTrainedModel
+) -> None:
+    """Raise `AdapterError` if the adapter adapts experts one by one that the base holds in one parameter.
 
-    Raises `AdapterError` if the adapter adapts experts one by one that the base holds in one parameter.
+    PEFT makes such an adapter one of parameters. Which names of modules are experts' is its own table.
     """
     if conversion is None:
-        return config
+        return
     changed = copy.deepcopy(config)
+    if isinstance(config.target_modules, str) and config.target_modules.lower() != "all-linear":
+        # PEFT matches an expression without a time limit. It reads lists of last names as well.
+        parameters = [name for name, _ in base.named_parameters()]
+        experts = {name.rpartition(".")[0] for name in parameters}
+        tried = {name for name, _ in base.named_modules() if name} | set(parameters)
+        tried |= {f"{container}.{name}" for container in experts for name in _EXPERTS_MODULES}
+        changed.target_modules = {name.rpartition(".")[2] for name in tried if is_target(name)}
     try:
         conversion.convert_peft_config_for_transformers(changed, base, None)
     except ValueError as error:
-        raise AdapterError(adapter, f"{_FUSED}: {reason_of(error)}") from error
+        raise AdapterError(adapter, f"{_FUSED} ({reason_of(error)})") from error
     if changed.target_parameters:
         raise AdapterError(adapter, _FUSED, ", ".join(sorted(changed.target_parameters)))
-    return changed
 
+
+# Names of modules inside an expert before transformers 5 fused them.
+_EXPERTS_MODULES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 _FUSED = (
     "it adapts experts or routers of a mixture-of-experts model one by one, and this base holds them fused in "
@@ -148,21 +162,35 @@ def _moved(
     halves: Mapping[str, Half],
     header: Mapping[str, TensorInfo],
     config: LoraConfig,
-    adapter: str,
     base: PreTrainedModel,
 ) -> dict[str, str]:
-    """Return where PEFT finds each tensor's module in this base, by the tensor's name in the file."""
+    """Return where each tensor's module is in this base, by the tensor's name in the file."""
     names = {key: _mapped(f"{module}.{halves[key]}.weight", base) for key, module in modules.items()}
     if conversion is not None:
         # PEFT's function takes tensors and moves them as they are. On the meta device they hold no memory.
         tensors = {name: torch.empty(header[key].shape, device="meta") for key, name in names.items()}
         source = {id(tensors[name]): key for key, name in names.items()}
-        try:
-            converted = conversion.convert_peft_adapter_state_dict_for_transformers(base, config, tensors)
-        except Exception as error:  # names and shapes are foreign, and PEFT's function does not check them
-            raise AdapterError(adapter, f"PEFT cannot convert it for this base: {reason_of(error)}") from error
+        converted = conversion.convert_peft_adapter_state_dict_for_transformers(base, config, tensors)
         names |= {source[id(tensor)]: name for name, tensor in converted.items() if id(tensor) in source}
-    return {key: name.removeprefix(KEY_PREFIX).removesuffix(f".{halves[key]}.weight") for key, name in names.items()}
+    moved = {k: name.removeprefix(KEY_PREFIX).removesuffix(f".{halves[k]}.weight") for k, name in names.items()}
+    return _moved_by_class(moved, base)
+
+
+def _moved_by_class(modules: Mapping[str, str], base: PreTrainedModel) -> dict[str, str]:
+    """Move the modules that the base does not have by the table that transformers has for the base's class.
+
+    PEFT 0.21 asks this table only if the model's type is in it, and so does not move names of Qwen2-VL, for one.
+    """
+    present = {name for name, _ in base.named_modules()}
+    if conversion is None or present.issuperset(modules.values()):
+        return dict(modules)
+    table = conversion.get_model_conversion_mapping(base)
+    renamings = [entry for entry in table if isinstance(entry, conversion.WeightRenaming)]
+    renamed = {}
+    for key, module in modules.items():
+        weight, _ = conversion.rename_source_key(f"{module}.weight", renamings, [])
+        renamed[key] = weight.removesuffix(".weight")
+    return {key: module if module in present else renamed[key] for key, module in modules.items()}
 
 
 def _mapped(name: str, base: Any) -> str:
