@@ -122,7 +122,7 @@ def refuse_fused_experts(
         experts = {name.rpartition(".")[0] for name in parameters}
         tried = {name for name, _ in base.named_modules() if name} | set(parameters)
         tried |= {f"{container}.{name}" for container in experts for name in _EXPERTS_MODULES}
-        changed.target_modules = {name.rpartition(".")[2] for name in tried if is_target(name)}
+        changed.target_modules = sorted({name.rpartition(".")[2] for name in tried if is_target(name)})
     try:
         conversion.convert_peft_config_for_transformers(changed, base, None)
     except ValueError as error:
