@@ -96,9 +96,8 @@ def rank_and_scaling(config: LoraConfig, matcher: TargetMatcher, module: str) ->
     matched as PEFT matches them. Raises `ValueError` if r or s cannot be used, and `PatternError` as `matcher` does.
     """
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-    rank_key, alpha_key = matcher.pattern_key(ranks, module), matcher.pattern_key(alphas, module)
-    rank = config.r if rank_key is None else ranks[rank_key]
-    alpha = config.lora_alpha if alpha_key is None else alphas[alpha_key]
+    rank: Any = ranks.get(matcher.pattern_key(ranks, module), config.r)
+    alpha: Any = alphas.get(matcher.pattern_key(alphas, module), config.lora_alpha)
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= HIGHEST_RANK:
         needed = f"its rank must be a whole number from 1 to {HIGHEST_RANK}"
         raise ValueError(f"{needed}, and adapter_config.json says {quoted(rank)}")

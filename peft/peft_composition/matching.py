@@ -56,12 +56,12 @@ class TargetMatcher:
             return True
         return self._is_listed(module, self._targets) and self._is_in_layers(module)
 
-    def pattern_key(self, keys: Iterable[str], module: str) -> str | None:
-        """Return the first key of a rank_pattern or an alpha_pattern that fits a module, or None if no key fits.
+    def pattern_key(self, keys: Iterable[str], module: str) -> str:
+        """Return the first key of a rank_pattern or an alpha_pattern that fits a module, or `module` if no key fits.
 
         The rules are those of PEFT's `get_pattern_key`. Raises `PatternError`.
         """
-        return next((key for key in keys if self._match("match", rf"(.*\.)?({key})$", module) is not None), None)
+        return next((key for key in keys if self._match("match", rf"(.*\.)?({key})$", module) is not None), module)
 
     def _is_listed(self, module: str, names: str | Collection[str]) -> bool:
         """Whether a module's name matches an expression, or is one of a list's names or ends with one after a dot."""
@@ -83,8 +83,9 @@ class TargetMatcher:
         for expression in expressions:
             match = self._match("match", expression, module)
             if match is not None:
-                layer = int(match.group("idx"))
-                return layer == layers if isinstance(layers, int) else layer in layers
+                index = match.group("idx")  # None if an alternative of the pattern leads past the index
+                listed_layers = [layers] if isinstance(layers, int) else layers
+                return index is not None and int(index) in listed_layers
         return False
 
     def _match(self, how: Literal["match", "fullmatch"], pattern: str, module: str) -> Any:
