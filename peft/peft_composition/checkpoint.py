@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peft_composition.configuration import read_config
-from peft_composition.errors import AdapterError, AdapterWarning, quoted
-from peft_composition.files import CONFIG_FILE, WEIGHTS_FILE, read_header, read_tensors, reason_of, stamp
+from peft_composition.errors import AdapterError, AdapterWarning, quoted, reason_of
+from peft_composition.files import CONFIG_FILE, WEIGHTS_FILE, read_header, read_tensors, stamp
 from peft_composition.fit import (
     ModuleHeader,
     copies_of_base,

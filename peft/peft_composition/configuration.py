@@ -14,9 +14,9 @@ from typing import Any
 
 from peft import LoraConfig
 
-from peft_composition.errors import AdapterError, quoted
+from peft_composition.errors import AdapterError, quoted, reason_of
 from peft_composition.exactness import KEYS_WITHOUT_EFFECT, refusal, unknown_settings
-from peft_composition.files import CONFIG_FILE, checked_file, reason_of
+from peft_composition.files import CONFIG_FILE, checked_file
 
 LARGEST_CONFIG = 16 * 2**20
 """Maximum size of adapter_config.json, in bytes."""

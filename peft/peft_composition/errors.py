@@ -41,3 +41,11 @@ def quoted(value: object) -> str:
         value = value[:LONGEST_QUOTE] + "…"
     text = repr(value)
     return text if len(text) <= 4 * LONGEST_QUOTE else text[: 4 * LONGEST_QUOTE] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error in a few words for a message."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error).strip() or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "…"

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from peft_composition.errors import AdapterError, quoted
+from peft_composition.errors import AdapterError, quoted, reason_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -105,14 +105,6 @@ def stamp(folder: Path, adapter: str) -> tuple[int, int]:
     """Return when the file of the weights was last written, in nanoseconds, and its size in bytes."""
     status = checked_file(folder, WEIGHTS_FILE, adapter).stat()
     return status.st_mtime_ns, status.st_size
-
-
-def reason_of(error: BaseException) -> str:
-    """Return an error in a few words for a message."""
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    text = str(error).strip() or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + "…"
 
 
 def _missing(folder: Path, name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import regex
 from peft import LoraConfig
 
-from peft_composition.errors import quoted
+from peft_composition.errors import quoted, reason_of
 
 MATCHING_SECONDS = 10.0
 """Maximum time for matching the patterns of one adapter with all modules of a base, in seconds."""
@@ -114,7 +114,7 @@ def _compiled(pattern: str) -> Any:
             re.compile(pattern)
             return regex.compile(_without_extensions(pattern), cache_pattern=False)
     except (re.error, regex.error, RecursionError, OverflowError, ValueError, IndexError) as error:
-        raise PatternError(f"{quoted(pattern)} is not a usable regular expression: {error}") from error
+        raise PatternError(f"{quoted(pattern)} is not a usable regular expression: {reason_of(error)}") from error
 
 
 def _without_extensions(pattern: str) -> str:

@@ -19,8 +19,8 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peft_composition.errors import AdapterError, quoted
-from peft_composition.files import TensorInfo, reason_of
+from peft_composition.errors import AdapterError, quoted, reason_of
+from peft_composition.files import TensorInfo
 
 conversion: Any
 try:
