@@ -55,7 +55,7 @@ def read_config(folder: Path, adapter: str) -> tuple[LoraConfig, list[str]]:
 def modules_in_words(config: LoraConfig) -> str:
     """Return the modules that a configuration names, for a refusal that concerns all of them."""
     concerned = config.modules_to_save or config.target_parameters or config.target_modules or "all"
-    return concerned if isinstance(concerned, str) else ", ".join(sorted(map(str, concerned)))
+    return ", ".join(sorted(map(str, concerned))) if isinstance(concerned, list | set) else str(concerned)
 
 
 def _read_object(file: Path, adapter: str) -> dict[str, Any]:
