@@ -63,7 +63,7 @@ def modules_of_file(
         key = tensors.lora.get((module, "lora_A"))
         shape = info[key].shape if key else ()
         # In the base the module may have another name, for which rank_pattern has another rank.
-        if shape and shape[0] in {config.r, *(config.rank_pattern or {}).values()}:
+        if shape and shape[0] in [config.r, *(config.rank_pattern or {}).values()]:
             rank = shape[0]
         modules[module] = _module_header(tensors, info, name, module, (rank, scaling))
     return modules
