@@ -191,7 +191,7 @@ def _looked_for(module: str, half: str, tensors: NamedTensors) -> str:
     if tensors.lora or not tensors.others:
         return "" if tensors.lora else "; its file holds no tensors"
     looked_for = f"{KEY_PREFIX}{module}.{half}.weight"
-    return f"; its tensors are called {quoted(tensors.others[0])}, and PEFT calls them {quoted(looked_for)}"
+    return f"; its tensors are called {quoted(tensors.others[0])}; looked for {quoted(looked_for)}"
 
 
 def _foreign(
@@ -224,7 +224,7 @@ def _outside_language_model(missing: Collection[str], adapted: Collection[str], 
     Names such as q_proj fit its vision tower too. An adapter of the language model has no tensors there, and PEFT
     leaves these modules as they are. If the file has any tensor outside of the language model, it must have all.
     """
-    if base.config.is_encoder_decoder:
+    if not missing or getattr(base.config, "is_encoder_decoder", False):
         return set()
     head = base.get_output_embeddings()
     language_model = base.get_decoder()
