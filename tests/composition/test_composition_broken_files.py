@@ -303,6 +303,11 @@ def test_a_header_that_cannot_be_true(base, on_meta, folder, spoil):
         (lambda t: t.update({k: torch.zeros(0) for k in t}), ("is empty", "DeepSpeed ZeRO-3", "q_proj"), True),
         (lambda t: t.update({KEY: torch.zeros(4, 0)}), ("is empty", "DeepSpeed ZeRO-3", Q1), True),
         (lambda t: t.update({KEY: torch.tensor(1.0)}), ("is empty", Q1), True),
+        (
+            lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(0)}),
+            ("lm_head.weight' is empty", "DeepSpeed ZeRO-3", "module 'lm_head'"),
+            False,
+        ),
         (lambda t: t.update({KEY: torch.ones(64)}), ("shape [64]", Q1), True),
         (lambda t: t.update({KEY: torch.ones(4, 4, 4)}), ("shape [4, 4, 4]", Q1), True),
         (lambda t: t.update({KEY: torch.ones(3, 16)}), ("shape [3, 16]", "[4, ", Q1), True),
@@ -340,8 +345,8 @@ def test_a_header_that_cannot_be_true(base, on_meta, folder, spoil):
         ),
     ],
     ids=[
-        "all empty", "one empty", "scalar", "flat", "3-D", "rank", "width", "int8", "float8", "missing", "none", "down",
-        "other names", "embedding", "unknown", "resized head", "resized embedding",
+        "all empty", "one empty", "scalar", "empty head", "flat", "3-D", "rank", "width", "int8", "float8", "missing",
+        "none", "down", "other names", "embedding", "unknown", "resized head", "resized embedding",
     ],
 )  # fmt: skip
 def test_tensors_that_the_header_alone_shows_to_be_wrong(base, on_meta, folder, edit, said, without_base):
@@ -352,6 +357,13 @@ def test_names_with_control_characters_are_escaped_and_long_ones_cut(base, on_me
     key = "\x1b[31m" + "x" * 10_000 + "\n.lora_A.weight"
     edit_tensors(folder, lambda tensors: tensors.update({key: torch.ones(4, 16)}))
     refused_everywhere(base, on_meta, folder, "\\x1b[31mxxx", without_base=False)
+
+
+def test_embeddings_that_were_trained_along_are_said_to_be(base, folder):
+    edit_tensors(folder, lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(48, 16)}))
+    said = r"module 'lm_head': it holds 'base_model.model.lm_head.weight', whose numbers are not the base's"
+    with pytest.raises(AdapterError, match=said):
+        ComposableModel(base).load_adapter(folder, "spoilt")
 
 
 def test_numbers_that_are_none_are_named_with_their_module(base, on_meta, folder):
