@@ -137,7 +137,7 @@ def audit(rows: Sequence[Row], pool: Sequence[PoolEntry], prompts: Prompts | Non
     """All findings about these rows and this pool; `prompts` is what `measure_prompts` found, if it was asked."""
     adapters = {entry.model_name for entry in pool}
     by_task = _grouped(rows, lambda row: row.task)
-    repeated = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs), single_spaced(row.targets))).values()
+    repeated = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs), _compared(row.targets))).values()
     asked = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs))).values()
     return Audit(
         rows=len(rows),
@@ -205,7 +205,7 @@ def _leaks(rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[Leak]:
     for entry in pool:
         for sample in entry.sample:
             adapters[single_spaced(sample.inputs)][entry.model_name] = None
-            answered.add((single_spaced(sample.inputs), single_spaced(sample.targets)))
+            answered.add((single_spaced(sample.inputs), _compared(sample.targets)))
     return [
         Leak(
             id=row.id,
@@ -213,7 +213,7 @@ def _leaks(rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[Leak]:
             inputs=row.inputs,
             adapters=tuple(adapters[single_spaced(row.inputs)]),
             own=row.task in adapters[single_spaced(row.inputs)],
-            same_target=(single_spaced(row.inputs), single_spaced(row.targets)) in answered,
+            same_target=(single_spaced(row.inputs), _compared(row.targets)) in answered,
         )
         for row in rows
         if row.id in leaked

@@ -93,7 +93,7 @@ def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
     files = {"task": profile.rows_path, "adapter": profile.pool_path}
     names = [("task", task) for task in tasks_of(rows)] + [("adapter", entry.model_name) for entry in pool]
     for alike in _alike(names):
-        spellings = " and ".join(f"{kind} {ascii(name)} ({files[kind].name})" for kind, name in alike)
+        spellings = " and ".join(f"{kind} {name!a} ({files[kind].name})" for kind, name in alike)
         yield (
             f"{spellings} differ only by Unicode form, case, white space or letters that look alike; an out-of-domain "
             "variant would not mask the row's own adapter. Write the name in one spelling, or rename one of the two"
