@@ -77,8 +77,8 @@ def _text(target: Any) -> str:
 
 Text = Annotated[str, AfterValidator(_bounded)]
 """A text of at most `MAX_TEXT_LENGTH` characters, without NUL characters and halves of surrogate pairs."""
-Inputs = Annotated[Text, AfterValidator(_not_blank)]
-Name = Annotated[Inputs, AfterValidator(_one_form)]
+Words = Annotated[Text, AfterValidator(_not_blank)]
+Name = Annotated[Words, AfterValidator(_one_form)]
 """A name of a task, domain, metric or adapter, in Unicode form NFC."""
 Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
 """One target, or several of which any is right."""
@@ -89,7 +89,7 @@ class Sample(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    inputs: Inputs
+    inputs: Annotated[Text, Field(min_length=1)]
     targets: Targets
 
     @property
@@ -101,6 +101,7 @@ class Sample(BaseModel):
 class Row(Sample):
     """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows."""
 
+    inputs: Words
     task: Name
     domain: Name
     metric: Name
