@@ -203,15 +203,16 @@ def safe_name(name: str, kind: str, may_have_folders: bool = False) -> str:
     return name
 
 
-def cache_folder() -> Path | None:
+def cache_folder() -> Path:
     """The folder of this user's cache: `$LORA_RETRIEVER_CACHE`, or else `~/.cache/lora-retriever`.
 
-    None: there is no such folder, because the user has no home.
+    For a user without a home, a folder that cannot be made: each cache goes on without its files, as on a disk that
+    cannot be written.
     """
     try:
         return Path(os.environ.get("LORA_RETRIEVER_CACHE") or "~/.cache/lora-retriever").expanduser()
     except RuntimeError:
-        return None
+        return Path(os.devnull) / "no-home"
 
 
 @contextmanager
@@ -261,12 +262,11 @@ def _state_of(files: Mapping[str, Path]) -> str:
 
 def _remembered(key: str, state: str) -> str | None:
     """The hash of this path, if the files have not changed since the hash was made."""
-    folder = cache_folder()
-    if folder is None:
-        return None
     try:
-        file = folder / HASHES_FILE
+        file = cache_folder() / HASHES_FILE
         found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return None
         known = _read_hashes(file, found.st_size, found.st_mtime_ns)
     except (OSError, ValueError):
         return None
@@ -292,15 +292,12 @@ def _read_hashes(file: Path, size: int, changed: int) -> dict[str, tuple[str, st
 
 def _remember(key: str, state: str, files: Iterable[Path], digest: str) -> None:
     """Add a hash to the file of hashes: one line in one write, so that several processes need no lock."""
-    folder = cache_folder()
-    if folder is None:
-        return
     with suppress(OSError, ValueError):
         newest = max((max(found.st_mtime, found.st_ctime) for found in map(os.stat, files)), default=0)
         if time.time() - newest < SETTLED_SECONDS:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / HASHES_FILE
+        file = cache_folder() / HASHES_FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists() and file.stat().st_size > MAX_HASHES_BYTES:
             file.unlink()
         line = json.dumps([key, state, digest]) + "\n"

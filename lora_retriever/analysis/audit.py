@@ -361,8 +361,8 @@ def _kinds(found: Audit) -> Iterator[Kind]:
         "rows whose target is blank, or dots only",
         len(empty),
         _by_task((target.task, target.id) for target in empty),
-        f"blank: {kinds['blank']}, dots: {kinds['dots']}; with metric rouge, where every answer scores 0: {metrics['rouge']}; "
-        f"with metric em, where only an empty answer scores: {metrics['em']}",
+        f"blank: {kinds['blank']}, dots: {kinds['dots']}; with metric rouge, where every answer scores 0: "
+        f"{metrics['rouge']}; with metric em, where only an empty answer scores: {metrics['em']}",
     )
     if found.prompts:
         long = found.prompts.too_long

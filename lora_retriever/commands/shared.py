@@ -98,4 +98,3 @@ def check_scorer(name: str) -> None:
 
     if name not in SCORERS:
         raise UserError(f"unknown scorer {name!r} (known: {', '.join(SCORERS)})")
-
