@@ -118,34 +118,33 @@ def test_a_folder_that_names_no_default_prompt_has_none(copied: Path, settings: 
 # Limits
 
 
-def roberta(positions: int, padding: int = 1, model_max_length: int | None = None) -> SentenceEncoder:
-    """A small random RoBERTa: it counts positions from `padding` + 1, so it has learned positions - padding - 1."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(TINY / "encoder")
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=positions, pad_token_id=padding,
-    )  # fmt: skip
-    folder = TEMPORARY / f"roberta-{positions}-{padding}-{model_max_length}"
-    RobertaModel(config).eval().save_pretrained(folder)
-    tokenizer.model_max_length = model_max_length or 10**30
-    tokenizer.save_pretrained(folder)
-    transformer = Transformer(str(folder))
-    return SentenceEncoder(
-        SentenceTransformer(modules=[transformer, Pooling(16, pooling_mode="mean")], device="cpu"), name="small"
-    )
+Roberta = Callable[..., SentenceEncoder]
 
 
-TEMPORARY = Path()
+@pytest.fixture
+def roberta(tmp_path: Path) -> Roberta:
+    """Makes a small random RoBERTa. It counts positions from `padding` + 1, so it has learned that many fewer."""
 
+    def make(positions: int, padding: int = 1, model_max_length: int = 10**30) -> SentenceEncoder:
+        torch.manual_seed(0)
+        tokenizer = AutoTokenizer.from_pretrained(TINY / "encoder")
+        config = RobertaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=positions, pad_token_id=padding,
+        )  # fmt: skip
+        RobertaModel(config).eval().save_pretrained(tmp_path / "roberta")
+        tokenizer.model_max_length = model_max_length
+        tokenizer.save_pretrained(tmp_path / "roberta")
+        modules = [Transformer(str(tmp_path / "roberta")), Pooling(16, pooling_mode="mean")]
+        return SentenceEncoder(SentenceTransformer(modules=modules, device="cpu"), name="small")
 
-@pytest.fixture(autouse=True)
-def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_encoders.TEMPORARY", tmp_path)
+    return make
 
 
 @pytest.mark.parametrize(("positions", "padding", "limit"), [(18, 1, 16), (18, 0, 17)])
-def test_positions_behind_the_padding_index_are_the_limit(positions: int, padding: int, limit: int) -> None:
+def test_positions_behind_the_padding_index_are_the_limit(
+    roberta: Roberta, positions: int, padding: int, limit: int
+) -> None:
     encoder = roberta(positions, padding)
     assert encoder.limit == limit
     words = "x " * 40
@@ -156,12 +155,12 @@ def test_positions_behind_the_padding_index_are_the_limit(positions: int, paddin
     assert np.abs(encoder.encode([words])[0] - hidden.mean(dim=0).numpy()).max() < 1e-5
 
 
-def test_a_tokenizers_smaller_limit_counts() -> None:
+def test_a_tokenizers_smaller_limit_counts(roberta: Roberta) -> None:
     assert roberta(100, 1, model_max_length=12).limit == 12
     assert load_encoder(TINY / "encoder").limit is None or load_encoder(TINY / "encoder").limit > 100
 
 
-def test_truncated_texts_are_counted_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_texts_are_counted_in_one_line(roberta: Roberta, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = roberta(12)  # 10 tokens
     fits = next("x " * n for n in range(1, 12) if len(encoder.model.tokenizer("x " * n).input_ids) == 10)
     texts = [fits, fits + "x", "short", "x " * 50, "x " * 50, "x " * 51]
@@ -176,7 +175,7 @@ def test_truncated_texts_are_counted_in_one_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "", "each text is counted once"
 
 
-def test_the_instruction_counts_as_tokens_of_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_instruction_counts_as_tokens_of_a_text(roberta: Roberta, capsys: pytest.CaptureFixture[str]) -> None:
     plain = roberta(12)
     fits = next("x " * n for n in range(1, 12) if len(plain.model.tokenizer("x " * n).input_ids) == 10)
     with_instruction = SentenceEncoder(plain.model, "x x ", name="small")
@@ -185,7 +184,7 @@ def test_the_instruction_counts_as_tokens_of_a_text(capsys: pytest.CaptureFixtur
     assert "1 of 2 texts are longer than the 10 tokens" in capsys.readouterr().err
 
 
-def test_an_instruction_that_leaves_no_room_is_refused() -> None:
+def test_an_instruction_that_leaves_no_room_is_refused(roberta: Roberta) -> None:
     with pytest.raises(
         UserError, match=r"takes 10 tokens, and the instruction 'x x .*…' fill \d\d of them: no text fits"
     ):
@@ -224,7 +223,7 @@ def test_an_encoder_whose_last_layer_is_zero_is_named(copied: Path) -> None:
         encoder.encode(TEXTS)
 
 
-def test_an_encoder_that_tells_no_texts_apart_is_named() -> None:
+def test_an_encoder_that_tells_no_texts_apart_is_named(roberta: Roberta) -> None:
     encoder = roberta(100)
     with torch.no_grad():
         encoder.model[0].model.encoder.layer[0].output.LayerNorm.weight.zero_()
@@ -234,7 +233,7 @@ def test_an_encoder_that_tells_no_texts_apart_is_named() -> None:
     assert encoder.encode(["Yes", "yes"]).shape == (2, 16), "of few texts all may be equal"
 
 
-def test_an_encoder_that_fails_on_a_text_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_fails_on_a_text_is_named(roberta: Roberta, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = roberta(100)
 
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -249,7 +248,7 @@ def vectors_of_all_tokens(*args: Any, **kwargs: Any) -> Any:
     return [np.ones((3, 4))] * len(args[0])
 
 
-def test_an_encoder_that_gives_no_vectors_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_gives_no_vectors_is_named(roberta: Roberta, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = roberta(100)
     monkeypatch.setattr(encoder.model, "encode", vectors_of_all_tokens)
     with pytest.raises(UserError, match="2 dimensions for a text, where a vector has one"):
