@@ -153,6 +153,6 @@ def _check_same(what: str, embedded: list[str], named: list[str], path: Path) ->
     for position, (here, there) in enumerate(zip_longest(embedded, named)):
         if here != there:
             raise UserError(
-                f"{path}: {what} {here!r} at position {position}, where the file named beside it has {there!r}; both must "
-                "hold the same in the same order"
+                f"{path}: {what} {here!r} at position {position}, where the file named beside it has {there!r}; both "
+                "must hold the same in the same order"
             )
