@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lora_retriever import AdapterIndex
 from lora_retriever.pool import AdapterPool
 from lora_retriever.scorers import SCORERS, HeldOut, Samples
-from lora_retriever.scorers.base import HELD_OUT, spared
+from lora_retriever.scorers.base import HELD_OUT, spared, unit
 from lora_retriever.scorers.discriminant import SHRINKAGES, Statistics, leave_out
 from lora_retriever.scorers.texts import shape, texts_alone
 
@@ -34,8 +34,8 @@ QUERY_TEXTS = ["Write a text: (Bo, age, 7)", "Bo ate. Does it follow that Bo is 
 
 def pool_of(arrays: list[NDArray[np.float32]], texts: list[list[str]] | None = None) -> AdapterPool:
     pool = AdapterPool()
-    for place, array in enumerate(arrays):
-        pool.add(str(place), Samples(array, None if texts is None else tuple(texts[place])))
+    for number, array in enumerate(arrays):
+        pool.add(str(number), Samples(array, None if texts is None else tuple(texts[number])))
     return pool
 
 
@@ -198,6 +198,23 @@ def test_of_a_large_pool_a_bounded_number_is_left_out_and_single_samples_never()
     assert places[-1] == 5003
 
 
+@pytest.mark.parametrize(("scores", "left_out"), [(5000, 500), (500, 100), (10**9, 2000)])
+def test_the_number_of_held_out_scores_is_bounded(monkeypatch: pytest.MonkeyPatch, scores: int, left_out: int) -> None:
+    """10 adapters: so a tenth of the scores, but at least 100 samples and at most 2,000."""
+    monkeypatch.setattr("lora_retriever.scorers.base.HELD_OUT_SCORES", scores)
+    own, positions = spared(np.full(10, 300))
+    assert len(own) == len(positions) == left_out
+    assert (own == positions // 300).all()
+    assert len(set(positions.tolist())) == left_out
+
+
+def test_all_samples_are_left_out_while_there_are_few() -> None:
+    own, positions = spared(np.array([2, 1, 3]))
+    assert own.tolist() == [0, 0, 2, 2, 2]
+    assert positions.tolist() == [0, 1, 3, 4, 5]
+    assert len(spared(np.full(1000, 2))[0]) == HELD_OUT
+
+
 def test_the_shrinkage_is_the_one_that_finds_most_held_out_samples() -> None:
     pool = pool_of(POOL)
     own, places = spared(pool.counts)
@@ -205,3 +222,74 @@ def test_the_shrinkage_is_the_one_that_finds_most_held_out_samples() -> None:
     found: dict[float, HeldOut] = dict(leave_out(statistics, np.concatenate(POOL).astype(np.float64)[places], own))
     hits = [int((found[s].scores.argmax(axis=1) == own).sum()) for s in SHRINKAGES]
     assert SCORERS["discriminant"].fit(pool).constants["shrinkage"] == SHRINKAGES[int(np.argmax(hits))]
+
+
+# The pool's statistics
+
+
+def scatter_by_hand(arrays: list[NDArray[np.float32]]) -> Vectors:
+    """Σ (x − μ)(x − μ)', by a loop over samples."""
+    total = np.zeros((arrays[0].shape[1],) * 2)
+    for array in arrays:
+        mean = array.astype(np.float64).mean(axis=0)
+        for sample in array.astype(np.float64):
+            total += np.outer(sample - mean, sample - mean)
+    return total
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 256])
+def test_the_scatter_is_the_sum_over_all_samples(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr("lora_retriever.pool.TOGETHER", together)
+    assert pool_of(POOL).scatter == pytest.approx(scatter_by_hand(POOL), rel=1e-12)
+
+
+def test_means_and_scatter_follow_every_change() -> None:
+    pool = pool_of(POOL[:2])
+    for change in ("read", "add", "remove"):
+        if change == "add":
+            pool.add("2", Samples(POOL[2]))
+        elif change == "remove":
+            pool.remove("0")
+        arrays = {"read": POOL[:2], "add": POOL, "remove": POOL[1:]}[change]
+        assert pool.scatter == pytest.approx(scatter_by_hand(arrays), rel=1e-9)
+        assert pool.means == pytest.approx(np.stack([array.mean(axis=0) for array in arrays]))
+        assert pool.counts.tolist() == [len(array) for array in arrays]
+
+
+def test_an_emptied_pool_has_no_memory() -> None:
+    pool = pool_of(POOL[:1])
+    assert pool.scatter.shape == (5, 5)
+    pool.remove("0")
+    wide = RANDOM.normal(size=(4, 7)).astype(np.float32)
+    pool.add("wide", Samples(wide))
+    assert pool.scatter == pytest.approx(scatter_by_hand([wide]))
+    assert pool.means.shape == (1, 7)
+
+
+def test_a_copy_of_a_pool_changes_alone() -> None:
+    pool = pool_of(POOL)
+    scatter = pool.scatter.copy()
+    copy = pool.copy()
+    copy.remove("0")
+    copy.add("new", Samples(POOL[0] * 2))
+    assert pool.names == ["0", "1", "2"]
+    assert np.array_equal(pool.scatter, scatter)
+    assert copy.names == ["1", "2", "new"]
+
+
+def test_a_private_pool_forgets_its_constants_with_its_last_private_adapter() -> None:
+    known = pool_of(POOL)
+    pool = AdapterPool.of_means(["a", "b"], known.means[:2], known.counts[:2], known.scatter)
+    pool.constants = {"shrinkage": 0.3}
+    pool.add("c", Samples(POOL[2]))
+    pool.remove("a")
+    assert pool.constants == {"shrinkage": 0.3}
+    assert pool.scatter == pytest.approx(known.scatter + scatter_by_hand(POOL[2:]))
+    pool.remove("b")
+    assert pool.constants == {}
+    assert pool.scatter == pytest.approx(scatter_by_hand(POOL[2:]))
+
+
+def test_a_vector_of_zeros_stays_and_others_get_length_1(recwarn: pytest.WarningsRecorder) -> None:
+    assert unit(np.array([[0.0, 0.0], [3.0, 4.0]])) == pytest.approx(np.array([[0, 0], [0.6, 0.8]]))
+    assert not recwarn.list
