@@ -103,9 +103,9 @@ def test_of_a_large_pool_the_best_rivals_and_the_own_adapter_count(
     """Six adapters; own adapters of every rank, so also one that is the last of the best or outside of them."""
     monkeypatch.setattr("lora_retriever.calibration.RIVALS", rivals)
     generator = np.random.default_rng(5)
-    scores = generator.normal(size=(60, 6))
+    scores = generator.normal(size=(120, 6))
     own = np.array(
-        [np.argsort(-row)[rank] for row, rank in zip(scores, [0] * 30 + [0, 1, 2, 3, 4, 5] * 5, strict=True)]
+        [np.argsort(-row)[rank] for row, rank in zip(scores, [0] * 90 + [0, 1, 2, 3, 4, 5] * 5, strict=True)]
     )
     assert fit_temperature(HeldOut(scores, own)) == pytest.approx(temperature_by_hand(scores, own, rivals), rel=0.01)
 

@@ -14,6 +14,7 @@ from lora_retriever.pool import AdapterPool
 from lora_retriever.scorers import SCORERS, HeldOut, Samples
 from lora_retriever.scorers.base import HELD_OUT, spared, unit
 from lora_retriever.scorers.discriminant import SHRINKAGES, Statistics, leave_out
+from lora_retriever.scorers.neighbours import NEIGHBOURS
 from lora_retriever.scorers.texts import shape, texts_alone
 
 Vectors = NDArray[np.float64]
@@ -102,6 +103,44 @@ def test_knn_is_the_mean_of_the_nearest() -> None:
                 (float(query @ s / np.linalg.norm(query) / np.linalg.norm(s)) for s in samples), reverse=True
             )
             assert score == pytest.approx(np.mean(cosines[:k]), abs=1e-5)
+
+
+def test_the_number_of_neighbours_is_the_one_that_finds_most_held_out_samples() -> None:
+    """By a loop over samples; noisy samples of one centre each, of which a single neighbour says little."""
+    generator = np.random.default_rng(11)
+    pool = [(center + 1.5 * generator.normal(size=(14, 6))).astype(np.float32) for center in np.eye(6)[:4]]
+    units = [[sample / np.linalg.norm(sample) for sample in array] for array in pool]
+    hits = dict.fromkeys(NEIGHBOURS, 0)
+    for k in NEIGHBOURS:
+        for adapter, array in enumerate(units):
+            for left_out, query in enumerate(array):
+                scores = []
+                for other, samples in enumerate(units):
+                    cosines = [float(query @ s) for at, s in enumerate(samples) if (other, at) != (adapter, left_out)]
+                    best = sorted(cosines, reverse=True)[:k]
+                    scores.append(sum(best) / len(best))
+                hits[k] += scores.index(max(scores)) == adapter
+    most = max(hits.values())
+    assert hits[1] < most, "the data must not be right by the first of the numbers"
+    assert SCORERS["knn"].fit(pool_of(pool)).constants["neighbours"] == next(k for k in NEIGHBOURS if hits[k] == most)
+
+
+def test_of_numbers_of_neighbours_that_find_as_much_the_smallest_counts() -> None:
+    generator = np.random.default_rng(12)
+    pool = [(10 * center + generator.normal(size=(8, 6))).astype(np.float32) for center in np.eye(6)[:3]]
+    assert SCORERS["knn"].fit(pool_of(pool)).constants == {"neighbours": 1}
+
+
+def test_scorers_of_texts_need_samples() -> None:
+    assert {name for name, scorer in SCORERS.items() if scorer.needs_texts} == {"lexical", "hybrid"}
+    assert {name for name, scorer in SCORERS.items() if scorer.needs_samples} == {"nearest", "knn", "lexical", "hybrid"}
+
+
+@pytest.mark.parametrize("scorer", ["mean_ip", "cosine", "discriminant"])
+def test_a_pool_without_samples_has_none_to_leave_out(scorer: str) -> None:
+    known = pool_of(POOL)
+    pool = AdapterPool.of_means(NAMES, known.means, known.counts, known.scatter)
+    assert SCORERS[scorer].fit(pool).held_out() is None
 
 
 def tf_idf(
@@ -212,7 +251,8 @@ def test_all_samples_are_left_out_while_there_are_few() -> None:
     own, positions = spared(np.array([2, 1, 3]))
     assert own.tolist() == [0, 0, 2, 2, 2]
     assert positions.tolist() == [0, 1, 3, 4, 5]
-    assert len(spared(np.full(1000, 2))[0]) == HELD_OUT
+    for samples in (HELD_OUT - 1, HELD_OUT):
+        assert spared(np.array([samples]))[1].tolist() == list(range(samples))
 
 
 def test_the_shrinkage_is_the_one_that_finds_most_held_out_samples() -> None:
