@@ -10,7 +10,13 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["lora_retriever*"]),
     package_data={
-        "lora_retriever": ["profiles/*.yaml", "metrics/*.yaml", "published/*.csv", "published/*.yaml", "py.typed"],
+        "lora_retriever": [
+            "profiles/*.yaml",
+            "metrics/*.yaml",
+            "analysis/published/*.csv",
+            "analysis/published/*.yaml",
+            "py.typed",
+        ],
         "lora_retriever.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[

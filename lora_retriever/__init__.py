@@ -1,20 +1,24 @@
 """Retrieve, compose and evaluate LoRA adapters: a reproduction of LoraRetriever (ACL 2024) and a toolkit around it."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lora_retriever.index import AdapterIndex, Hits
-
 if TYPE_CHECKING:
-    from lora_retriever.records import load_results
+    from lora_retriever.analysis.frames import load_results
+    from lora_retriever.retrieval.index import AdapterIndex, Hits
 
 __all__ = ["AdapterIndex", "Hits", "load_results"]
 __version__ = "0.1.0"
 
+_HOMES = {
+    "AdapterIndex": "lora_retriever.retrieval.index",
+    "Hits": "lora_retriever.retrieval.index",
+    "load_results": "lora_retriever.analysis.frames",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`load_results` when it is first asked for: pandas and the scoring libraries take seconds to import."""
-    if name == "load_results":
-        from lora_retriever.records import load_results
-
-        return load_results
+    """Import a public name when it is first asked for: the libraries behind it take up to seconds to import."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` in one atomic step: a reader sees the old file or the new one, also after a crash."""
+    """Write `text` in one atomic step, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -48,3 +48,8 @@ def hash_path(path: Path) -> str:
 
 def _counts(file: Path, folder: Path) -> bool:
     return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def is_location(text: str) -> bool:
+    """Whether a name means a file or a folder: it begins with `.`, `/` or `~`. Other names are Hub ids."""
+    return text.startswith((".", "/", "~"))

@@ -1,47 +1,36 @@
-"""From a profile's locations to folders on this machine; the only place that talks to the Hugging Face Hub."""
+"""Fetching from the Hugging Face Hub. No other module talks to the Hub."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from lora_retriever.errors import UserError
-from lora_retriever.profile import Profile
 
-# Weights as safetensors, configuration and tokenizer; never code, never pickles.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
-# Instructor encoders on the Hub are older than safetensors; torch reads a .bin file as mere tensors (weights_only).
+"""Files that are fetched: weights as safetensors, configuration and tokenizer. Never code, never pickles."""
 ENCODER_WANTED = (*WANTED, "*.bin")
-
-
-def folder_of(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
-    """The folder a profile's location means; fetched from the Hub (or its cache) where it is a Hub id.
-
-    Raises:
-        UserError: the folder is not there, or the Hub does not give it.
-    """
-    local = profile.local_path(location)
-    if local is None:
-        return fetch(location, revision, wanted)
-    if not local.is_dir():
-        raise UserError(f"profile {profile.name}: no folder {local}")
-    return local
+"""Instructor encoders on the Hub are older than safetensors. torch reads a .bin file as tensors only (weights_only)."""
 
 
 def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
-    """What a user named on the command line: a folder that is there, or else a Hub id."""
+    """The folder that a user named on the command line; a text that is no folder is a Hub id.
+
+    Raises:
+        UserError: there is no such folder, and the Hub does not give the repository.
+    """
     return Path(text) if Path(text).is_dir() else fetch(text, None, wanted)
 
 
 def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
-    """The local copy of a Hub repository's files that match `wanted`.
+    """The local copy of those files of a Hub repository that match `wanted`.
 
     Raises:
-        UserError: the Hub does not give it.
+        UserError: the Hub does not give the repository.
     """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -53,7 +42,10 @@ def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED)
 
 
 def is_cached(repository: str, revision: str | None) -> bool:
-    """Whether a Hub repository is on this machine already."""
+    """Whether a Hub repository is in the Hub's cache on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     try:
         snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, OSError):

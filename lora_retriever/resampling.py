@@ -1,7 +1,7 @@
-"""Intervals and tests by drawing rows anew. Knows positions and numbers only; what they score is the caller's business.
+"""Intervals and tests by drawing rows anew. The functions draw indices of rows; the caller turns indices into scores.
 
-The tasks of a benchmark are fixed and its rows are a sample of each: rows are drawn within their own task, so a mean
-over tasks varies as its rows do. `over_tasks` answers the other question, how a mean would vary with other tasks.
+The tasks of a benchmark are fixed, and the rows of a task are a sample: rows are drawn within their own task, so a mean
+over tasks varies as the rows vary. `over_tasks` says how a mean would vary with other tasks.
 """
 
 from __future__ import annotations
@@ -10,36 +10,43 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 LEVEL = 0.95
+"""Confidence level of all intervals."""
 DRAWS = 2000
+"""Number of bootstrap draws."""
 PERMUTATIONS = 9999
+"""Number of draws of a permutation test, unless the caller asks for more."""
 SEED = 0
-FEWEST_TASKS = 5  # from fewer tasks nothing can be said about others
-BATCH = 500  # draws held in memory at once
+"""Seed of all draws: the same rows give the same intervals and p-values."""
+FEWEST_TASKS = 5
+"""Minimum number of tasks for an interval over tasks."""
+BATCH = 500
+"""Number of draws held in memory at once."""
 
 
 def bootstrap(sizes: Sequence[int], statistic: Callable[[Sequence[Indices]], Array]) -> Array:
     """95 % percentile bootstrap intervals, [quantities, 2], of quantities computed from the rows of several tasks.
 
-    Of a task's n rows n − 1 are drawn with replacement: with n the intervals would be too narrow by √((n − 1)/n)
-    (Hesterberg, 2015). A task of one row has nothing to draw from and stays as it is.
+    Of a task with n rows, n − 1 rows are drawn with replacement: n drawn rows would give intervals that are too narrow
+    by √((n − 1)/n) (Hesterberg, 2015). The row of a task of one row is always drawn.
 
     Args:
-        sizes: rows of every task.
-        statistic: from drawn positions, [draws, n_t − 1] per task, to the quantities [quantities, draws].
+        sizes: number of rows of every task.
+        statistic: from the indices of drawn rows, [draws, n_t − 1] per task, to the quantities [quantities, draws].
     """
 
-    def drawn(*positions: Indices, axis: int = -1) -> Array:
-        return statistic([rows[..., : max(rows.shape[-1] - 1, 1)] for rows in positions])
+    def drawn(*indices: Indices, axis: int = -1) -> Array:
+        return statistic([rows[..., : max(rows.shape[-1] - 1, 1)] for rows in indices])
+
+    from scipy import stats  # a second to import
 
     samples = [np.arange(size) for size in sizes]
     result = stats.bootstrap(
-        # scipy refuses a sample of one: it is given twice the same.
+        # scipy refuses a sample of one row, so scipy gets that row twice.
         [sample if len(sample) > 1 else np.zeros(2, dtype=int) for sample in samples],
         drawn,
         n_resamples=DRAWS,
@@ -53,23 +60,25 @@ def bootstrap(sizes: Sequence[int], statistic: Callable[[Sequence[Indices]], Arr
 
 
 def over_tasks(values: Sequence[float]) -> Array:
-    """95 % interval [2] of the mean of one value per task if the tasks are a sample, too: whole tasks are drawn.
+    """95 % interval [2] of the mean of one value per task, for tasks that are a sample, too: whole tasks are drawn.
 
-    This is the cluster bootstrap, a task with its rows being a cluster.
+    This is the cluster bootstrap; a cluster is a task with its rows.
     """
     scores = np.asarray(values)
-    return bootstrap([len(scores)], lambda positions: scores[positions[0]].mean(axis=-1)[None])[0]
+    return bootstrap([len(scores)], lambda indices: scores[indices[0]].mean(axis=-1)[None])[0]
 
 
 def permutation_test(pairs: int, statistic: Callable[[Array], Array], permutations: int = PERMUTATIONS) -> Array:
-    """Two-sided p-values [quantities] of the paired permutation test: in every pair, which side is which is drawn.
+    """Two-sided p-values [quantities] of the paired permutation test: each draw swaps the two sides of random pairs.
 
     Args:
         pairs: number of pairs.
-        statistic: from 0 (as it is) or 1 (swapped) per pair, [..., pairs], to the differences [..., quantities].
-        permutations: how many are drawn; the smallest p-value is 2 / (permutations + 1).
+        statistic: from 0 (not swapped) or 1 (swapped) per pair, [..., pairs], to the differences [..., quantities].
+        permutations: number of draws; the smallest p-value is 2 / (permutations + 1). Few pairs are tested exactly.
     """
-    # scipy permutes two samples, of which the first says for each pair which side has come to stand first.
+    from scipy import stats  # a second to import
+
+    # scipy permutes two samples; the first sample holds, for each pair, the side that comes first.
     result = stats.permutation_test(
         (np.zeros(pairs), np.ones(pairs)),
         lambda first, second, axis: statistic(first),
@@ -85,15 +94,19 @@ def permutation_test(pairs: int, statistic: Callable[[Array], Array], permutatio
 def widened(
     value: float, interval: tuple[float, float], below: Sequence[int], above: Sequence[int], tasks: int
 ) -> tuple[float, float]:
-    """An interval of a mean over `tasks`, some of which show no variation at all, as if they could not vary.
+    """The interval of a mean over tasks, widened for tasks in which drawing rows shows no variation.
 
-    Of a task whose n rows all score the least possible, the true score may be as high as the exact binomial bound for 0
-    of n, and likewise for the most possible. At the confidence level that much is left for all such tasks together, and
-    weighs most in the smallest. It is added to the interval as an independent error is.
+    If all n rows of a task have the lowest possible score, the task's true score may be as high as the exact binomial
+    bound for 0 of n; the same holds for the highest possible score. The bound of the smallest such task stands for all
+    such tasks together, divided by the number of tasks, and is added to the interval as an independent error (the root
+    of the sum of squares).
 
     Args:
-        below: the numbers of rows of tasks that cannot be lower, and may be higher.
-        above: of those that cannot be higher, and may be lower.
+        value: the mean.
+        interval: the bootstrap interval of the mean.
+        below: numbers of rows of the tasks with the lowest possible score, whose true score may be higher.
+        above: numbers of rows of the tasks with the highest possible score, whose true score may be lower.
+        tasks: the number of tasks of the mean.
     """
     low, high = interval
     more = exact_bound(0, min(below))[1] / tasks if below else 0.0
@@ -104,7 +117,9 @@ def widened(
 
 
 def exact_bound(value: float, rows: int) -> tuple[float, float]:
-    """The exact binomial 95 % interval, in percent, where all `rows` score 0, or all 100: drawing shows nothing."""
+    """The exact binomial 95 % interval, in percent, of a task in which all `rows` score 0, or all score 100."""
+    from scipy import stats  # a second to import
+
     share = stats.binomtest(rows if value else 0, rows).proportion_ci(LEVEL, method="exact")
     return 100 * share.low, 100 * share.high
 
@@ -113,7 +128,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm, 1979): p₍ᵢ₎ · (m − i + 1), made monotone, at most 1."""
     corrected = [0.0] * len(p_values)
     highest = 0.0
-    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
-        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - rank)))
-        corrected[place] = highest
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = highest
     return corrected

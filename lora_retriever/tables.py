@@ -1,4 +1,4 @@
-"""A table of scores as text: for the terminal, Markdown, LaTeX and CSV. Knows nothing of where the scores come from."""
+"""A table of scores as text: for the terminal, Markdown, LaTeX and CSV. Names in tables are data (`escaping`)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,14 @@ import rich.table
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-_LATEX = str.maketrans(
-    {
-        **{character: "\\" + character for character in "&_%#$"},
-        "~": r"$\sim$",
-        "<": "$<$",
-        "≠": r"$\neq$",
-        "≈": r"$\approx$",
-        "†": r"$\dagger$",
-    }
-)
+from lora_retriever.escaping import for_csv, for_latex, for_markdown, for_rich, for_terminal, one_line
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its interval, if it has one, and a mark that the table's notes explain.
+    """A number, perhaps with an interval, and a mark that the table's notes explain.
 
-    A `difference` always shows its sign, and its interval by its ends: whether that holds 0 is what matters.
+    A `difference` always shows its sign, and its interval by the ends: a reader looks whether the interval holds 0.
     """
 
     value: float
@@ -39,13 +30,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A label and one cell (or None, or a text) per column in every row. A note stands under the table.
+    """A label and one cell (or None, or a text) per column in every row. Notes stand under the table.
 
     Attributes:
         bounds: whether intervals are shown by their ends, `[1.2, 3.4]`, instead of half their width, `±1.1`.
         signed: whether numbers are differences and always show their sign.
-        rules: rows before which a line is drawn.
-        groups: names over so many columns each, from the left; none, or such that every column stands under one.
+        rules: indices of the rows before which a line is drawn.
+        groups: names above columns, from the left, each with its number of columns; empty, or every column has a group.
     """
 
     columns: list[str]
@@ -58,7 +49,7 @@ class Table:
 
     @property
     def heads(self) -> list[str]:
-        """The columns' names in one line, that of their group before each."""
+        """The columns' names in one line, each after the name of its group."""
         if not self.groups:
             return self.columns
         over = [name for name, width in self.groups for _ in range(width)]
@@ -69,27 +60,32 @@ def terminal(table: Table) -> str:
     """Aligned columns, as wide as needed."""
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     drawn.add_column("")
-    for head in _two_lines(table) if table.groups else table.columns:
+    for head in _two_lines(table) if table.groups else map(for_rich, table.columns):
         drawn.add_column(head, justify="right")
-    texts = [[shown(cell, table) for cell in cells] for _, cells in table.rows]
-    for place, ((label, _), cells) in enumerate(zip(table.rows, texts, strict=True)):
-        if place in table.rules:
+    texts = [[for_rich(shown(cell, table)) for cell in cells] for _, cells in table.rows]
+    labels = [for_rich(label) for label, _ in table.rows]
+    for row, (label, cells) in enumerate(zip(labels, texts, strict=True)):
+        if row in table.rules:
             drawn.add_section()
-        drawn.add_row(rich.markup.escape(label), *map(rich.markup.escape, cells))
-    # Not the terminal's width: a squeezed table is unreadable, a long line can be scrolled.
-    widths = [max(map(len, column)) for column in zip(table.heads, *texts, strict=True)]
-    console = Console(file=io.StringIO(), width=64 + sum(width + 4 for width in widths), color_system=None)
+        drawn.add_row(label, *cells)
+    # As wide as the content, not as the terminal: a squeezed table is unreadable, a long line can be scrolled.
+    heads = list(map(for_rich, table.heads))
+    widths = [max(text.cell_len for text in column) for column in zip(heads, *texts, strict=True)]
+    width = max((label.cell_len for label in labels), default=0) + sum(width + 4 for width in widths) + 64
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(drawn)
     assert isinstance(console.file, io.StringIO)
-    lines = [line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()]
-    return "\n".join([*lines, *table.notes]) + "\n"
+    lines = [line.rstrip() for line in console.file.getvalue().strip("\n").split("\n")]
+    return "\n".join([*lines, *map(for_terminal, table.notes)]) + "\n"
 
 
 def markdown(table: Table) -> str:
     """A Markdown table."""
-    lines = [_bars(["", *table.heads]), _bars(["---", *(["---:"] * len(table.columns))])]
-    lines += [_bars([label, *(shown(cell, table) for cell in cells)]) for label, cells in table.rows]
-    return "\n".join([*lines, *(f"\n{note}" for note in table.notes)]) + "\n"
+    lines = [_bars(["", *map(for_markdown, table.heads)]), _bars(["---", *(["---:"] * len(table.columns))])]
+    lines += [
+        _bars([for_markdown(label), *(_markdown_cell(cell, table) for cell in cells)]) for label, cells in table.rows
+    ]
+    return "\n".join([*lines, *(f"\n{for_markdown(note)}" for note in table.notes)]) + "\n"
 
 
 def latex(table: Table) -> str:
@@ -98,41 +94,41 @@ def latex(table: Table) -> str:
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"\toprule",
         *_latex_groups(table),
-        " & ".join(["", *map(escaped, table.columns)]) + r" \\",
+        " & ".join(["", *map(for_latex, table.columns)]) + r" \\",
         r"\midrule",
     ]
-    for place, (label, cells) in enumerate(table.rows):
-        if place in table.rules:
+    for row, (label, cells) in enumerate(table.rows):
+        if row in table.rules:
             lines.append(r"\midrule")
-        lines.append(" & ".join([escaped(label), *(_latex_cell(cell, table) for cell in cells)]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes)]
+        lines.append(" & ".join([for_latex(label), *(_latex_cell(cell, table) for cell in cells)]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {one_line(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
 
 
 def comma_separated(table: Table) -> str:
-    """CSV with unrounded numbers; a column with intervals has two more, its `low` and `high`. Notes are left out."""
+    """CSV with unrounded numbers; a column with intervals is followed by its `low` and `high`. Notes are left out."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     with_interval = [
-        any(isinstance(cells[place], Cell) and cells[place].low is not None for _, cells in table.rows)  # type: ignore[union-attr]
-        for place in range(len(table.columns))
+        any(isinstance(cells[column], Cell) and cells[column].low is not None for _, cells in table.rows)  # type: ignore[union-attr]
+        for column in range(len(table.columns))
     ]
     head = [
         [name, f"{name} low", f"{name} high"][: 3 if wide else 1]
         for name, wide in zip(table.heads, with_interval, strict=True)
     ]
-    writer.writerow(["", *(name for names in head for name in names)])
+    writer.writerow(["", *(for_csv(name) for names in head for name in names)])
     for label, cells in table.rows:
         written: list[object] = [label]
         for cell, wide in zip(cells, with_interval, strict=True):
             numbers = (cell.value, cell.low, cell.high) if isinstance(cell, Cell) else (cell, None, None)
             written += ["" if number is None else number for number in numbers[: 3 if wide else 1]]
-        writer.writerow(written)
+        writer.writerow(map(for_csv, written))
     return out.getvalue()
 
 
 def shown(cell: Cell | str | None, table: Table) -> str:
-    """A cell as text: one decimal, a dash where there is nothing."""
+    """A cell as text, not yet escaped: one decimal, a dash where there is nothing."""
     if cell is None:
         return "–"
     if isinstance(cell, str):
@@ -140,14 +136,14 @@ def shown(cell: Cell | str | None, table: Table) -> str:
     return _number(cell, table) + _interval(cell, table) + cell.mark
 
 
-def escaped(text: str) -> str:
-    """Text with LaTeX's special characters escaped, and signs that its fonts lack as formulas."""
-    return text.translate(_LATEX)
+def _markdown_cell(cell: Cell | str | None, table: Table) -> str:
+    """Only texts are data; the brackets of a number's interval stay readable."""
+    return shown(cell, table).replace("|", r"\|") if isinstance(cell, Cell) else for_markdown(shown(cell, table))
 
 
 def _latex_cell(cell: Cell | str | None, table: Table) -> str:
     if not isinstance(cell, Cell):
-        return escaped(shown(cell, table))
+        return for_latex(shown(cell, table))
     interval = _interval(cell, table).strip().replace("±", r"$\pm$")
     small = rf" {{\scriptsize {interval}}}" if interval else ""
     sign = "$-$" if _number(cell, table).startswith("-") else ""
@@ -155,15 +151,15 @@ def _latex_cell(cell: Cell | str | None, table: Table) -> str:
         sign
         + _number(cell, table).removeprefix("-")
         + small
-        + (rf"\textsuperscript{{{escaped(cell.mark.strip())}}}" if cell.mark else "")
+        + (rf"\textsuperscript{{{for_latex(cell.mark.strip())}}}" if cell.mark else "")
     )
 
 
 def _two_lines(table: Table) -> list[RenderableType]:
-    """Heads whose first line begins a group with its name, and whose second is the column's."""
+    """Heads of two lines: the name of a group above its first column, and the name of the column."""
     over = [text for name, width in table.groups for text in [name, *[""] * (width - 1)]]
     return [
-        Group(Text(name, justify="left"), Text(column, justify="right"))
+        Group(Text(one_line(name), justify="left"), Text(one_line(column), justify="right"))
         for name, column in zip(over, table.columns, strict=True)
     ]
 
@@ -173,7 +169,7 @@ def _latex_groups(table: Table) -> list[str]:
         return []
     names, rules, start = [], [], 2  # the first column holds the labels
     for name, width in table.groups:
-        names.append(rf" & \multicolumn{{{width}}}{{c}}{{{escaped(name)}}}")
+        names.append(rf" & \multicolumn{{{width}}}{{c}}{{{for_latex(name)}}}")
         rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
         start += width
     return ["".join(names) + r" \\", "".join(rules)]
@@ -193,7 +189,7 @@ def _interval(cell: Cell, table: Table) -> str:
 
 
 def _bars(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {

@@ -33,11 +33,11 @@ from tiny_benchmark.tasks import TASKS, Rows, task_rows
 from tiny_benchmark.world import build_world
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-from lora_retriever.data import Sample, read_rows
+from lora_retriever.data.rows import Sample, read_rows
+from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import write_json, write_text
-from lora_retriever.profile import INSTRUCTION
-from lora_retriever.prompt import ALPACA
-from lora_retriever.training import TrainingOptions, train_adapter
+from lora_retriever.generation.prompt import ALPACA
+from lora_retriever.training.adapter import TrainingOptions, train_adapter
 
 TRAIN_ROWS = 800
 TEST_ROWS = 30

@@ -26,7 +26,7 @@ from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.progress import track
 
-from lora_retriever.data import PoolEntry, Row, read_pool, read_rows, tasks_of
+from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows, tasks_of
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path, write_json
 
@@ -195,7 +195,7 @@ def fetch_rows(repository: str, revision: str | None) -> tuple[list[Row], list[P
 
 def gather_adapters(args: argparse.Namespace, tasks: Sequence[str]) -> dict[str, Any]:
     """What the record says of every task's adapter: found in `--source` if there are any, else fetched."""
-    from lora_retriever.hub import fetch  # here because it imports torch
+    from lora_retriever.hub import fetch
 
     local = {task: find_adapter(args.source, args.adapters, task) for task in tasks} if args.source else {}
     source = args.source if any(local.values()) else None

@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-from lora_retriever.data import read_pool
+from lora_retriever.data.rows import read_pool
 from lora_retriever.errors import UserError
-from lora_retriever.prompt import TEMPLATES
-from lora_retriever.training import RECORD_FILE, TrainingOptions, train_adapter
+from lora_retriever.generation.prompt import TEMPLATES
+from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,11 +18,11 @@ import torch
 from pydantic import ValidationError
 from transformers import logging
 
-from lora_retriever.data import read_rows
-from lora_retriever.encoders import Layout
+from lora_retriever.data.rows import read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.hub import ENCODER_WANTED, folder_or_id
-from lora_retriever.retriever_training import CUTS, RetrieverOptions, evaluate_retriever, train_retriever
+from lora_retriever.retrieval.encoders import Layout
+from lora_retriever.training.retriever import CUTS, RetrieverOptions, evaluate_retriever, train_retriever
 
 
 def main(arguments: list[str] | None = None) -> int:

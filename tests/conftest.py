@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from places import ROOT, TINY
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_retriever.data import PoolEntry, Row, read_pool, read_rows
-from lora_retriever.profile import Profile, load_profile
+from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.experiment.profile import Profile, load_profile
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,4 +56,13 @@ def official() -> Path:
     folder = ROOT.parent / "shared" / "official"
     if not folder.is_dir():
         pytest.skip("the official data (../shared/official) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official_answers(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with two runs of answers to the official rows: base and selection."""
+    folder = tmp_path_factory.mktemp("official")
+    for name in ("base.json", "selection.json"):
+        shutil.copy(official / "predictions" / name, folder / name)
     return folder

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
-from lora_retriever.benchmark import Benchmark
-from lora_retriever.data import PoolEntry, Row, Sample
-from lora_retriever.encoders import Embeddings
-from lora_retriever.generation import Generator
-from lora_retriever.index import AdapterIndex
-from lora_retriever.profile import Profile
-from lora_retriever.setting import Resources, Setting
+from lora_retriever.data.rows import PoolEntry, Row, Sample
+from lora_retriever.experiment.benchmark import Benchmark
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.generator import Generator
+from lora_retriever.methods.context import Context, Declaration, Reads, Resources, Settings
+from lora_retriever.retrieval.encoders import Embeddings
+from lora_retriever.retrieval.index import AdapterIndex
 
 
-def made_up_setting(
+def made_up_context(
     profile: Profile,
     rows: Sequence[Row],
     index: AdapterIndex,
     queries: Embeddings,
     masked: bool = False,
     **settings: Any,
-) -> Setting:
-    """The setting of `rows` with the embeddings `queries` [rows, dim] before the adapters and the scorer of `index`.
+) -> Context:
+    """The context of `rows` with the embeddings `queries` [rows, dim] before the adapters and the scorer of `index`.
 
     There is no model, and nothing may be learned.
 
@@ -39,7 +39,12 @@ def made_up_setting(
     profile = profile.replaced({"scorer": index.scorer, **settings}, "the test")
     resources = Resources(profile, benchmark, nowhere, Console(quiet=True), no_model)
     resources.embeddings = index, queries
-    return Setting(resources, profile, masked)
+    return Context(resources, profile, reading_everything(masked))
+
+
+def reading_everything(masked: bool = False) -> Declaration:
+    """The declaration of a method that may read everything."""
+    return Declaration("everything", masked, frozenset(get_args(Reads)), frozenset(get_args(Settings)))
 
 
 def no_model() -> Generator:

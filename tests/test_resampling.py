@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lora_retriever.resampling import Array, Indices, bootstrap, exact_bound, holm, over_tasks, permutation_test
+from lora_retriever.resampling import (
+    BATCH,
+    DRAWS,
+    PERMUTATIONS,
+    Array,
+    Indices,
+    bootstrap,
+    exact_bound,
+    holm,
+    over_tasks,
+    permutation_test,
+    widened,
+)
 
 DATASETS = 1000
 
@@ -82,7 +94,8 @@ def test_few_pairs_are_tested_exactly() -> None:
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.6, 0.9]) == [1.0, 1.0]  # 2 · 0.6 is more than 1
+    assert holm([0.9, 0.02]) == pytest.approx([0.9, 0.04])
     assert holm([]) == []
 
 
@@ -92,6 +105,40 @@ def test_rows_that_all_score_alike_have_the_exact_binomial_bound() -> None:
     assert low == 0
     assert (1 - high / 100) ** 50 == pytest.approx(0.025)
     assert exact_bound(100, 50) == pytest.approx((100 - high, 100))
+
+
+def test_an_interval_is_widened_by_the_bound_of_the_smallest_task_without_variation() -> None:
+    """Of 4 tasks, those of 20 and 50 rows score 0 throughout: what 20 rows may hide, over 4 tasks, adds in squares."""
+    hidden = 100 * (1 - 0.025 ** (1 / 20)) / 4
+    low, high = widened(40.0, (37.0, 44.0), below=[50, 20], above=[], tasks=4)
+    assert (low, high) == (37.0, pytest.approx(40 + (4**2 + hidden**2) ** 0.5))
+    low, high = widened(40.0, (37.0, 44.0), below=[], above=[20, 50], tasks=4)
+    assert (low, high) == (pytest.approx(40 - (3**2 + hidden**2) ** 0.5), 44.0)
+    assert widened(40.0, (37.0, 44.0), [], [], 4) == (37.0, 44.0)
+
+
+def test_one_row_less_than_there_is_drawn_from_each_task_as_often_as_said() -> None:
+    shapes: list[list[tuple[int, ...]]] = []
+
+    def statistic(indices: Sequence[Indices]) -> Array:
+        shapes.append([rows.shape for rows in indices])
+        assert all(rows.min() >= 0 and rows.max() < size for rows, size in zip(indices, (7, 1, 2), strict=True))
+        return np.zeros((1, len(indices[0])))
+
+    bootstrap([7, 1, 2], statistic)
+    assert sum(seven[0] for seven, _, _ in shapes) == DRAWS
+    assert max(seven[0] for seven, _, _ in shapes) == BATCH
+    assert {(seven[1], one[1], two[1]) for seven, one, two in shapes} == {(6, 1, 1)}
+
+
+def test_as_many_permutations_are_drawn_as_asked() -> None:
+    """30 pairs that all point one way: no draw is as far out, so p is 2 / (draws + 1)."""
+
+    def statistic(sides: Array) -> Array:
+        return ((1 - 2 * sides) @ np.ones(30))[..., None]
+
+    assert permutation_test(30, statistic) == pytest.approx([2 / (PERMUTATIONS + 1)])
+    assert permutation_test(30, statistic, 999) == pytest.approx([2 / 1000])
 
 
 def test_the_same_rows_give_the_same_interval_and_a_single_row_none() -> None:

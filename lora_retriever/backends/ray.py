@@ -22,11 +22,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from lora_retriever.backends import Outcome, Request
-from lora_retriever.backends.batches import plan_batches, unfinished
-from lora_retriever.benchmark import Benchmark
+from lora_retriever.backends.base import Outcome
 from lora_retriever.errors import UserError
-from lora_retriever.profile import GenerationSection, Profile, RaySection
+from lora_retriever.experiment.benchmark import Benchmark, model_source
+from lora_retriever.experiment.profile import Profile, RaySection
+from lora_retriever.generation.batches import Request, plan_batches, unfinished
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import ModelSource, load_generator
 from peft_composition import Composer, Gate
 
 try:
@@ -34,7 +36,7 @@ try:
     import ray.data
     from ray.exceptions import RayError
 
-    from lora_retriever.ray_actors import RESTARTS, Desk, Worker, reason_of
+    from lora_retriever.backends.ray_actors import RESTARTS, Desk, Worker, reason_of
 except ImportError as error:
     raise UserError("backend: ray needs the ray extra: pip install -e '.[ray]'") from error
 
@@ -42,9 +44,10 @@ except ImportError as error:
 class RayBackend:
     """Answers with the models of a cluster's workers."""
 
-    def __init__(self, workers: Sequence[Any], settings: GenerationSection, owns_cluster: bool) -> None:
+    def __init__(self, workers: Sequence[Any], source: ModelSource, owns_cluster: bool) -> None:
+        """`source` is the model that methods may look into; it is loaded beside the workers when first asked for."""
         self.workers = list(workers)
-        self._settings = settings
+        self._source = source
         self._owns_cluster = owns_cluster  # whether this is who began Ray, or joined its cluster
         # The run's own bar shows the progress; Ray Data's errors are raised, and need not be logged beside that.
         context = ray.data.DataContext.get_current()
@@ -61,7 +64,7 @@ class RayBackend:
         Raises:
             UserError: Ray itself failed.
         """
-        batches = unfinished(plan_batches(requests, self._settings), done)
+        batches = unfinished(plan_batches(requests, self._source.generation), done)
         if not batches:
             return
         desk, way = self._desk, pickle.dumps((mode, gate))
@@ -89,6 +92,14 @@ class RayBackend:
                 f"backend: ray: {reason_of(error)}; start the run again, what is answered is kept"
             ) from error
 
+    def generator(self) -> Generator:
+        """A model in this process, beside those of the workers.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        return load_generator(self._source)
+
     def close(self) -> None:
         """End the workers, and Ray if it was begun for them."""
         for actor in (self._desk, *self.workers):
@@ -98,22 +109,24 @@ class RayBackend:
             ray.shutdown()
 
 
-def load_ray(profile: Profile, benchmark: Benchmark) -> RayBackend:
+def load(profile: Profile, benchmark: Benchmark) -> RayBackend:
     """The workers of a profile, each with its model loaded.
 
     Raises:
         UserError: there is no such cluster, it has no room for the workers, or one cannot load its model.
     """
     device = profile.torch_device.partition(":")[0]  # of its GPUs, Ray shows each worker only those that it may take
+    source = model_source(profile, benchmark)
+    own_methods = tuple(name for name in profile.methods if ":" in name)
     owns_cluster = _connect(profile.ray)
     workers: list[Any] = []
     try:
         count, resources = _plan_workers(profile.ray, on_gpus=device != "cpu")
         actors = ray.remote(Worker).options(**resources, max_restarts=RESTARTS)
-        given = profile.model_copy(update={"device": device}), replace(benchmark, rows=[], pool=[])
-        workers += [actors.remote(*given) for _ in range(count)]
+        given = replace(source, device=device)
+        workers += [actors.remote(given, own_methods, profile.folder) for _ in range(count)]
         ray.get([worker.load.remote() for worker in workers])
-        return RayBackend(workers, profile.generation, owns_cluster)
+        return RayBackend(workers, source, owns_cluster)
     except BaseException as error:
         for worker in workers:
             with suppress(RayError):

@@ -20,15 +20,17 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_retriever.backends import Outcome, Request
-from lora_retriever.backends.batches import unfinished
+from lora_retriever.backends.base import Outcome
 from lora_retriever.backends.memory_folder import MemoryFolder
-from lora_retriever.benchmark import Benchmark
-from lora_retriever.data import shortened
+from lora_retriever.data.rows import shortened
 from lora_retriever.errors import UserError
-from lora_retriever.generation import answer_of, load_tokenizer
-from lora_retriever.methods.base import Composition
-from lora_retriever.profile import BALANCED, Profile
+from lora_retriever.experiment.benchmark import Benchmark, model_source
+from lora_retriever.experiment.profile import BALANCED, Profile
+from lora_retriever.generation.batches import Request, unfinished
+from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.generator import Generator, answer_of
+from lora_retriever.generation.loading import ModelSource, load_tokenizer
+from lora_retriever.generation.special_tokens import eos_token_ids
 from peft_composition import AdapterError, Composer, CompositionError, CompositionWriter, Gate
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -79,7 +81,7 @@ class Engine(Protocol):
 class VllmEngine:
     """vLLM in processes of its own. They outlive this one if it is killed rather than interrupted."""
 
-    def __init__(self, profile: Profile, base: Path, max_rank: int, end_ids: Sequence[int]) -> None:
+    def __init__(self, source: ModelSource, max_rank: int, eos_ids: Sequence[int]) -> None:
         """Start vLLM, which takes a minute.
 
         Raises:
@@ -88,22 +90,22 @@ class VllmEngine:
         import vllm
 
         self.max_rank = max_rank
-        settings = profile.generation
+        settings = source.generation
         on_cpu = vllm.platforms.current_platform.is_cpu()
         # Ending is decided by the end marks alone, as in the local backend: vLLM would add its own choice of them.
         self._decoding = vllm.SamplingParams(
             temperature=0,
             max_tokens=settings.max_new_tokens,
-            stop_token_ids=list(end_ids),
+            stop_token_ids=list(eos_ids),
             ignore_eos=True,
             detokenize=False,
         )
         try:
             self._llm = vllm.LLM(
-                model=str(base),
+                model=str(source.base),
                 skip_tokenizer_init=True,
-                dtype=profile.dtype,
-                tensor_parallel_size=torch.cuda.device_count() if profile.device == BALANCED else 1,
+                dtype=source.dtype,
+                tensor_parallel_size=torch.cuda.device_count() if source.device == BALANCED else 1,
                 max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
                 max_num_seqs=settings.batch_size,
                 enable_lora=True,
@@ -117,7 +119,7 @@ class VllmEngine:
             )
         except Exception as error:  # whatever a foreign engine may raise
             reason = shortened(str(error), REASON_LENGTH)
-            raise UserError(f"vLLM does not start on {base}: {reason}") from error
+            raise UserError(f"vLLM does not start on {source.base}: {reason}") from error
 
     def generate(self, prompts: Sequence[list[int]], compositions: Sequence[Served | None]) -> list[list[int]]:
         """See `Engine`."""
@@ -185,6 +187,14 @@ class VllmBackend:
         finally:
             self._drop(list(self._served))
 
+    def generator(self) -> Generator:
+        """There is no model to look into.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("backend: vllm serves checkpoints, so no method can look into the model; use backend: local")
+
     def close(self) -> None:
         """End the engine and remove the folder."""
         try:
@@ -215,13 +225,15 @@ class VllmBackend:
 
     def _written(self, composition: Composition, mode: str | Composer) -> Served | None:
         """The checkpoint of a composition, written if it is not there; None for the base alone."""
-        if not composition.adapters:
+        if not composition.weights:
             return None
         key = key_of(composition)
         if key not in self._served:
             number = next(self._numbers)
             path = self._folder.path / str(number)
-            rank = self._writer.write(composition.adapters, composition.weights, mode, path=path, ranks=RANKS)
+            rank = self._writer.write(
+                composition.adapters, list(composition.weights.values()), mode, path=path, ranks=RANKS
+            )
             self._served[key] = Served(number, path, rank)
         return self._served[key]
 
@@ -249,15 +261,15 @@ def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
     vLLM 0.32 on a CPU answers a row without a LoRA, in a batch with rows that have one, with one of theirs: it looks
     for the LoRA at place -1, which is the last one.
     """
-    plain = sorted((request for request in requests if not request.composition.adapters), key=lambda r: r.id)
-    composed = [request for request in requests if request.composition.adapters]
+    plain = sorted((request for request in requests if not request.composition.weights), key=lambda r: r.id)
+    composed = [request for request in requests if request.composition.weights]
     composed.sort(key=lambda request: (key_of(request.composition), request.id))
     return [group[start : start + size] for group in (plain, composed) for start in range(0, len(group), size)]
 
 
 def key_of(composition: Composition) -> Key:
     """What makes two compositions of one mode the same: adapters and weights, in whatever order."""
-    return tuple(sorted(zip(composition.adapters, composition.weights, strict=True)))
+    return tuple(sorted(composition.weights.items()))
 
 
 def allowed_rank(rank: int) -> int:
@@ -265,7 +277,7 @@ def allowed_rank(rank: int) -> int:
     return next((allowed for allowed in RANKS if allowed >= rank), RANKS[-1])
 
 
-def load_vllm(profile: Profile, benchmark: Benchmark) -> VllmBackend:
+def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
     """The vLLM backend of a profile.
 
     Raises:
@@ -273,24 +285,22 @@ def load_vllm(profile: Profile, benchmark: Benchmark) -> VllmBackend:
             cannot be composed exactly.
     """
     check_vllm(profile)
-    base = skeleton(benchmark.base)
-    writer = CompositionWriter(base, profile.torch_dtype)
+    source = model_source(profile, benchmark)
+    base, tokenizer = skeleton(source.base), load_tokenizer(source.base)
+    writer = CompositionWriter(base, source.torch_dtype)
     try:
-        for name, folder in benchmark.adapters.items():
+        for name, folder in source.adapters.items():
             writer.load_adapter(folder, name)
     except AdapterError as error:
         raise UserError(str(error)) from error
-    assert base.generation_config is not None, "a causal LM generates"
-    end = base.generation_config.eos_token_id
-    end_ids = end if isinstance(end, list) else [end] if end is not None else []
+    eos_ids = eos_token_ids(base.generation_config, tokenizer)
 
     def start(max_rank: int) -> Engine:
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # vLLM wants nearly all of the memory, and the encoder's is still held by torch
-        return VllmEngine(profile, benchmark.base, max_rank, end_ids)
+            torch.cuda.empty_cache()  # vLLM wants nearly all memory, and torch still holds the encoder's
+        return VllmEngine(source, max_rank, eos_ids)
 
-    tokenizer = load_tokenizer(benchmark.base)
-    return VllmBackend(start, writer, tokenizer, profile.generation.batch_size, profile.retrieval.k)
+    return VllmBackend(start, writer, tokenizer, source.generation.batch_size, profile.retrieval.k)
 
 
 def check_vllm(profile: Profile) -> None:
@@ -313,7 +323,7 @@ def check_vllm(profile: Profile) -> None:
         raise UserError(
             f"profile {profile.name}: device is {profile.torch_device}, and the vLLM installed here computes on "
             f"{found} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise); "
-            "for a CPU there is scripts/test_vllm.sh"
+            "for a CPU there is scripts/backends/test_vllm.sh"
         )
 
 

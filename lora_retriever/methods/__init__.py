@@ -1,7 +1,4 @@
-"""The methods: every file of this folder that has `METHODS` adds its own to the register.
-
-`registered` imports them all, torch included, and so is a function: to read a results folder needs none of them.
-"""
+"""The methods. Every file of this folder that has `METHODS` adds its methods to the register."""
 
 from __future__ import annotations
 
@@ -14,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_retriever.errors import UserError
-from lora_retriever.methods.base import Composition, LearnedGate, Method, Retrieved, Router, with_ood
-from lora_retriever.methods.paper import METHODS as PAPER
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.composition import Composition, Retrieved
+from lora_retriever.methods.base import LearnedGate, Method, Router, with_ood
 
 __all__ = [
     "Composition",
@@ -24,17 +22,22 @@ __all__ = [
     "Retrieved",
     "Router",
     "find_methods",
+    "methods_of",
     "registered",
     "with_ood",
 ]
 
 GROUPS = ("all", "paper")
-"""In place of names: every registered method, and the eight configurations of the paper's own method."""
+"""Names of groups: every registered method, and the eight configurations of the paper's own method."""
 
 
 @cache
 def registered() -> dict[str, Method]:
-    """Every method of this folder by its name: the paper's configurations first, then file by file."""
+    """Every method of this folder by its name: the paper's configurations first, then file by file.
+
+    Raises:
+        ValueError: two files register methods of the same name.
+    """
     files = sorted((module.name for module in pkgutil.iter_modules(__path__)), key=lambda name: (name != "paper", name))
     methods: dict[str, Method] = {}
     for file in files:
@@ -45,19 +48,39 @@ def registered() -> dict[str, Method]:
     return methods
 
 
+def methods_of(profile: Profile, names: Sequence[str] | None = None) -> list[Method]:
+    """The methods of a profile, or the methods of other `names`, with the profile's options.
+
+    Raises:
+        UserError: a method or an option is unknown, or a user's own method cannot be loaded.
+    """
+    try:
+        known = find_methods(["all", *profile.methods], profile.options, profile.folder)
+        chosen = find_methods(profile.methods if names is None else names, profile.options, profile.folder)
+    except UserError as error:
+        raise UserError(f"profile {profile.name}: methods: {error}") from error
+    plain = dict.fromkeys(method.plain_name for method in [*known, *chosen])
+    for name in profile.options:
+        if name not in plain:
+            raise UserError(f"profile {profile.name}: options: no method {name!r} (known: {', '.join(plain)})")
+    return chosen
+
+
 def find_methods(
     names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None, folder: Path | None = None
 ) -> list[Method]:
-    """The methods of these names, in the register's order; a user's own, `module:object`, come after them.
+    """The methods of these names, in the register's order; a user's own methods, `module:object`, come after them.
 
     Args:
-        names: of methods; `all` stands for every registered one, `paper` for the paper's eight configurations.
-        options: by the method's name, an out-of-domain twin having its method's.
-        folder: where modules are looked for beside Python's own path, as a profile's folder.
+        names: of methods; `all` stands for every registered method, `paper` for the paper's eight configurations.
+        options: by the method's name. The out-of-domain variant of a method has the same options.
+        folder: where modules are looked for, beside Python's own path.
 
     Raises:
         UserError: a method or an option is unknown, or a module cannot be imported.
     """
+    from lora_retriever.methods.paper import METHODS as PAPER
+
     known, eight = registered(), [method.name for method in PAPER]
     own = [method for name in names if ":" in name for method in load_methods(name, folder)]
     named = {name for name in names if ":" not in name and name not in GROUPS}
@@ -68,15 +91,15 @@ def find_methods(
     found = [method for name, method in known.items() if name in named] + own
     for method in own:
         if [other.name for other in found].count(method.name) > 1:
-            raise UserError(f"two methods are named {method.name!r}; a run's name must be its own")
-    return [method.with_options((options or {}).get(method.name.removesuffix("_ood"), {})) for method in found]
+            raise UserError(f"two methods are named {method.name!r}; the name of a run must be unique")
+    return [method.with_options((options or {}).get(method.plain_name, {})) for method in found]
 
 
 def load_methods(location: str, folder: Path | None = None) -> list[Method]:
-    """A user's own methods: `module:object`, where the object is a `Method` or several.
+    """A user's own methods: `module:object`, where the object is a `Method` or a list of them.
 
     Raises:
-        UserError: there is no such module or object, it fails, or it is no method.
+        UserError: there is no such module or object, importing it fails, or it is no method.
     """
     module, _, name = location.partition(":")
     path = list(sys.path)
@@ -84,7 +107,7 @@ def load_methods(location: str, folder: Path | None = None) -> list[Method]:
         sys.path.insert(0, str(folder))
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a user's own code may raise
+    except Exception as error:  # a user's own code may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"method {location}: cannot be loaded: {reason}") from error
     finally:

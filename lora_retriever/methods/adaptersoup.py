@@ -14,11 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import RETRIEVAL
+from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.parts.top_k import RETRIEVAL
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.methods.context import Context
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class AdapterSoup:
         if self.k < 1:
             raise ValueError(f"k is {self.k}; it must be at least 1")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The soup for every row; one whose own adapter is masked has the best k of the others."""
-        query = setting.queries.mean(axis=0, keepdims=True)  # [1, dim]
-        hits = setting.index("cosine").search(query, self.k + setting.masked)
+        query = context.queries.mean(axis=0, keepdims=True)  # [1, dim]
+        hits = context.index("cosine").search(query, self.k + context.masked)
         scores = [round(score, 6) for score in hits.scores[0].tolist()]
         ranked = list(zip(hits.names[0], scores, strict=True))
         compositions = []
-        for own in setting.excluded:
-            names, similarities = zip(*[hit for hit in ranked if hit[0] != own][: self.k], strict=True)
-            compositions.append(Composition(names, (1 / self.k,) * self.k, similarities))
+        for own in context.masked_adapters:
+            similarities = dict([hit for hit in ranked if hit[0] != own][: self.k])
+            compositions.append(Composition(dict.fromkeys(similarities, 1 / self.k), similarities))
         return compositions
 
 

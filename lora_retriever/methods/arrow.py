@@ -13,16 +13,17 @@ adapters and averages their parameters by token, (Σ_p w_p B_p)(Σ_p w_p A_p) x.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.everything import Everything
-from lora_retriever.methods.spectral import computing_dtype, spectrum_of
-from lora_retriever.methods.weighing import softmax_of_offered
-from peft_composition import Offered, Tokens
+from lora_retriever.methods.parts.everything import Everything
+from lora_retriever.methods.parts.weighing import check_top_k, softmax_of_offered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_composition import Offered, Tokens
 
 CITATION = "Ostapenko et al. 2024, arXiv 2405.11157"
 
@@ -39,6 +40,8 @@ class Arrow:
 
     def prepare(self, offered: Offered) -> Tensor:
         """The prototypes [P, d_in], of length 1; zeros for an adapter that does nothing here."""
+        from lora_retriever.methods.parts.spectral import computing_dtype, spectrum_of
+
         first = spectrum_of(offered).coordinates[:, :1]  # [P, 1, r]
         prototypes = first @ offered.down.cpu().double()  # [P, 1, d_in]
         return prototypes[:, 0].to(offered.down.device, computing_dtype(offered))
@@ -47,18 +50,6 @@ class Arrow:
         """The softmax [batch, n, P] of |x · v_p| over the best of what is offered."""
         scores = (tokens.x.to(prepared.dtype) @ prepared.T).abs()  # [batch, n, P]
         return softmax_of_offered(scores, tokens.offered[:, None], self.top_k, self.temperature)
-
-
-def check_top_k(top_k: int, temperature: float) -> None:
-    """See that the options can be meant.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; a token needs one adapter at least")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be a number greater than 0")
 
 
 METHODS = with_ood(

@@ -2,12 +2,10 @@
 
     inputs ─► router ─► weights over adapters ─► composer ─► low-rank pairs ─► gate, by token ─► answers
 
-A *router* gives every row its adapters with weights, whether by input or one set for all rows. A *composer* makes
-low-rank pairs of them; a *gate*, if there is one, weighs them anew for every token. The composers and the seam of gates
-are `peft_composition`'s. Routers, composers and gates are frozen dataclasses: their fields are the method's options,
-which a profile can change and a run's record keeps.
-
-Knows nothing of any method; each has a file of its own in this folder.
+A *router* gives each row its adapters with weights: by the row's input, or one set for all rows. A *composer* makes
+low-rank pairs of the adapters. A *gate*, if there is one, weighs the adapters anew for each token. The composers and
+the seam of gates are in `peft_composition`. Routers, composers and gates are frozen dataclasses: their fields are the
+method's options, which a profile can change and a run's record keeps.
 """
 
 from __future__ import annotations
@@ -15,111 +13,64 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
+from lora_retriever.methods.context import Context, Declaration, Reads, Settings
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.generation.composition import Composition
     from peft_composition import Composer, Gate
 
-Reads = Literal["adapters", "pool", "encoder", "model"]
-"""What a method's answers may depend on beside the base model."""
-Settings = Literal["k", "scorer", "temperature"]
-"""The settings of a profile that a method may use; the seed is every method's."""
 PACKAGES = ("lora_retriever", "peft_composition")
-"""Code that a run's record knows by the packages' versions; any other's by its hash."""
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """The best adapters of one row's search, more than are used, so that another k can be studied without searching.
-
-    Attributes:
-        probabilities: that each is the row's own, calibrated on the pool; empty where the scorer has none.
-    """
-
-    adapters: tuple[str, ...]
-    scores: tuple[float, ...]
-    probabilities: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Composition:
-    """What one row is answered with: `adapters` with their `weights` and retrieval `scores` (None: not retrieved).
-
-    Under a gate these are the adapters that it may choose from.
-    """
-
-    adapters: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    scores: tuple[float | None, ...] = ()
-    retrieved: Retrieved | None = None
-
-    def __post_init__(self) -> None:
-        """See that every adapter has its weight, a finite number, and its score.
-
-        Raises:
-            ValueError: it has not, or is named twice.
-        """
-        if not len(set(self.adapters)) == len(self.adapters) == len(self.weights) == len(self.scores):
-            raise ValueError(
-                f"adapters {self.adapters} want a weight and a score each, not {self.weights}, {self.scores}"
-            )
-        if not all(map(math.isfinite, self.weights)):
-            raise ValueError(f"weights {self.weights} of adapters {self.adapters} are not all finite numbers")
-
-    @classmethod
-    def of(cls, weights: Mapping[str, float]) -> Composition:
-        """The composition of adapters that were not retrieved, by their weights; those of weight 0 are left out."""
-        used = {name: float(weight) for name, weight in weights.items() if weight}
-        return cls(tuple(used), tuple(used.values()), (None,) * len(used))
+"""The project's own packages. A router, composer or gate from elsewhere is recorded with the hash of its source."""
+OOD = "_ood"
+"""The end of the name of an out-of-domain variant."""
 
 
 class Router(Protocol):
-    """Gives rows their adapters.
+    """Gives each row its adapters.
 
-    A router with a field `k` gives every row that many adapters, the profile's where it is None; pools that have fewer
-    are refused.
+    A router with a field `k` gives each row `k` adapters, or the profile's k if the field is None. A pool with fewer
+    adapters is refused.
     """
 
-    def route(self, setting: Setting) -> list[Composition]:
-        """The composition of every row of the setting, in their order.
+    def route(self, context: Context) -> list[Composition]:
+        """The composition of each row of the context, in the rows' order.
 
-        Where `setting.masked`, a row must not be given the adapter of its own task.
+        If `context.masked`, no row may be given the adapter of its own task.
         """
         ...
 
 
 @runtime_checkable
 class LearnedGate(Protocol):
-    """A gate that has to be learned, or made, for a benchmark first."""
+    """A gate that must be learned, or made, for a benchmark first."""
 
-    def fit(self, setting: Setting) -> Gate:
-        """The gate itself."""
+    def fit(self, context: Context) -> Gate:
+        """The gate, ready to weigh adapters."""
         ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to answer rows with a pool of adapters.
+    """An algorithm that answers rows with a pool of adapters.
 
     Attributes:
-        name: of its run in a results folder.
-        summary: a line for the list of methods.
-        citation: where it is described: the paper, with its arXiv number.
-        mode: how adapters are composed: the name of a composer in `peft_composition.MODES`, or one itself.
-        gate: what weighs them by token, if anything does.
-        masked: whether a row's own adapter is out of reach (out-of-domain).
-        reads: what its answers depend on, for the record.
-        settings: which of the profile's settings it uses.
+        name: the name of the method's run in a results folder.
+        summary: one line for the list of methods.
+        citation: the paper that describes the method, with its arXiv number.
+        mode: how adapters are composed: the name of a composer in `peft_composition.MODES`, or a composer.
+        gate: what weighs the adapters by token. None: nothing does.
+        masked: whether each row's own adapter is masked (out-of-domain).
+        reads: the parts of the experiment that decide the method's answers.
+        settings: the settings of the profile that the method uses.
     """
 
     name: str
@@ -132,35 +83,45 @@ class Method:
     reads: frozenset[Reads] = frozenset({"adapters"})
     settings: frozenset[Settings] = frozenset()
 
+    @property
+    def declaration(self) -> Declaration:
+        """What the method declares to read."""
+        return Declaration(self.name, self.masked, self.reads, self.settings)
+
+    @property
+    def plain_name(self) -> str:
+        """The name without `_ood`, under which a profile gives the method's options."""
+        return self.name.removesuffix(OOD)
+
     def adapters_needed(self, k: int) -> int:
-        """How many adapters a row is given under a profile's `k`, if the method has such a number; else 0."""
+        """How many adapters a row is given under the profile's `k`. 0: the method has no such number."""
         own: int | None = getattr(self.router, "k", None)
         return own if own is not None else k if "k" in self.settings else 0
 
     def depends_on(self, setting: str, k: int) -> bool:
-        """Whether a setting that can be swept bears on the method under a profile's `k`.
+        """Whether a setting that can be swept changes the method's answers under the profile's `k`.
 
-        A run's name and the hash of its configuration keep these settings alone.
+        The name of a run and the hash of its configuration keep only such settings.
         """
         if setting == "seed":
             return True
         if setting == "k" and getattr(self.router, "k", None) is not None:
-            return False  # an option decides
+            return False  # the router's own option decides
         if setting == "temperature" and self.adapters_needed(k) == 1:
             return False  # a single adapter's weight is 1
         return setting in self.settings
 
     def seeded(self, seed: int) -> Method:
-        """The method under a profile's seed, which is added to the option `seed` of whatever part has one."""
+        """The method under a profile's seed, which is added to the option `seed` of each part that has this option."""
         parts: dict[str, Any] = {"router": self.router, "mode": self.mode, "gate": self.gate}
         drawing = {name: part for name, part in parts.items() if hasattr(part, "seed")}
         return replace(self, **{name: replace(part, seed=part.seed + seed) for name, part in drawing.items()})
 
     def describe(self) -> dict[str, Any]:
-        """The method as a run's record keeps it, with all its options.
+        """The method as a run's record keeps it, with all options.
 
         Raises:
-            UserError: an option is nothing that JSON can hold.
+            UserError: JSON cannot hold an option's value.
         """
         described = {
             "name": self.name,
@@ -170,7 +131,7 @@ class Method:
             "masked": self.masked,
         }
         try:
-            read: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read again: a tuple is a list
+            read: dict[str, Any] = json.loads(json.dumps(described))  # as JSON reads it again: a tuple becomes a list
         except (TypeError, ValueError) as error:
             raise UserError(f"method {self.name}: its options cannot be recorded as JSON: {error}") from error
         return read
@@ -179,7 +140,7 @@ class Method:
         """The method with other values of some fields of its router, composer or gate.
 
         Raises:
-            UserError: none of them has such a field, or it takes no such value.
+            UserError: no part has such a field, or the field takes no such value.
         """
         parts: dict[str, Any] = {"router": self.router, "mode": self.mode, "gate": self.gate}
         parts = {name: part for name, part in parts.items() if dataclasses.is_dataclass(part)}
@@ -200,15 +161,15 @@ class Method:
 
 
 def with_ood(method: Method) -> tuple[Method, Method]:
-    """A method and its out-of-domain twin, under which a row's own adapter is masked."""
-    return method, replace(method, name=f"{method.name}_ood", masked=True)
+    """A method and its out-of-domain variant, which masks each row's own adapter."""
+    return method, replace(method, name=f"{method.name}{OOD}", masked=True)
 
 
 def typed(part: Any, option: str, value: Any) -> Any:
-    """A value of a part's option as its annotation has it.
+    """The value of a part's option, converted to the type that the option's annotation names.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value cannot be converted.
     """
     try:
         return TypeAdapter(get_type_hints(type(part))[option]).validate_python(value)
@@ -217,7 +178,7 @@ def typed(part: Any, option: str, value: Any) -> Any:
 
 
 def description(part: Any) -> dict[str, Any]:
-    """A router, composer or gate as records keep it: its kind and options; of code that is a user's own, its hash."""
+    """A router, composer or gate as a record keeps it: kind and options, and the source's hash of a user's own code."""
     kind = part if inspect.isfunction(part) else type(part)
     described: dict[str, Any] = {"kind": kind.__qualname__}
     if dataclasses.is_dataclass(part) and not isinstance(part, type):

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_retriever.errors import UserError
-from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import RECORDED, RETRIEVAL, SCORED, check_k, compositions_of
+from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.parts.top_k import RECORDED, RETRIEVAL, SCORED, check_k, compositions_of
 
 if TYPE_CHECKING:
-    from lora_retriever.scorers import Array
-    from lora_retriever.setting import Setting
+    from lora_retriever.methods.context import Context
+    from lora_retriever.retrieval.scorers import Array
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,19 @@ class Calibrated:
         if not 0 <= self.trust <= 1:
             raise ValueError(f"trust is {self.trust}; it must be from 0 to 1")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The adapters found, with their weights.
 
         Raises:
             UserError: the pool is too small, or the scorer cannot leave a sample out.
         """
         try:
-            hits = setting.search(min(max(RECORDED, self.nearest), setting.available))
-            presence = setting.index().presence(hits)  # [rows]
+            hits = context.search(min(max(RECORDED, self.nearest), context.available))
+            presence = context.index().presence(hits)  # [rows]
         except ValueError as error:
             raise UserError(f"method calibrated: {error}") from error
         if hits.probabilities is None or presence is None:
-            raise UserError(f"method calibrated: scorer {setting.scorer} cannot leave a sample of this pool out")
+            raise UserError(f"method calibrated: scorer {context.scorer} cannot leave a sample of this pool out")
         return compositions_of(hits, self.weights(hits.probabilities, presence))
 
     def weights(self, probabilities: Array, presence: Array) -> Array:

@@ -16,17 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
-from lora_retriever.methods.base import Composition, Method, Reads, with_ood
-from lora_retriever.methods.probing import probe
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.parts.responses import PROBED, by_name, strongest
 
 if TYPE_CHECKING:
-    from lora_retriever.scorers import Array
-    from lora_retriever.setting import Setting
+    from lora_retriever.generation.composition import Composition
+    from lora_retriever.methods.context import Context
 
 CITATION = "Lee et al. 2025, arXiv 2511.07129"
-PROBED: frozenset[Reads] = frozenset({"adapters", "model"})
 Signal = Literal["norm", "entropy"]
 
 
@@ -43,26 +40,13 @@ class LoGo:
         if self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; a row needs one adapter at least")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The adapters kept with their weights, the strongest first; none for a row to which no adapter responds."""
-        signals = probe(setting)
+        from lora_retriever.methods.parts.probing import probe
+
+        signals = probe(context)
         measured = signals.norm if self.signal == "norm" else signals.certainty  # [rows, adapters]
-        return [strongest(row, self.top_k) for row in by_name(measured, setting)]
-
-
-def by_name(measured: Array, setting: Setting) -> list[dict[str, float]]:
-    """For every row its signals [rows, adapters] by adapter, without those that are 0 or masked."""
-    return [
-        {name: value for name, value in zip(setting.names, row, strict=True) if value > 0 and name != own}
-        for row, own in zip(measured.tolist(), setting.excluded, strict=True)
-    ]
-
-
-def strongest(signals: dict[str, float], top_k: int) -> Composition:
-    """The `top_k` adapters of the strongest signals, which are their weights, scaled to sum 1. Of equals, the first."""
-    best = sorted(signals, key=lambda name: -signals[name])[:top_k]
-    total = float(np.sum([signals[name] for name in best]))
-    return Composition.of({name: signals[name] / total for name in best})
+        return [strongest(row, self.top_k) for row in by_name(measured, context)]
 
 
 METHODS = with_ood(

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.setting import RECORD_FILE
+from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.context import RECORD_FILE
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.methods.context import Context
 
 STEPS_FILE = "steps.jsonl"
 
@@ -48,29 +49,29 @@ class LoraHub:
         if self.l1 < 0 or self.bound <= 0:
             raise ValueError(f"l1 is {self.l1} and bound {self.bound}; they must be 0 or more, and more than 0")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The learned composition for every row, learned now if it was not before; without the row's own, if masked.
 
         Raises:
             UserError: there is no model to look into, or it cannot be done.
         """
-        folder = setting.learned("lorahub", asdict(self), partial(self._learn, setting))
+        folder = context.learned("lorahub", asdict(self), partial(self._learn, context))
         weights: dict[str, float] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["weights"]
         return [
             Composition.of({name: weight for name, weight in weights.items() if name != own})
-            for own in setting.excluded
+            for own in context.masked_adapters
         ]
 
-    def _learn(self, setting: Setting, folder: Path) -> dict[str, Any]:
+    def _learn(self, context: Context, folder: Path) -> dict[str, Any]:
         """Learn the weights, and return the record of it; the tries are kept in `folder` as they are made."""
-        from lora_retriever.lorahub import answer_loss, draw_adapters, learn_weights  # nevergrad takes seconds
+        from lora_retriever.methods.parts.lorahub_weights import answer_loss, draw_adapters, learn_weights
 
-        generator = setting.generator
-        names = draw_adapters(setting.names, self.adapters, setting.seed)
-        samples = [sample for entry in setting.pool for sample in entry.sample[: self.samples]]
+        generator = context.generator
+        names = draw_adapters(context.names, self.adapters, context.seed)
+        samples = [sample for entry in context.pool for sample in entry.sample[: self.samples]]
         loss = answer_loss(generator.model, generator.tokenizer, names, samples, generator.settings)
-        steps, console = folder / STEPS_FILE, setting.console
-        learned = learn_weights(loss, names, self.steps, self.l1, self.bound, setting.seed, steps, console)
+        steps, console = folder / STEPS_FILE, context.console
+        learned = learn_weights(loss, names, self.steps, self.l1, self.bound, context.seed, steps, console)
         return {"adapters": names, "examples": len(samples), **learned.record()}
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import RETRIEVAL, check_k, compositions_of, recorded, weights_of
+from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.parts.top_k import RETRIEVAL, check_k, compositions_of, recorded, weights_of
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.methods.context import Context
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Similar:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be more than 0")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The adapters found, with their weights."""
-        hits = setting.search(recorded(self.k, setting), scorer="cosine")
+        hits = context.search(recorded(self.k, context), scorer="cosine")
         return compositions_of(hits, weights_of(hits.scores[:, : self.k], self.temperature))
 
 

@@ -10,20 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.paper import (
-    RETRIEVAL,
-    TOP_K,
-    Nearest,
-    check_k,
-    compositions_of,
-    recorded,
-    weights_of,
-)
+from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.parts.top_k import RETRIEVAL, TOP_K, Nearest, check_k, compositions_of, recorded, weights_of
 from peft_composition.merges import Dare, Svd, Ties
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.methods.context import Context
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,11 @@ class Raised:
         if self.power < 0:
             raise ValueError(f"power is {self.power}; it must be 0 or more")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The adapters found, with their weights."""
-        k = setting.k if self.k is None else self.k
-        hits = setting.search(recorded(k, setting))
-        weights = weights_of(hits.scores[:, :k], setting.temperature if self.power else None)  # [rows, k]
+        k = context.k if self.k is None else self.k
+        hits = context.search(recorded(k, context))
+        weights = weights_of(hits.scores[:, :k], context.temperature if self.power else None)  # [rows, k]
         return compositions_of(hits, weights**self.power)
 
 

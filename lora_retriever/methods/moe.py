@@ -13,15 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torch.nn.functional import linear
-
 from lora_retriever.methods.base import Method
-from lora_retriever.methods.experts import Experts, Matrices, Training
-from lora_retriever.methods.weighing import softmax_of_offered
+from lora_retriever.methods.parts.experts import Experts, Training
+from lora_retriever.methods.parts.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from torch import Tensor
+
+    from lora_retriever.methods.context import Context
+    from lora_retriever.methods.parts.gate_training import Matrices
     from peft_composition import Offered, Tokens
 
 CITATION = "Zhao et al. 2024, arXiv 2402.09997, baselines"
@@ -38,9 +38,11 @@ class MoE(Training):
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
 
-    def fit(self, setting: Setting) -> TokenGate:
+    def fit(self, context: Context) -> TokenGate:
         """The gate itself, its matrices trained now if they were not before."""
-        return TokenGate(self.matrices(setting, "moe", "mixture", token_weights), self.top_k)
+        from lora_retriever.methods.parts.gate_training import trained_matrices
+
+        return TokenGate(trained_matrices(context, self.options, "moe", "mixture", token_weights), self.top_k)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def token_weights(matrix: Tensor, tokens: Tokens, top_k: int | None = None) -> T
     The softmax over the kept scores is the softmax over all, its kept weights scaled to sum 1. Computed in the dtype of
     the matrix G [P, d_in], float32.
     """
+    from torch.nn.functional import linear
+
     scores = linear(tokens.x.to(matrix.dtype), matrix)  # G x, [batch, n, P]
     return softmax_of_offered(scores, tokens.offered[:, None], top_k)
 

@@ -11,21 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_retriever.methods.base import Composition, Method, with_ood
-from lora_retriever.methods.logo import PROBED, by_name, strongest
-from lora_retriever.methods.probing import probe
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.parts.responses import PROBED, by_name, strongest
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.generation.composition import Composition
+    from lora_retriever.methods.context import Context
 
 
 @dataclass(frozen=True)
 class NearestWeights:
     """The adapter whose update responds to the largest share of the prompt."""
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The best adapter of every row, whole."""
-        return [strongest(row, 1) for row in by_name(probe(setting).share, setting)]
+        from lora_retriever.methods.parts.probing import probe
+
+        return [strongest(row, 1) for row in by_name(probe(context).share, context)]
 
 
 METHODS = with_ood(

@@ -6,19 +6,20 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_retriever.methods.base import Composition, Method, with_ood
+from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.base import Method, with_ood
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from lora_retriever.methods.context import Context
 
 
 @dataclass(frozen=True)
 class Alike:
     """Every adapter of the pool with weight 1/P; 1/(P - 1) where the row's own is masked."""
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The average of all that the row may have."""
-        allowed = ([name for name in setting.names if name != own] for own in setting.excluded)
+        allowed = ([name for name in context.names if name != own] for own in context.masked_adapters)
         return [Composition.of({name: 1 / len(names) for name in names}) for names in allowed]
 
 
@@ -36,13 +37,13 @@ class Drawn:
         if self.k is not None and self.k < 1:
             raise ValueError(f"k is {self.k}; it must be at least 1")
 
-    def route(self, setting: Setting) -> list[Composition]:
+    def route(self, context: Context) -> list[Composition]:
         """The adapters drawn."""
-        k = setting.k if self.k is None else self.k
-        names, compositions = sorted(setting.names), []
-        for row, own in zip(setting.rows, setting.excluded, strict=True):
+        k = context.k if self.k is None else self.k
+        names, compositions = sorted(context.names), []
+        for row, own in zip(context.rows, context.masked_adapters, strict=True):
             # Seeded with a text: random hashes it by SHA-512, the same in every process.
-            order = random.Random(f"{setting.seed} {row.id} {row.inputs}").sample(names, len(names))
+            order = random.Random(f"{context.seed} {row.id} {row.inputs}").sample(names, len(names))
             drawn = [name for name in order if name != own][:k]
             compositions.append(Composition.of(dict.fromkeys(drawn, 1 / k)))
         return compositions

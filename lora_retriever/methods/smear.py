@@ -19,15 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torch.nn.functional import linear
-
 from lora_retriever.methods.base import Method
-from lora_retriever.methods.experts import Experts, Matrices, Training
-from lora_retriever.methods.weighing import softmax_of_offered
+from lora_retriever.methods.parts.experts import Experts, Training
+from lora_retriever.methods.parts.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
-    from lora_retriever.setting import Setting
+    from torch import Tensor
+
+    from lora_retriever.methods.context import Context
+    from lora_retriever.methods.parts.gate_training import Matrices
     from peft_composition import Offered, Tokens
 
 CITATION = "Muqeeth et al. 2023, arXiv 2306.03745"
@@ -38,9 +38,11 @@ REMEMBERED = "weights"
 class Smear(Training):
     """Weights of the experts by prompt and module, with how they are trained."""
 
-    def fit(self, setting: Setting) -> PromptGate:
+    def fit(self, context: Context) -> PromptGate:
         """The gate itself, its matrices trained now if they were not before."""
-        return PromptGate(self.matrices(setting, "smear", "fusion", prompt_weights))
+        from lora_retriever.methods.parts.gate_training import trained_matrices
+
+        return PromptGate(trained_matrices(context, self.options, "smear", "fusion", prompt_weights))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def prompt_weights(matrix: Tensor, tokens: Tokens) -> Tensor:
     head that is given only the prompt's last position has no other mean. Computed in the dtype of the matrix G
     [P, d_in], float32.
     """
+    from torch.nn.functional import linear
+
     if tokens.first or REMEMBERED not in tokens.memory:
         real = tokens.real[:, :, None]  # [batch, n, 1]
         total = tokens.x.to(matrix.dtype).where(real, 0).sum(dim=1)  # [batch, d_in]

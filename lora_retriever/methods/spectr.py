@@ -15,15 +15,16 @@ averaged, as under Arrow, so that the two differ in the score, and in how many a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from lora_retriever.methods.arrow import check_top_k
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.everything import Everything
-from lora_retriever.methods.spectral import computing_dtype, lengths, response_of, spectrum_of
-from lora_retriever.methods.weighing import softmax_of_offered
-from peft_composition import Offered, Tokens
+from lora_retriever.methods.parts.everything import Everything
+from lora_retriever.methods.parts.weighing import check_top_k, softmax_of_offered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_composition import Offered, Tokens
 
 CITATION = "Fleshman & Van Durme 2025, arXiv 2504.03454"
 
@@ -45,11 +46,15 @@ class SpectR:
 
     def prepare(self, offered: Offered) -> Tensor:
         """What takes A x to V^T x, or to as many numbers as long as s B A x: [P, r, r]."""
+        from lora_retriever.methods.parts.spectral import computing_dtype, response_of, spectrum_of
+
         factor = response_of(offered) if self.singular_values else spectrum_of(offered).coordinates  # [P, r, r]
         return factor.to(offered.down.device, computing_dtype(offered))
 
     def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
         """The softmax [batch, n, P] of the lengths over the best of what is offered."""
+        from lora_retriever.methods.parts.spectral import lengths
+
         scores = lengths(prepared, tokens.inner)  # [batch, n, P]
         return softmax_of_offered(scores, tokens.offered[:, None], self.top_k, self.temperature)
 

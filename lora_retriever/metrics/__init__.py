@@ -1,7 +1,8 @@
-"""Metrics: how answers become scores, the paper's way (`paper`) and the field's standard way (`standard`)."""
+"""Metrics: how answers become scores, by the paper's scoring (`paper`) or the field's standard scoring (`standard`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Literal
 
 import yaml
 
+from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
-from lora_retriever.metrics.base import Metric
-from lora_retriever.metrics.own import Evaluated, is_location, load_metric
+from lora_retriever.metrics.base import Metric, Reference, RowError
+from lora_retriever.metrics.own import Evaluated, find_metric, load_metric
+from lora_retriever.metrics.texts import main_script
 
-METRICS = ("em", "bleu", "rouge")
-"""The metrics a row may name without bringing its own."""
 MAIN_SCORE = {"em": "em", "bleu": "bleu", "rouge": "rouge-1"}
-"""The one score by which a task counts in means over tasks; of a user's metric it is the first."""
+"""The score by which a task counts in means over tasks; for a user's metric, the metric's first score."""
 
 KINDS = Path(str(files("lora_retriever"))) / "metrics" / "kinds.yaml"
 ScoringName = Literal["paper", "standard"]
@@ -25,29 +26,31 @@ SCORINGS: tuple[ScoringName, ...] = ("paper", "standard")
 
 @dataclass
 class Scoring:
-    """A way of scoring: which metrics a task gets, given the metric that its rows name.
+    """A way of scoring: which metrics a task gets, given the metric that the task's rows name.
 
     Attributes:
-        kinds: what kind of task a task is, `choice` or `qa`; standard scoring adds scores by it.
+        kinds: the kind of a task, `choice` or `qa`; standard scoring adds scores by kind.
         stemming: whether standard ROUGE stems words.
-        allow_hub: whether a metric of the Hub, code of its own, may be fetched and run.
+        allow_hub: whether the code of a metric of the Hub may be fetched and run.
+        metric_folders: folders whose metrics may run. The code of a metric in any other folder never runs.
     """
 
     name: ScoringName = "paper"
     kinds: dict[str, str] = field(default_factory=lambda: read_kinds(KINDS))
     stemming: bool = False
     allow_hub: bool = False
+    metric_folders: tuple[Path, ...] = ()
     _loaded: dict[str, Evaluated] = field(default_factory=dict, repr=False)
 
     def metrics_of(self, task: str, metric: str) -> list[Metric]:
-        """The metrics of a task whose rows name this metric, that of the main score first.
+        """The metrics of a task whose rows name this metric, the metric of the main score first.
 
         Raises:
-            UserError: the metric is unknown or cannot be loaded.
+            UserError: the metric is unknown, not allowed, or cannot be loaded.
         """
         if metric not in METRICS:
             if metric not in self._loaded:
-                self._loaded[metric] = load_metric(metric, self.allow_hub)
+                self._loaded[metric] = load_metric(metric, self.allow_hub, self.metric_folders)
             return [self._loaded[metric]]
         # The libraries behind the two take seconds to import.
         if self.name == "paper":
@@ -65,27 +68,99 @@ class Scoring:
 
     @property
     def details(self) -> dict[str, str]:
-        """How each score was made, for whoever quotes it."""
+        """How each score was made, for whoever quotes the score."""
         if self.name == "paper":
             return {"all": "the original's own: nltk sentence BLEU, PyPI rouge, exact match without dots and case"}
         from lora_retriever.metrics import standard
 
         return standard.details(self.stemming)
 
+    def notes(self, tasks: Mapping[str, tuple[str, Sequence[Reference]]]) -> list[str]:
+        """What a reader of these tasks' scores must know: notes for under a table.
+
+        Args:
+            tasks: per task, the metric that its rows name and the targets of its rows.
+        """
+        bleu = {name: targets for name, (metric, targets) in tasks.items() if metric == "bleu"}
+        lines = []
+        if self.name == "paper":
+            short = _short_targets(bleu, lambda text, _: len(text.split()))
+            if short:
+                lines.append(
+                    "Paper scoring: BLEU is not smoothed; an answer of fewer than four words scores 0.0, even if it is "
+                    f"right. Targets of fewer than four words: {short}."
+                )
+            unspaced = [
+                f"{name} ({script})"
+                for name, (metric, targets) in tasks.items()
+                if metric in ("bleu", "rouge") and (script := main_script(_texts(targets))) not in (None, "Hangul")
+            ]
+            if unspaced:
+                lines.append(
+                    "Paper scoring: BLEU and ROUGE split words at white space alone, which is wrong for scripts "
+                    f"without spaces: {', '.join(unspaced)}. Standard scoring splits them."
+                )
+        elif bleu:
+            from lora_retriever.metrics.standard import bleu_length, bleu_tokenizer
+
+            tokenizers = {name: bleu_tokenizer(targets) for name, targets in bleu.items()}
+            others = [f"{name} tok:{tokenizer}" for name, tokenizer in tokenizers.items() if tokenizer != "13a"]
+            if others:
+                lines.append(
+                    f"Standard scoring: BLEU's tokenizer by the script of the targets: {', '.join(others)}; other "
+                    "tasks tok:13a."
+                )
+            short = _short_targets(bleu, lambda text, name: bleu_length(text, tokenizers[name]))
+            if short:
+                lines.append(
+                    "Standard scoring: BLEU counts runs of four words; a task whose targets are all shorter scores "
+                    f"0.0, even if all answers are right. Targets of fewer than four words: {short}."
+                )
+        several = {name: most for name, (_, targets) in tasks.items() if (most := max(map(_count, targets))) > 1}
+        if several:
+            listed = ", ".join(f"{name} (up to {most})" for name, most in several.items())
+            lines.append(f"Rows with several targets count the best target; BLEU uses them all: {listed}.")
+        return lines
+
 
 def read_kinds(path: Path) -> dict[str, str]:
     """The kinds of tasks of a YAML file, `{qa: [task, …], choice: [task, …]}`, as {task: kind}.
 
     Raises:
-        UserError: it cannot be read or has another form.
+        UserError: the file cannot be read or has another form.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(content, dict) or not set(content) <= {"qa", "choice"}:
+    if not isinstance(content, dict) or not all(kind in ("qa", "choice") for kind in content):
         raise UserError(f"{path}: expected lists of tasks under `qa` and `choice`")
-    return {str(task): kind for kind, tasks in content.items() for task in tasks or ()}
+    kinds: dict[str, str] = {}
+    for kind, tasks in content.items():
+        if not isinstance(tasks, (list, type(None))):
+            raise UserError(f"{path}: expected a list of tasks under `{kind}`, found {tasks!r}")
+        for task in map(str, tasks or ()):
+            if kinds.setdefault(task, kind) != kind:
+                raise UserError(f"{path}: task {task!r} is under `qa` and under `choice`; a task is of one kind")
+    return kinds
+
+
+def _texts(targets: Sequence[Reference]) -> list[str]:
+    return [text for target in targets for text in ([target] if isinstance(target, str) else target)]
+
+
+def _count(target: Reference) -> int:
+    return 1 if isinstance(target, str) else len(target)
+
+
+def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[str, str], int]) -> str:
+    """The tasks with targets of fewer than four words, `task (2 of 30)`; of several targets all must be short."""
+    found = []
+    for name, targets in tasks.items():
+        short = sum(all(length(text, name) < 4 for text in _texts([target])) for target in targets)
+        if short:
+            found.append(f"{name} ({short} of {len(targets)})")
+    return ", ".join(found)
 
 
 __all__ = [
@@ -94,8 +169,10 @@ __all__ = [
     "METRICS",
     "SCORINGS",
     "Metric",
+    "Reference",
+    "RowError",
     "Scoring",
     "ScoringName",
-    "is_location",
+    "find_metric",
     "read_kinds",
 ]

@@ -1,11 +1,14 @@
 """Metrics of a user's own: modules of Hugging Face `evaluate`, named by a row's `metric`.
 
-A name that begins with `.`, `/` or `~` is a local folder or script. Any other is a script of the Hub, which is fetched
-and run only where `allow_hub` says so.
+A name that begins with `.`, `/` or `~` is a local folder or script. Rows and results are data, and data never brings
+code: a local metric runs only where its folder is allowed by the profile or on the command line. Any other name is a
+script of the Hub, which is fetched and run only where `allow_hub` says so.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -14,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from lora_retriever.errors import UserError
-from lora_retriever.metrics.base import Array
+from lora_retriever.files import is_location
+from lora_retriever.metrics.base import Array, Reference, RowError, compared
 
 
 class Evaluated:
-    """A metric of which nothing is known but `compute`, on its own scale.
+    """A metric of which only `compute` is known, on the metric's own scale.
 
-    What a row adds is its jackknife value θ + (n − 1)(mean θ₋ⱼ − θ₋ᵢ), where θ₋ᵢ is the score without row i. Their mean
-    is the score itself; for a metric that is a mean over rows they are the rows' scores, for others intervals are right
-    to first order. It costs one `compute` per row.
+    What a row adds is its jackknife value θ + (n − 1)(mean θ₋ⱼ − θ₋ᵢ), where θ₋ᵢ is the score without row i. The mean
+    of these values is the score itself. For a metric that is a mean over rows, the values are the rows' scores; for
+    other metrics, intervals are right to first order. The values take one `compute` per row.
     """
 
     def __init__(self, name: str, module: Any) -> None:
@@ -30,65 +34,136 @@ class Evaluated:
         self._module = module
         self.scores: tuple[str, ...] = ()
 
-    def statistics(self, predictions: Sequence[str], references: Sequence[str]) -> Array:
+    def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
         """The jackknife values, and 1 to count the row: [rows, scores + 1].
 
+        The module gets a text per reference if every row has one, and else a list of texts per reference.
+
         Raises:
-            UserError: the module fails, or gives no number.
+            RowError: the module fails, or gives NaN or infinity, because of one row.
+            UserError: the module fails or gives no finite number on all rows together.
         """
-        whole = self._compute(predictions, references)  # [scores]
-        rows = len(predictions)
-        if rows == 1:
-            return np.append(whole, 1.0)[None, :]
-        without = np.array(
-            [
-                self._compute(
-                    [*predictions[:row], *predictions[row + 1 :]], [*references[:row], *references[row + 1 :]]
-                )
-                for row in range(rows)
-            ]
-        )  # [rows, scores]
-        values = whole + (rows - 1) * (without.mean(axis=0) - without)
-        return np.column_stack([values, np.ones(rows)])
+        answers, listed = compared(predictions, references)
+        targets: list[Any] = list(listed)
+        if all(len(texts) == 1 for texts in listed):
+            targets = [text for (text,) in listed]
+        try:
+            return self._jackknife(answers, targets)
+        except RowError:
+            raise
+        except UserError as error:
+            failures = self._failures_alone(answers, targets)
+            # Where every row fails by itself, the module is broken, or needs several rows: no row is to blame.
+            if failures and (len(failures) < len(answers) or len(answers) == 1):
+                row, message = next(iter(failures.items()))
+                raise RowError(message, row) from error
+            raise
 
     def combine(self, sums: Array) -> Array:
         """Means, on the metric's own scale."""
         return sums[..., :-1] / sums[..., -1:]
 
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> Array:
+    def _jackknife(self, answers: list[str], targets: list[Any]) -> Array:
+        whole = self._compute(answers, targets)  # [scores]
+        names, rows = self.scores, len(answers)
+        if rows == 1:
+            return np.append(whole, 1.0)[None, :]
+        without = []
+        for row in range(rows):
+            try:
+                scores = self._compute([*answers[:row], *answers[row + 1 :]], [*targets[:row], *targets[row + 1 :]])
+            except UserError as error:
+                raise RowError(f"{error} (on the task's rows without this row)", row) from error
+            if self.scores != names:
+                raise RowError(
+                    f"metric {self._name}: compute gives the scores {', '.join(names)} on all rows, but "
+                    f"{', '.join(self.scores)} without this row",
+                    row,
+                )
+            without.append(scores)
+        left = np.array(without)  # [rows, scores]
+        return np.column_stack([whole + (rows - 1) * (left.mean(axis=0) - left), np.ones(rows)])
+
+    def _failures_alone(self, answers: list[str], targets: list[Any]) -> dict[int, str]:
+        """The rows on which the module fails when it gets the row alone, with the messages."""
+        failures = {}
+        for row, (answer, target) in enumerate(zip(answers, targets, strict=True)):
+            try:
+                self._compute([answer], [target])
+            except UserError as error:
+                failures[row] = str(error)
+        return failures
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[Any]) -> Array:
         try:
             result = self._module.compute(predictions=list(predictions), references=list(references))
-        except Exception as error:  # whatever a stranger's module raises
+        except Exception as error:  # a user's module may raise anything
             raise UserError(f"metric {self._name}: {type(error).__name__}: {error}") from error
-        numbers = {name: float(value) for name, value in (result or {}).items() if isinstance(value, Real)}
+        content = result if isinstance(result, dict) else {}
+        numbers = {str(name): float(value) for name, value in content.items() if isinstance(value, Real)}
         if not numbers:
             raise UserError(f"metric {self._name}: compute gave {result!r}, no score")
+        for name, value in numbers.items():
+            if not np.isfinite(value):
+                raise UserError(f"metric {self._name}: compute gave {value} for {name}")
         self.scores = tuple(numbers)
         return np.array(list(numbers.values()))
 
 
-def is_location(name: str) -> bool:
-    """Whether a metric's name means a local folder or script."""
-    return name.startswith((".", "/", "~"))
+def find_metric(name: str, allow_hub: bool, allowed_folders: Sequence[Path]) -> str:
+    """What `evaluate` is to load for a metric's name; nothing is imported.
+
+    Links are resolved on both sides, so that no link leads out of an allowed folder.
+
+    Args:
+        allow_hub: whether scripts of the Hub may run.
+        allowed_folders: folders whose metrics may run, with the folders inside them.
+
+    Raises:
+        UserError: the metric is not there, or is not allowed; the message says how to allow it.
+    """
+    if not is_location(name):
+        if not allow_hub:
+            raise UserError(
+                f"unknown metric {name!r}; a metric of your own is the path of an `evaluate` module (./metrics/mine), "
+                "a script of the Hub runs only with --allow-hub-metrics"
+            )
+        if os.path.exists(name):  # `evaluate` would load that file instead of the Hub's
+            raise UserError(f"metric {name!r} is a metric of the Hub and also a path here; write ./{name} for the path")
+        return name
+    path = _resolved(name)
+    script = path / f"{path.name}.py" if os.path.isdir(path) else path
+    if not os.path.isfile(script):
+        raise UserError(
+            f"metric {name}: no such folder or script (relative paths start at {Path.cwd()}; a folder holds a script "
+            "of its own name)"
+        )
+    folders = [_resolved(str(folder)) for folder in allowed_folders]
+    if not any(folder == script.resolve() or folder in script.resolve().parents for folder in folders):
+        raise UserError(
+            f"metric {name}: code that rows name runs only from allowed folders. If you trust {path.parent}, "
+            f"allow that folder: --allow-metrics {shlex.quote(str(path.parent))}, or `metrics: [FOLDER]` in the profile"
+        )
+    return str(script.resolve())
 
 
-def load_metric(name: str, allow_hub: bool) -> Evaluated:
+def load_metric(name: str, allow_hub: bool, allowed_folders: Sequence[Path] = ()) -> Evaluated:
     """The `evaluate` module of this name.
 
     Raises:
-        UserError: it is a Hub's and `allow_hub` is not set, is not there, or cannot be loaded.
+        UserError: as for `find_metric`, or the module cannot be loaded.
     """
-    if not is_location(name) and not allow_hub:
-        raise UserError(
-            f"unknown metric {name!r}; a metric of your own is the path of an `evaluate` module (./metrics/mine), "
-            "a script of the Hub runs only with --allow-hub-metrics"
-        )
-    location = str(Path(name).expanduser()) if is_location(name) else name
-    if is_location(name) and not Path(location).exists():
-        raise UserError(f"metric {name}: no such folder or script (relative paths start at {Path.cwd()})")
+    location = find_metric(name, allow_hub, allowed_folders)
     import evaluate  # seconds
 
     try:
         return Evaluated(name, evaluate.load(location))
-    except Exception as error:  # import errors of the script included
+    except Exception as error:  # a script may raise anything
         raise UserError(f"metric {name}: cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _resolved(name: str) -> Path:
+    try:
+        return Path(name).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a circle of links, a NUL
+        raise UserError(f"metric {name!r}: not a path ({error})") from error

@@ -1,42 +1,54 @@
 """The field's standard scoring, by its well-kept libraries: sacrebleu, rouge-score, and SQuAD's normalisation.
 
-Only the sums behind BLEU and chrF are turned into scores here, for thousands of draws at once; tests hold both against
-sacrebleu's own.
+Only the sums behind BLEU and chrF are turned into scores here, for thousands of draws at once; tests compare both with
+sacrebleu's own scores. Texts of ASCII score as the libraries' defaults. Where these defaults drop or join the words of
+other scripts, a tokenizer that knows the script is used, and `details` and `notes` say which.
 """
 
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
 
-from lora_retriever.metrics.base import Array, Metric, RowMean
+from lora_retriever.metrics.base import Array, Metric, Reference, RowMean, compared
+from lora_retriever.metrics.subsequence import lcs_length
+from lora_retriever.metrics.texts import Script, main_script, split_characters, without_punctuation, words
 
-ROUGE_NAMES = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
+BLEU_TOKENIZERS: dict[Script | None, str] = {
+    None: "13a",
+    "Han": "zh",
+    "kana": "char",
+    "Hangul": "char",
+    "Thai, Lao, Khmer or Myanmar": "char",
+}
+"""sacrebleu's tokenizer per script. Its tokenizers by words for Japanese and Korean need MeCab, so characters serve."""
 
 
 class Bleu:
-    """sacrebleu's corpus BLEU over a task's rows (Post, 2018), default settings."""
+    """sacrebleu's corpus BLEU over a task's rows (Post, 2018), default settings but for the tokenizer.
+
+    The tokenizer follows from the references alone, so that all runs of a task get the same (`bleu_tokenizer`).
+    """
 
     scores = ("bleu",)
 
-    def __init__(self) -> None:
-        self._bleu = sacrebleu.BLEU()
+    def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
+        """Length, closest reference's length, then per order the n-grams shared and those in the answer: [rows, 10].
 
-    @property
-    def signature(self) -> str:
-        """What sacrebleu wants quoted beside the score."""
-        return _signature(self._bleu)
-
-    def statistics(self, predictions: Sequence[str], references: Sequence[str]) -> Array:
-        """Length, reference's length, then per order the n-grams shared and those in the answer: [rows, 10]."""
-        return np.array(self._bleu._extract_corpus_statistics(predictions, [references]), dtype=float)
+        Raises:
+            RowError: a row has an empty list of references.
+        """
+        answers, targets = compared(predictions, references)
+        metric = _bleu(bleu_tokenizer(references))
+        return np.array(metric._extract_corpus_statistics(answers, _documents(targets)), dtype=np.float64)
 
     def combine(self, sums: Array) -> Array:
         """Brevity penalty × geometric mean of the four precisions; an order without a match counts 1/2, 1/4, ...
@@ -56,21 +68,24 @@ class Bleu:
 
 
 class Chrf:
-    """sacrebleu's corpus chrF over a task's rows (Popović, 2015): character n-grams up to 6, beta 2."""
+    """sacrebleu's corpus chrF over a task's rows (Popović, 2015): character n-grams up to 6, beta 2.
+
+    Of several references, each row counts the reference with the highest F.
+    """
 
     scores = ("chrf",)
 
     def __init__(self) -> None:
         self._chrf = sacrebleu.CHRF()
 
-    @property
-    def signature(self) -> str:
-        """What sacrebleu wants quoted beside the score."""
-        return _signature(self._chrf)
+    def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
+        """Per order the n-grams of the answer, of the reference, and those shared: [rows, 18].
 
-    def statistics(self, predictions: Sequence[str], references: Sequence[str]) -> Array:
-        """Per order the n-grams of the answer, of the reference, and those shared: [rows, 18]."""
-        return np.array(self._chrf._extract_corpus_statistics(predictions, [references]), dtype=float)
+        Raises:
+            RowError: a row has an empty list of references.
+        """
+        answers, targets = compared(predictions, references)
+        return np.array(self._chrf._extract_corpus_statistics(answers, _documents(targets)), dtype=np.float64)
 
     def combine(self, sums: Array) -> Array:
         """F of mean precision and mean recall over the orders that both sides have."""
@@ -87,9 +102,12 @@ class Chrf:
 
 
 def squad_normalized(text: str) -> str:
-    """Lower case, without punctuation and the articles a, an, the, white space joined (Rajpurkar et al., 2016)."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """Lower case, without punctuation and the articles a, an, the, white space joined (Rajpurkar et al., 2016).
+
+    Punctuation of every script is dropped, and the characters of scripts without spaces are parted, as in MLQA's
+    evaluation (Lewis et al., 2020). Only English articles are dropped. An ASCII text becomes the same as in SQuAD.
+    """
+    return " ".join(split_characters(re.sub(r"\b(a|an|the)\b", " ", without_punctuation(text.lower()))))
 
 
 def squad_exact_match(target: str, answer: str) -> dict[str, float]:
@@ -106,19 +124,43 @@ def squad_f1(target: str, answer: str) -> dict[str, float]:
 
 
 def accuracy(target: str, answer: str) -> dict[str, float]:
-    """`accuracy`: the very text of the right option, white space around it aside."""
+    """`accuracy`: exactly the text of the right option, except for white space around it."""
     return {"accuracy": float(target.strip() == answer.strip())}
 
 
+class _Words:
+    """`texts.words` as a tokenizer of rouge-score. Porter's stemmer takes ASCII words of more than three letters."""
+
+    def __init__(self, stemming: bool) -> None:
+        self._stemming = stemming
+
+    def tokenize(self, text: str) -> list[str]:
+        if not self._stemming:
+            return words(text)
+        return [_stemmer().stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
+
+
 def rouge_metric(stemming: bool) -> RowMean:
-    """`rouge-1`, `rouge-2`, `rouge-l`: F scores of the package rouge-score, averaged over rows."""
-    scorer = RougeScorer(list(ROUGE_NAMES.values()), use_stemmer=stemming)
+    """`rouge-1`, `rouge-2`, `rouge-l`: F scores of the package rouge-score, averaged over rows.
+
+    The words are those of `texts.words`. rouge-l is computed here, since rouge-score's table of two texts of 8,000
+    words has 64 million entries; the value is the same.
+    """
+    tokenizer = _Words(stemming)
 
     def score(target: str, answer: str) -> dict[str, float]:
-        scores = scorer.score(target, answer)
-        return {ours: scores[theirs].fmeasure for ours, theirs in ROUGE_NAMES.items()}
+        from rouge_score.scoring import fmeasure
 
-    return RowMean(tuple(ROUGE_NAMES), score)
+        scores = _rouge_scorer(tokenizer).score(target, answer)
+        wanted, given = tokenizer.tokenize(target), tokenizer.tokenize(answer)
+        shared = lcs_length(wanted, given)
+        return {
+            "rouge-1": scores["rouge1"].fmeasure,
+            "rouge-2": scores["rouge2"].fmeasure,
+            "rouge-l": fmeasure(shared / len(given), shared / len(wanted)) if shared else 0.0,
+        }
+
+    return RowMean(("rouge-1", "rouge-2", "rouge-l"), score)
 
 
 EXACT_MATCH: Metric = RowMean(("em",), squad_exact_match)
@@ -127,17 +169,55 @@ ACCURACY: Metric = RowMean(("accuracy",), accuracy)
 BLEU, CHRF = Bleu(), Chrf()
 
 
+def bleu_tokenizer(references: Sequence[Reference]) -> str:
+    """The name of sacrebleu's tokenizer for a task with these references: by the script of most of their letters."""
+    texts = (text for reference in references for text in ([reference] if isinstance(reference, str) else reference))
+    return BLEU_TOKENIZERS[main_script(texts)]
+
+
+def bleu_length(reference: str, tokenizer: str) -> int:
+    """The number of words of a reference under a tokenizer of sacrebleu."""
+    return len(_bleu(tokenizer)._preprocess_segment(reference).split())
+
+
 def details(stemming: bool) -> dict[str, str]:
-    """How each score was made, for whoever quotes it."""
+    """How each score was made, for whoever quotes the score."""
     return {
-        "bleu": f"sacrebleu {BLEU.signature}",
-        "chrf": f"sacrebleu {CHRF.signature}",
-        "rouge": f"rouge-score {version('rouge-score')}, {'with' if stemming else 'no'} stemming",
-        "em": "SQuAD-normalised exact match; f1 beside it on question answering, plain accuracy on choice tasks",
+        "bleu": f"sacrebleu {_signature(sacrebleu.BLEU())}; tasks whose targets are mostly Han: tok:zh; "
+        "mostly kana, Hangul, Thai, Lao, Khmer or Myanmar: tok:char",
+        "chrf": f"sacrebleu {_signature(sacrebleu.CHRF())}",
+        "rouge": f"rouge-score {version('rouge-score')}, {'with' if stemming else 'no'} stemming; words are runs of "
+        "letters and digits of any script, Han, kana, Thai, Lao, Khmer and Myanmar a word per character",
+        "em": "SQuAD-normalised exact match; f1 beside it on question answering, plain accuracy on choice tasks; "
+        "punctuation of every script and English articles are dropped",
     }
 
 
+@cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # a second to import
+
+    return PorterStemmer()
+
+
+@cache
+def _rouge_scorer(tokenizer: _Words) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # a second to import
+
+    return RougeScorer(["rouge1", "rouge2"], tokenizer=tokenizer)
+
+
+@cache
+def _bleu(tokenizer: str) -> sacrebleu.BLEU:
+    return sacrebleu.BLEU(tokenize=tokenizer)
+
+
+def _documents(references: Sequence[Sequence[str]]) -> list[list[Any]]:
+    """References per row as sacrebleu's documents: every row's first, every row's second, ...; None for a lack."""
+    return [list(document) for document in zip_longest(*references)]
+
+
 def _signature(metric: sacrebleu.BLEU | sacrebleu.CHRF) -> str:
-    # The number of references shows only once a metric has seen some: there is always one here.
+    # sacrebleu knows the number of references only after it has scored some; the usual number is one.
     metric.corpus_score(["a"], [["a"]])
     return str(metric.get_signature())

@@ -13,8 +13,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from lora_retriever.escaping import visible
 from lora_retriever.report.content import ReportContent, make_content
-from lora_retriever.report.text import visible
 
 SCRIPTS = ("dom.js", "tables.js", "matrix.js", "sweeps.js", "use.js", "reader.js", "page.js")
 """The page's scripts. `render` joins them in this order."""
@@ -48,7 +48,7 @@ def data_for_script(content: ReportContent) -> str:
 
 def _shown(value: object) -> object:
     """What the template writes for a value: hidden characters of texts become visible; markup stays as it is."""
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return visible(value, line_ends=True) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 @cache

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_retriever.answers import Run
-from lora_retriever.comparison import Comparison, comparison_table
-from lora_retriever.index import AdapterIndex
+from lora_retriever.analysis.comparison import Comparison, comparison_table
+from lora_retriever.analysis.runs import Run
+from lora_retriever.analysis.scores import MEAN
+from lora_retriever.analysis.summary import Interval, RunSummary, to_table
 from lora_retriever.report.matrices import Matrix, adapter_similarity, retrieval_maps, task_similarity
 from lora_retriever.report.rows import Rows, all_rows, pack_rows, rounded, tasks_of
 from lora_retriever.report.sweeps import Sweep, sweeps_of
 from lora_retriever.report.use import Use, use_of
-from lora_retriever.scores import MEAN
-from lora_retriever.summary import Interval, RunSummary, to_table
+from lora_retriever.retrieval.index import AdapterIndex
 from lora_retriever.tables import Cell, Table
 
 CellContent = str | list[float | str | None] | None

@@ -3,13 +3,17 @@
 
 const byId = (id) => document.getElementById(id);
 
-// Control characters but tab and line feed, half surrogate pairs, line and paragraph separators, marks that override or
-// isolate the direction of writing, the byte order mark: `text.py` has the same list.
-const HIDDEN = /(?![\t\n])[\p{Cc}\p{Cs}\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]/gu;
+// Characters that act instead of being seen, but tab and line feed: `visible` in escaping.py has the same list.
+const HIDDEN =
+  /(?![\t\n])[\p{Cc}\p{Cs}\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\u{e0000}-\u{e0fff}]/gu;
 
-/** A text with each hidden character as its escape, such as \u202e. */
-const visible = (text) =>
-  text.replace(HIDDEN, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+/** A text with each hidden character as its escape, as Python writes it: \x1b, \u202e. */
+const visible = (text) => text.replace(HIDDEN, (found) => {
+  if (found === "\r") return "\\r";
+  const code = found.codePointAt(0);
+  const [letter, digits] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+  return `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+});
 
 const shownChild = (child) => (typeof child === "string" ? visible(child) : child);
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_retriever.index import AdapterIndex
+from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.report.rows import Task
-from lora_retriever.scores import ScoredRun
+from lora_retriever.retrieval.index import AdapterIndex
 
 NO_DOMAIN = "without rows"
 

@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from numpy.typing import NDArray
 
+from lora_retriever.escaping import one_line
 from lora_retriever.report.content import ReportContent, RunContent
 from lora_retriever.report.matrices import Label, Matrix
 from lora_retriever.report.sweeps import Sweep
-from lora_retriever.report.text import label
 
 MARKERS = "os^Dv<>P"
+LONGEST_LABEL = 60  # Maximum length of a label, in characters.
 DPI = 200  # Maximum resolution of a PNG, in pixels per inch.
 MAX_PIXELS = 10_000  # Maximum width and height of a PNG, in pixels; a larger plot gets a lower resolution.
 STYLE: dict[str, Any] = {
@@ -56,6 +57,12 @@ def save_plots(content: ReportContent, folder: Path) -> None:
             dpi = resolution(figure)
             for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 figure.savefig(folder / f"{name}.{ending}", dpi=dpi, bbox_inches="tight", metadata=metadata)
+
+
+def label(text: str) -> str:
+    """A name as one short line of visible characters."""
+    line = one_line(text)
+    return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…"
 
 
 def resolution(figure: Figure) -> float:

@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from lora_retriever.answers import AnsweredRow
-from lora_retriever.scores import ScoredRun
-from lora_retriever.summary import RunSummary
+from lora_retriever.analysis.runs import AnsweredRow
+from lora_retriever.analysis.scores import ScoredRun
+from lora_retriever.analysis.summary import RunSummary
 
 Item = TypeVar("Item", bound=Hashable)
 Used = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]

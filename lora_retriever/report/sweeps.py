@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_retriever.answers import Run
-from lora_retriever.scores import MEAN
-from lora_retriever.summary import RunSummary
+from lora_retriever.analysis.runs import Run
+from lora_retriever.analysis.scores import MEAN
+from lora_retriever.analysis.summary import RunSummary
 
 
 @dataclass(frozen=True)

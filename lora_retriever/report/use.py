@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lora_retriever.answers import AnsweredRow
+from lora_retriever.analysis.runs import AnsweredRow
+from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.report.rows import Task, row_scores
 from lora_retriever.resampling import LEVEL
-from lora_retriever.scores import ScoredRun
 
 MOST_USED = 5
 

@@ -7,27 +7,27 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from lora_retriever.benchmark import open_benchmark
-from lora_retriever.data import PoolEntry, Row
-from lora_retriever.generation import Generator, load_generator, make_prompts
-from lora_retriever.methods import Composition
-from lora_retriever.methods.paper import METHODS
-from lora_retriever.metrics import MAIN_SCORE
-from lora_retriever.metrics.base import compute
-from lora_retriever.metrics.paper import PAPER
-from lora_retriever.profile import (
+from lora_retriever.data.rows import PoolEntry, Row
+from lora_retriever.experiment.benchmark import model_source, open_benchmark
+from lora_retriever.experiment.profile import (
     AdaptersSection,
     Checkpoint,
     DataSection,
     EncoderSection,
-    GenerationSection,
     Profile,
     RetrievalSection,
 )
-from lora_retriever.setting import Resources, Setting
+from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.methods import Composition
+from lora_retriever.methods.context import Context, Resources
+from lora_retriever.methods.paper import METHODS
+from lora_retriever.metrics import MAIN_SCORE
+from lora_retriever.metrics.base import compute
+from lora_retriever.metrics.paper import PAPER
 from peft_composition import Composer
 
 SETTINGS = GenerationSection(max_prompt_tokens=128, max_new_tokens=16, batch_size=60)
@@ -45,17 +45,17 @@ def measure(folder: Path) -> dict[str, Any]:
     profile = profile_of(folder)
     benchmark = open_benchmark(profile, None)
     rows = benchmark.rows
-    generator = load_generator(benchmark.base, benchmark.adapters, SETTINGS, torch.float32, "cpu")
+    generator = load_generator(model_source(profile, benchmark))
     resources = Resources(profile, benchmark, folder, Console(quiet=True), lambda: generator)
 
     runs: Scores = {}
     for method in METHODS:
-        compositions = method.router.route(Setting(resources, profile, method.masked))
+        compositions = method.router.route(Context(resources, profile, method.declaration))
         runs[method.name] = _task_scores(rows, _answers(generator, rows, compositions, method.mode))
         print(f"  check: {method.name}: {em_mean(rows, runs[method.name]):.1f} (mean exact match)", flush=True)
     retrieval = {}
     for scorer in ("cosine", "mean_ip"):
-        hits = Setting(resources, profile).search(K, scorer).names
+        hits = resources.index(scorer).search(resources.embeddings[1], K).names
         retrieval[scorer] = {
             f"top{k}": _percent([row.task in hit[:k] for row, hit in zip(rows, hits, strict=True)]) for k in (1, K)
         }
@@ -105,7 +105,7 @@ def _best_siblings(generator: Generator, rows: Sequence[Row], pool: Sequence[Poo
     for entry in pool:
         own = [row for row in rows if row.task == entry.model_name]
         siblings = [other.model_name for other in pool if other.domain == entry.domain and other != entry]
-        alone = {name: [Composition((name,), (1.0,), (None,))] * len(own) for name in siblings}
+        alone = {name: [Composition({name: 1.0})] * len(own) for name in siblings}
         scores = [_task_scores(own, _answers(generator, own, alone[name], "mixture")) for name in siblings]
         best[entry.model_name] = max(score[entry.model_name] for score in scores)
     return best

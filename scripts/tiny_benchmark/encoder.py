@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from lora_retriever.profile import INSTRUCTION
+from lora_retriever.experiment.profile import INSTRUCTION
 
 TEMPERATURE = 0.1
 LEARNING_RATE = 5e-4

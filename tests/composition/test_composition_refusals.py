@@ -69,7 +69,7 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
         ({"init_lora_weights": "corda"}, ("'corda'",)),
         ({"init_lora_weights": "lora_ga"}, ("'lora_ga'",)),
         ({"velora_config": {"num_groups": 4}}, ("velora_config",)),
-        ({"use_a_setting_of_tomorrow": True}, ("'use_a_setting_of_tomorrow'", "upgrade peft")),
+        ({"use_a_context_of_tomorrow": True}, ("'use_a_context_of_tomorrow'", "upgrade peft")),
         ({"peft_type": "IA3"}, ("'IA3'", "LORA")),
         ({"peft_type": "UNHEARD_OF"}, ("'UNHEARD_OF'",)),
         ({"peft_type": None}, ("peft_type",)),

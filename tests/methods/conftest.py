@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up import reading_everything
 from rich.console import Console
 
-from lora_retriever.benchmark import Benchmark, open_benchmark
-from lora_retriever.generation import Generator, load_generator
-from lora_retriever.profile import Profile
-from lora_retriever.setting import Resources, Setting
+from lora_retriever.experiment.benchmark import Benchmark, model_source, open_benchmark
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.methods.context import Context, Resources
 
-SettingOf = Callable[..., Setting]
+ContextOf = Callable[..., Context]
 
 
 @pytest.fixture(scope="session")
@@ -26,17 +28,17 @@ def benchmark(tiny: Profile) -> Benchmark:
 @pytest.fixture(scope="session")
 def generator(tiny: Profile, benchmark: Benchmark) -> Generator:
     """The miniature's base model with its adapters."""
-    return load_generator(benchmark.base, benchmark.adapters, tiny.generation, tiny.torch_dtype, "cpu")
+    return load_generator(model_source(tiny, benchmark))
 
 
 @pytest.fixture
-def setting_of(tiny: Profile, benchmark: Benchmark, generator: Generator, tmp_path: Path) -> SettingOf:
-    """Makes settings: `setting_of(masked=True, rows=benchmark.rows[:5], seed=1)`; all share a results folder."""
+def context_of(tiny: Profile, benchmark: Benchmark, generator: Generator, tmp_path: Path) -> ContextOf:
+    """Makes contexts: `context_of(masked=True, rows=benchmark.rows[:5], seed=1)`; all share a results folder."""
 
-    def make(masked: bool = False, results: Path = tmp_path, rows: object = None, **settings: object) -> Setting:
+    def make(masked: bool = False, results: Path = tmp_path, rows: object = None, **settings: object) -> Context:
         profile = tiny.replaced(settings, "the test")
         shown = benchmark if rows is None else replace(benchmark, rows=rows)
         resources = Resources(profile, shown, results, Console(quiet=True), lambda: generator)
-        return Setting(resources, profile, masked)
+        return Context(resources, profile, reading_everything(masked))
 
     return make

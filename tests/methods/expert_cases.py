@@ -15,7 +15,7 @@ import torch
 from composition_cases import Parts, parts_of, tiny_llama, write_adapter
 from torch import Tensor
 
-from lora_retriever.methods.experts import Matrices
+from lora_retriever.methods.parts.gate_training import Matrices
 from peft_composition import ComposableModel
 
 EXPERTS: dict[str, dict[str, Any]] = {

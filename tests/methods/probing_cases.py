@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_retriever.generation import Generator, make_prompts
-from lora_retriever.setting import Setting
+from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.methods.context import Context
 
 LAST_QUERY = "model.layers.3.self_attn.q_proj"
 """Of the miniature's base, which has four blocks."""
 
 
-def signals_by_loops(setting: Setting, generator: Generator) -> dict[str, Tensor]:
+def signals_by_loops(context: Context, generator: Generator) -> dict[str, Tensor]:
     """The signals [rows, adapters] in float64, one input, one adapter and one module after the other."""
-    adapters = [full_updates(setting.resources.benchmark.adapters[name]) for name in setting.names]
-    prompts = make_prompts([row.inputs for row in setting.rows], generator.tokenizer, generator.settings)
+    adapters = [full_updates(context._resources.benchmark.adapters[name]) for name in context.names]
+    prompts = make_prompts([row.inputs for row in context.rows], generator.tokenizer, generator.settings)
     rows: dict[str, list[list[float]]] = {"norm": [], "certainty": [], "share": []}
     for prompt in prompts:
         inputs = inputs_of_modules(generator.model.base, prompt.token_ids)

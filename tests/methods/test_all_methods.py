@@ -13,10 +13,11 @@ from places import ROOT
 from rich.console import Console
 
 from lora_retriever.cli import main
-from lora_retriever.evaluate import evaluate
-from lora_retriever.generation import Answer, Generator
+from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.generation.answer import Answer
+from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Method, registered
-from lora_retriever.profile import PROFILES, Profile, load_profile
+from lora_retriever.running.evaluate import evaluate
 
 QUIET = Console(file=io.StringIO())
 QUICK = {"samples": 1, "epochs": 1}

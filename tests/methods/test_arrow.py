@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_retriever.errors import UserError
-from lora_retriever.generation import Generator, make_prompts
+from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.methods import Composition, find_methods
 from lora_retriever.methods.arrow import Arrow
-from lora_retriever.methods.everything import Everything
+from lora_retriever.methods.parts.everything import Everything
 from lora_retriever.methods.spectr import SpectR
 from peft_composition import ComposableModel, Offered, Tokens
 
@@ -89,10 +89,10 @@ def test_the_logits_are_those_of_upstream_peft(tmp_path: Path) -> None:
     torch.testing.assert_close(actual, expected, atol=2e-4, rtol=2e-4)
 
 
-def test_answers_do_not_depend_on_the_batch(generator: Generator, benchmark: Any, setting_of: Any) -> None:
+def test_answers_do_not_depend_on_the_batch(generator: Generator, benchmark: Any, context_of: Any) -> None:
     rows = benchmark.rows[:6]
     prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
-    compositions = Everything().route(setting_of(masked=True, rows=rows))
+    compositions = Everything().route(context_of(masked=True, rows=rows))
     together = generator.answer(prompts, compositions, "mixture", Arrow())
     alone = [generator.answer([p], [c], "mixture", Arrow())[0] for p, c in zip(prompts, compositions, strict=True)]
     assert [answer.text for answer in together] == [answer.text for answer in alone]
@@ -103,9 +103,9 @@ def test_answers_do_not_depend_on_the_batch(generator: Generator, benchmark: Any
         assert sum(used.values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_everything_offers_the_pool_and_gives_the_rows_own_no_weight_where_it_is_masked(setting_of: Any) -> None:
-    setting, masked = setting_of(), setting_of(masked=True)
-    assert set(Everything().route(setting)) == {Composition.of(dict.fromkeys(setting.names, 1.0))}
+def test_everything_offers_the_pool_and_gives_the_rows_own_no_weight_where_it_is_masked(context_of: Any) -> None:
+    context, masked = context_of(), context_of(masked=True)
+    assert set(Everything().route(context)) == {Composition.of(dict.fromkeys(context.names, 1.0))}
     for row, composition in zip(masked.rows, Everything().route(masked), strict=True):
         weights = dict(zip(composition.adapters, composition.weights, strict=True))
         assert list(weights) == masked.names
@@ -113,7 +113,7 @@ def test_everything_offers_the_pool_and_gives_the_rows_own_no_weight_where_it_is
 
 
 def test_small_batches_of_a_masked_run_share_what_is_prepared(
-    generator: Generator, benchmark: Any, setting_of: Any, monkeypatch: pytest.MonkeyPatch
+    generator: Generator, benchmark: Any, context_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared: list[str] = []
     prepare = Arrow.prepare
@@ -126,7 +126,7 @@ def test_small_batches_of_a_masked_run_share_what_is_prepared(
     rows, arrow = benchmark.rows[:12:3], Arrow(temperature=0.9)
     assert len({row.task for row in rows}) > 1
     prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
-    for prompt, composition in zip(prompts, Everything().route(setting_of(masked=True, rows=rows)), strict=True):
+    for prompt, composition in zip(prompts, Everything().route(context_of(masked=True, rows=rows)), strict=True):
         generator.answer([prompt], [composition], "mixture", arrow)
     assert len(prepared) == len(set(prepared)) > 0
 

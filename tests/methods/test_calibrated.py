@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lora_retriever.errors import UserError
+from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.calibrated import Calibrated
-from lora_retriever.setting import Setting
+from lora_retriever.methods.context import Context
 
-SettingOf = Callable[..., Setting]
+ContextOf = Callable[..., Context]
 
 
 def plain_weights(chances: list[float], presence: float, router: Calibrated) -> list[float]:
@@ -51,38 +52,42 @@ def test_a_sure_row_gets_one_adapter_and_a_strange_one_the_average_of_the_neares
     assert strange.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
 
-def test_a_floor_leaves_strange_rows_to_the_base(setting_of: SettingOf) -> None:
-    assert all(composition.adapters == () for composition in Calibrated(floor=1.1).route(setting_of()))
+def test_a_floor_leaves_strange_rows_to_the_base(context_of: ContextOf) -> None:
+    assert all(composition.adapters == () for composition in Calibrated(floor=1.1).route(context_of()))
+
+
+def largest(composition: Composition) -> float:
+    return max(composition.weights.values())
 
 
 def test_rows_are_given_few_adapters_where_their_own_is_there_and_more_where_it_is_masked(
-    setting_of: SettingOf,
+    context_of: ContextOf,
 ) -> None:
-    there, masked = (Calibrated().route(setting) for setting in (setting_of(), setting_of(masked=True)))
+    there, masked = (Calibrated().route(context) for context in (context_of(), context_of(masked=True)))
     sizes = [np.mean([len(composition.adapters) for composition in routes]) for routes in (there, masked)]
     assert sizes[0] < sizes[1]
-    shared = Calibrated(trust=0.5).route(setting_of())
-    assert np.mean([composition.weights[0] for composition in shared]) < np.mean([c.weights[0] for c in there])
-    for row, composition in zip(setting_of().rows, masked, strict=True):
+    shared = Calibrated(trust=0.5).route(context_of())
+    assert np.mean([largest(route) for route in shared]) < np.mean([largest(route) for route in there])
+    for row, composition in zip(context_of().rows, masked, strict=True):
         assert row.task not in composition.adapters
-        assert sum(composition.weights) == pytest.approx(1)
+        assert sum(composition.weights.values()) == pytest.approx(1)
 
 
-def test_a_scorer_that_can_spare_no_sample_is_refused(setting_of: SettingOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = setting_of()
-    monkeypatch.setattr(type(setting.index()), "presence", lambda index, hits: None)
+def test_a_scorer_that_can_spare_no_sample_is_refused(context_of: ContextOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of()
+    monkeypatch.setattr(type(context.index()), "presence", lambda index, hits: None)
     with pytest.raises(UserError, match="calibrated: scorer cosine cannot leave a sample"):
-        Calibrated().route(setting)
+        Calibrated().route(context)
 
 
-def test_an_own_adapter_is_likelier_there_where_it_is_than_where_it_is_masked(setting_of: SettingOf) -> None:
-    there, masked = (setting.index().presence(setting.search(3)) for setting in (setting_of(), setting_of(masked=True)))
+def test_an_own_adapter_is_likelier_there_where_it_is_than_where_it_is_masked(context_of: ContextOf) -> None:
+    there, masked = (context.index().presence(context.search(3)) for context in (context_of(), context_of(masked=True)))
     assert there is not None and masked is not None
     assert (there > masked).mean() > 2 / 3
     assert there.mean() > 0.5 > masked.mean()
 
 
-def test_presence_is_not_judged_by_a_single_score(setting_of: SettingOf) -> None:
-    setting = setting_of()
+def test_presence_is_not_judged_by_a_single_score(context_of: ContextOf) -> None:
+    context = context_of()
     with pytest.raises(ValueError, match="k = 2 or more"):
-        setting.index().presence(setting.search(1))
+        context.index().presence(context.search(1))

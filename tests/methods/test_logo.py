@@ -16,14 +16,16 @@ from probing_cases import signals_by_loops
 from rich.console import Console
 from routing_cases import ROWS, model_with_pool
 
-from lora_retriever.benchmark import Benchmark
 from lora_retriever.errors import UserError
-from lora_retriever.generation import Generator, load_generator
-from lora_retriever.methods import find_methods, probing
+from lora_retriever.experiment.benchmark import Benchmark, model_source
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.methods import find_methods
+from lora_retriever.methods.context import Context, Resources
 from lora_retriever.methods.logo import LoGo, strongest
-from lora_retriever.methods.probing import Probe, probe
-from lora_retriever.profile import Profile
-from lora_retriever.setting import Resources, Setting
+from lora_retriever.methods.parts import probing
+from lora_retriever.methods.parts.probing import Probe, probe
 from peft_composition import AdapterMemoryError, ComposableModel
 
 
@@ -40,20 +42,19 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def in_batches_of(size: int, setting: Setting) -> Setting:
-    """The setting with a generator that answers so many rows at once."""
-    old = setting.resources
+def in_batches_of(size: int, context: Context) -> Context:
+    """The context with a generator that answers so many rows at once."""
+    old = context._resources
     settings = old.generator.settings.model_copy(update={"batch_size": size})
     generator = Generator(old.generator.model, old.generator.tokenizer, settings)
-    return replace(
-        setting, resources=Resources(old.profile, old.benchmark, old.results, old.console, lambda: generator)
-    )
+    resources = Resources(old.profile, old.benchmark, old.results, old.console, lambda: generator)
+    return Context(resources, old.profile, context._declared)
 
 
-def test_signals_are_those_of_dense_matrices(setting_of: Any, benchmark: Benchmark, generator: Generator) -> None:
-    setting = setting_of(rows=benchmark.rows[:5])
-    assert len({len(row.inputs) for row in setting.rows}) > 1, "rows are to be padded"
-    actual, expected = probe(setting), signals_by_loops(setting, generator)
+def test_signals_are_those_of_dense_matrices(context_of: Any, benchmark: Benchmark, generator: Generator) -> None:
+    context = context_of(rows=benchmark.rows[:5])
+    assert len({len(row.inputs) for row in context.rows}) > 1, "rows are to be padded"
+    actual, expected = probe(context), signals_by_loops(context, generator)
     for name, values in expected.items():
         np.testing.assert_allclose(getattr(actual, name), values.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -61,29 +62,29 @@ def test_signals_are_those_of_dense_matrices(setting_of: Any, benchmark: Benchma
 @pytest.mark.parametrize(("signal", "name"), [("norm", "norm"), ("entropy", "certainty")])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_strongest_adapters_are_kept_with_their_signals_as_weights(
-    setting_of: Any, benchmark: Benchmark, generator: Generator, signal: Any, name: str, masked: bool
+    context_of: Any, benchmark: Benchmark, generator: Generator, signal: Any, name: str, masked: bool
 ) -> None:
-    setting = setting_of(masked=masked, rows=benchmark.rows[:4])
-    signals = signals_by_loops(setting, generator)[name]  # [rows, adapters]
-    for row, composition, values in zip(setting.rows, LoGo(signal, 4).route(setting), signals.tolist(), strict=True):
-        offered = {n: v for n, v in zip(setting.names, values, strict=True) if not (masked and n == row.task)}
+    context = context_of(masked=masked, rows=benchmark.rows[:4])
+    signals = signals_by_loops(context, generator)[name]  # [rows, adapters]
+    for row, composition, values in zip(context.rows, LoGo(signal, 4).route(context), signals.tolist(), strict=True):
+        offered = {n: v for n, v in zip(context.names, values, strict=True) if not (masked and n == row.task)}
         best = sorted(offered, key=lambda n: -offered[n])[:4]
         assert list(composition.adapters) == best
         total = sum(offered[n] for n in best)
-        assert composition.weights == pytest.approx([offered[n] / total for n in best], rel=1e-4)
+        assert list(composition.weights.values()) == pytest.approx([offered[n] / total for n in best], rel=1e-4)
 
 
-def test_a_pool_smaller_than_top_k_is_used_whole(setting_of: Any, benchmark: Benchmark) -> None:
-    setting = setting_of(masked=True, rows=benchmark.rows[:2])
-    for row, composition in zip(setting.rows, LoGo().route(setting), strict=True):
-        assert set(composition.adapters) == set(setting.names) - {row.task}
+def test_a_pool_smaller_than_top_k_is_used_whole(context_of: Any, benchmark: Benchmark) -> None:
+    context = context_of(masked=True, rows=benchmark.rows[:2])
+    for row, composition in zip(context.rows, LoGo().route(context), strict=True):
+        assert set(composition.adapters) == set(context.names) - {row.task}
 
 
 def test_a_route_does_not_depend_on_the_batch(
-    setting_of: Any, benchmark: Benchmark, tmp_path: Path, batches: list[int]
+    context_of: Any, benchmark: Benchmark, tmp_path: Path, batches: list[int]
 ) -> None:
     one, many = (
-        probe(in_batches_of(size, setting_of(rows=benchmark.rows[:7], results=tmp_path / str(size)))) for size in (1, 7)
+        probe(in_batches_of(size, context_of(rows=benchmark.rows[:7], results=tmp_path / str(size)))) for size in (1, 7)
     )
     assert batches == [*[1] * 7, 7]
     for name in ("norm", "certainty", "share"):
@@ -91,31 +92,31 @@ def test_a_route_does_not_depend_on_the_batch(
 
 
 def test_the_prompts_are_read_once_for_all_methods_that_probe(
-    setting_of: Any, benchmark: Benchmark, batches: list[int]
+    context_of: Any, benchmark: Benchmark, batches: list[int]
 ) -> None:
     """Masked or not, by LoGo or by weights; and a row whose input another has takes that one's signals."""
     rows = [*benchmark.rows[:3], benchmark.rows[1].model_copy(update={"id": 99})]
-    setting = setting_of(rows=rows)
-    routes = {method.name: method.router.route(setting) for method in find_methods(["logo", "nearest_weights"])}
+    context = context_of(rows=rows)
+    routes = {method.name: method.router.route(context) for method in find_methods(["logo", "nearest_weights"])}
     assert batches == [3]
     assert all(route[1] == route[3] for route in routes.values())
-    assert LoGo().route(setting_of(rows=rows)) == routes["logo"]
-    find_methods(["nearest_weights_ood"])[0].router.route(setting_of(masked=True, rows=rows))
+    assert LoGo().route(context_of(rows=rows)) == routes["logo"]
+    find_methods(["nearest_weights_ood"])[0].router.route(context_of(masked=True, rows=rows))
     assert batches == [3]
 
 
-def test_seeds_share_what_was_probed(setting_of: Any, benchmark: Benchmark, batches: list[int]) -> None:
+def test_seeds_share_what_was_probed(context_of: Any, benchmark: Benchmark, batches: list[int]) -> None:
     """Nothing is drawn, so a sweep over seeds reads the prompts once."""
-    first, second = (probe(setting_of(rows=benchmark.rows[:3], seed=seed)) for seed in (0, 1))
+    first, second = (probe(context_of(rows=benchmark.rows[:3], seed=seed)) for seed in (0, 1))
     assert batches == [3]
     np.testing.assert_array_equal(first.share, second.share)
 
 
 def test_an_interrupted_pass_goes_on_to_the_same_signals(
-    setting_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int]
+    context_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int]
 ) -> None:
-    whole = probe(in_batches_of(2, setting_of(rows=benchmark.rows[:6], results=tmp_path / "whole")))
-    interrupted = in_batches_of(2, setting_of(rows=benchmark.rows[:6], results=tmp_path / "interrupted"))
+    whole = probe(in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "whole")))
+    interrupted = in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "interrupted"))
     read, calls = probing.read, []
 
     def interrupting(*args: Any) -> Any:
@@ -134,15 +135,15 @@ def test_an_interrupted_pass_goes_on_to_the_same_signals(
         np.testing.assert_array_equal(getattr(signals, name), getattr(whole, name))
 
 
-def test_probing_leaves_the_base_as_it_is_and_shows_its_progress(setting_of: Any, benchmark: Benchmark) -> None:
+def test_probing_leaves_the_base_as_it_is_and_shows_its_progress(context_of: Any, benchmark: Benchmark) -> None:
     shown = io.StringIO()
-    setting = setting_of(rows=benchmark.rows[:3])
-    setting.resources.console = Console(file=shown, width=100, force_terminal=False)
-    base = setting.generator.model.base
+    context = context_of(rows=benchmark.rows[:3])
+    context._resources.console = Console(file=shown, width=100, force_terminal=False)
+    base = context.generator.model.base
     ids = torch.tensor([[1, 5, 9]])
     with torch.no_grad():
         before = base(input_ids=ids).logits
-        probe(setting)
+        probe(context)
         torch.testing.assert_close(base(input_ids=ids).logits, before, atol=0, rtol=0)
     assert "probing" in shown.getvalue() and "3/3" in shown.getvalue()
 
@@ -168,16 +169,16 @@ def test_the_last_block_counts_by_its_number_and_a_query_projection_before_other
 
 
 def test_numbers_that_overflow_are_reported(
-    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+    context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = probing.read
     monkeypatch.setattr(probing, "read", lambda *args: {n: v * np.nan for n, v in read(*args).items()})
     with pytest.raises(UserError, match=r"overflow for the input .* dtype"):
-        probe(setting_of(rows=benchmark.rows[:2]))
+        probe(context_of(rows=benchmark.rows[:2]))
 
 
 def test_a_pool_that_memory_does_not_hold_is_reported(
-    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+    context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
     def composed(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -186,16 +187,16 @@ def test_a_pool_that_memory_does_not_hold_is_reported(
 
     monkeypatch.setattr(ComposableModel, "composed", composed)
     with pytest.raises(UserError, match=r"whole pool in memory at once; raise adapters\.memory .*: 19 adapters"):
-        probe(setting_of(rows=benchmark.rows[:2]))
+        probe(context_of(rows=benchmark.rows[:2]))
 
 
-def test_a_pool_larger_than_adapters_memory_is_reported(setting_of: Any, benchmark: Benchmark, tiny: Profile) -> None:
+def test_a_pool_larger_than_adapters_memory_is_reported(context_of: Any, benchmark: Benchmark, tiny: Profile) -> None:
     room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
-    small = load_generator(benchmark.base, benchmark.adapters, tiny.generation, torch.float32, "cpu", room)
-    setting = setting_of(rows=benchmark.rows[:2])
-    setting.resources.generator = small
+    small = load_generator(replace(model_source(tiny, benchmark), adapter_memory=room))
+    context = context_of(rows=benchmark.rows[:2])
+    context._resources.generator = small
     with pytest.raises(UserError, match=r"raise adapters\.memory of the profile: 19 adapters are .* hold [0-9]\b"):
-        probe(setting)
+        probe(context)
 
 
 OUT_OF_MEMORY = [
@@ -207,12 +208,12 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
-    setting_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    context_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     rows = benchmark.rows[:12]
-    expected = probe(setting_of(rows=rows, results=tmp_path / "undivided"))
+    expected = probe(context_of(rows=rows, results=tmp_path / "undivided"))
     sizes = decoding_at_most(2, error, monkeypatch)
-    divided = probe(in_batches_of(7, setting_of(rows=rows, results=tmp_path / "divided")))
+    divided = probe(in_batches_of(7, context_of(rows=rows, results=tmp_path / "divided")))
     assert sizes == [7, 4, 2, 2, 3, 2, 1, 2, 2, 1]  # the second batch has five rows
     for name in ("norm", "certainty", "share"):
         np.testing.assert_allclose(getattr(divided, name), getattr(expected, name), rtol=1e-5, err_msg=name)
@@ -220,23 +221,23 @@ def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_a_prompt_too_large_by_itself_is_reported_and_what_was_read_is_kept(
-    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, error: Exception
+    context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    setting = setting_of(rows=benchmark.rows[:3])
+    context = context_of(rows=benchmark.rows[:3])
     with monkeypatch.context() as patch:
         sizes = decoding_at_most(0, error, patch)
         with pytest.raises(UserError, match=r"a prompt of \d+ tokens does not fit .* lower generation\.max_prompt_tok"):
-            probe(setting)
+            probe(context)
         assert sizes == [3, 2, 1]
-    assert np.isfinite(probe(setting).share).all()
+    assert np.isfinite(probe(context).share).all()
 
 
 def test_another_error_is_not_taken_for_want_of_memory(
-    setting_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+    context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoding_at_most(0, RuntimeError("the device is lost"), monkeypatch)
     with pytest.raises(RuntimeError, match="the device is lost"):
-        probe(setting_of(rows=benchmark.rows[:3]))
+        probe(context_of(rows=benchmark.rows[:3]))
 
 
 def decoding_at_most(rows: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -15,21 +16,23 @@ from places import TINY
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from lora_retriever import lorahub
-from lora_retriever.benchmark import Benchmark
 from lora_retriever.cli import main
-from lora_retriever.data import PoolEntry, Sample
+from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.errors import UserError
-from lora_retriever.generation import Generator, load_generator
-from lora_retriever.lorahub import WORST, answer_loss, draw_adapters, learn_weights, objective
+from lora_retriever.experiment.benchmark import Benchmark, model_source
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.examples import IGNORED, LeftPadding, example_losses
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.generation.prompt import ALPACA
+from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.methods.context import Context
 from lora_retriever.methods.lorahub import METHODS, LoraHub
-from lora_retriever.profile import GenerationSection, Profile
-from lora_retriever.prompt import ALPACA
-from lora_retriever.setting import Setting
-from lora_retriever.training import IGNORED, LeftPadding, example_losses
+from lora_retriever.methods.parts import lorahub_weights as lorahub
+from lora_retriever.methods.parts.lorahub_weights import WORST, answer_loss, draw_adapters, learn_weights, objective
 from peft_composition import ComposableModel
 
-SettingOf = Callable[..., Setting]
+ContextOf = Callable[..., Context]
 PLANTED = (0.8, -0.5, 0.0, 0.3)
 NAMES = ("a", "b", "c", "d")
 QUICK = LoraHub(adapters=3, samples=1, steps=6)
@@ -229,40 +232,39 @@ def test_long_examples_are_batched_within_the_tokens_allowed(
     assert max(sizes) <= 500
 
 
-def test_all_rows_have_one_composition_that_is_no_worse_than_the_base(setting_of: SettingOf) -> None:
-    setting = setting_of()
-    compositions = QUICK.route(setting)
-    assert len(compositions) == len(setting.rows)
-    assert len({composition.adapters + composition.weights for composition in compositions}) == 1
-    (folder,) = (setting.resources.results / "learned").iterdir()
+def test_all_rows_have_one_composition_that_is_no_worse_than_the_base(context_of: ContextOf) -> None:
+    context = context_of()
+    compositions = QUICK.route(context)
+    assert len(compositions) == len(context.rows)
+    assert all(composition == compositions[0] for composition in compositions)
+    (folder,) = (context._resources.results / "learned").iterdir()
     record = json.loads((folder / "record.json").read_text())
     assert record["loss"] < record["base_loss"] == record["losses"][0]
     assert len(record["losses"]) == len((folder / "steps.jsonl").read_text().splitlines()) == 6
-    assert record["examples"] == len(setting.pool)
+    assert record["examples"] == len(context.pool)
     assert list(record["weights"]) == record["adapters"]
     assert set(compositions[0].adapters) <= set(record["adapters"])
     assert {"seconds", "versions", "conditions"} <= record.keys()
 
 
-def test_a_masked_adapter_has_no_weight_for_its_rows_and_the_others_keep_theirs(setting_of: SettingOf) -> None:
-    setting = setting_of(masked=True)
-    shared = QUICK.route(setting_of())[0]
-    whole = dict(zip(shared.adapters, shared.weights, strict=True))
-    for row, composition in zip(setting.rows, QUICK.route(setting), strict=True):
-        expected = {name: weight for name, weight in whole.items() if name != row.task}
-        assert dict(zip(composition.adapters, composition.weights, strict=True)) == expected
-    assert len(list((setting.resources.results / "learned").iterdir())) == 1  # nothing is learned anew
+def test_a_masked_adapter_has_no_weight_for_its_rows_and_the_others_keep_theirs(context_of: ContextOf) -> None:
+    context = context_of(masked=True)
+    shared = QUICK.route(context_of())[0]
+    for row, composition in zip(context.rows, QUICK.route(context), strict=True):
+        expected = {name: weight for name, weight in shared.weights.items() if name != row.task}
+        assert composition.weights == expected
+    assert len(list((context._resources.results / "learned").iterdir())) == 1  # nothing is learned anew
 
 
-def test_the_seed_decides_which_adapters_are_taken(setting_of: SettingOf, tmp_path: Path) -> None:
-    first = QUICK.route(setting_of())
-    assert QUICK.route(setting_of(results=tmp_path / "elsewhere")) == first
-    assert set(QUICK.route(setting_of(seed=1))[0].adapters) != set(first[0].adapters)
+def test_the_seed_decides_which_adapters_are_taken(context_of: ContextOf, tmp_path: Path) -> None:
+    first = QUICK.route(context_of())
+    assert QUICK.route(context_of(results=tmp_path / "elsewhere")) == first
+    assert set(QUICK.route(context_of(seed=1))[0].adapters) != set(first[0].adapters)
 
 
 def test_adapters_that_do_not_fit_into_memory_are_reported(tiny: Profile, benchmark: Benchmark) -> None:
     room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
-    generator = load_generator(benchmark.base, benchmark.adapters, tiny.generation, torch.float32, "cpu", room)
+    generator = load_generator(replace(model_source(tiny, benchmark), adapter_memory=room))
     model, samples = generator.model, benchmark.pool[0].sample[:2]
     loss = answer_loss(model, generator.tokenizer, model.adapters, samples, tiny.generation)
     with pytest.raises(UserError, match="memory"):

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from lora_retriever.methods import registered
-from lora_retriever.setting import Setting
+from lora_retriever.methods.context import Context
 
-SettingOf = Callable[..., Setting]
+ContextOf = Callable[..., Context]
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_weights_are_the_softmax_of_cosines_with_the_tasks_mean_samples(setting_of: SettingOf, masked: bool) -> None:
-    setting = setting_of(masked=masked, scorer="nearest")  # the profile's scorer and k are not LoRAuter's
-    index = setting.resources.embeddings[0]
+def test_weights_are_the_softmax_of_cosines_with_the_tasks_mean_samples(context_of: ContextOf, masked: bool) -> None:
+    context = context_of(masked=masked, scorer="nearest")  # the profile's scorer and k are not LoRAuter's
+    index = context._resources.embeddings[0]
     tasks = {
         name: samples.embeddings.mean(axis=0) for name, samples in zip(index.names, index._pool.samples, strict=True)
     }
-    routes = registered()["lorauter"].router.route(setting)
-    for row, query, composition in zip(setting.rows, setting.queries, routes, strict=True):
+    routes = registered()["lorauter"].router.route(context)
+    for row, query, composition in zip(context.rows, context.queries, routes, strict=True):
         cosines = {
             name: float(query @ task / np.linalg.norm(query) / np.linalg.norm(task))
             for name, task in tasks.items()
@@ -31,4 +31,4 @@ def test_weights_are_the_softmax_of_cosines_with_the_tasks_mean_samples(setting_
         best = sorted(cosines, key=lambda name: -cosines[name])[:3]
         powers = [math.exp(cosines[name] / 0.2) for name in best]
         assert composition.adapters == tuple(best)
-        assert composition.weights == pytest.approx([power / sum(powers) for power in powers], abs=1e-5)
+        assert list(composition.weights.values()) == pytest.approx([power / sum(powers) for power in powers], abs=1e-5)

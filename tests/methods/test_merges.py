@@ -8,25 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_retriever.generation import Generator, weight_matrix
+from lora_retriever.generation.composition import weight_matrix
+from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Composition, registered
-from lora_retriever.setting import Setting
+from lora_retriever.methods.context import Context
 from peft_composition.merges import Dare
 from peft_composition.pairs import ModuleStack, active_slots
 
-SettingOf = Callable[..., Setting]
+ContextOf = Callable[..., Context]
 
 
 @pytest.mark.parametrize(("name", "weight"), [("ties", 1.0), ("dare", 1 / 9), ("svd", 1 / 3)])
 def test_merges_take_the_papers_adapters_and_weigh_them_for_their_composer(
-    setting_of: SettingOf, name: str, weight: float
+    context_of: ContextOf, name: str, weight: float
 ) -> None:
     for suffix in ("", "_ood"):
-        setting = setting_of(masked=bool(suffix))
-        found = registered()[f"mixture{suffix}"].router.route(setting)
-        for merged, mixture in zip(registered()[name + suffix].router.route(setting), found, strict=True):
+        context = context_of(masked=bool(suffix))
+        found = registered()[f"mixture{suffix}"].router.route(context)
+        for merged, mixture in zip(registered()[name + suffix].router.route(context), found, strict=True):
             assert merged.adapters == mixture.adapters
-            assert merged.weights == pytest.approx([weight] * 3)
+            assert list(merged.weights.values()) == pytest.approx([weight] * 3)
 
 
 @pytest.mark.parametrize("name", ["ties", "dare"])
@@ -41,9 +42,9 @@ def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_where_nothing_i
         generator.model.load_adapter(generator.model._residency.headers[first].folder, copy)
     try:
         weight = {"ties": 1.0, "dare": 1 / 9}[name]
-        three = Composition((first, "copy 1", "copy 2"), (weight,) * 3, (None,) * 3)
+        three = Composition(dict.fromkeys((first, "copy 1", "copy 2"), weight))
         logits = []
-        for composition, mode in ((three, method.mode), (Composition((first,), (1.0,), (None,)), "mixture")):
+        for composition, mode in ((three, method.mode), (Composition({first: 1.0}), "mixture")):
             names, weights = weight_matrix([composition])
             with torch.no_grad(), generator.model.composed(names, weights, mode=mode):
                 logits.append(generator.model(input_ids=ids).logits)

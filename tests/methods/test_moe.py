@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,20 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 from transformers import LlamaForCausalLM
 
-from lora_retriever.benchmark import Benchmark
-from lora_retriever.decoding import decode
 from lora_retriever.errors import UserError
-from lora_retriever.generation import Generator, load_generator
-from lora_retriever.methods import experts as learning
-from lora_retriever.methods.experts import Experts, GateInTraining, Matrices, experts_of
+from lora_retriever.experiment.benchmark import Benchmark, model_source
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.decoding import decode
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.methods.context import Context
 from lora_retriever.methods.moe import METHODS, MoE, TokenGate, token_weights
-from lora_retriever.profile import Profile
-from lora_retriever.setting import Setting
+from lora_retriever.methods.parts import gate_training as learning
+from lora_retriever.methods.parts.experts import Experts, experts_of
+from lora_retriever.methods.parts.gate_training import GateInTraining, Matrices
 from peft_composition import ComposableModel, CompositionError
 
-SettingOf = Callable[..., Setting]
+ContextOf = Callable[..., Context]
 
 PROMPTS = [[5, 9, 31, 17, 22, 40, 8], [11, 3], [7, 7, 29, 14, 2, 33], [21, 12, 45, 6, 30, 19, 4, 38]]
 OFFERED = [[1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
@@ -136,32 +139,32 @@ def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
     assert (x @ matrix.T).argmax(dim=1).tolist() == planted.tolist()
 
 
-def test_one_expert_is_drawn_from_every_domain(setting_of: SettingOf) -> None:
-    setting = setting_of()
-    domains = {entry.model_name: entry.domain for entry in setting.pool}
-    drawn = [experts_of(setting.pool, seed) for seed in range(20)]
+def test_one_expert_is_drawn_from_every_domain(context_of: ContextOf) -> None:
+    context = context_of()
+    domains = {entry.model_name: entry.domain for entry in context.pool}
+    drawn = [experts_of(context.pool, seed) for seed in range(20)]
     assert all(sorted(domains[name] for name in experts) == sorted(set(domains.values())) for experts in drawn)
     assert {name for experts in drawn for name in experts} == set(domains)
-    assert experts_of(setting.pool, 3) == drawn[3]
+    assert experts_of(context.pool, 3) == drawn[3]
 
 
-def test_every_row_is_offered_all_experts_but_its_own_where_that_is_masked(setting_of: SettingOf) -> None:
-    setting = setting_of()
-    experts = experts_of(setting.pool, setting.seed)
-    for composition in Experts().route(setting):
+def test_every_row_is_offered_all_experts_but_its_own_where_that_is_masked(context_of: ContextOf) -> None:
+    context = context_of()
+    experts = experts_of(context.pool, context.seed)
+    for composition in Experts().route(context):
         assert composition.adapters == experts
-        assert set(composition.weights) == {1.0}
-    for row, composition in zip(setting.rows, Experts().route(setting_of(masked=True)), strict=True):
+        assert set(composition.weights.values()) == {1.0}
+    for row, composition in zip(context.rows, Experts().route(context_of(masked=True)), strict=True):
         assert composition.adapters == tuple(name for name in experts if name != row.task)
 
 
 def test_variants_share_one_training_that_lowers_the_loss_and_leaves_the_base(
-    setting_of: SettingOf, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context_of: ContextOf, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting, base = setting_of(), generator.model.base
+    context, base = context_of(), generator.model.base
     before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in base.named_parameters()}
     options = {"samples": 1, "epochs": 3}
-    gate = MoE(**options).fit(setting)
+    gate = MoE(**options).fit(context)
     for name, parameter in base.named_parameters():
         assert torch.equal(parameter, before[name][0])
         assert parameter.requires_grad == before[name][1]
@@ -173,19 +176,19 @@ def test_variants_share_one_training_that_lowers_the_loss_and_leaves_the_base(
     assert len(record["losses"]) == 3
     assert record["losses"][2] < record["losses"][0]
     assert record["experts"] == {
-        entry.model_name: entry.domain for entry in setting.pool if entry.model_name in gate.matrices.experts
+        entry.model_name: entry.domain for entry in context.pool if entry.model_name in gate.matrices.experts
     }
     monkeypatch.setattr(learning, "train", pytest.fail)
-    variants = [MoE(**options, top_k=top_k).fit(setting) for top_k in (1, 3)]
+    variants = [MoE(**options, top_k=top_k).fit(context) for top_k in (1, 3)]
     assert all(variant.matrices == gate.matrices for variant in variants)
     assert len({gate, *variants}) == 3
     assert not list(file.parent.glob(".*"))
 
 
 def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
-    setting_of: SettingOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context_of: ContextOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trained(setting_of(results=tmp_path / "whole"))
+    whole = trained(context_of(results=tmp_path / "whole"))
     monkeypatch.setattr(learning, "SAVED_EVERY", 2)
     collate, batches = learning.LeftPadding.__call__, []
 
@@ -196,10 +199,10 @@ def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
         return collate(self, examples)
 
     monkeypatch.setattr(learning.LeftPadding, "__call__", interrupted)
-    setting = setting_of(results=tmp_path / "interrupted")
+    context = context_of(results=tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt):
-        CHEAP.fit(setting)
-    matrices, losses = trained(setting)
+        CHEAP.fit(context)
+    matrices, losses = trained(context)
     assert len(batches) == 8 + 4  # of ten steps, six were saved
     assert losses == whole[1]
     assert matrices.by_module.keys() == whole[0].by_module.keys()
@@ -207,8 +210,8 @@ def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
     assert matrices == whole[0]  # the very same file
 
 
-def test_another_seed_draws_other_experts_and_trains_anew(setting_of: SettingOf) -> None:
-    first, second = (MoE(samples=1, epochs=1).fit(setting_of(seed=seed)).matrices for seed in (0, 1))
+def test_another_seed_draws_other_experts_and_trains_anew(context_of: ContextOf) -> None:
+    first, second = (MoE(samples=1, epochs=1).fit(context_of(seed=seed)).matrices for seed in (0, 1))
     assert first.experts != second.experts
     assert first != second
 
@@ -221,26 +224,26 @@ def test_a_gate_that_goes_to_another_process_is_known_again(case: Case) -> None:
     assert copy is not gate
 
 
-def test_prompts_that_do_not_fit_are_a_users_mistake(setting_of: SettingOf) -> None:
+def test_prompts_that_do_not_fit_are_a_users_mistake(context_of: ContextOf) -> None:
     with pytest.raises(UserError, match="max_tokens, of the gate that is trained, is too small: the prompt template"):
-        MoE(max_tokens=3).fit(setting_of())
+        MoE(max_tokens=3).fit(context_of())
 
 
-def test_a_loss_that_is_no_number_is_a_users_mistake(setting_of: SettingOf) -> None:
+def test_a_loss_that_is_no_number_is_a_users_mistake(context_of: ContextOf) -> None:
     with pytest.raises(UserError, match="training the gate: the loss is nan at step 2; use another dtype"):
-        MoE(samples=1, learning_rate=1e39).fit(setting_of())
+        MoE(samples=1, learning_rate=1e39).fit(context_of())
 
 
 def test_experts_that_adapters_memory_does_not_hold_are_reported(
-    setting_of: SettingOf, benchmark: Benchmark, tiny: Profile
+    context_of: ContextOf, benchmark: Benchmark, tiny: Profile
 ) -> None:
-    setting = setting_of()
+    context = context_of()
     room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
-    small = load_generator(benchmark.base, benchmark.adapters, tiny.generation, torch.float32, "cpu", room)
-    setting.resources.generator = small
+    small = load_generator(replace(model_source(tiny, benchmark), adapter_memory=room))
+    context._resources.generator = small
     message = r"the gate of moe needs all experts in memory .* raise adapters\.memory of the profile: \d+ adapters are"
     with pytest.raises(UserError, match=message):
-        CHEAP.fit(setting)
+        CHEAP.fit(context)
 
 
 @pytest.mark.parametrize(
@@ -252,30 +255,30 @@ def test_experts_that_adapters_memory_does_not_hold_are_reported(
     ],
 )
 def test_a_step_too_large_for_memory_is_reported_with_the_options_that_make_it_smaller(
-    setting_of: SettingOf, generator: Generator, monkeypatch: pytest.MonkeyPatch, error: Exception
+    context_of: ContextOf, generator: Generator, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     message = r"the gate of moe: a step does not fit .* lower the options batch_size \(4\) or max_tokens"
     with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
         failing_steps(error, patch)
-        CHEAP.fit(setting_of())
+        CHEAP.fit(context_of())
     assert all(parameter.requires_grad for parameter in generator.model.base.parameters())
-    assert CHEAP.fit(setting_of()).matrices.experts == experts_of(setting_of().pool, 0)
+    assert CHEAP.fit(context_of()).matrices.experts == experts_of(context_of().pool, 0)
 
 
 def test_another_error_in_training_is_not_taken_for_want_of_memory(
-    setting_of: SettingOf, monkeypatch: pytest.MonkeyPatch
+    context_of: ContextOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing_steps(RuntimeError("the device is lost"), monkeypatch)
     with pytest.raises(RuntimeError, match="the device is lost"):
-        CHEAP.fit(setting_of())
+        CHEAP.fit(context_of())
 
 
 def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
-    setting_of: SettingOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
+    context_of: ContextOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator.tokenizer, "_special_tokens_map", {})
-    with pytest.raises(UserError, match="it has no end mark, so no answer's end can be learned"):
-        CHEAP.fit(setting_of())
+    with pytest.raises(UserError, match="it has no EOS token, so no adapter learns to end answers"):
+        CHEAP.fit(context_of())
 
 
 @pytest.mark.parametrize(
@@ -300,8 +303,8 @@ def failing_steps(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaForCausalLM, "forward", refusing)
 
 
-def trained(setting: Setting) -> tuple[Matrices, list[float]]:
+def trained(context: Context) -> tuple[Matrices, list[float]]:
     """The matrices of a cheap training, and its losses."""
-    gate = CHEAP.fit(setting)
-    (file,) = setting.resources.results.glob("learned/moe-*/record.json")
+    gate = CHEAP.fit(context)
+    (file,) = context._resources.results.glob("learned/moe-*/record.json")
     return gate.matrices, json.loads(file.read_text())["losses"]

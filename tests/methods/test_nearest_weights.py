@@ -7,27 +7,26 @@ from typing import Any
 import pytest
 from probing_cases import signals_by_loops
 
-from lora_retriever.benchmark import Benchmark
-from lora_retriever.generation import Generator
+from lora_retriever.experiment.benchmark import Benchmark
+from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import find_methods
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_adapter_of_the_largest_share_answers_alone(
-    setting_of: Any, benchmark: Benchmark, generator: Generator, masked: bool
+    context_of: Any, benchmark: Benchmark, generator: Generator, masked: bool
 ) -> None:
-    setting = setting_of(masked=masked, rows=benchmark.rows[:5])
-    shares = signals_by_loops(setting, generator)["share"]  # [rows, adapters]
+    context = context_of(masked=masked, rows=benchmark.rows[:5])
+    shares = signals_by_loops(context, generator)["share"]  # [rows, adapters]
     assert ((shares > 0) & (shares <= 1)).all()
     (method,) = find_methods(["nearest_weights"])
-    for row, composition, values in zip(setting.rows, method.router.route(setting), shares.tolist(), strict=True):
-        offered = {n: v for n, v in zip(setting.names, values, strict=True) if not (masked and n == row.task)}
-        assert composition.adapters == (max(offered, key=lambda n: offered[n]),)
-        assert composition.weights == (1.0,)
+    for row, composition, values in zip(context.rows, method.router.route(context), shares.tolist(), strict=True):
+        offered = {n: v for n, v in zip(context.names, values, strict=True) if not (masked and n == row.task)}
+        assert composition.weights == {max(offered, key=lambda n: offered[n]): 1.0}
 
 
-def test_all_routes_are_the_same_again(setting_of: Any) -> None:
+def test_all_routes_are_the_same_again(context_of: Any) -> None:
     (method,) = find_methods(["nearest_weights_ood"])
-    first, second = (method.router.route(setting_of(masked=True)) for _ in range(2))
+    first, second = (method.router.route(context_of(masked=True)) for _ in range(2))
     assert first == second
-    assert all(row.task not in route.adapters for row, route in zip(setting_of().rows, first, strict=True))
+    assert all(row.task not in route.adapters for row, route in zip(context_of().rows, first, strict=True))

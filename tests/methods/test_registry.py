@@ -20,13 +20,23 @@ from rich.console import Console
 
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
-from lora_retriever.evaluate import evaluate
+from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
 from lora_retriever.files import hash_path
-from lora_retriever.methods import Composition, Method, Router, find_methods, paper, registered, with_ood
+from lora_retriever.methods import (
+    Composition,
+    Method,
+    Router,
+    find_methods,
+    methods_of,
+    paper,
+    registered,
+    with_ood,
+)
+from lora_retriever.methods.context import Context
 from lora_retriever.methods.paper import Own
-from lora_retriever.profile import PROFILES, Profile, load_profile
-from lora_retriever.setting import Setting
-from lora_retriever.sweep import expand
+from lora_retriever.running import evaluate as evaluate_module
+from lora_retriever.running.evaluate import evaluate
+from lora_retriever.running.sweep import expand
 
 QUIET = Console(file=io.StringIO())
 EIGHT = ["base", "selection", "selection_ood", "fusion", "fusion_ood", "mixture", "mixture_ood", "best_selection"]
@@ -42,8 +52,8 @@ TOY = """
     class Always:
         adapter: str = "passive"
 
-        def route(self, setting):
-            return [Composition.of({self.adapter: 1.0})] * len(setting.rows)
+        def route(self, context):
+            return [Composition.of({self.adapter: 1.0})] * len(context.rows)
 
 
     @dataclass(frozen=True)
@@ -162,7 +172,7 @@ def test_two_files_that_register_one_name_are_refused(monkeypatch: pytest.Monkey
 
 def test_results_are_read_without_torch() -> None:
     """To print a table need not wait for it; so nothing on that path may import a method's file."""
-    check = "import sys, lora_retriever.answers, lora_retriever.summary; print('torch' in sys.modules)"
+    check = "import sys, lora_retriever.analysis.runs, lora_retriever.analysis.summary; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 
@@ -190,11 +200,11 @@ def test_options_reach_router_composer_and_gate_and_the_twin(toy: Path) -> None:
 
 def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
     profile = load_profile(write_profile(tmp_path, methods=["all"], options={"mixture": {"k": 2}}))
-    found = {method.name: method for method in profile.find_methods()}
+    found = {method.name: method for method in methods_of(profile)}
     assert {name: found[name].adapters_needed(3) for name in ("mixture", "mixture_ood", "fusion")} == {
         "mixture": 2, "mixture_ood": 2, "fusion": 3,
     }  # fmt: skip
-    assert profile.find_methods(["mixture"]) == [found["mixture"]]
+    assert methods_of(profile, ["mixture"]) == [found["mixture"]]
     assert registered()["mixture"].adapters_needed(3) == 3
 
 
@@ -222,8 +232,8 @@ def test_an_unknown_method_or_option_is_named_with_what_is_known(
 ) -> None:
     path = write_profile(toy, **changes)
     with pytest.raises(UserError) as error:
-        load_profile(path)
-    assert str(error.value).startswith(f"{path}: ")
+        methods_of(load_profile(path))
+    assert str(error.value).startswith(f"profile {Path(path).stem}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -284,7 +294,7 @@ def test_the_path_is_as_before_once_a_module_is_loaded(toy: Path) -> None:
 @pytest.mark.parametrize("methods", [["mixture", "toy:TAKEN"], ["toy:ALWAYS", "toy:ALWAYS"], ["all", "toy:TAKEN"]])
 def test_two_methods_of_one_name_are_refused(toy: Path, methods: list[str]) -> None:
     name = "mixture" if "toy:TAKEN" in methods else "always"
-    with pytest.raises(UserError, match=f"two methods are named '{name}'; a run's name must be its own"):
+    with pytest.raises(UserError, match=f"two methods are named '{name}'; the name of a run must be unique"):
         find_methods(methods, {}, toy)
 
 
@@ -305,7 +315,9 @@ def test_a_module_that_fails_is_a_line_to_its_user(
     path = write_profile(tmp_path, methods=["broken:METHOD"])
     assert main(["run", "--profile", path, "--results", str(tmp_path / "results")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"lora-retriever: {path}: methods: method broken:METHOD: cannot be loaded: {reason}")
+    assert line.startswith(
+        f"lora-retriever: profile {Path(path).stem}: methods: method broken:METHOD: cannot be loaded: {reason}"
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -339,8 +351,8 @@ def test_code_of_a_user_that_has_changed_is_another_configuration(toy: Path) -> 
 class Short:
     """Forgets the last row."""
 
-    def route(self, setting: Setting) -> list[Composition]:
-        return Own().route(setting)[:-1]
+    def route(self, context: Context) -> list[Composition]:
+        return Own().route(context)[:-1]
 
 
 @dataclass(frozen=True)
@@ -357,7 +369,7 @@ def test_a_method_that_cannot_be_planned_costs_the_others_nothing(
 ) -> None:
     """A router that gives masked rows their own adapters, and one that forgets a row; the oracle comes after them."""
     methods = [made("leak", Own(), masked=True), made("short", Short()), registered()["best_selection"]]
-    monkeypatch.setattr(Profile, "find_methods", lambda profile, names=None: methods)
+    monkeypatch.setattr(evaluate_module, "methods_of", lambda profile, names=None: methods)
     with pytest.raises(UserError) as error:
         evaluate(tiny, None, tmp_path, 1, QUIET)
     assert "2 runs could not be begun; the others are done:" in str(error.value)
@@ -369,7 +381,7 @@ def test_a_method_that_cannot_be_planned_costs_the_others_nothing(
 
 def test_vllm_refuses_at_once_what_it_cannot_do(tiny: Profile, tmp_path: Path) -> None:
     profile = tiny.model_copy(update={"backend": "vllm"})
-    with pytest.raises(UserError, match="as arrow, logo_ood, lorahub, smear want: name the other methods"):
+    with pytest.raises(UserError, match=r"as arrow, logo_ood, lorahub, smear need\. Name the other methods"):
         evaluate(profile, ["mixture", "arrow", "logo_ood", "lorahub", "smear"], tmp_path, 1, QUIET)
 
 
@@ -392,7 +404,8 @@ def test_options_are_recorded_as_they_will_be_read_again() -> None:
         made("sets", Layers(frozenset({1}))).describe()
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, float("nan"))])
-def test_a_composition_without_a_finite_weight_for_every_adapter_is_refused(weights: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="weight"):
-        Composition(("a", "b"), weights, (None, None))
+def test_a_composition_without_a_finite_weight_for_every_adapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="not all weights are finite numbers"):
+        Composition({"a": 1.0, "b": float("nan")})
+    with pytest.raises(ValueError, match="adapter 'b' has a retrieval score but no weight"):
+        Composition({"a": 1.0}, {"a": 0.5, "b": 0.5})

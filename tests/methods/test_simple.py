@@ -7,61 +7,61 @@ from collections.abc import Callable
 
 import pytest
 
-from lora_retriever.benchmark import Benchmark
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.benchmark import Benchmark
+from lora_retriever.methods.context import Context
 from lora_retriever.methods.simple import METHODS, Alike, Drawn
-from lora_retriever.setting import Setting
 
-SettingOf = Callable[..., Setting]
-
-
-def test_uniform_weighs_every_adapter_alike(setting_of: SettingOf) -> None:
-    setting = setting_of()
-    for composition in Alike().route(setting):
-        assert list(composition.adapters) == setting.names
-        assert set(composition.weights) == {1 / len(setting.names)}
+ContextOf = Callable[..., Context]
 
 
-def test_uniform_without_a_rows_own_is_the_average_of_the_others(setting_of: SettingOf) -> None:
-    setting = setting_of(masked=True)
-    for row, composition in zip(setting.rows, Alike().route(setting), strict=True):
-        assert set(composition.adapters) == set(setting.names) - {row.task}
-        assert set(composition.weights) == {1 / (len(setting.names) - 1)}
+def test_uniform_weighs_every_adapter_alike(context_of: ContextOf) -> None:
+    context = context_of()
+    for composition in Alike().route(context):
+        assert list(composition.adapters) == context.names
+        assert set(composition.weights.values()) == {1 / len(context.names)}
 
 
-def test_random_draws_the_profiles_k_unless_it_has_its_own(setting_of: SettingOf) -> None:
+def test_uniform_without_a_rows_own_is_the_average_of_the_others(context_of: ContextOf) -> None:
+    context = context_of(masked=True)
+    for row, composition in zip(context.rows, Alike().route(context), strict=True):
+        assert set(composition.adapters) == set(context.names) - {row.task}
+        assert set(composition.weights.values()) == {1 / (len(context.names) - 1)}
+
+
+def test_random_draws_the_profiles_k_unless_it_has_its_own(context_of: ContextOf) -> None:
     for router, k in ((Drawn(), 5), (Drawn(k=2), 2)):
-        for composition in router.route(setting_of(k=5)):
+        for composition in router.route(context_of(k=5)):
             assert len(set(composition.adapters)) == k
-            assert composition.weights == (1 / k,) * k
+            assert set(composition.weights.values()) == {1 / k}
 
 
-def test_a_rows_draw_depends_on_nothing_but_itself_and_the_seed(setting_of: SettingOf, benchmark: Benchmark) -> None:
-    drawn = Drawn().route(setting_of())
-    assert Drawn().route(setting_of()) == drawn
-    assert Drawn().route(setting_of(rows=benchmark.rows[::-3])) == drawn[::-3]
-    assert Drawn().route(setting_of(seed=1)) != drawn
-    assert len(set(drawn)) > 1
+def test_a_rows_draw_depends_on_nothing_but_itself_and_the_seed(context_of: ContextOf, benchmark: Benchmark) -> None:
+    drawn = Drawn().route(context_of())
+    assert Drawn().route(context_of()) == drawn
+    assert Drawn().route(context_of(rows=benchmark.rows[::-3])) == drawn[::-3]
+    assert Drawn().route(context_of(seed=1)) != drawn
+    assert len({composition.adapters for composition in drawn}) > 1
     renamed = [row.model_copy(update={"inputs": row.inputs + "?"}) for row in benchmark.rows]
-    assert Drawn().route(setting_of(rows=renamed)) != drawn
+    assert Drawn().route(context_of(rows=renamed)) != drawn
 
 
-def test_a_smaller_draw_is_the_beginning_of_a_larger_one(setting_of: SettingOf) -> None:
-    for few, many in zip(Drawn(k=2).route(setting_of()), Drawn(k=6).route(setting_of()), strict=True):
+def test_a_smaller_draw_is_the_beginning_of_a_larger_one(context_of: ContextOf) -> None:
+    for few, many in zip(Drawn(k=2).route(context_of()), Drawn(k=6).route(context_of()), strict=True):
         assert few.adapters == many.adapters[:2]
 
 
-def test_a_masked_draw_replaces_the_rows_own_alone(setting_of: SettingOf) -> None:
-    setting = setting_of(masked=True)
-    for row, free, masked in zip(setting.rows, Drawn().route(setting_of()), Drawn().route(setting), strict=True):
+def test_a_masked_draw_replaces_the_rows_own_alone(context_of: ContextOf) -> None:
+    context = context_of(masked=True)
+    for row, free, masked in zip(context.rows, Drawn().route(context_of()), Drawn().route(context), strict=True):
         assert row.task not in masked.adapters
         assert set(free.adapters) - {row.task} <= set(masked.adapters)
         assert len(masked.adapters) == 3
 
 
-def test_every_adapter_is_drawn_about_as_often(setting_of: SettingOf, benchmark: Benchmark) -> None:
+def test_every_adapter_is_drawn_about_as_often(context_of: ContextOf, benchmark: Benchmark) -> None:
     rows = [benchmark.rows[0].model_copy(update={"id": place}) for place in range(2000)]
-    counts = Counter(name for composition in Drawn(k=3).route(setting_of(rows=rows)) for name in composition.adapters)
+    counts = Counter(name for composition in Drawn(k=3).route(context_of(rows=rows)) for name in composition.adapters)
     expected = 6000 / len(benchmark.pool)
     assert set(counts) == {entry.model_name for entry in benchmark.pool}
     assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())

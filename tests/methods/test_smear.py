@@ -12,10 +12,10 @@ import torch
 from expert_cases import EXPERTS, Adapter, Case, greedy, padded, softmax, until
 from torch import Tensor, nn
 
-from lora_retriever.decoding import decode
-from lora_retriever.methods.experts import GateInTraining
+from lora_retriever.generation.decoding import decode
+from lora_retriever.methods.context import Context
+from lora_retriever.methods.parts.gate_training import GateInTraining
 from lora_retriever.methods.smear import PromptGate, Smear, prompt_weights
-from lora_retriever.setting import Setting
 from peft_composition import Tokens
 
 PROMPTS = [[5, 9, 31, 17, 22, 40, 8], [11, 3], [7, 7, 29, 14, 2, 33], [21, 12, 45, 6, 30, 19, 4, 38]]
@@ -100,13 +100,13 @@ def test_in_training_a_head_that_is_given_the_last_positions_takes_the_prompts_o
     torch.testing.assert_close(gate.weights("lm_head", tokens).detach(), expected)
 
 
-def test_training_lowers_the_loss_and_is_found_again(setting_of: Callable[..., Setting], tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_is_found_again(context_of: Callable[..., Context], tmp_path: Path) -> None:
     smear = Smear(samples=1, epochs=3)
-    gate = smear.fit(setting_of())
+    gate = smear.fit(context_of())
     (file,) = tmp_path.glob("learned/smear-*/record.json")
     record = json.loads(file.read_text())
     assert record["mode"] == "fusion"
     assert record["losses"][2] < record["losses"][0]
     written = file.stat().st_mtime_ns
-    assert smear.fit(setting_of()) == gate
+    assert smear.fit(context_of()) == gate
     assert file.stat().st_mtime_ns == written

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lora_retriever.errors import UserError
 from lora_retriever.methods import find_methods
+from lora_retriever.methods.parts.spectral import lengths, response_of, spectrum_of
 from lora_retriever.methods.spectr import SpectR
-from lora_retriever.methods.spectral import lengths, response_of, spectrum_of
 from peft_composition import Offered
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from expert_cases import softmax
 
-from lora_retriever.methods.weighing import softmax_of_offered
+from lora_retriever.methods.parts.weighing import softmax_of_offered
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 2, 9])

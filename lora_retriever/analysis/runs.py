@@ -1,0 +1,215 @@
+"""The answered rows of a results folder, as every table, comparison and report reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from lora_retriever.data.rows import read_records, shortened
+from lora_retriever.errors import UserError
+from lora_retriever.files import hash_path
+from lora_retriever.methods.paper import METHODS
+
+ORACLE = "best_selection"
+"""The run against which scores are normalized."""
+
+
+class AnsweredRow(BaseModel):
+    """A row with its answer and what was used for it; `id` is the row's place in the benchmark's file."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: int = Field(ge=0, strict=True)
+    inputs: str = ""
+    targets: str
+    task: str
+    domain: str
+    metric: str
+    answer: str = Field(alias="predicted_answer")
+    adapters: tuple[str, ...] = ()
+    weights: tuple[FiniteFloat, ...] = ()
+    scores: tuple[float | None, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the answer is nothing but white space and dots."""
+        return not self.answer.replace(".", "").strip()
+
+
+class _Record(BaseModel):
+    """What is read of a run's record; all of it may be missing."""
+
+    note: str = ""
+    configuration: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    timings: dict[str, Any] = {}
+    failed_rows: list[Any] = []
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its rows by id, in the file's order, and its record (`NAME.meta.json`; empty: it has none)."""
+
+    name: str
+    rows: dict[int, AnsweredRow]
+    meta: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method's name: the run's own without a sweep's settings."""
+        return self.name.partition("@")[0]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings a sweep varied: `mixture@k=4,scorer=cosine` has k and scorer."""
+        varied = self.name.partition("@")[2]
+        return dict(part.split("=", 1) for part in varied.split(",") if "=" in part)
+
+    @property
+    def note(self) -> str:
+        """What the profile wants printed under every table."""
+        return str(self.meta.get("note", ""))
+
+    def without(self, ids: Collection[int]) -> Run:
+        """The run without some of its rows."""
+        return replace(self, rows={id: row for id, row in self.rows.items() if id not in ids})
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All finished runs in a results folder, the paper's configurations first, in its order.
+
+    A run is a `NAME.jsonl` with a row at least, or a JSON list `NAME.json`; other JSON files are passed over.
+
+    Raises:
+        UserError: there is no such folder, no run in it, a run's file is damaged, or two runs have different rows
+            under the same id.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
+    files = {path.stem: path for path in sorted(folder.glob("*.json")) if _begins_with(path, "[")}
+    files |= {path.stem: path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size}
+    if not files:
+        raise UserError(f"{folder} holds no finished run (NAME.jsonl, or the original's NAME.json)")
+    order = {method.name: place for place, method in enumerate(METHODS)}
+    names = sorted(files, key=lambda name: (order.get(name.partition("@")[0], len(order)), _natural(name)))
+    runs = [read_run(name, files[name]) for name in names]
+    _check_rows_agree(runs, folder)
+    return runs
+
+
+def unfinished_runs(folder: Path) -> list[str]:
+    """The runs in a results folder of which rows are still to be answered, or failed all."""
+    partial = {path.name.removesuffix(".jsonl.partial") for path in folder.glob("*.jsonl.partial")}
+    return sorted(partial | {path.stem for path in folder.glob("*.jsonl") if not path.stat().st_size})
+
+
+def read_run(name: str, path: Path) -> Run:
+    """One run's answers. Rows without an `id`, as the original's, are counted from 0.
+
+    Raises:
+        UserError: the file is no list of answered rows.
+    """
+    rows: dict[int, AnsweredRow] = {}
+    for place, record in enumerate(read_records(path), start=1):
+        row = _validated(AnsweredRow, {"id": place - 1, **record}, f"{path}: row {place}")
+        if row.id in rows:
+            raise UserError(f"{path}: row {place}: id {row.id} is there already")
+        rows[row.id] = row
+    meta_path = path.with_name(f"{path.stem}.meta.json")
+    try:
+        meta = json.loads(meta_path.read_text(encoding="utf-8")) if meta_path.exists() else {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{meta_path}: not readable ({error})") from error
+    _validated(_Record, meta, str(meta_path))
+    return Run(name, rows, meta)
+
+
+def missing_rows(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Per run that lacks rows which another run has: their ids."""
+    everything = set().union(*(run.rows for run in runs))
+    lacking = {run.name: sorted(everything - run.rows.keys()) for run in runs}
+    return {name: ids for name, ids in lacking.items() if ids}
+
+
+def pool_file(runs: Sequence[Run]) -> Path:
+    """The pool that the runs were made with.
+
+    Raises:
+        UserError: no run's record names it, or it is not there any more, or it has changed since.
+    """
+    for run in runs:
+        recorded = run.meta.get("files", {}).get("pool")
+        if recorded is None:
+            continue
+        path, expected = Path(recorded), run.meta.get("configuration", {}).get("pool")
+        if not path.is_file():
+            raise UserError(f"the pool of {run.name} was {path}, which is not there any more; name it with --pool")
+        if expected not in (None, hash_path(path)):
+            raise UserError(f"the pool {path} has changed since {run.name} was made; name the right one with --pool")
+        return path
+    raise UserError("the runs' records do not say which pool they were made with; name it with --pool")
+
+
+def id_ranges(ids: Iterable[int]) -> str:
+    """Ids named in a few words: `3, 17-20, 44`."""
+    spans: list[list[int]] = []
+    for id in sorted(ids):
+        if spans and id == spans[-1][1] + 1:
+            spans[-1][1] = id
+        else:
+            spans.append([id, id])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def _validated(kind: type[Content], content: Any, where: str) -> Content:
+    """A row or a record, checked; the message names the field."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise UserError(f"{where}: field {field!r} is missing; is this a run's file?") from error
+        raise UserError(f"{where}: field {field!r} is {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:
+    seen: dict[int, tuple[AnsweredRow, str]] = {}
+    kind_of: dict[str, tuple[tuple[str, str], str]] = {}
+    for run in runs:
+        for id, row in run.rows.items():
+            first, where = seen.setdefault(id, (row, run.name))
+            for field in ("task", "targets", "inputs"):
+                mine, theirs = getattr(row, field), getattr(first, field)
+                if mine != theirs and (field != "inputs" or (mine and theirs)):  # a run may come without inputs
+                    raise UserError(
+                        f"{folder}: row {id} has other {field} in {run.name} ({shortened(mine)!r}) than in {where} "
+                        f"({shortened(theirs)!r}): these are not answers to the same benchmark; put them into folders "
+                        "of their own"
+                    )
+            kind, other = kind_of.setdefault(row.task, ((row.domain, row.metric), run.name))
+            if (row.domain, row.metric) != kind:
+                raise UserError(
+                    f"{folder}: task {row.task!r} is of domain {row.domain!r} and scored by {row.metric!r} in "
+                    f"{run.name} (row {id}), of {kind[0]!r} and by {kind[1]!r} in {other}: a task has one of each"
+                )
+
+
+def _begins_with(path: Path, sign: str) -> bool:
+    """Whether a file's first character that is no white space is this one."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(4096).lstrip()[:1] == sign
+
+
+def _natural(name: str) -> list[tuple[int, float, str]]:
+    """A key by which k=8 stands before k=10."""
+    parts = name.replace("=", " ").replace(",", " ").replace("@", " ").split()
+    return [(0, float(part), "") if part.replace(".", "", 1).isdigit() else (1, 0.0, part) for part in parts]

@@ -1,0 +1,53 @@
+"""`lora-retriever compose`: save a composition as an ordinary PEFT checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from lora_retriever.commands.shared import quieten_transformers, writing
+from lora_retriever.errors import UserError
+
+HELP = "save a composition as an ordinary PEFT checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--base", required=True, help="base model: a folder or a Hub id")
+    parser.add_argument(
+        "--adapter", action="append", required=True, metavar="LOCATION=WEIGHT", help="repeat for each adapter"
+    )
+    parser.add_argument("--mode", choices=["mixture", "fusion"], default="mixture")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run the command and return the exit status."""
+    import torch
+
+    from lora_retriever.generation.loading import load_composable
+    from lora_retriever.hub import folder_or_id
+    from peft_composition import CompositionError
+
+    weights: dict[str, float] = {}
+    for text in args.adapter:
+        location, _, weight = text.rpartition("=")
+        if location in weights:
+            raise UserError(f"--adapter {text}: {location} is named twice")
+        try:
+            weights[location] = float(weight)
+        except ValueError as error:
+            raise UserError(f"--adapter {text}: expected LOCATION=WEIGHT, for example adapters/dart=0.5") from error
+    base = folder_or_id(args.base)
+    quieten_transformers()
+    with console.status("loading"):
+        model = load_composable(base, {location: location for location in weights}, torch.float32, "cpu")
+    try:
+        names, values = list(weights), list(weights.values())
+        writing(args.out, lambda: model.save_composition(names, values, mode=args.mode, path=args.out))
+    except CompositionError as error:
+        raise UserError(str(error)) from error
+    print(f"{args.out}: {args.mode} of {len(weights)} adapters")
+    return 0

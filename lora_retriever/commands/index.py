@@ -1,0 +1,47 @@
+"""`lora-retriever index`: encode a pool's samples and save the index."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from lora_retriever.commands.arguments import add_encoding
+from lora_retriever.commands.shared import check_scorer, load_encoder_of, writing
+from lora_retriever.errors import UserError
+
+HELP = "encode a pool's samples and save the index"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--pool", type=Path, required=True, help="pool file")
+    parser.add_argument("--encoder", required=True, help="sentence encoder: a folder or a Hub id")
+    add_encoding(parser)
+    parser.add_argument("--scorer", default="hybrid", metavar="NAME", help="(default: hybrid)")
+    parser.add_argument(
+        "--private", action="store_true", help="keep means and the shared covariance only, no sample and no text"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the index")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run the command and return the exit status."""
+    from lora_retriever.data.rows import read_pool
+    from lora_retriever.retrieval.pooling import index_pool
+    from lora_retriever.retrieval.scorers import SCORERS
+
+    check_scorer(args.scorer)
+    if args.private and SCORERS[args.scorer].needs_samples:
+        raise UserError(f"scorer {args.scorer} needs the samples, which a private index does not keep; try cosine")
+    pool = read_pool(args.pool)
+    encoder = load_encoder_of(args.encoder, args)
+    with console.status("encoding the pool"):
+        index = index_pool(encoder, pool, args.scorer)
+    try:
+        writing(args.out, lambda: index.save(args.out, args.private))
+    except ValueError as error:
+        raise UserError(f"--private: {error}") from error
+    print(f"{args.out}: {len(index.names)} adapters, scorer {index.scorer}")
+    return 0

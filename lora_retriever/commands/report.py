@@ -1,0 +1,46 @@
+"""`lora-retriever report`: a results folder as one HTML page, and plots for a paper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from lora_retriever.commands.arguments import add_results, add_scoring
+from lora_retriever.commands.shared import report_content, writing
+from lora_retriever.errors import UserError
+from lora_retriever.files import write_text
+
+HELP = "a results folder as one HTML page, and plots for a paper"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_results(parser)
+    add_scoring(parser, ["paper", "standard"])
+    parser.add_argument("--versus", metavar="NAME", help="add the table of every run against this one")
+    parser.add_argument("--index", type=Path, metavar="FOLDER", help="the pool's index: show how similar adapters are")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: report.html in the results folder)")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots there, as PNG and SVG")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run the command and return the exit status."""
+    from lora_retriever.report import render
+    from lora_retriever.retrieval.index import AdapterIndex
+
+    try:
+        index = AdapterIndex.load(args.index) if args.index else None
+    except ValueError as error:
+        raise UserError(f"--index: {error}; `lora-retriever index` makes one") from error
+    content = report_content(args, console, index)
+    output = args.output or args.results / "report.html"
+    writing(output, lambda: write_text(output, render(content, args.results.resolve().name)))
+    print(output)
+    if args.plots:
+        from lora_retriever.report.plots import save_plots
+
+        writing(args.plots, lambda: save_plots(content, args.plots))
+        print(args.plots)
+    return 0

@@ -1,0 +1,110 @@
+"""`lora-retriever retrieval`: how often a scorer finds the input's own adapter."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lora_retriever.commands.arguments import add_encoding, count
+from lora_retriever.commands.shared import check_scorer, load_encoder_of, writing
+from lora_retriever.errors import UserError
+from lora_retriever.files import write_json
+
+if TYPE_CHECKING:
+    from lora_retriever.analysis.retrieval.rankings import RetrievalData
+
+HELP = "how often a scorer finds the input's own adapter"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--pool", type=Path, help="pool file")
+    parser.add_argument("--inputs", type=Path, help="benchmark rows")
+    parser.add_argument(
+        "--encoder", action="append", default=[], help="sentence encoder: a folder or a Hub id; repeat for several"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.npz",
+        help="embeddings in place of an encoder: arrays names, pool, tasks, queries; repeat for several",
+    )
+    add_encoding(parser)
+    parser.add_argument("--scorer", nargs="+", action="extend", required=True, metavar="NAME")
+    parser.add_argument("--by", choices=["domain", "task"], help="add a table by domain or by task")
+    parser.add_argument("--confusions", type=count, metavar="N", help="add the N most frequent confusions")
+    parser.add_argument(
+        "--samples", type=count, nargs="+", default=[], metavar="M", help="add the pool cut to M samples an adapter"
+    )
+    parser.add_argument(
+        "--leave-out-templates",
+        action="store_true",
+        help="also rank every row without its own adapter's samples of the row's template",
+    )
+    parser.add_argument("--templates", action="store_true", help="add the templates that were found")
+    parser.add_argument("--format", choices=["table", "markdown", "latex", "csv"], default="table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run the command and return the exit status."""
+    from lora_retriever.analysis.retrieval.evaluation import evaluate_retrieval
+    from lora_retriever.analysis.retrieval.rankings import templates_of
+    from lora_retriever.analysis.retrieval.tables import as_json, report_tables, template_table
+    from lora_retriever.retrieval.scorers import needs_texts
+    from lora_retriever.tables import FORMATS
+
+    for scorer in args.scorer:
+        check_scorer(scorer)
+        if needs_texts(scorer) and not args.pool:
+            raise UserError(f"scorer {scorer} reads texts, not embeddings alone: name --pool and --inputs as well")
+    known = _retrieval_data(args, console)
+    first = next(iter(known.values()))
+    templates = templates_of(first)
+    evaluations = []
+    for name, data in known.items():
+        for scorer in args.scorer:
+            with console.status(f"{name}: {scorer}"):
+                evaluations.append(
+                    evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates)
+                )
+    tables = report_tables(evaluations, args.by, args.confusions)
+    if args.templates and templates:
+        tables.append(template_table(first, templates))
+    print("\n".join(FORMATS[args.format](table) for table in tables), end="")
+    if args.json:
+        writing(args.json, lambda: write_json(args.json, as_json(evaluations)))
+    return 0
+
+
+def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, RetrievalData]:
+    """What `retrieval` is to evaluate, by the encoders' names and the files of embeddings."""
+    from lora_retriever.analysis.retrieval.precomputed import read_embeddings, with_texts
+    from lora_retriever.analysis.retrieval.rankings import encode_data
+    from lora_retriever.data.rows import read_pool, read_rows
+
+    if not args.encoder and not args.embeddings:
+        raise UserError("name an --encoder, or a file of --embeddings")
+    if bool(args.pool) != bool(args.inputs):
+        raise UserError("--pool and --inputs belong together: name both")
+    if not args.pool and (args.encoder or args.by == "domain" or args.leave_out_templates or args.templates):
+        raise UserError("encoders, domains and templates need texts: name --pool and --inputs")
+    rows, pool = (read_rows(args.inputs), read_pool(args.pool)) if args.pool else ([], [])
+    known = {}
+    for name in args.encoder:
+        encoder = load_encoder_of(name, args)
+        with console.status(f"{name}: encoding the pool's samples and {len(rows)} inputs"):
+            known[name] = encode_data(encoder, pool, rows)
+    for path in args.embeddings:
+        data = read_embeddings(path)
+        known[str(path)] = with_texts(data, pool, rows, path) if args.pool else data
+    first = next(iter(known.values()))
+    for name, data in known.items():
+        if (data.names, data.tasks) != (first.names, first.tasks):
+            raise UserError(f"{name}: its adapters and rows are others than those of {next(iter(known))}")
+    return known

@@ -1,0 +1,109 @@
+"""What several commands do alike: read runs, score them, load an encoder, write files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lora_retriever.errors import UserError
+from lora_retriever.files import hash_path
+
+if TYPE_CHECKING:
+    from lora_retriever.analysis.runs import Run
+    from lora_retriever.metrics import Scoring
+    from lora_retriever.report.content import ReportContent
+    from lora_retriever.retrieval.encoders import Encoder
+    from lora_retriever.retrieval.index import AdapterIndex
+
+
+def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
+    from lora_retriever.analysis.comparison import compare
+    from lora_retriever.analysis.summary import summarize
+    from lora_retriever.report import make_content
+
+    runs, left_out = read_runs_of(args)
+    (scoring,) = scorings(args)
+    with console.status(f"{scoring.name} scores of {len(runs)} runs"):
+        summaries = summarize(runs, scoring)
+        comparisons = compare([run.scored for run in summaries], args.versus) if args.versus else ()
+        return make_content(summaries, comparisons, index, left_out)
+
+
+def scorings(args: argparse.Namespace) -> list[Scoring]:
+    """The scorings asked for."""
+    from lora_retriever.metrics import KINDS, SCORINGS, Scoring, read_kinds
+
+    kinds = read_kinds(KINDS) | (read_kinds(args.kinds) if args.kinds else {})
+    names = SCORINGS if args.scoring == "both" else (args.scoring,)
+    return [Scoring(name, kinds, args.stemming, args.allow_hub_metrics, tuple(args.allow_metrics)) for name in names]
+
+
+def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
+    """The finished runs of a results folder, and a note on those that are not."""
+    from lora_retriever.analysis.runs import read_runs, unfinished_runs
+
+    unfinished = unfinished_runs(results)
+    return read_runs(results), [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
+
+
+def read_runs_of(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
+    """The runs of the results folder, without leaked rows if those are not wanted, and notes on what was left out."""
+    from lora_retriever.analysis.audit import leaked_ids
+    from lora_retriever.analysis.runs import id_ranges, pool_file
+    from lora_retriever.data.rows import read_pool
+
+    runs, notes = runs_and_notes(args.results)
+    if not args.without_leaks:
+        return runs, notes
+    if not any(row.inputs for run in runs for row in run.rows.values()):
+        raise UserError(f"{args.results}: its rows have no inputs, so none can be looked up in the pool")
+    path = args.pool or pool_file(runs)
+    pool = read_pool(path)
+    leaked = set().union(*(leaked_ids(run.rows.values(), pool) for run in runs))
+    for run in runs:
+        if leaked >= run.rows.keys():
+            raise UserError(f"{run.name}: every row's input stands in the pool {path}: without leaks nothing is left")
+    if leaked:
+        rows = f"{len(leaked)} rows whose input stands verbatim in the pool {path.name}"
+        notes.append(f"Without {rows}: {id_ranges(leaked)}.")
+    else:
+        notes.append(f"No row's input stands in the pool {path.name}: nothing was left out.")
+    return [run.without(leaked) for run in runs], notes
+
+
+def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
+    from lora_retriever.hub import ENCODER_WANTED, folder_or_id
+    from lora_retriever.retrieval.embedding_cache import cached
+    from lora_retriever.retrieval.encoders import load_encoder
+
+    folder = folder_or_id(encoder, ENCODER_WANTED)
+    load = partial(load_encoder, folder, args.layout, args.instruction)
+    return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
+
+
+def quieten_transformers() -> None:
+    """Its progress bars and advice would stand between ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def check_scorer(name: str) -> None:
+    from lora_retriever.retrieval.scorers import SCORERS
+
+    if name not in SCORERS:
+        raise UserError(f"unknown scorer {name!r} (known: {', '.join(SCORERS)})")
+
+
+def writing(path: Path, write: Callable[[], None]) -> None:
+    """Write, and say so in one line if it cannot be done."""
+    try:
+        write()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

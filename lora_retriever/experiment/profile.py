@@ -1,0 +1,274 @@
+"""Profiles: everything that decides a run, in one validated YAML file.
+
+A *location* in a profile that begins with `.`, `/` or `~` is a folder or a file; a relative one starts at the profile's
+own folder. Any other location is a Hub id. `{adapter}` in the location of the adapters stands for an adapter's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError, field_validator
+
+from lora_retriever.errors import UserError
+from lora_retriever.files import is_location
+from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.retrieval.encoders import Layout
+from lora_retriever.retrieval.scorers import SCORERS
+from lora_retriever.settings import Section, one_of
+
+PROFILES = Path(str(files("lora_retriever"))) / "profiles"
+BALANCED = "balanced"
+"""The device of a model that accelerate spreads evenly over all GPUs."""
+INSTRUCTION = "Represent the sentence for similar task retrieval: "
+"""The text before every input of the paper's encoder."""
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+"""Device files of the drivers behind torch's CUDA devices on Linux: NVIDIA's, WSL's, AMD's."""
+
+
+class Checkpoint(Section):
+    """Where a model lies.
+
+    Attributes:
+        location: a folder, or a Hub id.
+        revision: the commit of a Hub repository. None: the newest.
+    """
+
+    location: str
+    revision: str | None = None
+
+
+class AdaptersSection(Checkpoint):
+    """Where the adapters lie, and how many of them may be in memory.
+
+    Attributes:
+        memory: maximum memory of adapters on a device, such as `8GiB`. The least recently used adapters are moved out
+            when others are needed. None: all adapters stay on the device.
+    """
+
+    memory: ByteSize | None = None
+
+
+class EncoderSection(Checkpoint):
+    """The sentence encoder.
+
+    Attributes:
+        layout: the layout of the encoder's checkpoint.
+        instruction: the text before every input.
+        batch_size: number of texts in a batch.
+        cache: whether embeddings are kept on disk and found again.
+    """
+
+    layout: Layout = "auto"
+    instruction: str = INSTRUCTION
+    batch_size: int = Field(16, ge=1)
+    cache: bool = True
+
+
+class DataSection(Section):
+    """The files of the benchmark's rows and of the pool."""
+
+    rows: str
+    pool: str
+
+
+class RetrievalSection(Section):
+    """How adapters are found for a row, how many of them mixture and fusion take, and with which weights.
+
+    Attributes:
+        scorer: the name of a scorer.
+        k: number of adapters of a row.
+        temperature: None gives the adapters of a row equal weights, as the paper does. A number T weights them by
+            softmax(score / T).
+    """
+
+    scorer: str = "hybrid"
+    k: int = Field(3, ge=1)
+    temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @field_validator("scorer")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return one_of(name, SCORERS, "scorer")
+
+
+class RaySection(Section):
+    """The workers of `backend: ray`.
+
+    Attributes:
+        address: the address of the cluster. None: the cluster that Ray finds (by RAY_ADDRESS, or begun on this machine
+            by `ray start`), or else a cluster of this machine for this run alone. `local`: always such a cluster.
+        workers: number of workers, each with a model of its own. None: one worker for every `gpus` of the cluster; on
+            CPUs, one worker.
+        cpus: CPUs of a worker. Fractions let workers share a CPU.
+        gpus: GPUs of a worker. Fractions let workers share a GPU. None: one GPU, or none if the device is a CPU. With
+            `device: balanced` the model is spread over all GPUs of its worker.
+    """
+
+    address: str | None = None
+    workers: int | None = Field(None, ge=1)
+    cpus: float = Field(1, ge=0)
+    gpus: float | None = Field(None, ge=0)
+
+
+class Profile(Section):
+    """One validated profile.
+
+    Attributes:
+        folder: the profile's own folder, where relative locations start.
+        note: a text that is printed under every table.
+        device: a device of torch; `auto`: a GPU if there is one; or `balanced`: all GPUs, for a base model that is
+            larger than one GPU.
+        threads: torch's threads on a CPU. None: as many as there are cores.
+        seed: the seed of the random numbers of Python, numpy and torch. It is set before every run.
+        backend: what answers prompts: this process (`local`), vLLM (`vllm`), or workers on any number of machines
+            (`ray`).
+        methods: names of methods; `all` for every registered method, `paper` for the paper's eight configurations,
+            `module:object` for a user's own method. The module is also looked for in the profile's folder.
+        options: options of methods, by the method's name: `{lorahub: {steps: 20}}`. The out-of-domain variant of a
+            method has the same options.
+        metrics: folders whose own metrics may run where rows name them. Code in any other folder never runs.
+        reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
+            the same composition.
+    """
+
+    name: str
+    folder: Path
+    note: str = ""
+    base: Checkpoint
+    adapters: AdaptersSection
+    encoder: EncoderSection
+    data: DataSection
+    retrieval: RetrievalSection = RetrievalSection()
+    generation: GenerationSection = GenerationSection()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    backend: Literal["local", "vllm", "ray"] = "local"
+    ray: RaySection = RaySection()
+    reuse_answers: bool = True
+    methods: tuple[str, ...] = ("paper",)
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that a sweep can vary, by name, in the order of a run's name."""
+        retrieval = self.retrieval
+        return {
+            "k": retrieval.k,
+            "scorer": retrieval.scorer,
+            "temperature": retrieval.temperature,
+            "seed": self.seed,
+        }
+
+    def replaced(self, settings: Mapping[str, Any], source: str) -> Profile:
+        """The profile with other values of some `settings`, checked as a file's are. `source` names who set them.
+
+        Raises:
+            UserError: a value is wrong.
+        """
+        content = self.model_dump()
+        for name, value in settings.items():
+            section = content["retrieval"] if name in RetrievalSection.model_fields else content
+            section[name] = value
+        return _validated(content, source)
+
+    @property
+    def torch_device(self) -> str:
+        """The device of the base model: the profile's; for `auto`, `cuda` if torch finds such a device, else `cpu`.
+
+        Raises:
+            UserError: the profile asks for a CUDA device, and torch finds none.
+        """
+        if self.device == "auto":
+            return "cuda" if has_gpu_driver() and cuda_is_available() else "cpu"
+        if (self.device.startswith("cuda") or self.device == BALANCED) and not cuda_is_available():
+            raise UserError(f"profile {self.name}: device is {self.device}, but torch finds no CUDA device; say cpu")
+        return self.device
+
+    @property
+    def encoder_device(self) -> str:
+        """The device of the encoder: the base model's, or the first GPU if the base model is spread over all.
+
+        Raises:
+            UserError: as for `torch_device`.
+        """
+        return "cuda" if self.torch_device == BALANCED else self.torch_device
+
+    def local_path(self, location: str) -> Path | None:
+        """The file or folder that a location means, whether it exists or not. None: the location is a Hub id."""
+        return self._file(location) if is_location(location) else None
+
+    def adapter_location(self, adapter: str) -> str:
+        """The location of one adapter."""
+        return self.adapters.location.replace("{adapter}", adapter)
+
+    @property
+    def rows_path(self) -> Path:
+        """The file of the benchmark's rows."""
+        return self._file(self.data.rows)
+
+    @property
+    def pool_path(self) -> Path:
+        """The file of the pool."""
+        return self._file(self.data.pool)
+
+    @property
+    def metric_folders(self) -> tuple[Path, ...]:
+        """The folders whose own metrics may run."""
+        return tuple(map(self._file, self.metrics))
+
+    def _file(self, location: str) -> Path:
+        return (self.folder / Path(location).expanduser()).resolve()
+
+
+def has_gpu_driver() -> bool:
+    """Whether this machine may have a GPU. On Linux a GPU has a device file, and torch need not be imported to know."""
+    return not Path("/proc").is_dir() or any(Path(file).exists() for file in GPU_DRIVERS)
+
+
+def cuda_is_available() -> bool:
+    """Whether torch finds a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def load_profile(name_or_file: str) -> Profile:
+    """The bundled profile of this name, or the profile in this YAML file.
+
+    Raises:
+        UserError: there is no such profile, the file is not YAML, or a field is missing, unknown or wrong. The message
+            names the field.
+    """
+    bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
+    path = bundled.get(name_or_file, Path(name_or_file))
+    if not path.is_file():
+        raise UserError(f"no profile {name_or_file!r}: known are {', '.join(bundled)}, or give the path of a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected fields and values, found {type(content).__name__}")
+    return _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
+
+
+def _validated(content: dict[str, Any], source: str) -> Profile:
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_problem(item) for item in error.errors())
+        raise UserError(f"{source}: {problems}") from error
+
+
+def _problem(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    reason = {"missing": "is missing", "extra_forbidden": "is no field of a profile"}.get(error["type"])
+    return f"{field}: {reason or error['msg'].removeprefix('Value error, ')}"

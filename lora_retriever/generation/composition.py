@@ -1,0 +1,77 @@
+"""`Composition`: the adapters of one row with their weights, and what retrieval found for the row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """The best adapters of one row's search: more than the run uses, so that another k can be studied.
+
+    Attributes:
+        adapters: names, best first.
+        scores: retrieval scores, in the scorer's unit.
+        probabilities: the probability of each adapter to be the row's own, calibrated on the pool. Empty where the
+            scorer gives none.
+    """
+
+    adapters: tuple[str, ...]
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The adapters with which one row is answered. Under a gate: the adapters that the gate may weigh.
+
+    Attributes:
+        weights: the weight of each adapter, by the adapter's name.
+        scores: the retrieval score of each adapter that retrieval found, by the adapter's name.
+        retrieved: what retrieval found for the row. None: the method does not retrieve.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    retrieved: Retrieved | None = None
+
+    def __post_init__(self) -> None:
+        """Check the weights and the scores.
+
+        Raises:
+            ValueError: a weight is not a finite number, or an adapter has a score but no weight.
+        """
+        if not all(map(math.isfinite, self.weights.values())):
+            raise ValueError(f"not all weights are finite numbers: {dict(self.weights)}")
+        if strange := [name for name in self.scores if name not in self.weights]:
+            raise ValueError(f"adapter {strange[0]!r} has a retrieval score but no weight")
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float]) -> Composition:
+        """The composition of adapters that were not retrieved, by their weights. Adapters of weight 0 are left out."""
+        return cls({name: float(weight) for name, weight in weights.items() if weight})
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(self.weights)
+
+
+def adapters_of(compositions: Sequence[Composition]) -> list[str]:
+    """The adapters that a batch uses, each once, in alphabetical order."""
+    return sorted({name for composition in compositions for name in composition.weights})
+
+
+def weight_matrix(compositions: Sequence[Composition]) -> tuple[list[str], Tensor]:
+    """The adapters of a batch and the paper's mapping matrix M [batch, adapters], float32."""
+    import torch
+
+    names = adapters_of(compositions)
+    rows = [[composition.weights.get(name, 0.0) for name in names] for composition in compositions]
+    return names, torch.tensor(rows, dtype=torch.float32).reshape(len(compositions), len(names))

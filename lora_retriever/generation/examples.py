@@ -1,0 +1,102 @@
+"""Training examples: tokens of prompt and answer, labels, padding, and the loss of answers under a composition."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from lora_retriever.data.rows import Sample
+from lora_retriever.errors import UserError
+from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.prompt import encode_prompt
+from peft_composition import ComposableModel
+
+IGNORED = -100
+"""The label of a token that does not count in transformers' loss."""
+MAX_ANSWER_TOKENS = 512
+"""Default maximum length of an answer that is trained on, in tokens."""
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample,
+    template: str,
+    max_tokens: int,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+) -> dict[str, list[int]]:
+    """Token ids of prompt, answer and EOS token, and their labels. The labels of the prompt are `IGNORED`.
+
+    The prompt is cut as at evaluation. An answer of more than `max_answer_tokens` loses its end and its EOS token.
+
+    Args:
+        template: a text with `{inputs}` in it.
+        max_tokens: maximum length of the prompt, in tokens.
+
+    Raises:
+        UserError: the tokenizer has no EOS token.
+        ValueError: the template alone is longer than `max_tokens`.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no EOS token, so no adapter learns to end answers")
+    prompt = encode_prompt(tokenizer, template, sample.inputs, max_tokens).token_ids
+    answer = [*tokenizer(sample.targets, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer = answer[:max_answer_tokens]
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+
+class LeftPadding:
+    """Pads examples on the left, so that all answers end together and logits are needed for the last positions only.
+
+    With a large vocabulary (Gemma 3 270M: 256k tokens), logits are the most expensive part of a small model's step.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        length = max(len(example["input_ids"]) for example in examples)
+        answer = max(sum(label != IGNORED for label in example["labels"]) for example in examples)
+        kept = min(answer + 1, length)  # one more, because the logits of a position predict the next token
+
+        def padded(key: str, filler: int) -> torch.Tensor:
+            return torch.tensor([[filler] * (length - len(e[key])) + e[key] for e in examples])
+
+        mask = torch.tensor([[0] * (length - len(e["input_ids"])) + [1] * len(e["input_ids"]) for e in examples])
+        return {
+            "input_ids": padded("input_ids", self.pad_id),  # [batch, length]
+            "attention_mask": mask,  # [batch, length]
+            "labels": padded("labels", IGNORED)[:, -kept:],  # [batch, kept]
+            "logits_to_keep": kept,
+        }
+
+
+def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
+    """The mean cross-entropy of each example's answer [batch], nats, float32, under the current composition.
+
+    Args:
+        batch: a batch that `LeftPadding` made.
+    """
+    accepted = inspect.signature(type(model.base).forward).parameters
+    mask = batch["attention_mask"].to(model.device)  # [batch, length]
+    kept = batch["logits_to_keep"]
+    options: dict[str, Any] = {"use_cache": False}
+    if not bool(mask.all()):
+        options["attention_mask"] = mask
+    if "position_ids" in accepted:
+        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as without padding
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = kept
+    with contiguous_head(model.base):
+        logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits  # [batch, kept or n, V]
+    logits = logits[:, -kept:]
+    labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1], the tokens that the positions predict
+    answers = labels != IGNORED
+    losses = torch.zeros(labels.shape, device=logits.device)
+    losses[answers] = cross_entropy(logits[:, :-1][answers].float(), labels[answers], reduction="none")
+    return losses.sum(dim=1) / answers.sum(dim=1)

@@ -1,0 +1,266 @@
+"""`Context`: what a method may read of an evaluation. A method that reads what it has not declared is refused by name.
+
+All methods of an evaluation share embeddings, indexes, the model and what was learned; `Resources` holds these and
+makes each when it is first asked for. A `Context` is one method's view of the resources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from lora_retriever.data.rows import PoolEntry, Row
+from lora_retriever.errors import UserError
+from lora_retriever.experiment.benchmark import Benchmark
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.files import hash_path, write_json
+from lora_retriever.retrieval.embedding_cache import cached
+from lora_retriever.retrieval.encoders import Embeddings, Encoder, load_encoder
+from lora_retriever.retrieval.index import AdapterIndex, Hits
+from lora_retriever.retrieval.pooling import index_pool
+
+if TYPE_CHECKING:
+    from lora_retriever.generation.generator import Generator
+
+LEARNED = "learned"
+"""The folder, within the results folder, of what methods have learned."""
+RECORD_FILE = "record.json"
+"""The file, within each learned folder, that says how its content was made. A folder without it is not finished."""
+
+Reads = Literal["adapters", "pool", "encoder", "model"]
+"""Parts of an experiment that may decide a method's answers, beside the base model."""
+Settings = Literal["k", "scorer", "temperature"]
+"""Settings of a profile that a method may use. Every method may use the seed."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a method declares: the parts of the experiment and the settings that may decide its answers.
+
+    Attributes:
+        name: the method's name.
+        masked: whether each row's own adapter is masked (out-of-domain).
+    """
+
+    name: str
+    masked: bool
+    reads: frozenset[Reads]
+    settings: frozenset[Settings]
+
+
+class Resources:
+    """What all methods of one evaluation share. Each part is made when it is first asked for.
+
+    Attributes:
+        learned: the hashes of the learned folders that were used since this dictionary was last emptied, by name.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        benchmark: Benchmark,
+        results: Path,
+        console: Console,
+        load_generator: Callable[[], Generator],
+    ) -> None:
+        """`load_generator` gives the base model with the pool's adapters, or raises `UserError`."""
+        self.profile = profile
+        self.benchmark = benchmark
+        self.results = results
+        self.console = console
+        self.learned: dict[str, str] = {}
+        self._load_generator = load_generator
+        self._indexes: dict[str, AdapterIndex] = {}
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The base model with the pool's adapters, for methods that look into it."""
+        return self._load_generator()
+
+    @cached_property
+    def embeddings(self) -> tuple[AdapterIndex, Embeddings]:
+        """The pool's index under the profile's scorer, and the embeddings [rows, dim] of the rows' inputs."""
+        profile, settings, device = self.profile, self.profile.encoder, self.profile.encoder_device
+        with self.console.status("encoding the pool and the rows"):
+            load = partial(
+                load_encoder,
+                self.benchmark.encoder,
+                settings.layout,
+                settings.instruction,
+                settings.batch_size,
+                device,
+            )
+            encoder: Encoder = (
+                cached(load, self.benchmark.hashes["encoder"], settings.layout, settings.instruction, device)
+                if settings.cache
+                else load()
+            )
+            queries = encoder.encode([row.inputs for row in self.benchmark.rows])
+            return index_pool(encoder, self.benchmark.pool, profile.retrieval.scorer), queries
+
+    def index(self, scorer: str) -> AdapterIndex:
+        """The pool's index under a scorer."""
+        if scorer not in self._indexes:
+            self._indexes[scorer] = self.embeddings[0].rescored(scorer)
+        return self._indexes[scorer]
+
+
+class Context:
+    """One method's view of an evaluation.
+
+    A run's record keeps only what its method declares in `reads` and `settings`. A method that used anything else would
+    be shown old answers as if they were new, so every property here checks the declaration.
+    """
+
+    def __init__(self, resources: Resources, profile: Profile, declared: Declaration) -> None:
+        """`profile` has the settings of the method's variant in place."""
+        self._resources = resources
+        self._profile = profile
+        self._declared = declared
+
+    @property
+    def rows(self) -> list[Row]:
+        """The benchmark's rows. Routers read their inputs; the oracle reads their tasks."""
+        return self._resources.benchmark.rows
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the pool's adapters."""
+        self._check_reads("adapters")
+        return [entry.model_name for entry in self._resources.benchmark.pool]
+
+    @property
+    def pool(self) -> list[PoolEntry]:
+        """The pool: the name, domain and samples of each adapter."""
+        self._check_reads("pool")
+        return self._resources.benchmark.pool
+
+    @property
+    def k(self) -> int:
+        """How many adapters a row gets."""
+        self._check_setting("k")
+        return self._profile.retrieval.k
+
+    @property
+    def scorer(self) -> str:
+        """The name of the scorer by which retrieval orders adapters."""
+        self._check_setting("scorer")
+        return self._profile.retrieval.scorer
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature at which retrieval scores become weights. None: equal weights."""
+        self._check_setting("temperature")
+        return self._profile.retrieval.temperature
+
+    @property
+    def seed(self) -> int:
+        """The seed of whatever a method draws. Every run's record keeps the seed."""
+        return self._profile.seed
+
+    @property
+    def masked(self) -> bool:
+        """Whether each row's own adapter is masked (out-of-domain)."""
+        return self._declared.masked
+
+    @property
+    def masked_adapters(self) -> list[str | None]:
+        """For each row, the adapter that the row must not be given. None: the row may be given any adapter."""
+        return [row.task if self.masked else None for row in self.rows]
+
+    @property
+    def available(self) -> int:
+        """How many adapters each row can choose from."""
+        return len(self._resources.benchmark.pool) - self.masked
+
+    @property
+    def queries(self) -> Embeddings:
+        """The embeddings [rows, dim] of the rows' inputs, float32."""
+        self._check_reads("encoder")
+        return self._resources.embeddings[1]
+
+    def index(self, scorer: str | None = None) -> AdapterIndex:
+        """The pool's index under a scorer. None: the profile's scorer."""
+        self._check_reads("encoder")
+        self._check_reads("pool")
+        return self._resources.index(self.scorer if scorer is None else scorer)
+
+    def search(self, k: int, scorer: str | None = None) -> Hits:
+        """The best `k` adapters for each row, without the masked adapters."""
+        exclude = self.masked_adapters if self.masked else None
+        texts = [row.inputs for row in self.rows]
+        return self.index(scorer).search(self.queries, k, exclude=exclude, texts=texts)
+
+    @property
+    def generator(self) -> Generator:
+        """The base model with the pool's adapters, its tokenizer, and the template.
+
+        Raises:
+            UserError: the profile's backend has no model to look into.
+        """
+        self._check_reads("model")
+        return self._resources.generator
+
+    @property
+    def console(self) -> Console:
+        """Where progress is shown."""
+        return self._resources.console
+
+    def learned(
+        self,
+        name: str,
+        depends_on: Mapping[str, Any],
+        learn: Callable[[Path], dict[str, Any]],
+        *,
+        seeded: bool = True,
+    ) -> Path:
+        """The folder of what a method has learned. It is learned now if the folder is not there or not finished.
+
+        The folder lies in the results folder. Its name depends on `depends_on` (options of the method), the seed, the
+        base, the adapters, the pool, the template and the dtype. So an interrupted run goes on with what it had, and
+        variants share a folder.
+
+        Args:
+            learn: is given a folder to write its files to, and returns how they were made, for the record. After an
+                interruption it is given the same folder, with the files that it wrote.
+            seeded: whether the seed counts. Where nothing is drawn, all seeds share a folder.
+        """
+        benchmark, generation = self._resources.benchmark, self._profile.generation
+        conditions = {
+            "name": name,
+            "options": dict(depends_on),
+            **({"seed": self.seed} if seeded else {}),
+            **{part: benchmark.hashes[part] for part in ("base", "adapters", "pool")},
+            "template": generation.template_text,
+            "max_prompt_tokens": generation.max_prompt_tokens,
+            "dtype": self._profile.dtype,
+        }
+        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self._resources.results / LEARNED / f"{name}-{digest}"
+        record = folder / RECORD_FILE
+        if not record.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(record, {"conditions": conditions, **learn(folder)})
+        self._resources.learned[folder.name] = hash_path(folder)
+        return folder
+
+    def _check_reads(self, part: Reads) -> None:
+        if part not in self._declared.reads:
+            raise self._undeclared(f"the {part}", "reads", part)
+
+    def _check_setting(self, setting: Settings) -> None:
+        if setting not in self._declared.settings:
+            raise self._undeclared(f"the setting {setting}", "settings", setting)
+
+    def _undeclared(self, what: str, field: str, name: str) -> UserError:
+        return UserError(
+            f"method {self._declared.name} uses {what} without declaring it, so a change of it would go unnoticed: "
+            f"add {name!r} to the method's `{field}`"
+        )

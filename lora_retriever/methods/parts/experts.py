@@ -1,0 +1,77 @@
+"""Experts, and the options of the training that learns to weigh them: shared by the MoE baselines and SMEAR.
+
+The learned baselines of the LoraRetriever paper (arXiv 2402.09997) take one adapter at random from every cluster of
+tasks (a pool's `domain`) as an *expert*. At every module a linear layer G [experts, d_in] scores the experts by the
+module's input; each method turns these scores into weights in its own way. `gate_training` trains the layers.
+
+The papers call such a layer a router. In this project a router gives whole rows their adapters, and a gate weighs the
+adapters by token.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from lora_retriever.data.rows import PoolEntry
+from lora_retriever.generation.composition import Composition
+
+if TYPE_CHECKING:
+    from lora_retriever.methods.context import Context
+
+
+@dataclass(frozen=True)
+class Experts:
+    """One adapter of every domain, drawn with the seed and offered to every row. A gate weighs these experts."""
+
+    def route(self, context: Context) -> list[Composition]:
+        """The experts, each with weight 1. A row whose own adapter is masked is not offered that adapter."""
+        experts = experts_of(context.pool, context.seed)
+        return [Composition.of({name: 1.0 for name in experts if name != own}) for own in context.masked_adapters]
+
+
+def experts_of(pool: Sequence[PoolEntry], seed: int) -> tuple[str, ...]:
+    """One adapter of every domain, drawn with the seed, in the pool's order (the order of loading)."""
+    draw = random.Random(seed)
+    domains: dict[str, list[str]] = {}
+    for entry in pool:
+        domains.setdefault(entry.domain, []).append(entry.model_name)
+    drawn = {draw.choice(names) for names in domains.values()}
+    return tuple(entry.model_name for entry in pool if entry.model_name in drawn)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the matrices are trained: the options that all learned gates share.
+
+    Attributes:
+        samples: maximum number of samples of each task. 20 is the paper's number.
+        epochs: how often each sample is seen.
+        learning_rate: AdamW's rate is this number divided by the module's d_in, and falls linearly to 0. Adam moves
+            every parameter by about its rate, and so a score G x by about the rate times d_in: one value suits all
+            widths.
+        batch_size: samples in a step. The backward pass needs all activations of the base, so a step has few samples.
+        max_tokens: maximum length of a prompt, in tokens, to bound the memory; longer prompts are cut as at evaluation.
+            None: the profile's `max_prompt_tokens`.
+    """
+
+    samples: int = 20
+    epochs: int = 2
+    learning_rate: float = 0.5
+    batch_size: int = 4
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
+
+    @property
+    def options(self) -> Training:
+        """The options of the training alone, without those of the gate."""
+        return Training(**{option.name: getattr(self, option.name) for option in fields(Training)})

@@ -1,0 +1,86 @@
+"""The router of methods that retrieve: the k best adapters of each row, and how retrieval scores become weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_retriever.generation.composition import Composition, Retrieved
+from lora_retriever.methods.base import Reads, Settings
+
+if TYPE_CHECKING:
+    from lora_retriever.methods.context import Context
+    from lora_retriever.retrieval.index import Hits
+    from lora_retriever.retrieval.scorers import Array
+
+RECORDED = 8
+"""Minimum number of adapters of a search that a run records, however few the method uses."""
+RETRIEVAL: frozenset[Reads] = frozenset({"adapters", "pool", "encoder"})
+SCORED: frozenset[Settings] = frozenset({"scorer"})
+TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The `k` adapters that retrieval finds. None: the profile's k."""
+
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
+    def route(self, context: Context) -> list[Composition]:
+        """The adapters found, with equal weights, or weighted by the profile's temperature if the profile sets one."""
+        k = context.k if self.k is None else self.k
+        hits = context.search(recorded(k, context))
+        temperature = context.temperature if k > 1 else None  # the weight of a single adapter is 1
+        return compositions_of(hits, weights_of(hits.scores[:, :k], temperature))
+
+
+def check_k(k: int | None) -> None:
+    """Check a router's option k: a number of adapters, or None.
+
+    Raises:
+        ValueError: k is less than 1.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
+
+
+def recorded(k: int, context: Context) -> int:
+    """How many adapters to search for, if `k` are used: a run records more adapters than it uses."""
+    return max(k, min(RECORDED, context.available))
+
+
+def weights_of(scores: Array, temperature: float | None) -> Array:
+    """Weights [rows, k] of the adapters found, from their scores [rows, k]; every row sums to 1.
+
+    Without a temperature w_p = 1/k (paper, section 3.2); with one w_p = exp(s_p/T) / Σ_q exp(s_q/T) over the k found
+    (LoRAuter, arXiv 2601.21795, with cosine scores and T = 0.2). T is in the scorer's unit.
+    """
+    if temperature is None:
+        return np.full(scores.shape, 1 / scores.shape[1])
+    from scipy.special import softmax
+
+    return np.asarray(softmax(scores.astype(np.float64) / temperature, axis=1))
+
+
+def compositions_of(hits: Hits, weights: Array) -> list[Composition]:
+    """The first adapters of each row's hits, with their weights [rows, k]. An adapter of weight 0 is not used."""
+    compositions = []
+    for found, row_weights in zip(recorded_hits(hits), weights.tolist(), strict=True):
+        used = {name: weight for name, weight in zip(found.adapters, row_weights, strict=False) if weight}
+        scores = dict(zip(found.adapters, found.scores, strict=True))
+        compositions.append(Composition(used, {name: scores[name] for name in used}, found))
+    return compositions
+
+
+def recorded_hits(hits: Hits) -> list[Retrieved]:
+    """Each row's hits with rounded numbers, as a results file keeps them."""
+    scores = [tuple(round(score, 6) for score in row) for row in hits.scores.tolist()]
+    if hits.probabilities is None:
+        return [Retrieved(tuple(names), row) for names, row in zip(hits.names, scores, strict=True)]
+    probabilities = [tuple(round(chance, 6) for chance in row) for row in hits.probabilities.tolist()]
+    return [Retrieved(tuple(names), *row) for names, *row in zip(hits.names, scores, probabilities, strict=True)]

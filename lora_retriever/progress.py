@@ -1,0 +1,45 @@
+"""The progress bar of every long step: what is done, the time so far, and an estimate of the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+NAME_WIDTH = 24
+"""Minimum width of the name, in characters. A longer name wraps, so that the count stays visible."""
+
+
+class Bar:
+    """One bar. Its length counts units of work (tokens, steps); the text beside it counts what a person counts."""
+
+    def __init__(self, progress: Progress, name: str, total: float, done: float, text: str) -> None:
+        """Begin with `done` of `total` units of work."""
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, completed=int(done), text=text)
+
+    def move_to(self, done: float, text: str) -> None:
+        """Show `done` units of work and the `text`."""
+        self._progress.update(self._task, completed=done, text=text)
+
+    def restart_at(self, done: float, text: str) -> None:
+        """Show `done` units of work that took no time now, so that the estimate of the time left ignores them."""
+        self._progress.reset(self._task, completed=int(done), text=text)
+
+
+@contextmanager
+def progress_bar(console: Console | None, name: str, total: float, done: float = 0, text: str = "") -> Iterator[Bar]:
+    """Show a bar while the context is open; `console` None shows nothing."""
+    columns = (
+        TextColumn("{task.description}", table_column=Column(min_width=NAME_WIDTH, overflow="fold")),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=console is None) as progress:
+        yield Bar(progress, name, total, done, text)

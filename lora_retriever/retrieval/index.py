@@ -1,0 +1,478 @@
+"""`AdapterIndex`: which adapters of a pool fit a query. Works on embeddings, and on texts if the scorer reads texts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lora_retriever.files import write_bytes
+from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
+from lora_retriever.retrieval.pool import AdapterPool
+from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples
+from lora_retriever.retrieval.scorers.base import unit
+
+INDEX_FILE = "index.safetensors"
+LARGE = 4096
+"""Minimum number of adapters for a search of inner products by faiss, which is exact and faster than sorting."""
+LARGEST_VALUE = 1e15
+"""Maximum absolute value in an embedding: the squares of larger values overflow."""
+MOST_SAMPLES = 1 << 31
+"""Maximum number of samples that a file may state for an adapter."""
+TENSORS = {
+    "samples": ({"F16", "F32", "F64"}, 2),
+    "means": ({"F16", "F32", "F64"}, 2),
+    "counts": ({"I32", "I64"}, 1),
+    "scatter": ({"F32", "F64"}, 2),
+    "texts": ({"U8"}, 1),
+}
+"""The tensors of an index file: safetensors' names of the types that are read, and the number of dimensions."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a search found, best first.
+
+    Attributes:
+        names: [n][k].
+        scores: [n, k], on the scorer's own scale.
+        probabilities: [n, k], that the adapter is the input's own, calibrated on the pool; None if no sample could be
+            left out to calibrate on. In a pool of `LARGE` adapters or more, only the best `RIVALS` share them.
+    """
+
+    names: list[list[str]]
+    scores: NDArray[np.floating]
+    probabilities: NDArray[np.float64] | None
+
+
+class _State:
+    """What is computed from a pool at its first search, and discarded when the pool changes."""
+
+    def __init__(self, fitted: Fitted, temperature: float | None) -> None:
+        self.fitted = fitted
+        self._recorded = temperature
+
+    @cached_property
+    def temperature(self) -> float | None:
+        if self._recorded is not None:
+            return self._recorded
+        held_out = self.fitted.held_out()
+        return None if held_out is None else fit_temperature(held_out)
+
+    @cached_property
+    def presence(self) -> Presence | None:
+        held_out = self.fitted.held_out()
+        return None if held_out is None else fit_presence(held_out)
+
+    @cached_property
+    def faiss(self) -> Any:
+        """faiss's exact index of the vectors with their offsets as one more dimension."""
+        import faiss
+
+        assert isinstance(self.fitted, Linear)
+        vectors = _with_offset(self.fitted.vectors, self.fitted.offsets)
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        return index
+
+
+class AdapterIndex:
+    """A pool of adapters, and the scorer that compares queries with them.
+
+    Adapters may be added and removed at any time. A search then finds the same as in a new index of the same adapters
+    (the running sums of `discriminant` differ by rounding in double precision).
+    """
+
+    def __init__(self, scorer: str = "cosine") -> None:
+        """An empty index.
+
+        Raises:
+            ValueError: there is no such scorer.
+        """
+        if scorer not in SCORERS:
+            raise ValueError(f"unknown scorer {scorer!r} (known: {', '.join(SCORERS)})")
+        self.scorer = scorer
+        self._pool = AdapterPool()
+        self._state: _State | None = None
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        names: Sequence[str],
+        embeddings: Sequence[Array],
+        scorer: str = "cosine",
+        texts: Sequence[Sequence[str]] | None = None,
+    ) -> AdapterIndex:
+        """An index of one array [samples_i, dim] per name, and the samples' texts if the scorer reads texts.
+
+        Raises:
+            ValueError: as `add`, or the numbers of names, arrays and lists of texts differ.
+        """
+        if len(names) != len(embeddings) or (texts is not None and len(texts) != len(names)):
+            described = "" if texts is None else f" and {len(texts)} lists of texts"
+            raise ValueError(f"{len(names)} names but {len(embeddings)} arrays of embeddings{described}")
+        index = cls(scorer)
+        for position, (name, samples) in enumerate(zip(names, embeddings, strict=True)):
+            index.add(name, samples, None if texts is None else texts[position])
+        return index
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in the order in which they were added."""
+        return self._pool.names
+
+    @property
+    def temperature(self) -> float | None:
+        """The softmax temperature that turns scores into probabilities, fitted on left-out pool samples.
+
+        None: no sample can be left out.
+
+        Raises:
+            ValueError: the index is empty.
+        """
+        return self._fitted().temperature
+
+    def rescored(self, scorer: str) -> AdapterIndex:
+        """The same pool under another scorer.
+
+        Raises:
+            ValueError: there is no such scorer, or the scorer needs samples or texts that this index does not have.
+        """
+        index = AdapterIndex(scorer)
+        index._pool = self._pool.copy()
+        if scorer == self.scorer:
+            index._pool.constants = self._pool.constants
+        if SCORERS[scorer].needs_texts and not self._pool.has_texts:
+            raise ValueError(f"scorer {scorer} reads the samples' texts, which this index does not know")
+        if SCORERS[scorer].needs_samples and not self._pool.has_samples:
+            raise ValueError(f"scorer {scorer} needs the samples, which a private index does not keep")
+        return index
+
+    def add(self, name: str, embeddings: Array, texts: Sequence[str] | None = None) -> None:
+        """Add an adapter by the embeddings [samples, dim] of its samples, and their texts if the scorer reads texts.
+
+        Raises:
+            ValueError: the name is taken or no text, the array is empty, of another dimension, not finite, or beyond
+                `LARGEST_VALUE`, or the number of texts differs.
+        """
+        if not isinstance(name, str):
+            raise ValueError(f"an adapter's name must be a text, not {name!r}")
+        vectors = _float32(embeddings, f"adapter {name!r}")
+        if name in self._pool:
+            raise ValueError(f"adapter {name!r} is in the index already; remove it first")
+        if vectors.ndim != 2 or vectors.size == 0:
+            raise ValueError(
+                f"adapter {name!r}: embeddings must be [samples, dim] with at least one sample, not {vectors.shape}"
+            )
+        if texts is not None and len(texts) != len(vectors):
+            raise ValueError(f"adapter {name!r}: {len(vectors)} embeddings but {len(texts)} texts")
+        if texts is None and SCORERS[self.scorer].needs_texts:
+            raise ValueError(f"adapter {name!r}: scorer {self.scorer} reads the samples' texts; give them as well")
+        self._check(vectors, f"adapter {name!r}")
+        self._pool.add(name, Samples(vectors, None if texts is None else tuple(texts)))
+        self._state = None
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out.
+
+        Raises:
+            KeyError: the adapter is not in the index.
+        """
+        if name not in self._pool:
+            raise KeyError(f"adapter {name!r} is not in the index")
+        self._pool.remove(name)
+        self._state = None
+
+    def search(
+        self,
+        queries: Array,
+        k: int,
+        exclude: Sequence[str | None] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Hits:
+        """The `k` best adapters for each query [n, dim]. Of equal scores the adapter that was added first wins.
+
+        Args:
+            exclude: per query the adapter that is masked (out-of-domain), or None; a name that the pool does not have
+                masks no adapter.
+            texts: the queries' texts, if the scorer reads texts.
+
+        Raises:
+            ValueError: `k` exceeds the number of adapters that are not masked, the queries' shape or values are wrong,
+                or the scorer reads texts and none are given.
+        """
+        vectors = np.asarray(queries)
+        if vectors.ndim != 2:
+            raise ValueError(f"queries must be [n, dim], not {vectors.shape}")
+        for what, given in (("exclusions", exclude), ("texts", texts)):
+            if given is not None and len(given) != len(vectors):
+                raise ValueError(f"{len(vectors)} queries but {len(given)} {what}")
+        if texts is None and SCORERS[self.scorer].needs_texts:
+            raise ValueError(f"scorer {self.scorer} reads the queries' texts; give them as well")
+        self._check(vectors, "queries")
+        position_of = {name: position for position, name in enumerate(self.names)}
+        masked = {row: position_of[name] for row, name in enumerate(exclude or ()) if name in position_of}
+        available = len(position_of) - bool(masked)
+        if not 1 <= k <= available:
+            without = ", one of them masked" if masked else ""
+            raise ValueError(
+                f"k is {k}, but the pool has {len(position_of)} adapters{without}: k must be 1 to {available}"
+            )
+        if not len(vectors):
+            return Hits([], np.zeros((0, k)), None)
+        state, asked = self._fitted(), Samples(vectors, None if texts is None else tuple(texts))
+        if len(position_of) >= LARGE and isinstance(state.fitted, Linear):
+            wanted = k if state.temperature is None else max(k, RIVALS)
+            best, scores = _search_large(state, state.fitted, asked, min(wanted, available), masked)
+        else:
+            best, scores = _search_all(state.fitted, asked, masked)
+        probabilities = None if state.temperature is None else softmax(scores, state.temperature)[:, :k]
+        names = self.names
+        return Hits([[names[position] for position in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
+
+    def presence(self, hits: Hits) -> NDArray[np.float64] | None:
+        """The probability [n] that the query's own adapter is in the pool at all, from a search with k = 2 or more.
+
+        Fitted on pool samples, each scored as if left out and with its own adapter masked. None if no sample can be
+        left out, as in a private index.
+
+        Raises:
+            ValueError: the search was for fewer than two adapters, or the pool has fewer than three.
+        """
+        if hits.scores.shape[1] < 2:
+            raise ValueError("presence needs the two best scores; search with k = 2 or more")
+        presence = self._fitted().presence
+        return None if presence is None else presence.probability(hits.scores)
+
+    def similarity(self) -> NDArray[np.float64]:
+        """Cosine of each adapter's mean embedding with each other's, [adapters, adapters], in the order of `names`."""
+        self._check_filled()
+        means = unit(self._pool.means.astype(np.float64))
+        return np.asarray(means @ means.T)
+
+    def save(self, folder: Path | str, private: bool = False) -> None:
+        """Write the index to one file in `folder` in one atomic step; an older index stays readable until then.
+
+        Texts are kept only if the scorer reads texts.
+
+        Args:
+            private: keep only the adapters' means, their numbers of samples, and the covariance that all share: no text
+                and no single sample. Adapters may be added to a private index and removed from it. It keeps the
+                covariance and the temperature of the adapters that it was saved with until all of them are removed.
+
+        Raises:
+            ValueError: a private index is asked for, and the index is empty, its scorer needs the samples, or an
+                adapter has a single sample, which its mean would give away.
+        """
+        scorer = SCORERS[self.scorer]
+        if private and scorer.needs_samples:
+            fit = ", ".join(name for name, other in SCORERS.items() if not other.needs_samples)
+            raise ValueError(f"scorer {self.scorer} needs the samples, which a private index does not keep (try {fit})")
+        private = private or not self._pool.has_samples
+        if private:
+            self._check_filled()
+            single = [name for name, count in zip(self.names, self._pool.counts, strict=True) if count == 1]
+            if single:
+                raise ValueError(f"adapter {single[0]!r} has a single sample, which a private index would give away")
+        metadata = {"names": json.dumps(self.names), "scorer": self.scorer}
+        if private:  # the values that were fitted on samples that are not kept
+            metadata["constants"] = json.dumps({**self._fitted().fitted.constants, "temperature": self.temperature})
+        write_bytes(Path(folder) / INDEX_FILE, save(self._tensors(private), metadata))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> AdapterIndex:
+        """Read the file that `save` wrote; no pickle is involved.
+
+        Raises:
+            ValueError: there is no index in the folder, or the file is damaged or holds no sound index.
+        """
+        path = Path(folder) / INDEX_FILE
+        try:
+            return cls._read(path)
+        except KeyError as error:
+            raise ValueError(f"{path}: no readable index ({error} is missing)") from error
+        except (OSError, SafetensorError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{path}: no readable index ({error})") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> AdapterIndex:
+        """The index of a file.
+
+        Raises:
+            KeyError: a part is missing.
+            ValueError: a part is not sound.
+        """
+        metadata, tensors = _read_parts(path)
+        index, counts = cls(metadata["scorer"]), tensors["counts"]
+        names = _list_of_texts(metadata["names"], "names")
+        if len(set(names)) != len(names):
+            raise ValueError("an adapter is named twice")
+        if len(counts) != len(names) or (len(counts) and not 1 <= counts.min() <= counts.max() <= MOST_SAMPLES):
+            raise ValueError(f"{len(names)} adapters do not have {len(counts)} counts of samples from 1 on")
+        if "means" in tensors:
+            if SCORERS[index.scorer].needs_samples:
+                raise ValueError(f"scorer {index.scorer} needs the samples, which the file does not hold")
+            means = _float32(tensors["means"], "means")
+            if len(means) != len(names) or not means.size:
+                raise ValueError(f"{len(names)} adapters but means of shape {means.shape}")
+            _check_values(means, "means")
+            scatter = tensors["scatter"].astype(np.float64)
+            _check_scatter(scatter, means, counts)
+            index._pool = AdapterPool.of_means(names, means, counts, scatter)
+            index._pool.constants = _constants(metadata["constants"])
+            return index
+        samples = tensors["samples"]
+        ends = np.cumsum(counts, dtype=np.int64)
+        if len(samples) != sum(counts.tolist()):
+            raise ValueError(f"the adapters count {sum(counts.tolist())} samples, but the file holds {len(samples)}")
+        arrays = np.split(samples, ends[:-1]) if names else []
+        texts = None
+        if "texts" in tensors:
+            every = _list_of_texts(tensors["texts"].tobytes().decode("utf-8", "surrogatepass"), "texts")
+            if len(every) != len(samples):
+                raise ValueError(f"{len(every)} texts but {len(samples)} samples")
+            texts = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        return cls.from_embeddings(names, arrays, index.scorer, texts)
+
+    def _tensors(self, private: bool) -> dict[str, NDArray[Any]]:
+        """The tensors of a file: samples, or means and scatter instead."""
+        if private:
+            return {"means": self._pool.means, "counts": self._pool.counts, "scatter": self._pool.scatter}
+        samples = self._pool.samples
+        tensors: dict[str, NDArray[Any]] = {
+            "samples": np.concatenate([s.embeddings for s in samples]) if samples else np.zeros((0, 0), np.float32),
+            "counts": self._pool.counts,  # [adapters]
+        }
+        if samples and SCORERS[self.scorer].needs_texts:
+            texts = json.dumps([text for s in samples for text in s.texts or ()], ensure_ascii=False)
+            tensors["texts"] = np.frombuffer(texts.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        return tensors
+
+    def _fitted(self) -> _State:
+        self._check_filled()
+        if self._state is None:
+            self._state = _State(SCORERS[self.scorer].fit(self._pool), self._pool.constants.get("temperature"))
+        return self._state
+
+    def _check_filled(self) -> None:
+        if not len(self._pool):
+            raise ValueError("the index is empty")
+
+    def _check(self, vectors: Array, what: str) -> None:
+        if self._pool.dim is not None and vectors.shape[1] != self._pool.dim:
+            raise ValueError(f"{what}: dimension {vectors.shape[1]}, but the index has {self._pool.dim}")
+        _check_values(vectors, what)
+
+
+def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Positions, Array]:
+    """All adapters for every query, best first: positions and scores [n, adapters]; masked adapters last, with −∞."""
+    scores = np.array(fitted.score(queries))
+    for row, position in masked.items():
+        scores[row, position] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")
+    return best, np.take_along_axis(scores, best, axis=1)
+
+
+def _search_large(
+    state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, int]
+) -> tuple[Positions, Array]:
+    """The best k for every query by faiss, best first: positions and scores [n, k]; equal scores in faiss's order."""
+    asked = _with_offset(
+        fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
+    )
+    scores, best = state.faiss.search(asked, k + bool(masked))
+    for row, position in masked.items():
+        kept = np.flatnonzero(best[row] != position)[:k]
+        best[row, :k], scores[row, :k] = best[row, kept], scores[row, kept]
+    return best[:, :k], scores[:, :k]
+
+
+def _with_offset(vectors: Array, offsets: Array | None) -> NDArray[np.float32]:
+    """Vectors [n, dim] with their offsets [n] as one more dimension, in the form that faiss reads."""
+    joined = vectors if offsets is None else np.column_stack([vectors, offsets])
+    return np.ascontiguousarray(joined, dtype=np.float32)
+
+
+def _float32(values: Any, what: str) -> NDArray[np.float32]:
+    """Values as float32; too large values become infinite.
+
+    Raises:
+        ValueError: the values are not numbers, or their rows differ in length.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what}: embeddings must be rows of numbers ({error})") from error
+
+
+def _check_values(vectors: Array, what: str) -> None:
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{what}: NaN or infinite values")
+    if vectors.size and np.abs(vectors).max() > LARGEST_VALUE:
+        raise ValueError(f"{what}: values beyond {LARGEST_VALUE:g}")
+
+
+def _read_parts(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """The metadata and the tensors of an index file, of the types and dimensions in `TENSORS`."""
+    if not path.is_file():  # a device or a pipe could be read without end
+        raise FileNotFoundError("there is no such file")
+    with safe_open(path, framework="numpy") as file:
+        metadata, tensors = file.metadata() or {}, {}
+        for name in TENSORS.keys() & set(file.keys()):
+            part = file.get_slice(name)
+            types, dimensions = TENSORS[name]
+            if part.get_dtype() not in types or len(part.get_shape()) != dimensions:
+                raise ValueError(f"{name} is of type {part.get_dtype()} and shape {part.get_shape()}")
+            tensors[name] = file.get_tensor(name)
+    return metadata, tensors
+
+
+def _list_of_texts(text: str, what: str) -> list[str]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"{what}: not a list of texts")
+    return found
+
+
+def _constants(text: str) -> dict[str, float]:
+    """The constants of a private index: numbers, and a temperature that may be None."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("constants: not an object")
+    for name, value in found.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number and (name, value) != ("temperature", None):
+            raise ValueError(f"constants: {name} is not a finite number")
+    temperature, shrinkage = found.get("temperature"), found.get("shrinkage", 0)
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"constants: temperature {temperature} is not positive")
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"constants: shrinkage {shrinkage} is not between 0 and 1")
+    return found
+
+
+def _check_scatter(scatter: NDArray[np.float64], means: Array, counts: Positions) -> None:
+    """Check that a matrix can be a sum of outer products xx': finite, symmetric, without negative eigenvalues."""
+    dim = means.shape[1]
+    if scatter.shape != (dim, dim):
+        raise ValueError(f"scatter has shape {scatter.shape}, but the means have dimension {dim}")
+    if not np.isfinite(scatter).all() or np.abs(scatter).max() > LARGEST_VALUE**2:
+        raise ValueError("scatter: NaN, infinite or too large values")
+    # Eigenvalues below these are rounding, as in `scorers.discriminant`.
+    rounding = 1e-6 * np.trace(scatter) / dim + 1e-9 * counts.sum() * float((means.astype(np.float64) ** 2).mean())
+    if not np.allclose(scatter, scatter.T, rtol=1e-6, atol=max(rounding, 0)):
+        raise ValueError("scatter is not symmetric")
+    try:
+        np.linalg.cholesky(scatter + (rounding + np.finfo(float).tiny) * np.eye(dim))
+    except np.linalg.LinAlgError as error:
+        raise ValueError("scatter has a negative eigenvalue") from error

@@ -1,0 +1,46 @@
+"""Scorers: how similar a query is to an adapter's samples.
+
+mean_ip, cosine         the adapter is the mean of its samples                    means.py
+nearest, knn            the adapter is its samples, the most similar count        neighbours.py
+discriminant            directions that vary within all adapters count less       discriminant.py
+lexical, hybrid         words and form of the texts, alone or with meaning        texts.py
+"""
+
+from __future__ import annotations
+
+from lora_retriever.retrieval.scorers import discriminant, means, neighbours, texts  # registers them
+from lora_retriever.retrieval.scorers.base import (
+    SCORERS,
+    Array,
+    Fitted,
+    HeldOut,
+    Linear,
+    Pool,
+    Positions,
+    Samples,
+    Scorer,
+    scorer,
+)
+
+__all__ = [
+    "SCORERS",
+    "Array",
+    "Fitted",
+    "HeldOut",
+    "Linear",
+    "Pool",
+    "Positions",
+    "Samples",
+    "Scorer",
+    "discriminant",
+    "means",
+    "needs_texts",
+    "neighbours",
+    "scorer",
+    "texts",
+]
+
+
+def needs_texts(name: str) -> bool:
+    """Whether a scorer reads the texts of the pool's samples and of the queries."""
+    return SCORERS[name].needs_texts

@@ -1,0 +1,391 @@
+"""Contrastive training of the retriever's encoder on some of a pool's tasks, and what it does to the tasks left out.
+
+As the paper does it: two samples of one task belong together, samples of different tasks do not, under a softmax with
+a temperature. The paper publishes none of learning rate, temperature, batch and epochs. Loss, batches and loop are
+sentence-transformers'; what is here is the choice of tasks, the pairs, the record and the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+
+from lora_retriever.analysis.retrieval.evaluation import CUTS
+from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.errors import UserError
+from lora_retriever.experiment.profile import INSTRUCTION
+from lora_retriever.files import hash_path, write_json
+from lora_retriever.resampling import over_tasks, permutation_test
+from lora_retriever.retrieval.encoders import Embeddings, Layout, SentenceEncoder, load_encoder
+from lora_retriever.retrieval.index import AdapterIndex
+from lora_retriever.retrieval.pooling import encode_samples
+from lora_retriever.running.run_file import differences
+
+RECORD_FILE = "training.json"
+MEASURED = ("cosine", "mean_ip")
+
+Places = NDArray[np.int64]
+
+
+class RetrieverOptions(BaseModel):
+    """How an encoder is trained. Share, samples and instruction are the paper's; it publishes none of the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(0.4, gt=0, le=1)
+    tasks: tuple[str, ...] | None = None  # chosen by name; None: a share of them, drawn
+    validation: int = Field(0, ge=0)  # how many of the chosen tasks are held out of training
+    samples: int = Field(20, ge=2)
+    instruction: str = INSTRUCTION
+    temperature: float = Field(0.05, gt=0)
+    epochs: int = Field(2, ge=1)  # in one, every sample is an anchor once
+    batch_size: int = Field(32, ge=2)  # pairs, each of another task
+    learning_rate: float = Field(5e-5, gt=0)
+    layers: int | None = Field(None, ge=0)  # topmost ones trained; None: everything, 0: only an added linear layer
+    max_tokens: int | None = Field(None, ge=1)  # longer texts are cut in training; None: the encoder's own limit
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """Which tasks of a pool are trained on, which are held out of training to choose options by, and all the others."""
+
+    seen: list[str]
+    validation: list[str]
+    unseen: list[str]
+
+
+def choose_tasks(pool: Sequence[PoolEntry], options: RetrieverOptions) -> TaskChoice:
+    """The tasks named in the options, or a share of the pool's drawn with the seed; the last of these for validation.
+
+    Raises:
+        UserError: a task is named that is not in the pool, or fewer than two are left to train on.
+    """
+    names = [entry.model_name for entry in pool]
+    unknown = [name for name in options.tasks or () if name not in names]
+    if unknown:
+        raise UserError(f"the pool has no task {', '.join(unknown)} to train on")
+    drawn = random.Random(options.seed).sample(names, round(options.share * len(names)))
+    chosen = list(dict.fromkeys(options.tasks or drawn))
+    seen = chosen[: max(len(chosen) - options.validation, 0)]
+    if len(seen) < 2:
+        raise UserError(
+            f"{len(chosen)} of {len(names)} tasks are chosen and {options.validation} of them held out: at least two "
+            "must be left, each is the other's negative. Choose a larger share, or hold out fewer"
+        )
+    return TaskChoice(seen, chosen[len(seen) :], [name for name in names if name not in chosen])
+
+
+def training_pairs(pool: Sequence[PoolEntry], options: RetrieverOptions) -> Dataset:
+    """(anchor, positive) pairs of samples of one task, all epochs' in one set; `label` is the task.
+
+    Epoch by epoch a sample gets another partner, as far as there are others.
+
+    Raises:
+        UserError: a task has a single sample.
+    """
+    draw = random.Random(options.seed)
+    pairs = []
+    for label, entry in enumerate(pool):
+        texts = [sample.inputs.strip() for sample in entry.sample][: options.samples]
+        if len(texts) < 2:
+            raise UserError(f"task {entry.model_name} has one sample only: no pair can be made of it")
+        draw.shuffle(texts)
+        for epoch in range(options.epochs):
+            shift = 1 + epoch % (len(texts) - 1)
+            pairs += [
+                {"anchor": text, "positive": texts[(place + shift) % len(texts)], "label": label}
+                for place, text in enumerate(texts)
+            ]
+    return Dataset.from_list(pairs)
+
+
+def train_retriever(
+    base: Path,
+    pool_file: Path,
+    options: RetrieverOptions,
+    out: Path,
+    layout: Layout = "auto",
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train an encoder and write it, with a record of how it was made, to the folder `out` in one atomic step.
+
+    An interrupted training goes on from the last epoch's end, which `OUT.partial` beside it holds; where `out` is
+    there already, nothing is done.
+
+    Returns:
+        The record: the choice of tasks, options, hashes, losses, validation, seconds, versions.
+
+    Raises:
+        UserError: `out` or what was begun of it was made with something else, or the tasks do not suffice.
+    """
+    configuration = {
+        "base_hash": hash_path(base),
+        "layout": layout,
+        "pool_hash": hash_path(pool_file),
+        "options": options.model_dump(mode="json"),
+    }
+    partial = out.with_name(f"{out.name}.partial")
+    finished, begun = _made_before(out, configuration), _made_before(partial, configuration)
+    if finished is not None:
+        return finished
+    pool = read_pool(pool_file)
+    tasks = choose_tasks(pool, options)
+    pairs = training_pairs([entry for entry in pool if entry.model_name in tasks.seen], options)
+    encoder = load_encoder(base, layout, options.instruction, device=device)
+    model = encoder.model = trainable(encoder.model, options)
+    if begun is None:
+        write_json(partial / RECORD_FILE, {"configuration": configuration})
+
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "configuration": configuration,
+        "base": str(base),
+        "pool": str(pool_file),
+        "tasks": asdict(tasks),
+    }
+    if tasks.validation:
+        record["validation"] = {"before": held_out_shares(encoder, pool, tasks.validation)}
+    trainer = contrastive_trainer(model, pairs, options, partial)
+    own_limit = model.max_seq_length
+    model.max_seq_length = options.max_tokens or own_limit
+    trainer.train(resume_from_checkpoint=_last_checkpoint(partial))
+    model.max_seq_length = own_limit
+    if tasks.validation:
+        record["validation"]["after"] = held_out_shares(encoder, pool, tasks.validation)
+    record |= {
+        "steps": trainer.state.global_step,
+        "losses": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],
+        "seconds": round(time.perf_counter() - started, 1),  # since the last start
+        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers", "datasets")},
+    }
+    trained = partial / "trained"
+    model.save_pretrained(str(trained), create_model_card=False)
+    write_json(trained / RECORD_FILE, record)
+    trained.rename(out)
+    shutil.rmtree(partial)
+    return record
+
+
+def trainable(model: SentenceTransformer, options: RetrieverOptions) -> SentenceTransformer:
+    """The model with only those parameters left to train that the options ask for."""
+    if options.layers is None:
+        return model
+    model.requires_grad_(False)
+    if options.layers == 0:
+        dim = model.get_embedding_dimension()
+        assert dim is not None, "an encoder without an embedding dimension"
+        # y = x + Wx with W = 0: the model's own vectors to begin with
+        added = Dense(
+            dim, dim, bias=False, activation_function=None, init_weight=torch.zeros(dim, dim), use_residual=True
+        )
+        modules = list(model)
+        modules.insert(len(modules) - isinstance(modules[-1], Normalize), added)
+        return SentenceTransformer(modules=modules, device=str(model.device))
+    transformer = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    depth = transformer.config.num_hidden_layers
+    if options.layers > depth:
+        raise UserError(f"the encoder has {depth} layers: the topmost {options.layers} cannot be trained")
+    stack = next(part for part in transformer.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+    for part in (*stack[-options.layers :], *list(model)[1:]):
+        part.requires_grad_(True)
+    return model
+
+
+def contrastive_trainer(
+    model: SentenceTransformer, pairs: Dataset, options: RetrieverOptions, scratch: Path
+) -> SentenceTransformerTrainer:
+    """sentence-transformers' trainer, its state saved to `scratch` at every epoch's end."""
+    set_seed(options.seed)
+    batch_size = min(options.batch_size, len(set(pairs["label"])))
+    steps_per_epoch = max(len(pairs) // batch_size // options.epochs, 1)
+    # Every text of another task in the batch is a negative: anchors', positives', and both ways (Li et al., 2023).
+    loss = MultipleNegativesRankingLoss(
+        model,
+        scale=1 / options.temperature,
+        directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"),
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(scratch),
+            num_train_epochs=1,  # the pairs are those of all epochs
+            per_device_train_batch_size=batch_size,
+            batch_sampler=one_pair_a_task,
+            dataloader_drop_last=True,
+            prompts=options.instruction or None,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=0.1,  # of all
+            seed=options.seed,
+            save_strategy="steps",
+            save_steps=steps_per_epoch,
+            save_total_limit=1,
+            logging_strategy="steps",
+            logging_steps=steps_per_epoch,
+            disable_tqdm=not sys.stderr.isatty(),
+            report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=model.device.type == "cpu",
+        ),
+        train_dataset=pairs,
+        loss=loss,
+    )
+    trainer.remove_callback(PrinterCallback)  # the losses go into the record
+    return trainer
+
+
+def one_pair_a_task(
+    dataset: Dataset, batch_size: int, drop_last: bool, generator: torch.Generator, seed: int, **_: Any
+) -> NoDuplicatesBatchSampler:
+    """Batches in which no value occurs twice: no task, and no text, which would be a negative of itself.
+
+    sentence-transformers' own way to ask for this sampler, `no_duplicates`, passes over the labels.
+    """
+    return NoDuplicatesBatchSampler(dataset, batch_size, drop_last, generator=generator, seed=seed)
+
+
+def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, device: str = "cpu") -> dict[str, Any]:
+    """Retrieval over the whole pool before and after training, for rows of seen and unseen tasks; kept in the record.
+
+    Returns:
+        `rows` per group; `before` and `after`, {scorer: {group: {top1, top3, top5, top8, mrr}}}, shares in percent;
+        and `unseen_top1`, {scorer: {points, p_value, over_tasks}}, how sure the change on unseen tasks is.
+    """
+    record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
+    rows_hash = hash_path(rows_file)
+    if record.get("evaluation", {}).get("rows_hash") == rows_hash:
+        return record["evaluation"]
+    pool, rows = read_pool(pool_file), read_rows(rows_file)
+    layout, instruction = record["configuration"]["layout"], record["configuration"]["options"]["instruction"]
+    before = own_places(load_encoder(base, layout, instruction, device=device), pool, rows)
+    after = own_places(load_encoder(out, "auto", instruction, device=device), pool, rows)
+    groups = {
+        **{name: np.array([row.task in record["tasks"][name] for row in rows]) for name in record["tasks"]},
+        "all": np.ones(len(rows), dtype=bool),
+    }
+    groups = {name: member for name, member in groups.items() if member.any()}
+
+    def shares_by_group(places: dict[str, Places]) -> dict[str, Any]:
+        return {
+            scorer: {name: shares(found[member]) for name, member in groups.items()} for scorer, found in places.items()
+        }
+
+    record["evaluation"] = {
+        "inputs": str(rows_file),
+        "rows_hash": rows_hash,
+        "rows": {name: int(member.sum()) for name, member in groups.items()},
+        "before": shares_by_group(before),
+        "after": shares_by_group(after),
+        "unseen_top1": {
+            scorer: top1_change(rows, before[scorer], after[scorer], groups["unseen"]) for scorer in MEASURED
+        }
+        if "unseen" in groups
+        else {},
+    }
+    write_json(out / RECORD_FILE, record)
+    return record["evaluation"]
+
+
+def own_places(encoder: SentenceEncoder, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> dict[str, Places]:
+    """For each scorer, at which place (from 0) every row finds its own task's adapter among the pool's."""
+    names, embeddings = (
+        [entry.model_name for entry in pool],
+        encode_samples(encoder, [[sample.inputs for sample in entry.sample] for entry in pool]),
+    )
+    queries = encoder.encode([row.inputs for row in rows])
+    return {
+        scorer: _places(AdapterIndex.from_embeddings(names, embeddings, scorer), queries, [row.task for row in rows])
+        for scorer in MEASURED
+    }
+
+
+def held_out_shares(encoder: SentenceEncoder, pool: Sequence[PoolEntry], tasks: Sequence[str]) -> dict[str, float]:
+    """How well the pool's samples of `tasks` find their own adapter, by cosine, each left out of what describes it."""
+    names, embeddings = (
+        [entry.model_name for entry in pool],
+        encode_samples(encoder, [[sample.inputs for sample in entry.sample] for entry in pool]),
+    )
+    places = []
+    for task in tasks:
+        own = names.index(task)
+        for sample in range(len(embeddings[own])):
+            others = [*embeddings[:own], np.delete(embeddings[own], sample, axis=0), *embeddings[own + 1 :]]
+            index = AdapterIndex.from_embeddings(names, others, "cosine")
+            places.append(_places(index, embeddings[own][sample : sample + 1], [task]))
+    return shares(np.concatenate(places))
+
+
+def shares(places: Places) -> dict[str, float]:
+    """Percent of places among the first k, and the mean reciprocal rank, which says more on few rows."""
+    found = {f"top{k}": round(100 * float((places < k).mean()), 2) for k in CUTS}
+    return {**found, "mrr": round(100 * float((1 / (places + 1)).mean()), 2)}
+
+
+def top1_change(rows: Sequence[Row], before: Places, after: Places, members: NDArray[np.bool_]) -> dict[str, Any]:
+    """Change of the top-1 share over some rows: points, p of the paired permutation test, interval over tasks."""
+    change = ((after == 0).astype(float) - (before == 0))[members]  # [rows], 1: found now, −1: lost
+    tasks = np.array([row.task for row in rows])[members]
+    by_task = [change[tasks == task].mean() for task in dict.fromkeys(tasks)]
+    p_value = permutation_test(len(change), lambda swapped: ((1 - 2 * swapped) @ change)[..., None])
+    return {
+        "points": round(100 * float(change.mean()), 2),
+        "p_value": round(float(p_value[0]), 4),
+        "over_tasks": [round(100 * float(end), 2) for end in over_tasks(by_task)],
+    }
+
+
+def _places(index: AdapterIndex, queries: Embeddings, own: Sequence[str]) -> Places:
+    """Place from 0 of each query's own adapter; behind the last where the pool lacks it."""
+    hits = index.search(queries, k=len(index.names))
+    return np.array([[*names, name].index(name) for names, name in zip(hits.names, own, strict=True)])
+
+
+def _last_checkpoint(partial: Path) -> str | None:
+    """The newest whole checkpoint; its state file is the last that is written."""
+    states = sorted(partial.glob("checkpoint-*/trainer_state.json"), key=lambda state: state.stat().st_mtime_ns)
+    return str(states[-1].parent) if states else None
+
+
+def _made_before(folder: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a folder that was made, or begun, with this very configuration; None where there is no folder.
+
+    Raises:
+        UserError: it was made with another, or by something else.
+    """
+    if not folder.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        differing = differences(record["configuration"], configuration)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise UserError(
+            f"{folder} is there but was not made by this training; move it away or choose another --out"
+        ) from error
+    if differing:
+        raise UserError(
+            f"{folder} was trained with other settings: {'; '.join(differing)}. "
+            "Choose another --out, or delete the folder"
+        )
+    return record

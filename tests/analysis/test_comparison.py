@@ -1,0 +1,162 @@
+"""Run against run: the difference and its p-value by plain loops, and what a reader is told."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_retriever.analysis.comparison import Comparison, compare, comparison_table
+from lora_retriever.analysis.runs import read_runs
+from lora_retriever.analysis.scores import MEAN, Quantity, score_run
+from lora_retriever.cli import main
+from lora_retriever.errors import UserError
+from lora_retriever.metrics import Scoring
+from lora_retriever.metrics.base import compute
+from lora_retriever.metrics.standard import BLEU
+from lora_retriever.tables import terminal
+
+RIGHT = {"better": "1111101111 1111", "worse": "1010000100 1101"}
+"""Right (1) or wrong, row by row, of two tasks of one domain."""
+
+
+def write_run(folder: Path, name: str, right: str, leave_out: Sequence[int] = ()) -> None:
+    """A run of tasks `a`, `b`, …, one group of digits each."""
+    lines = []
+    for task, digits in zip("abc", right.split(), strict=False):
+        for digit in digits:
+            row = {"inputs": f"row {len(lines)}", "targets": "yes", "task": task, "domain": "all", "metric": "em"}
+            lines.append({"id": len(lines), **row, "predicted_answer": "yes" if digit == "1" else "no"})
+    kept = [json.dumps(line) for line in lines if line["id"] not in leave_out]
+    (folder / f"{name}.jsonl").write_text("\n".join(kept))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for name, right in RIGHT.items():
+        write_run(tmp_path, name, right)
+    return tmp_path
+
+
+def compared(folder: Path, versus: str, level: str = "domain", scoring: str = "paper") -> list[Comparison]:
+    chosen = Scoring(scoring)  # type: ignore[arg-type]
+    return compare([score_run(run, chosen) for run in read_runs(folder)], versus, level)
+
+
+def test_the_difference_and_its_p_value_by_a_plain_loop(results: Path) -> None:
+    """All 2¹⁴ ways to swap the rows of the two runs, counted: a domain is the mean of its two tasks' means."""
+    better, worse = ([int(digit) for digit in RIGHT[name].replace(" ", "")] for name in ("better", "worse"))
+
+    def difference(sides: Sequence[int]) -> float:
+        gained = [(b - w) * (1 - 2 * side) for b, w, side in zip(better, worse, sides, strict=True)]
+        return 100 * (sum(gained[:10]) / 10 + sum(gained[10:]) / 4) / 2
+
+    observed = difference([0] * 14)
+    as_far = sum(difference(sides) >= observed - 1e-9 for sides in itertools.product((0, 1), repeat=14))
+    (comparison,) = compared(results, "worse")
+    found = comparison.differences[Quantity("domain", "all", "em")]
+    assert found.value == pytest.approx(observed)
+    assert found.p == pytest.approx(2 * as_far / 2**14, abs=0.005)  # drawn 9,999 times, not counted
+    assert found.low < found.value < found.high
+    assert comparison.differences[MEAN].value == pytest.approx(observed)
+
+
+def test_a_difference_of_corpus_scores_swaps_rows_before_it_scores(tmp_path: Path) -> None:
+    """Corpus BLEU is no mean over rows: every swap is scored anew, here by sacrebleu's own scorer."""
+    targets = ["the old town lies by the sea", "a quiet harbor sleeps in the sun today", "he buys fish at the market"]
+    answers = {
+        "x": ["the old town lies by the sea", "a quiet harbor sleeps in the rain", "he buys bread at the market"],
+        "y": ["the town by the sea", "a harbor sleeps in the sun today", "she buys fish at the market"],
+    }
+    for name, texts in answers.items():
+        rows = [
+            {"id": place, "inputs": "?", "targets": target, "task": "t", "domain": "d", "metric": "bleu",
+             "predicted_answer": text}
+            for place, (target, text) in enumerate(zip(targets, texts, strict=True))
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def difference(sides: Sequence[int]) -> float:
+        pairs = [(y, x) if side else (x, y) for x, y, side in zip(answers["x"], answers["y"], sides, strict=True)]
+        left, right = (
+            compute(BLEU, predictions=[pair[side] for pair in pairs], references=targets)["bleu"] for side in (0, 1)
+        )
+        return left - right
+
+    swaps = [difference(sides) for sides in itertools.product((0, 1), repeat=3)]
+    observed = difference([0, 0, 0])
+    p = min(
+        1, 2 * min(np.mean([swap >= observed - 1e-9 for swap in swaps]), np.mean([s <= observed + 1e-9 for s in swaps]))
+    )
+    (comparison,) = compared(tmp_path, "y", scoring="standard")
+    found = comparison.differences[Quantity("domain", "d", "bleu")]
+    assert found.value == pytest.approx(observed)
+    assert found.p == pytest.approx(p)
+
+
+def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(results: Path) -> None:
+    write_run(results, "same", RIGHT["worse"])
+    write_run(results, "luckier", "1010000101 1101")
+    comparisons = {comparison.name: comparison for comparison in compared(results, "worse")}
+    assert list(comparisons) == ["better", "luckier", "same"]
+    differences = [d for comparison in comparisons.values() for d in comparison.differences.values()]
+    smallest = min(differences, key=lambda difference: difference.p)
+    assert smallest.corrected == pytest.approx(min(1, smallest.p * len(differences)))
+    same = comparisons["same"].differences[MEAN]
+    assert (same.value, same.p, same.separable) == (0, 1, False)
+    assert same.low == -same.high < 0  # equal on all rows is not equal for sure
+    text = terminal(comparison_table(list(comparisons.values()), "paper"))
+    assert "p 1.000 ~" in text
+    assert "corrected for 6 comparisons (Holm)" in text
+
+
+def test_a_clear_difference_is_separable_among_many_comparisons(tmp_path: Path) -> None:
+    write_run(tmp_path, "all", "1" * 50)
+    for number in range(20):
+        write_run(tmp_path, f"none{number}", "0" * 50)
+    comparisons = compared(tmp_path, "all", level="task")
+    assert all(d.separable and d.value == -100 for c in comparisons for d in c.differences.values())
+
+
+def test_missing_rows_are_named_not_dropped_in_silence(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(results, "better", RIGHT["better"], leave_out=[2, 3, 4, 9])
+    (comparison,) = compared(results, "worse")
+    assert comparison.rows == 10
+    assert comparison.differences[Quantity("domain", "all", "em")].value == pytest.approx((5 / 6 - 2 / 6) * 50 + 12.5)
+    assert main(["summarize", str(results), "--versus", "worse"]) == 0
+    assert "better lacks 4 rows that worse has; they are left out here: 2-4, 9." in capsys.readouterr().out
+    assert main(["summarize", str(results)]) == 0
+    assert "better lacks 4 rows that other runs have: 2-4, 9." in capsys.readouterr().out
+    assert main(["summarize", str(results), "--versus", "worse", "--format", "json"]) == 0
+    written: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert written["runs"]["better"]["missing_rows"] == {"better": [2, 3, 4, 9], "worse": []}
+
+
+def test_what_cannot_be_compared_is_refused(results: Path) -> None:
+    with pytest.raises(UserError, match=r"no run 'best' to compare with \(there are: better, worse\)"):
+        compared(results, "best")
+    write_run(results, "better", RIGHT["better"], leave_out=range(13))
+    write_run(results, "worse", RIGHT["worse"], leave_out=[13])
+    with pytest.raises(UserError, match="share no row"):
+        compared(results, "worse")
+    (results / "better.jsonl").unlink()
+    with pytest.raises(UserError, match="worse is the only run"):
+        compared(results, "worse")
+
+
+def test_rows_of_different_benchmarks_are_never_compared(results: Path) -> None:
+    other = (results / "better.jsonl").read_text().replace("row 3", "another row")
+    (results / "better.jsonl").write_text(other)
+    with pytest.raises(UserError, match=r"row 3 has other inputs in worse \('row 3'\) than in better"):
+        read_runs(results)
+
+
+def test_base_and_selection_of_the_official_answers_are_separable_in_every_domain(official_answers: Path) -> None:
+    (comparison,) = compared(official_answers, "base")
+    assert len({quantity.group for quantity in comparison.differences if quantity.level == "domain"}) == 10
+    assert all(difference.separable and difference.low > 0 for difference in comparison.differences.values())

@@ -1,0 +1,253 @@
+"""The main path on the bundled miniature: right answers, whatever the batch, the order, or the interruptions."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from made_up import made_up_context
+from places import ROOT, TINY
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lora_retriever import AdapterIndex
+from lora_retriever.data.rows import PoolEntry, Row
+from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.generation.batches import Request, plan_batches
+from lora_retriever.generation.loading import load_composable
+from lora_retriever.generation.prompt import ALPACA, Prompt
+from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.methods import Composition, Method, registered
+from lora_retriever.methods.paper import METHODS, Nearest, Nothing, Own
+from lora_retriever.running.evaluate import evaluate
+
+QUIET = Console(file=io.StringIO())
+
+
+def tiny_profile(folder: Path, **generation: Any) -> Profile:
+    """The bundled profile with other generation settings, as a user would write it."""
+    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
+    text = yaml.safe_dump({**content, "generation": {**content["generation"], **generation}})
+    path = folder / "mine.yaml"
+    path.write_text(text.replace("../../data", str(ROOT / "data")))
+    return load_profile(str(path))
+
+
+def lines_of(results: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_row_a_task(tmp_path_factory: pytest.TempPathFactory, tiny: Profile) -> Path:
+    """All eight methods on the first row of every task."""
+    results = tmp_path_factory.mktemp("results")
+    evaluate(tiny, None, results, limit=1, console=QUIET)
+    return results
+
+
+def dense_answer(line: dict[str, Any], mode: str, max_new_tokens: int) -> str:
+    """The greedy answer of the base with the row's composition added to its weights, alone, token by token."""
+    model = AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
+    downs: dict[str, torch.Tensor] = {}
+    ups: dict[str, torch.Tensor] = {}
+    updates: dict[str, torch.Tensor] = {}
+    for name, weight in zip(line["adapters"], line["weights"], strict=True):
+        folder = TINY / "adapters" / name
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for key in tensors:
+            if key.endswith("lora_A.weight"):
+                module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                down = tensors[key].float()
+                up = config["lora_alpha"] / config["r"] * tensors[key.replace("lora_A", "lora_B")].float()
+                updates[module] = updates.get(module, 0) + weight * up @ down
+                downs[module] = downs.get(module, 0) + weight * down
+                ups[module] = ups.get(module, 0) + weight * up
+    for module in updates:
+        model.get_submodule(module).weight.data += updates[module] if mode == "mixture" else ups[module] @ downs[module]
+    tokens = tokenizer(ALPACA.replace("{inputs}", line["inputs"]))["input_ids"]
+    start = len(tokens)
+    with torch.no_grad():
+        while len(tokens) < start + max_new_tokens and tokens[-1] != tokenizer.eos_token_id:
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokenizer.decode(tokens[start:], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_answer_is_the_dense_models(one_row_a_task: Path, tiny: Profile, method: Method) -> None:
+    lines = lines_of(one_row_a_task, method.name)
+    assert len(lines) == len({line["task"] for line in lines}) >= 16
+    for line in lines[::4]:
+        assert line["predicted_answer"] == dense_answer(line, method.mode, tiny.generation.max_new_tokens), line
+
+
+def test_a_line_holds_the_row_and_what_was_used(one_row_a_task: Path, tiny_rows: list[Row]) -> None:
+    rows = {row.id: row for row in tiny_rows}
+    for method in METHODS:
+        for line in lines_of(one_row_a_task, method.name):
+            row = rows[line["id"]]
+            assert Row.model_validate(line) == row
+            assert len(line["adapters"]) == len(line["weights"]) == len(line["scores"])
+            assert line["truncated_tokens"] == 0
+            assert 1 <= line["generated_tokens"] <= 24
+            if isinstance(method.router, Nothing):
+                assert line["adapters"] == []
+            if isinstance(method.router, Own):
+                assert line["adapters"] == [row.task]
+            if isinstance(method.router, Nearest):
+                assert len(line["adapters"]) == method.adapters_needed(3)
+                assert sum(line["weights"]) == pytest.approx(1)
+                assert line["scores"] == sorted(line["scores"], reverse=True)
+            if method.masked:
+                assert row.task not in line["adapters"]
+
+
+def test_later_batches_are_composed_like_the_first(one_row_a_task: Path, tmp_path: Path) -> None:
+    """Fault 1 of the original: from the second batch on it composes nothing. Batches of 2 and of 32 must agree."""
+    small = tiny_profile(tmp_path, batch_size=2)
+    evaluate(small, ["mixture"], tmp_path / "results", limit=1, console=QUIET)
+    answers = [
+        [line["predicted_answer"] for line in lines_of(results, "mixture")]
+        for results in (tmp_path / "results", one_row_a_task)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_rotary_frequencies_stay_float32() -> None:
+    """Fault 9 of the original: its `.bfloat16()` rounds them, and far positions turn by the wrong angle."""
+    model = load_composable(TINY / "base", {}, torch.bfloat16, "cpu").base
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    assert model.dtype == torch.bfloat16
+    assert frequencies
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies)
+
+
+def test_a_finished_folder_is_left_alone(one_row_a_task: Path, tiny: Profile) -> None:
+    before = {path: path.stat().st_mtime_ns for path in one_row_a_task.glob("*.json*")}
+    evaluate(tiny, None, one_row_a_task, limit=1, console=QUIET)
+    assert {path: path.stat().st_mtime_ns for path in one_row_a_task.glob("*.json*")} == before
+
+
+def test_a_changed_setting_never_mixes_into_old_files(one_row_a_task: Path, tmp_path: Path) -> None:
+    other = tiny_profile(tmp_path, max_new_tokens=5)
+    with pytest.raises(UserError, match=r"another configuration: generation\.max_new_tokens: 24 → 5"):
+        evaluate(other, ["base"], one_row_a_task, limit=1, console=QUIET)
+
+
+def without_timings(results: Path) -> dict[str, Any]:
+    content: dict[str, Any] = {path.name: path.read_bytes() for path in results.glob("*.jsonl*")}
+    for path in results.glob("*.meta.json"):
+        content[path.name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "timings"}
+    return content
+
+
+def test_killed_runs_go_on_to_the_very_files_of_an_undisturbed_run(tmp_path: Path) -> None:
+    profile = tiny_profile(tmp_path, batch_size=3)
+    methods = ["selection", "mixture_ood"]
+    evaluate(profile, methods, tmp_path / "undisturbed", limit=2, console=QUIET)
+    killed = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-m", "lora_retriever", "run", "--profile", str(tmp_path / "mine.yaml")),
+        *("--results", str(killed), "--only", ",".join(methods), "--limit", "2"),
+    ]
+    moment = random.Random(0)
+    for name in methods:
+        partial = killed / f"{name}.jsonl.partial"
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not partial.exists():
+                time.sleep(0.002)
+            time.sleep(moment.random() * 0.2)
+            process.send_signal(signal.SIGKILL)
+    evaluate(profile, methods, killed, limit=2, console=QUIET)
+    assert without_timings(killed) == without_timings(tmp_path / "undisturbed")
+
+
+def test_rows_without_an_adapter_fail_alone_and_are_listed(tmp_path: Path, tiny_rows: list[Row]) -> None:
+    rows = [row.model_dump() for row in tiny_rows[:3]]
+    rows[1]["task"] = "unheard_of"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    profile = tiny_profile(tmp_path)
+    profile = profile.model_copy(update={"data": profile.data.model_copy(update={"rows": str(tmp_path / "rows.json")})})
+    with pytest.raises(RowsFailedError, match=r"1 rows failed.*\nbest_selection: row 1: no adapter 'unheard_of'"):
+        evaluate(profile, ["mixture", "best_selection"], tmp_path / "results", limit=None, console=QUIET)
+    assert [line["id"] for line in lines_of(tmp_path / "results", "best_selection")] == [0, 2]
+    assert [line["id"] for line in lines_of(tmp_path / "results", "mixture")] == [0, 1, 2]
+    meta = json.loads((tmp_path / "results" / "best_selection.meta.json").read_text())
+    assert meta["failed_rows"] == [{"id": 1, "reason": "no adapter 'unheard_of' in the pool"}]
+    assert meta["finished"] is False
+
+
+def test_truncation_is_counted(tmp_path: Path) -> None:
+    profile = tiny_profile(tmp_path, max_prompt_tokens=52)
+    evaluate(profile, ["base"], tmp_path / "results", limit=1, console=QUIET)
+    cut = [line["truncated_tokens"] for line in lines_of(tmp_path / "results", "base")]
+    assert any(tokens > 0 for tokens in cut)
+    meta = json.loads((tmp_path / "results" / "base.meta.json").read_text())
+    assert meta["truncated_rows"] == sum(tokens > 0 for tokens in cut)
+
+
+def test_a_k_beyond_the_pool_is_refused_before_anything_runs(tmp_path: Path, tiny_pool: list[Any]) -> None:
+    profile = tiny_profile(tmp_path)
+    big = profile.model_copy(update={"retrieval": profile.retrieval.model_copy(update={"k": len(tiny_pool)})})
+    with pytest.raises(UserError, match="mixture_ood gives a row k"):
+        evaluate(big, ["mixture_ood"], tmp_path / "results", limit=1, console=QUIET)
+    assert not list((tmp_path / "results").glob("*.json*"))
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk under .* is full"):
+        evaluate(tiny, ["base"], tmp_path / "results", limit=1, console=QUIET)
+
+
+def test_batches_hold_prompts_of_similar_length_the_longest_first() -> None:
+    lengths = [5, 9, 9, 1, 7]
+    requests = [Request(id, Prompt([0] * length, 0), Composition()) for id, length in enumerate(lengths)]
+
+    def ids(**settings: int) -> list[list[int]]:
+        return [[request.id for request in batch] for batch in plan_batches(requests, GenerationSection(**settings))]
+
+    assert ids(batch_size=2) == [[1, 2], [4, 0], [3]]
+    # 9 + 1 and 7 + 1 tokens a row: 2 rows of the longest, 3 of the next, a single row however long.
+    assert ids(batch_size=8, batch_tokens=24, max_new_tokens=1) == [[1, 2], [4, 0, 3]]
+    assert ids(batch_size=8, batch_tokens=3, max_new_tokens=1) == [[1], [2], [4], [0], [3]]
+
+
+def test_a_row_records_more_of_its_search_than_it_uses(
+    tiny: Profile, tiny_rows: list[Row], tiny_pool: list[PoolEntry]
+) -> None:
+    """The top 8 with calibrated probabilities, so that another k can be studied without encoding again."""
+    generator = np.random.default_rng(0)
+    names = [entry.model_name for entry in tiny_pool]
+    pool = [generator.normal(size=(4, 6)).astype(np.float32) for _ in names]
+    queries = generator.normal(size=(len(tiny_rows), 6)).astype(np.float32)
+    index = AdapterIndex.from_embeddings(names, pool)
+    for method, masked in (("mixture", False), ("mixture_ood", True)):
+        assert registered()[method].masked == masked
+        hits = index.search(queries, 8, [row.task for row in tiny_rows] if masked else None)
+        setting = made_up_context(tiny, tiny_rows, index, queries, masked, k=3)
+        for place, composition in enumerate(registered()[method].router.route(setting)):
+            assert composition.retrieved is not None
+            assert list(composition.retrieved.adapters) == hits.names[place]
+            assert composition.adapters == composition.retrieved.adapters[:3]
+            assert hits.probabilities is not None
+            assert composition.retrieved.probabilities == pytest.approx(hits.probabilities[place], abs=1e-6)
