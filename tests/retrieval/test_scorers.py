@@ -30,7 +30,12 @@ TEXTS = [
 ]
 POOL = [RANDOM.normal(loc=RANDOM.normal(size=5), size=(len(texts), 5)).astype(np.float32) for texts in TEXTS]
 QUERIES = RANDOM.normal(size=(4, 5)).astype(np.float32)
-QUERY_TEXTS = ["Write a text: (Bo, age, 7)", "Bo ate. Does it follow that Bo is full?", "a dull joy .", "Zzz"]
+QUERY_TEXTS = [
+    "Write a text: (Bo, age, 7)",
+    "Bo ate. Does it follow that Bo is full?",
+    "a dull joy .",
+    "write a text: zzz",
+]
 
 
 def pool_of(arrays: list[NDArray[np.float32]], texts: list[list[str]] | None = None) -> AdapterPool:
@@ -59,6 +64,17 @@ def test_the_discriminant_equals_its_formula() -> None:
     exact = [samples.astype(np.float64) for samples in POOL]
     expected = [discriminant_by_hand(exact, q, fitted.constants["shrinkage"]) for q in QUERIES.astype(np.float64)]
     assert fitted.score(Samples(QUERIES)) == pytest.approx(np.array(expected), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("constants", "shrinkage"), [({}, 0.1), ({"shrinkage": 0.4}, 0.4)])
+def test_the_discriminant_of_means_alone_has_the_stated_shrinkage(
+    constants: dict[str, float], shrinkage: float
+) -> None:
+    known, exact = pool_of(POOL), [samples.astype(np.float64) for samples in POOL]
+    pool = AdapterPool.of_means(NAMES, known.means, known.counts, known.scatter)
+    pool.constants = constants
+    expected = [discriminant_by_hand(exact, query, shrinkage) for query in QUERIES.astype(np.float64)]
+    assert SCORERS["discriminant"].fit(pool).score(Samples(QUERIES)) == pytest.approx(np.array(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize("shrinkage", [0.05, 0.3, 0.9])
@@ -176,8 +192,10 @@ def tokens_of(text: str) -> list[str]:
     return tokens
 
 
-def test_hybrid_is_the_discriminant_on_all_views_side_by_side() -> None:
+@pytest.mark.parametrize("block", [1, 2, 1024])
+def test_hybrid_is_the_discriminant_on_all_views_side_by_side(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Explicit vectors of words, phrases, form and meaning, each of length ½, then dense matrices."""
+    monkeypatch.setattr("lora_retriever.retrieval.scorers.texts.BLOCK", block)
     every = [text for texts in TEXTS for text in texts]
     asked = [*every, *QUERY_TEXTS]
     words = {text: grams_of(tokens_of(text.lower()), 1, 3) for text in asked}
