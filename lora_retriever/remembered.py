@@ -21,18 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_retriever.files import write_bytes
+from lora_retriever.files import cache_folder, write_bytes
 
 Array = NDArray[np.float64]
 
 MAX_FILES = 2000
 """Maximum number of remembered files. When there are more, the half that was not used for longest is removed."""
 PACKAGE = Path(__file__).parent
-
-
-def cache_folder() -> Path:
-    """The folder of the user's cache: `$LORA_RETRIEVER_CACHE`, or else `~/.cache/lora-retriever`."""
-    return Path(os.environ.get("LORA_RETRIEVER_CACHE") or "~/.cache/lora-retriever").expanduser()
 
 
 def remembered(parts: Iterable[bytes | str], compute: Callable[[], list[Array]]) -> list[Array]:
@@ -48,7 +43,7 @@ def remembered(parts: Iterable[bytes | str], compute: Callable[[], list[Array]])
     try:
         file = cache_folder() / "remembered" / f"{digest.hexdigest()}.npz"
         found = _read(file)
-    except (OSError, RuntimeError):  # no home folder, no permission
+    except OSError:  # no home folder, no permission
         return compute()
     if found is not None:
         return found

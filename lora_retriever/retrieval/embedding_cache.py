@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 from filelock import FileLock
 
+from lora_retriever.files import cache_folder
 from lora_retriever.retrieval.encoders import Embeddings, Encoder, SentenceEncoder
 
 GIB = 1 << 30
@@ -68,14 +69,6 @@ def cached(
         "versions": {package: version(package) for package in PACKAGES},
     }
     return CachedEncoder(load, EmbeddingCache(cache_folder()), depends_on)
-
-
-def cache_folder() -> Path | None:
-    """The folder of the user's cache; None if it would lie in a home folder that is not known."""
-    try:
-        return Path(os.environ.get("LORA_RETRIEVER_CACHE") or "~/.cache/lora-retriever").expanduser()
-    except RuntimeError:  # no HOME, or `~name` of no user
-        return None
 
 
 class CachedEncoder:
@@ -130,9 +123,8 @@ class CachedEncoder:
 class EmbeddingCache:
     """Vectors by key in one SQLite file that processes share. Beyond `max_bytes` the longest unused are removed."""
 
-    def __init__(self, folder: Path | None, max_bytes: int = GIB) -> None:
-        """`folder` None: there is no place for a cache, so nothing is kept, and one line says so."""
-        self.path = None if folder is None else folder / "embeddings.sqlite"
+    def __init__(self, folder: Path, max_bytes: int = GIB) -> None:
+        self.path = folder / "embeddings.sqlite"
         self.max_bytes = max_bytes
         self._warned = False
         self._given_up = False
@@ -164,36 +156,36 @@ class EmbeddingCache:
         if self._given_up:
             return otherwise
         try:
-            with self._locked() as path:
+            with self._locked():
                 try:
-                    return _attempt(path, action)
+                    return _attempt(self.path, action)
                 except sqlite3.OperationalError:  # no space, no permission: the file itself is sound
                     raise
                 except sqlite3.DatabaseError as error:
-                    _put_aside(path, str(error))
-                    return _attempt(path, action)
+                    _put_aside(self.path, str(error))
+                    return _attempt(self.path, action)
         except (OSError, sqlite3.Error) as error:
-            # Who waited in vain once does not wait again.
-            self._given_up = self.path is None or isinstance(error, TimeoutError)
+            self._given_up = isinstance(error, TimeoutError)  # do not wait that long a second time
             if not self._warned:
-                _warn(f"{self.path or 'no file'} cannot be used, so texts may be encoded again ({error})")
+                _warn(
+                    f"{self.path} cannot be used, so texts may be encoded again ({error}); LORA_RETRIEVER_CACHE "
+                    "may name another folder"
+                )
             self._warned = True
             return otherwise
 
     @contextmanager
-    def _locked(self) -> Iterator[Path]:
-        """The file's path, while no other process uses the file.
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from using the file.
 
         Raises:
             OSError: the folder cannot be written or has no locks, or `.lock` is a link, which is never followed.
             TimeoutError: another process held the lock for `LOCK_SECONDS`.
         """
-        if self.path is None:
-            raise OSError("the home folder is not known; set LORA_RETRIEVER_CACHE to a folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Locks of flock end with their process. `fallback_to_soft` would leave a file behind a killed process.
         with FileLock(self.path.parent / ".lock", timeout=LOCK_SECONDS, fallback_to_soft=False):
-            yield self.path
+            yield
 
 
 def _attempt(path: Path, action: Callable[[sqlite3.Connection], Result]) -> Result:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lora_retriever.files import write_bytes
+from lora_retriever.files import sweep_unfinished, write_bytes
 from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
 from lora_retriever.retrieval.pool import AdapterPool
 from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples
@@ -286,6 +286,7 @@ class AdapterIndex:
         metadata = {"names": json.dumps(self.names), "scorer": self.scorer}
         if private:  # the values that were fitted on samples that are not kept
             metadata["constants"] = json.dumps({**self._fitted().fitted.constants, "temperature": self.temperature})
+        sweep_unfinished(Path(folder))
         write_bytes(Path(folder) / INDEX_FILE, save(self._tensors(private), metadata))
 
     @classmethod

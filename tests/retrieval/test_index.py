@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -281,6 +282,19 @@ def test_a_missing_or_damaged_index_is_refused(tmp_path: Path, content: bytes | 
         (tmp_path / "index.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="no readable index"):
         AdapterIndex.load(tmp_path)
+
+
+def test_what_a_killed_save_left_behind_is_gone_after_the_next(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        AdapterIndex.from_embeddings(NAMES, POOL).save(tmp_path)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".index.safetensors.")
+    AdapterIndex.from_embeddings(NAMES, POOL).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [INDEX_FILE]
 
 
 # Files that hold no sound index
