@@ -8,7 +8,9 @@ lexical, hybrid         words and form of the texts, alone or with meaning      
 
 from __future__ import annotations
 
-from lora_retriever.retrieval.scorers import discriminant, means, neighbours, texts  # registers them
+import pkgutil
+from importlib import import_module
+
 from lora_retriever.retrieval.scorers.base import (
     SCORERS,
     Array,
@@ -22,6 +24,9 @@ from lora_retriever.retrieval.scorers.base import (
     scorer,
 )
 
+for _, _file, _ in pkgutil.iter_modules(__path__):  # every file of this folder registers its scorers
+    import_module(f"{__name__}.{_file}")
+
 __all__ = [
     "SCORERS",
     "Array",
@@ -32,12 +37,8 @@ __all__ = [
     "Positions",
     "Samples",
     "Scorer",
-    "discriminant",
-    "means",
     "needs_texts",
-    "neighbours",
     "scorer",
-    "texts",
 ]
 
 
