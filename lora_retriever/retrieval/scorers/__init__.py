@@ -24,8 +24,8 @@ from lora_retriever.retrieval.scorers.base import (
     scorer,
 )
 
-for _, _file, _ in pkgutil.iter_modules(__path__):  # every file of this folder registers its scorers
-    import_module(f"{__name__}.{_file}")
+for file in pkgutil.iter_modules(__path__):  # every file of this folder registers its scorers
+    import_module(f"{__name__}.{file.name}")
 
 __all__ = [
     "SCORERS",
