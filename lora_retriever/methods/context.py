@@ -21,6 +21,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path, write_json
+from lora_retriever.methods.code import learning_digest
 from lora_retriever.retrieval.embedding_cache import cached
 from lora_retriever.retrieval.encoders import Embeddings, Encoder, load_encoder
 from lora_retriever.retrieval.index import AdapterIndex, Hits
@@ -60,6 +61,7 @@ class Resources:
 
     Attributes:
         learned: the hashes of the learned folders that were used since this dictionary was last emptied, by name.
+        kept_learned: the names of learned folders that are used though other code made them.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Resources:
         self.results = results
         self.console = console
         self.learned: dict[str, str] = {}
+        self.kept_learned: tuple[str, ...] = ()
         self._load_generator = load_generator
         self._indexes: dict[str, AdapterIndex] = {}
 
@@ -224,8 +227,8 @@ class Context:
         """The folder of what a method has learned. It is learned now if the folder is not there or not finished.
 
         The folder lies in the results folder. Its name depends on `depends_on` (options of the method), the seed, the
-        base, the adapters, the pool, the template and the dtype. So an interrupted run goes on with what it had, and
-        variants share a folder.
+        base, the adapters, the pool, the template, the dtype, and the code that learns. So an interrupted run goes on
+        with what it had, and variants share a folder.
 
         Args:
             learn: is given a folder to write its files to, and returns how they were made, for the record. After an
@@ -242,8 +245,11 @@ class Context:
             "max_prompt_tokens": generation.max_prompt_tokens,
             "dtype": self._profile.dtype,
         }
+        parent = self._resources.results / LEARNED
+        kept = [parent / kept for kept in self._resources.kept_learned if _conditions_of(parent / kept) == conditions]
+        conditions |= {"code": learning_digest(learn)}
         digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
-        folder = self._resources.results / LEARNED / f"{name}-{digest}"
+        folder = kept[0] if kept else parent / f"{name}-{digest}"
         record = folder / RECORD_FILE
         if not record.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -264,3 +270,12 @@ class Context:
             f"method {self._declared.name} uses {what} without declaring it, so a change of it would go unnoticed: "
             f"add {name!r} to the method's `{field}`"
         )
+
+
+def _conditions_of(folder: Path) -> dict[str, Any] | None:
+    """What a learned folder's record says of how it was made, without the code. None: there is no such record."""
+    try:
+        conditions = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["conditions"]
+        return {name: value for name, value in conditions.items() if name != "code"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -106,20 +106,27 @@ def check_backend(variants: Sequence[Variant]) -> None:
 
 
 def planned(
-    variant: Variant, run: RunFile, prompts: Sequence[Prompt], resources: Resources
+    variant: Variant, run: RunFile, prompts: Sequence[Prompt], resources: Resources, keeps_learned: bool = False
 ) -> tuple[list[PlannedRow], Gate | None]:
     """The rows of a run with their compositions, and the method's gate, learned now if necessary.
+
+    Args:
+        keeps_learned: whether what the run's record names as learned is used, though other code learned it.
 
     Raises:
         UserError: the method cannot be run here, gives a row an adapter that the row must not have, or has learned
             something else since the run was begun.
     """
     method, rows = variant.method, resources.benchmark.rows
+    recorded = run.recorded.get("learned", {})
     resources.learned.clear()
+    resources.kept_learned = tuple(recorded) if keeps_learned else ()
     context = Context(resources, variant.profile, method.declaration)
     compositions, gate = method.router.route(context), method.gate
     if isinstance(gate, LearnedGate):
         gate = gate.fit(context)
+    if not isinstance(compositions, list | tuple) or not all(isinstance(c, Composition) for c in compositions):
+        raise UserError(f"method {method.name}: its router must give a list of Composition, one for each row")
     if len(compositions) != len(rows):
         raise UserError(f"method {method.name}: its router gave {len(compositions)} compositions for {len(rows)} rows")
     for row, composition in zip(rows, compositions, strict=True):
@@ -127,7 +134,7 @@ def planned(
             raise UserError(f"method {method.name}: row {row.id} was given {row.task}, its own adapter, though masked")
         if composition.weights and "adapters" not in method.reads:
             raise UserError(f"method {method.name}: it gives rows adapters, so its `reads` must name 'adapters'")
-    if run.lines and run.recorded.get("learned", {}) != resources.learned:
+    if run.lines and recorded != resources.learned:
         raise UserError(
             f"{run.path}: its rows so far were answered with what {method.name} had learned then; the folder "
             f"{resources.results / LEARNED} now holds something else. Remove the run's files to answer the run anew"
