@@ -22,6 +22,8 @@ from lora_retriever.retrieval.scorers import SCORERS
 from lora_retriever.settings import Section, one_of
 
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
+ADAPTER = "{adapter}"
+"""In the location of the adapters, what stands for an adapter's name."""
 BALANCED = "balanced"
 """The device of a model that accelerate spreads evenly over all GPUs."""
 INSTRUCTION = "Represent the sentence for similar task retrieval: "
@@ -207,7 +209,7 @@ class Profile(Section):
 
     def adapter_location(self, adapter: str) -> str:
         """The location of one adapter."""
-        return self.adapters.location.replace("{adapter}", adapter)
+        return self.adapters.location.replace(ADAPTER, adapter)
 
     @property
     def rows_path(self) -> Path:

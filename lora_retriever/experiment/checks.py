@@ -1,0 +1,151 @@
+"""What is inconsistent in a benchmark's rows and pool, found before the first row is answered.
+
+`run` refuses a benchmark with problems, and `doctor` lists them. Both call `benchmark_problems`, so what `doctor`
+accepts is what `run` takes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from lora_retriever.data.rows import METRICS, PoolEntry, Row, tasks_of
+from lora_retriever.errors import UserError
+from lora_retriever.experiment.profile import ADAPTER, Profile
+from lora_retriever.files import is_location, safe_name
+from lora_retriever.metrics import find_metric
+
+MAX_NAMES = 8
+"""Maximum number of names that one message lists."""
+
+# Letters of Cyrillic and Greek that fonts draw as letters of Latin. Case matters: Greek Ν is drawn as N, and ν is not.
+_LOOK_ALIKE = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",
+    "ABESIJKMHOPCTYXaesijopcyxhdqw" + "ABEZHIKMNOPTYXo",
+)
+_WITHOUT_GLYPH = ("Cc", "Cf")
+_VARIATION_SELECTORS = "\ufe0e\ufe0f"
+
+
+def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
+    """Why a profile's rows and pool cannot be used together, one line per problem. Empty: they can."""
+    return [
+        *_problems_of_adapters(profile, pool),
+        *_problems_of_names(profile, rows, pool),
+        *_problems_of_tasks(profile, rows),
+        *_problems_of_metrics(profile, rows),
+    ]
+
+
+def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
+    """What is odd in a profile's rows and pool without stopping a run, one line per finding."""
+    domains = {entry.model_name: entry.domain for entry in pool}
+    found = []
+    without = [task for task in tasks_of(rows) if task not in domains]
+    if without and pool:
+        found.append(
+            f"tasks without an adapter in the pool {profile.pool_path}: {_listed(without)}. best_selection cannot "
+            "answer their rows, and an out-of-domain variant (_ood) has no adapter to mask for them"
+        )
+    differing = {
+        row.task: f"{row.task} (rows: {row.domain}, pool: {domains[row.task]})"
+        for row in rows
+        if domains.get(row.task, row.domain) != row.domain
+    }
+    if differing:
+        found.append(f"tasks whose domain differs between rows and pool: {_listed(list(differing.values()))}")
+    return found
+
+
+def folded(name: str) -> str:
+    """The name without what a reader does not see or easily overlooks.
+
+    Two names of one folded form differ by Unicode form, by case, by white space, by characters without a glyph, by
+    kind of dash, or by letters of other scripts that look alike.
+    """
+    text = unicodedata.normalize("NFKC", name).translate(_LOOK_ALIKE).casefold()
+    return "".join(
+        "-" if unicodedata.category(character) == "Pd" else character
+        for character in unicodedata.normalize("NFKC", text)
+        if not character.isspace()
+        and character not in _VARIATION_SELECTORS
+        and unicodedata.category(character) not in _WITHOUT_GLYPH
+    )
+
+
+def _problems_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> Iterator[str]:
+    """Names of adapters that lead out of the adapters' folder, and a location that is the same for all adapters."""
+    for place, entry in enumerate(pool, start=1):
+        try:
+            safe_name(entry.model_name, "adapter", may_have_folders=True)
+        except UserError as error:
+            yield f"{profile.pool_path}: row {place}: {error}"
+    if len(pool) > 1 and ADAPTER not in profile.adapters.location:
+        yield (
+            f"profile {profile.name}: adapters.location {profile.adapters.location!r} is one place for all "
+            f"{len(pool)} adapters of the pool; write {ADAPTER} where an adapter's name belongs"
+        )
+
+
+def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> Iterator[str]:
+    """Names that are meant to be one name: a mask on a row's own adapter compares a task with adapters' names."""
+    files = {"task": profile.rows_path, "adapter": profile.pool_path}
+    names = [("task", task) for task in tasks_of(rows)] + [("adapter", entry.model_name) for entry in pool]
+    for alike in _alike(names):
+        spellings = " and ".join(f"{kind} {ascii(name)} ({files[kind].name})" for kind, name in alike)
+        yield (
+            f"{spellings} differ only by Unicode form, case, white space or letters that look alike; an out-of-domain "
+            "variant would not mask the row's own adapter. Write the name in one spelling, or rename one of the two"
+        )
+    for alike in _alike([("domain", domain) for domain in dict.fromkeys(row.domain for row in rows)]):
+        spellings = " and ".join(ascii(name) for _, name in alike)
+        yield (
+            f"{profile.rows_path}: the domains {spellings} differ only by Unicode form, case, white space or letters "
+            "that look alike. Write the domain in one spelling"
+        )
+
+
+def _alike(names: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Groups of (kind, name) whose names are different and look the same."""
+    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for kind, name in names:
+        groups[folded(name)].append((kind, name))
+    return (group for group in groups.values() if len({name for _, name in group}) > 1)
+
+
+def _problems_of_tasks(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:
+    """Tasks with several metrics or several domains: a task has one score, in one domain."""
+    metrics: defaultdict[str, dict[str, int]] = defaultdict(dict)  # task → metric → number of the first row
+    domains: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        metrics[row.task].setdefault(row.metric, row.id + 1)
+        domains[row.task].setdefault(row.domain, row.id + 1)
+    for what, by_task in (("metrics", metrics), ("domains", domains)):
+        for task, found in by_task.items():
+            if len(found) > 1:
+                listed = ", ".join(f"{name!r} (row {number})" for name, number in list(found.items())[:MAX_NAMES])
+                yield f"{profile.rows_path}: task {task!r} has {len(found)} {what}: {listed}; a task has one"
+
+
+def _problems_of_metrics(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:
+    """Metrics of rows that are unknown, are not there, or are not allowed to run."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.metric, row)
+    for metric, row in first.items():
+        if metric in METRICS:
+            continue
+        where = f"{profile.rows_path}: row {row.id + 1}"
+        if not is_location(metric):
+            yield f"{where}: unknown metric {metric!r} (known: {', '.join(METRICS)}, or the path of a metric)"
+            continue
+        try:
+            find_metric(metric, False, profile.metric_folders)
+        except UserError as error:
+            yield f"{where}: {error}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
