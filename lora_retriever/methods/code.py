@@ -22,7 +22,7 @@ OWN_PACKAGES = ("lora_retriever", "peft_composition")
 """The project's own packages."""
 SEAMS = ("lora_retriever/methods/__init__.py", "lora_retriever/methods/base.py", "lora_retriever/methods/context.py")
 """Files that every method uses. Their imports are not followed: they lead to everything."""
-METHODS = "lora_retriever/methods/"
+METHOD_FILES = "lora_retriever/methods/"
 RETRIEVAL = "lora_retriever/retrieval/"
 GENERATION = ("lora_retriever/data/", "lora_retriever/generation/", "peft_composition/")
 """What makes an answer of a prompt and a composition, and learns from examples. A name that ends in `/` is a folder."""
@@ -47,10 +47,10 @@ def part_hashes(parts: Iterable[Any]) -> dict[str, str]:
         if name in found:
             continue
         found[name] = path
-        if name not in SEAMS and (name.startswith(METHODS) or not _is_own(module)):
+        if name not in SEAMS and (name.startswith(METHOD_FILES) or not _is_own(module)):
             waiting += _imported(module, path)
     kept = {name: path for name, path in found.items() if not name.startswith((RETRIEVAL, *GENERATION))}
-    kept = {name: path for name, path in kept.items() if name.startswith(METHODS) or not _is_own(name.split("/")[0])}
+    kept = {name: path for name, path in kept.items() if name.startswith(METHOD_FILES) or not _is_own(name.split("/")[0])}
     uses_retrieval = any(name.startswith(RETRIEVAL) for name in found)
     hashes = {name: hash_of(path) for name, path in kept.items() if name not in SEAMS}
     return dict(sorted((hashes | (hashes_of([RETRIEVAL]) if uses_retrieval else {})).items()))

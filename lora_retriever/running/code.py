@@ -54,7 +54,7 @@ def code_hashes(method: Method, backend: str = "local") -> Hashes:
     """
     parts = [part for part in (method.router, method.mode, method.gate) if not isinstance(part, str | None)]
     found = answering_hashes(backend) | hashes_of(SEAMS) | part_hashes(parts)
-    if method.reads & {"encoder", "pool"}:
+    if "encoder" in method.reads:
         found |= hashes_of([RETRIEVAL])
     return dict(sorted(found.items()))
 
