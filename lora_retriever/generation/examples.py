@@ -15,6 +15,7 @@ from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.prompt import encode_prompt
+from lora_retriever.generation.tokenizing import text_tokens
 from peft_composition import ComposableModel
 
 IGNORED = -100
@@ -45,7 +46,7 @@ def encode_example(
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no EOS token, so no adapter learns to end answers")
     prompt = encode_prompt(tokenizer, template, sample.inputs, max_tokens).token_ids
-    answer = [*tokenizer(sample.targets, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer = [*text_tokens(tokenizer, sample.targets), tokenizer.eos_token_id]
     answer = answer[:max_answer_tokens]
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
