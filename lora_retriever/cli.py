@@ -18,7 +18,7 @@ from contextlib import suppress
 from rich.console import Console
 
 from lora_retriever import __version__
-from lora_retriever.commands import COMMANDS, load_command
+from lora_retriever.commands import commands
 from lora_retriever.errors import RowsFailedError, StoppedError, UserError, one_line_of
 from lora_retriever.escaping import for_terminal, replace_unwritable
 from lora_retriever.progress import tolerant
@@ -57,10 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands and their arguments."""
     parser = argparse.ArgumentParser(prog="lora-retriever", description="Retrieve, compose and evaluate LoRA adapters.")
     parser.add_argument("--version", action="version", version=f"lora-retriever {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        command = load_command(name)
-        one = commands.add_parser(name, help=command.HELP, description=command.HELP)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands().items():
+        one = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_arguments(one)
         one.set_defaults(run=command.run)
     return parser

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import one_line
+from lora_retriever.files import is_location
+from lora_retriever.settings import plain_text
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
-"""Files that are fetched: weights as safetensors, configuration and tokenizer. Never code, never pickles."""
+"""Files that are fetched: model weights as safetensors, configuration and tokenizer. Never code, never pickles."""
 ENCODER_WANTED = (*WANTED, "*.bin")
 """Instructor encoders on the Hub are older than safetensors. torch reads a .bin file as tensors only (weights_only)."""
 
 
+MAX_REASON = 300
+"""Maximum length of the Hub's own message within ours, in characters."""
+
+
 def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
-    """The folder that a user named on the command line; a text that is no folder is a Hub id.
+    """The folder that a user named on the command line, or the local copy of a Hub repository of this name.
 
     Raises:
         UserError: there is no such folder, and the Hub does not give the repository.
     """
-    return Path(text) if Path(text).is_dir() else fetch(text, None, wanted)
+    folder = os.path.expanduser(text)
+    if os.path.isdir(folder):
+        return Path(folder)
+    if is_location(text):
+        raise UserError(f"{text}: there is no such folder")
+    return fetch(text, None, wanted)
 
 
 def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
@@ -29,25 +42,24 @@ def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED)
         UserError: the Hub does not give the repository.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        return Path(snapshot_download(plain_text(repository), revision=revision, allow_patterns=list(wanted)))
+    except Exception as error:  # errors of the Hub, of the network below it, of the disk, of a name
+        reason = one_line(str(error).strip().split("\n")[0])[:MAX_REASON] or type(error).__name__
         raise UserError(
-            f"{repository}: there is no such folder, and the Hub does not give it either ({first_line}). "
-            "Check the name, and your access to gated models (`hf auth login`, and the licence on the model's page)"
+            f"{repository[:MAX_REASON]}: there is no such folder, and the Hub does not give it either ({reason}). "
+            "Check the name, the network, and your access to gated models (`hf auth login`, and the licence on the "
+            "model's page)"
         ) from error
 
 
 def is_cached(repository: str, revision: str | None) -> bool:
     """Whether a Hub repository is in the Hub's cache on this machine."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+    except Exception:  # not in the cache, a cache that cannot be read, a name that is none
         return False
     return True

@@ -1,16 +1,56 @@
-"""The base class of all sections of a profile, and a check that several sections share."""
+"""The base class of all sections of a profile, and checks that sections and data files share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+MAX_PROBLEMS = 8
+"""Maximum number of problems that one message lists."""
+MAX_COUNT = 2**24
+"""Maximum of what a profile counts: tokens, rows, texts, adapters."""
+MAX_THREADS = 1024
+"""Maximum number of threads on a CPU; more can end a process at once."""
+
+_REASONS = {"missing": "is missing", "extra_forbidden": "is no field of a profile"}
 
 
 class Section(BaseModel):
-    """A part of a profile. An unknown field is an error."""
+    """A part of a profile. An unknown field is an error, and so is a truth value where a number is expected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            return plain_text(value)
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            if annotation is not bool and bool not in get_args(annotation):
+                raise ValueError(f"is {str(value).lower()}, a truth value; write a number or a text")
+        return value
+
+
+def plain_text(text: str) -> str:
+    """Return a text that every file and library takes.
+
+    Raises:
+        ValueError: the text has a NUL character or half of a surrogate pair.
+    """
+    if "\0" in text:
+        raise ValueError(f"has a NUL character, at character {text.index(chr(0)) + 1}; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape", "backslashreplace").decode("ascii")
+        raise ValueError(
+            f"has half of a surrogate pair, {half}, at character {error.start + 1}: an emoji or a rare letter was cut "
+            "there; write the whole letter or remove the half"
+        ) from error
+    return text
 
 
 def one_of(name: str, known: Iterable[str], kind: str) -> str:
@@ -22,3 +62,14 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r} (known: {', '.join(known)})")
     return name
+
+
+def problems_of(error: ValidationError, quote: str = "") -> list[str]:
+    """What is wrong with each field, as `FIELD: reason`; `quote` stands around the field's name."""
+    found = []
+    for problem in error.errors(include_input=False, include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        field = field if len(field) <= 80 else f"{field[:80]}…"
+        reason = _REASONS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+        found.append(f"{quote}{field}{quote}: {reason}")
+    return found

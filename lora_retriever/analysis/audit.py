@@ -1,7 +1,7 @@
-"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool, before scores are drawn from them.
+"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool, found before a run.
 
-Two texts are the same here if they differ in nothing but white space, which encoders and tokenizers hardly see. The
-module knows nothing of runs and answers; prompts are measured only where a tokenizer is named.
+Two texts are the same here if they differ only by white space or by Unicode form, which encoders and tokenizers hardly
+see. The module reads no runs and no answers. It measures prompts only where a tokenizer is named.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from lora_retriever.analysis.runs import id_ranges
-from lora_retriever.data.rows import EXAMPLE_LENGTH, PoolEntry, Row, shortened, single_spaced
+from lora_retriever.data.rows import EXAMPLE_LENGTH, PoolEntry, Row, joined, shortened, single_spaced, texts_of
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.checks import alike_names
 
 EXAMPLES = 3
+"""Maximum number of examples that the page shows of one kind of finding."""
 TOKENIZER_WANTED = ("*.json", "*.txt", "*.model")
-"""The files of a Hub repository that make a tokenizer; the weights stay where they are."""
+"""The files of a Hub repository that make a tokenizer. The model weights are not fetched."""
 
 
-class Asked(Protocol):
-    """What a leak is looked for by; benchmark rows and answered rows have both."""
+class HasInputs(Protocol):
+    """A row of a benchmark, or a row with its answer: both can be looked up in a pool."""
 
     @property
     def id(self) -> int: ...
@@ -31,11 +33,11 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Leak:
-    """A row whose inputs stand in samples of these adapters, so that retrieval may know it by heart.
+    """A row whose inputs are also in samples of these adapters, so that retrieval has an easy task.
 
     Attributes:
-        own: whether the row's own adapter is one of them.
-        same_target: whether one of those samples has the row's target as well.
+        own: whether the row's own adapter is among them.
+        same_target: whether one of those samples also has the row's target.
     """
 
     id: int
@@ -47,8 +49,8 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class AskedAgain:
-    """Rows of one task with the same inputs, and the different targets they have."""
+class SameInputs:
+    """Rows of one task with the same inputs, and the different targets of these rows."""
 
     task: str
     inputs: str
@@ -58,7 +60,7 @@ class AskedAgain:
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """Inputs that rows of several tasks have: the ids of these rows by task. No retriever can tell them apart."""
+    """Inputs that rows of several tasks have, with the rows' ids by task. No retriever can tell these rows apart."""
 
     inputs: str
     ids: dict[str, tuple[int, ...]]
@@ -66,7 +68,7 @@ class SharedInputs:
 
 @dataclass(frozen=True)
 class SharedSample:
-    """Inputs that stand in the samples of several adapters."""
+    """Inputs that are in the samples of several adapters."""
 
     inputs: str
     adapters: tuple[str, ...]
@@ -74,7 +76,7 @@ class SharedSample:
 
 @dataclass(frozen=True)
 class EmptyTarget:
-    """A row with nothing to compare an answer with: its target is blank, or nothing but dots (and white space)."""
+    """A row with no word to compare an answer with: all its targets are blank, or dots and white space only."""
 
     id: int
     task: str
@@ -84,7 +86,7 @@ class EmptyTarget:
 
 @dataclass(frozen=True)
 class LongPrompt:
-    """A row whose whole prompt has this many tokens, and how many of them are cut."""
+    """A row whose prompt is too long: the number of the prompt's tokens, and how many of them are cut."""
 
     id: int
     task: str
@@ -95,7 +97,7 @@ class LongPrompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """By what the prompts were measured, and those that are too long."""
+    """How the prompts were measured, and the prompts that are too long."""
 
     tokenizer: str
     template: str
@@ -105,7 +107,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class OtherDomain:
-    """A task that the rows and the pool put into different domains: the ids of the rows that say something else."""
+    """A task that has another domain in some rows than in the pool, and the ids of these rows."""
 
     task: str
     pool_domain: str
@@ -115,50 +117,60 @@ class OtherDomain:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings. As a dictionary (`dataclasses.asdict`) it is what `--json` writes; `prompts` None: not measured."""
+    """All findings. `--json` writes them as a dictionary (`dataclasses.asdict`).
+
+    Attributes:
+        prompts: None: the prompts were not measured.
+        alike_names: groups of different names of tasks and adapters that look the same (`checks.folded`).
+    """
 
     rows: int
     tasks: int
     adapters: int
     samples: int
     leaks: list[Leak]
-    duplicates: list[AskedAgain]
+    duplicates: list[SameInputs]
     shared_inputs: list[SharedInputs]
     shared_samples: list[SharedSample]
-    several_targets: list[AskedAgain]
+    several_targets: list[SameInputs]
     empty_targets: list[EmptyTarget]
     prompts: Prompts | None
     tasks_without_adapter: dict[str, tuple[int, ...]]
     adapters_without_rows: list[str]
     other_domains: list[OtherDomain]
+    alike_names: list[list[str]]
 
 
 def audit(rows: Sequence[Row], pool: Sequence[PoolEntry], prompts: Prompts | None = None) -> Audit:
-    """All findings about these rows and this pool; `prompts` is what `measure_prompts` found, if it was asked."""
-    adapters = {entry.model_name for entry in pool}
+    """All findings about these rows and this pool; `prompts` is the result of `measure_prompts`."""
+    adapters = [entry.model_name for entry in pool]
     by_task = _grouped(rows, lambda row: row.task)
-    repeated = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs), single_spaced(row.targets))).values()
-    asked = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs))).values()
+    repeated = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs), _compared(row.targets))).values()
+    same_inputs = _grouped(rows, lambda row: (row.task, single_spaced(row.inputs))).values()
     return Audit(
         rows=len(rows),
         tasks=len(by_task),
         adapters=len(pool),
         samples=sum(len(entry.sample) for entry in pool),
         leaks=_leaks(rows, pool),
-        duplicates=[_asked_again(group) for group in repeated if len(group) > 1],
+        duplicates=[_same_inputs(group) for group in repeated if len(group) > 1],
         shared_inputs=list(_shared_inputs(rows)),
         shared_samples=list(_shared_samples(pool)),
-        several_targets=[again for again in map(_asked_again, asked) if len(again.targets) > 1],
+        several_targets=[again for again in map(_same_inputs, same_inputs) if len(again.targets) > 1],
         empty_targets=list(_empty_targets(rows)),
         prompts=prompts,
         tasks_without_adapter={task: _ids(group) for task, group in by_task.items() if task not in adapters},
         adapters_without_rows=[entry.model_name for entry in pool if entry.model_name not in by_task],
         other_domains=list(_other_domains(by_task, pool)),
+        alike_names=[
+            list(dict.fromkeys(name for _, name in group))
+            for group in alike_names([*(("task", task) for task in by_task), *(("adapter", name) for name in adapters)])
+        ],
     )
 
 
-def leaked_ids(rows: Iterable[Asked], pool: Sequence[PoolEntry]) -> set[int]:
-    """The ids of the rows whose inputs stand in some adapter's samples, whosever; blank inputs never do."""
+def leaked_ids(rows: Iterable[HasInputs], pool: Sequence[PoolEntry]) -> set[int]:
+    """The ids of the rows whose inputs are in the samples of any adapter. Blank inputs do not count."""
     known = {single_spaced(sample.inputs) for entry in pool for sample in entry.sample} - {""}
     return {row.id for row in rows if single_spaced(row.inputs) in known}
 
@@ -173,7 +185,7 @@ def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_toke
     Raises:
         UserError: there is no such tokenizer or template, or the template alone is too long.
     """
-    # Seconds to import, and `summarize` needs this module without them.
+    # Importing transformers takes seconds, and `summarize` imports this module without needing prompts.
     from transformers import AutoTokenizer
 
     from lora_retriever.generation.prompt import TEMPLATES, encode_prompt
@@ -205,7 +217,7 @@ def _leaks(rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[Leak]:
     for entry in pool:
         for sample in entry.sample:
             adapters[single_spaced(sample.inputs)][entry.model_name] = None
-            answered.add((single_spaced(sample.inputs), single_spaced(sample.targets)))
+            answered.add((single_spaced(sample.inputs), _compared(sample.targets)))
     return [
         Leak(
             id=row.id,
@@ -213,16 +225,22 @@ def _leaks(rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[Leak]:
             inputs=row.inputs,
             adapters=tuple(adapters[single_spaced(row.inputs)]),
             own=row.task in adapters[single_spaced(row.inputs)],
-            same_target=(single_spaced(row.inputs), single_spaced(row.targets)) in answered,
+            same_target=(single_spaced(row.inputs), _compared(row.targets)) in answered,
         )
         for row in rows
         if row.id in leaked
     ]
 
 
-def _asked_again(group: Sequence[Row]) -> AskedAgain:
-    targets = {single_spaced(row.targets): row.targets for row in reversed(group)}  # of equal ones the first is shown
-    return AskedAgain(group[0].task, group[0].inputs, _ids(group), tuple(reversed(targets.values())))
+def _compared(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """The targets of a row in a form in which equal targets are equal."""
+    return tuple(map(single_spaced, texts_of(targets)))
+
+
+def _same_inputs(group: Sequence[Row]) -> SameInputs:
+    # The first of equal targets is shown.
+    targets = {_compared(row.targets): joined(row.targets) for row in reversed(group)}
+    return SameInputs(group[0].task, group[0].inputs, _ids(group), tuple(reversed(targets.values())))
 
 
 def _shared_inputs(rows: Sequence[Row]) -> Iterator[SharedInputs]:
@@ -242,10 +260,11 @@ def _shared_samples(pool: Sequence[PoolEntry]) -> Iterator[SharedSample]:
 
 def _empty_targets(rows: Sequence[Row]) -> Iterator[EmptyTarget]:
     for row in rows:
-        # The paper's exact match compares with what stands before the first blank line.
-        target = row.targets.split("\n\n")[0] if row.metric == "em" else row.targets
-        if not target.replace(".", "").strip():
-            yield EmptyTarget(row.id, row.task, row.metric, "dots" if "." in target else "blank")
+        # The paper's exact match compares only the text before the first blank line.
+        targets = [text.split("\n\n")[0] if row.metric == "em" else text for text in texts_of(row.targets)]
+        if not any(target.replace(".", "").strip() for target in targets):
+            dots = any("." in target for target in targets)
+            yield EmptyTarget(row.id, row.task, row.metric, "dots" if dots else "blank")
 
 
 def _other_domains(by_task: Mapping[str, Sequence[Row]], pool: Sequence[PoolEntry]) -> Iterator[OtherDomain]:
@@ -261,7 +280,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """Items by key, both in the order in which they first appear."""
+    """Items by key. Keys and items are in the order in which they first appear."""
     groups: defaultdict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -273,111 +292,118 @@ def _ids(rows: Iterable[Row]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Section:
-    """One kind of finding as it is printed: how many, in which rows (by task), what of it, and some examples."""
+class Kind:
+    """One kind of finding as the page shows it: the count, the ids of the rows by task, a remark, some examples."""
 
     title: str
     count: int
-    places: dict[str, list[int]]
+    rows: dict[str, list[int]]
     remark: str = ""
     examples: Sequence[str] = ()
 
 
 def to_text(found: Audit) -> str:
-    """A page for a person: a line per kind of finding, then for each kind its rows and a few examples."""
-    sections = list(_sections(found))
+    """A page to read: a line for each kind of finding, then each kind with its rows and a few examples."""
+    kinds = list(_kinds(found))
     lines = [
         f"{found.rows} rows of {found.tasks} tasks, {found.adapters} adapters with {found.samples} samples",
-        "Rows are named by their id, from 0. Texts that differ in nothing but white space count as the same.",
+        "Rows are named by their id, from 0. Texts that differ only by white space or Unicode form count as the same.",
         "",
-        *(f"{section.count:>6}  {section.title}" for section in sections),
+        *(f"{kind.count:>6}  {kind.title}" for kind in kinds),
     ]
     if found.prompts is None:
         lines.append(f"{'–':>6}  prompts were not measured: name a --tokenizer")
-    for section in sections:
-        if not section.count:
+    for kind in kinds:
+        if not kind.count:
             continue
-        lines += ["", f"{section.title}: {section.count}"]
-        lines += [f"  {section.remark}"] if section.remark else []
-        lines += [f"  {task}: {id_ranges(ids)}" for task, ids in section.places.items()]
-        examples = list(dict.fromkeys(section.examples))
+        lines += ["", f"{kind.title}: {kind.count}"]
+        lines += [f"  {kind.remark}"] if kind.remark else []
+        lines += [f"  {task}: {id_ranges(ids)}" for task, ids in kind.rows.items()]
+        examples = list(dict.fromkeys(kind.examples))
         lines += ["  for example"] if examples else []
         lines += [f"    {example}" for example in examples[:EXAMPLES]]
     return "\n".join(lines) + "\n"
 
 
-def _sections(found: Audit) -> Iterator[Section]:
+def _kinds(found: Audit) -> Iterator[Kind]:
     leaks = found.leaks
-    yield Section(
-        "rows whose inputs stand in the pool's samples",
+    yield Kind(
+        "rows whose inputs are in the pool's samples",
         len(leaks),
-        _places((leak.task, leak.id) for leak in leaks),
+        _by_task((leak.task, leak.id) for leak in leaks),
         f"different inputs: {len({single_spaced(leak.inputs) for leak in leaks})}; in samples of the row's own "
         f"adapter: {sum(leak.own for leak in leaks)}; with the same target: {sum(leak.same_target for leak in leaks)}",
         [f"{shortened(leak.inputs)} (samples of {', '.join(leak.adapters)})" for leak in leaks],
     )
-    yield _again("rows that are there more than once", found.duplicates, "")
+    yield _kind_of_groups("rows that the file has more than once", found.duplicates, "")
     shared = found.shared_inputs
-    yield Section(
-        "rows whose inputs rows of another task have too",
+    yield Kind(
+        "rows that have the same inputs as rows of another task",
         sum(len(ids) for text in shared for ids in text.ids.values()),
-        _places((task, id) for text in shared for task, ids in text.ids.items() for id in ids),
+        _by_task((task, id) for text in shared for task, ids in text.ids.items() for id in ids),
         examples=[f"{shortened(text.inputs)} ({', '.join(text.ids)})" for text in shared],
     )
-    yield Section(
-        "inputs that the samples of several adapters share",
+    yield Kind(
+        "inputs that are in the samples of several adapters",
         len(found.shared_samples),
         {},
         examples=[f"{shortened(text.inputs)} ({', '.join(text.adapters)})" for text in found.shared_samples],
     )
-    yield _again(
-        "rows whose inputs their task asks again, with another target",
+    yield _kind_of_groups(
+        "rows of one task with the same inputs and different targets",
         found.several_targets,
-        "a model answers them all alike, so at most one of the targets is matched exactly",
+        "a model gives all of them the same answer, so at most one of the targets is matched exactly",
     )
     empty = found.empty_targets
     kinds = Counter(target.kind for target in empty)
     metrics = Counter(target.metric for target in empty)
-    yield Section(
-        "rows whose target is blank or nothing but dots",
+    yield Kind(
+        "rows whose target is blank, or dots only",
         len(empty),
-        _places((target.task, target.id) for target in empty),
-        f"blank: {kinds['blank']}, dots: {kinds['dots']}; of rouge, where every answer scores 0: {metrics['rouge']}; "
-        f"of em, where only an empty answer scores: {metrics['em']}",
+        _by_task((target.task, target.id) for target in empty),
+        f"blank: {kinds['blank']}, dots: {kinds['dots']}; with metric rouge, where every answer scores 0: "
+        f"{metrics['rouge']}; with metric em, where only an empty answer scores: {metrics['em']}",
     )
     if found.prompts:
         long = found.prompts.too_long
-        yield Section(
+        yield Kind(
             f"rows whose prompt has more than {found.prompts.max_tokens} tokens",
             len(long),
-            _places((prompt.task, prompt.id) for prompt in long),
-            f"tokens cut: {sum(p.cut for p in long)}, at most {max((p.cut for p in long), default=0)} a row",
+            _by_task((prompt.task, prompt.id) for prompt in long),
+            f"tokens cut: {sum(p.cut for p in long)}, at most {max((p.cut for p in long), default=0)} in a row",
             [f"row {p.id}: {p.tokens} tokens, {p.cut} cut: {shortened(p.inputs)}" for p in long],
         )
-    yield Section(
+    yield Kind(
         "tasks without an adapter in the pool",
         len(found.tasks_without_adapter),
         {task: list(ids) for task, ids in found.tasks_without_adapter.items()},
     )
-    yield Section(
-        "adapters that no row asks for",
+    yield Kind(
+        "adapters without rows of their task",
         len(found.adapters_without_rows),
         {},
         ", ".join(found.adapters_without_rows),
     )
-    yield Section(
+    yield Kind(
         "tasks whose domain differs between rows and pool",
         len(found.other_domains),
         {other.task: list(other.ids) for other in found.other_domains},
         "; ".join(f"{o.task}: {', '.join(o.row_domains)} (pool: {o.pool_domain})" for o in found.other_domains),
     )
+    yield Kind(
+        "groups of names that differ only by Unicode form, case, white space or letters that look alike",
+        len(found.alike_names),
+        {},
+        "a run is refused: an out-of-domain variant would not mask the row's own adapter",
+        [" and ".join(map(ascii, group)) for group in found.alike_names],
+    )
 
 
-def _again(title: str, groups: Sequence[AskedAgain], remark: str) -> Section:
-    return Section(
+def _kind_of_groups(title: str, groups: Sequence[SameInputs], remark: str) -> Kind:
+    return Kind(
         title,
         sum(len(group.ids) for group in groups),
-        _places((group.task, id) for group in groups for id in group.ids),
+        _by_task((group.task, id) for group in groups for id in group.ids),
         remark,
         [
             f"{group.task} {id_ranges(group.ids)}: {shortened(group.inputs)} → "
@@ -387,5 +413,5 @@ def _again(title: str, groups: Sequence[AskedAgain], remark: str) -> Section:
     )
 
 
-def _places(found: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+def _by_task(found: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     return {task: [id for _, id in pairs] for task, pairs in _grouped(found, lambda pair: pair[0]).items()}

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from lora_retriever.data.rows import read_records, shortened
+from lora_retriever.data.objects import read_objects
+from lora_retriever.data.rows import joined, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
 from lora_retriever.methods.paper import METHODS
@@ -26,7 +27,7 @@ class AnsweredRow(BaseModel):
 
     id: int = Field(ge=0, strict=True)
     inputs: str = ""
-    targets: str
+    targets: str | tuple[str, ...]
     task: str
     domain: str
     metric: str
@@ -118,7 +119,7 @@ def read_run(name: str, path: Path) -> Run:
         UserError: the file is no list of answered rows.
     """
     rows: dict[int, AnsweredRow] = {}
-    for place, record in enumerate(read_records(path), start=1):
+    for place, record in enumerate(read_objects(path), start=1):
         row = _validated(AnsweredRow, {"id": place - 1, **record}, f"{path}: row {place}")
         if row.id in rows:
             raise UserError(f"{path}: row {place}: id {row.id} is there already")
@@ -191,9 +192,9 @@ def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:
                 mine, theirs = getattr(row, field), getattr(first, field)
                 if mine != theirs and (field != "inputs" or (mine and theirs)):  # a run may come without inputs
                     raise UserError(
-                        f"{folder}: row {id} has other {field} in {run.name} ({shortened(mine)!r}) than in {where} "
-                        f"({shortened(theirs)!r}): these are not answers to the same benchmark; put them into folders "
-                        "of their own"
+                        f"{folder}: row {id} has other {field} in {run.name} ({shortened(joined(mine))!r}) than in "
+                        f"{where} ({shortened(joined(theirs))!r}): these are not answers to the same benchmark; put "
+                        "them into folders of their own"
                     )
             kind, other = kind_of.setdefault(row.task, ((row.domain, row.metric), run.name))
             if (row.domain, row.metric) != kind:

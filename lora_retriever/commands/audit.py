@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count
-from lora_retriever.commands.shared import quieten_transformers, writing
-from lora_retriever.files import write_json
+from lora_retriever.commands.shared import quieten_transformers
+from lora_retriever.escaping import for_rich, for_terminal
+from lora_retriever.files import write_json, writing
 
 HELP = "what is wrong or odd in a benchmark's rows and its pool"
 
@@ -30,14 +31,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.analysis.audit import audit, measure_prompts, to_text
     from lora_retriever.data.rows import read_pool, read_rows
 
-    rows, pool = read_rows(args.rows), read_pool(args.pool)
+    notes: list[str] = []
+    rows, pool = read_rows(args.rows, notes=notes), read_pool(args.pool)
     prompts = None
     if args.tokenizer:
         quieten_transformers()
         with console.status("measuring prompts"):
             prompts = measure_prompts(rows, args.tokenizer, args.template, args.max_prompt_tokens)
     found = audit(rows, pool, prompts)
-    print(to_text(found), end="")
+    for note in notes:
+        console.print(for_rich(note))
+    print(for_terminal(to_text(found)), end="")
     if args.json:
-        writing(args.json, lambda: write_json(args.json, asdict(found)))
+        with writing(args.json):
+            write_json(args.json, asdict(found))
     return 0

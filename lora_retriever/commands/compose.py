@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.shared import quieten_transformers, writing
+from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
+from lora_retriever.files import writing
 
 HELP = "save a composition as an ordinary PEFT checkpoint"
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         model = load_composable(base, {location: location for location in weights}, torch.float32, "cpu")
     try:
         names, values = list(weights), list(weights.values())
-        writing(args.out, lambda: model.save_composition(names, values, mode=args.mode, path=args.out))
+        with writing(args.out):
+            model.save_composition(names, values, mode=args.mode, path=args.out)
     except CompositionError as error:
         raise UserError(str(error)) from error
     print(f"{args.out}: {args.mode} of {len(weights)} adapters")

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_encoding
-from lora_retriever.commands.shared import check_scorer, load_encoder_of, writing
+from lora_retriever.commands.shared import check_scorer, load_encoder_of
 from lora_retriever.errors import UserError
+from lora_retriever.files import writing
 
 HELP = "encode a pool's samples and save the index"
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with console.status("encoding the pool"):
         index = index_pool(encoder, pool, args.scorer)
     try:
-        writing(args.out, lambda: index.save(args.out, args.private))
+        with writing(args.out):
+            index.save(args.out, args.private)
     except ValueError as error:
         raise UserError(f"--private: {error}") from error
     print(f"{args.out}: {len(index.names)} adapters, scorer {index.scorer}")

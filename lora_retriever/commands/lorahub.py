@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count, penalty, seed
-from lora_retriever.commands.shared import quieten_transformers, writing
+from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
+from lora_retriever.files import writing
 
 HELP = "learn the weights of a fusion from a task's few examples"
 
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError("--device cuda: torch finds no CUDA device")
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
     samples = read_samples(args.examples)
-    writing(args.out, lambda: args.out.parent.mkdir(parents=True, exist_ok=True))  # not when all is learned
+    with writing(args.out):  # found now, and not when all is learned
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_adapters(adapter_locations(args.adapter, args.adapters), args.count, args.seed)
     settings = GenerationSection(template=args.template, batch_size=args.batch_size)
     base = folder_or_id(args.base)

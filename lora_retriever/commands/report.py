@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_results, add_scoring
-from lora_retriever.commands.shared import report_content, writing
+from lora_retriever.commands.shared import report_content
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_text
+from lora_retriever.files import write_text, writing
 
 HELP = "a results folder as one HTML page, and plots for a paper"
 
@@ -36,11 +36,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--index: {error}; `lora-retriever index` makes one") from error
     content = report_content(args, console, index)
     output = args.output or args.results / "report.html"
-    writing(output, lambda: write_text(output, render(content, args.results.resolve().name)))
+    page = render(content, args.results.resolve().name)
+    with writing(output):
+        write_text(output, page)
     print(output)
     if args.plots:
         from lora_retriever.report.plots import save_plots
 
-        writing(args.plots, lambda: save_plots(content, args.plots))
+        with writing(args.plots):
+            save_plots(content, args.plots)
         print(args.plots)
     return 0

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_encoding, count
-from lora_retriever.commands.shared import check_scorer, load_encoder_of, writing
+from lora_retriever.commands.shared import check_scorer, load_encoder_of
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_json
+from lora_retriever.files import write_json, writing
 
 if TYPE_CHECKING:
     from lora_retriever.analysis.retrieval.rankings import RetrievalData
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         tables.append(template_table(first, templates))
     print("\n".join(FORMATS[args.format](table) for table in tables), end="")
     if args.json:
-        writing(args.json, lambda: write_json(args.json, as_json(evaluations)))
+        with writing(args.json):
+            write_json(args.json, as_json(evaluations))
     return 0
 
 

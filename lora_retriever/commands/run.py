@@ -81,10 +81,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _show(results: Path, console: Console, metric_folders: tuple[Path, ...], table: bool) -> None:
     """Write runs.csv, and print the table."""
-    from lora_retriever.analysis.frames import write_record
+    from lora_retriever.analysis.frames import write_runs_file
 
     try:
-        write_record(results, metric_folders)
+        write_runs_file(results, metric_folders)
     except OSError as error:  # a full or read-only disk; the answers and the table do not depend on it
         console.print(for_rich(f"runs.csv could not be written into {results} ({error.strerror or error})"))
     if table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,11 +98,3 @@ def check_scorer(name: str) -> None:
 
     if name not in SCORERS:
         raise UserError(f"unknown scorer {name!r} (known: {', '.join(SCORERS)})")
-
-
-def writing(path: Path, write: Callable[[], None]) -> None:
-    """Write, and say so in one line if it cannot be done."""
-    try:
-        write()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

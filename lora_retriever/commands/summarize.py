@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_results, add_scoring
-from lora_retriever.commands.shared import read_runs_of, report_content, scorings, writing
+from lora_retriever.commands.shared import read_runs_of, report_content, scorings
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import as_json
-from lora_retriever.files import write_text
+from lora_retriever.files import write_text, writing
 
 HELP = "the table of a results folder"
 
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         text = FORMATS[args.format](beside(tables, list(SCORINGS)) if len(tables) > 1 else tables[0])
     if args.output:
-        writing(args.output, lambda: write_text(args.output, text))
+        with writing(args.output):
+            write_text(args.output, text)
     else:
         print(text, end="")
     return 0
@@ -92,7 +93,8 @@ def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
         )
     text = render(report_content(args, console), args.results.resolve().name)
     if args.output:
-        writing(args.output, lambda: write_text(args.output, text))
+        with writing(args.output):
+            write_text(args.output, text)
     else:
         print(text, end="")
     return 0

@@ -1,42 +1,110 @@
-"""Benchmark rows and adapter pools: reading and checking the two kinds of input file.
+"""Benchmark rows and adapter pools: reading and checking the two kinds of data file.
 
 A row is `{inputs, targets, task, domain, metric}`, a pool entry `{model_name, domain, sample: [{inputs, targets},
-...]}`. Both are read from one JSON list (the official files) or from JSON lines. Nothing here knows of models.
+...]}`. Both are read from JSON files in the forms of `objects`. `targets` is a text, a number, or a list of texts
+(several references, any of which is right). Other fields are not used; `read_rows` can say which there are.
+
+Names of tasks, domains, metrics and adapters are in Unicode form NFC, so that a letter with an accent is one letter
+whatever program wrote the file.
 """
 
 from __future__ import annotations
 
-import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from lora_retriever.data.objects import WrittenFloat, read_objects
 from lora_retriever.errors import UserError
 from lora_retriever.files import is_location
+from lora_retriever.settings import plain_text, problems_of
 
 METRICS = ("em", "bleu", "rouge")
 """The metrics that a row may name without bringing its own."""
-EXAMPLE_LENGTH = 100  # characters of a text that messages and audits show
+EXAMPLE_LENGTH = 100
+"""Maximum length of a text that messages and audits show, in characters."""
+MAX_TEXT_LENGTH = 1_000_000
+"""Maximum length of one text, in characters."""
+POSITION = "id"
+"""The field that holds a row's position; a file's own field of this name is not used."""
+
+
+def _bounded(text: str) -> str:
+    if len(text) > MAX_TEXT_LENGTH:
+        raise ValueError(f"has {len(text):,} characters, more than {MAX_TEXT_LENGTH:,}; shorten the text")
+    return plain_text(text)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank")
+    return text
+
+
+def _one_form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _targets(targets: Any) -> str | tuple[str, ...]:
+    """Numbers as the file writes them, lists as tuples; what is neither a text nor a number is refused."""
+    if not isinstance(targets, (list, tuple)):
+        return _text(targets)
+    if not targets:
+        raise ValueError("is an empty list; write one text or several")
+    texts = []
+    for number, target in enumerate(targets, start=1):
+        try:
+            texts.append(_text(target))
+        except ValueError as error:
+            raise ValueError(f"target {number} of {len(targets)}: {error}") from error
+    return tuple(texts)
+
+
+def _text(target: Any) -> str:
+    if isinstance(target, str):
+        return _bounded(target)
+    if isinstance(target, WrittenFloat):
+        return target.text
+    if isinstance(target, (int, float)) and not isinstance(target, bool):
+        return str(target)
+    kind = "null" if target is None else type(target).__name__
+    raise ValueError(f"expected a text, a number, or a list of them, found {kind}")
+
+
+Text = Annotated[str, AfterValidator(_bounded)]
+"""A text of at most `MAX_TEXT_LENGTH` characters, without NUL characters and halves of surrogate pairs."""
+Words = Annotated[Text, AfterValidator(_not_blank)]
+Name = Annotated[Words, AfterValidator(_one_form)]
+"""A name of a task, domain, metric or adapter, in Unicode form NFC."""
+Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
+"""One target, or several of which any is right."""
 
 
 class Sample(BaseModel):
-    """One example of a task: what is asked and what is to be answered."""
+    """One example of a task: what is asked, and what is to be answered."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    inputs: str = Field(min_length=1)
-    targets: str
+    inputs: Annotated[Text, Field(min_length=1)]
+    targets: Targets
+
+    @property
+    def target(self) -> str:
+        """The only target, or the first of several: the one to learn."""
+        return self.targets if isinstance(self.targets, str) else self.targets[0]
 
 
 class Row(Sample):
-    """One row of a benchmark. `id` is the row's place in its file, from 0; it survives `--limit`."""
+    """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows."""
 
-    task: str = Field(min_length=1)
-    domain: str = Field(min_length=1)
-    metric: str
+    inputs: Words
+    task: Name
+    domain: Name
+    metric: Name
     id: int
 
 
@@ -45,33 +113,46 @@ class PoolEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    model_name: str = Field(min_length=1)
-    domain: str
+    model_name: Name
+    domain: Annotated[Text, AfterValidator(_one_form)]
     sample: tuple[Sample, ...] = Field(min_length=1)
 
 
-Record = TypeVar("Record", bound=BaseModel)
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def read_rows(path: Path, limit_per_task: int | None = None) -> list[Row]:
-    """The rows of a benchmark file, in the file's order; at most the first `limit_per_task` of every task.
+def read_rows(path: Path, limit_per_task: int | None = None, notes: list[str] | None = None) -> list[Row]:
+    """The rows of a benchmark file, in the file's order.
+
+    Args:
+        limit_per_task: maximum number of rows of each task, the first ones. None: all rows.
+        notes: a list to which a line is added that names the fields which are not used, if there are any.
 
     Raises:
-        UserError: the file is missing, empty or no JSON, or a row lacks a field or names an unknown metric.
+        UserError: the file is unusable (`read_objects`), or a row lacks a field, has a wrong value or names an unknown
+            metric. The message names the row and the field.
     """
-    records = [{**record, "id": place} for place, record in enumerate(read_records(path))]
-    rows = _validated(Row, records, path)
+    objects = read_objects(path)
+    rows = _checked(Row, [{**content, POSITION: position} for position, content in enumerate(objects)], path)
     for row in rows:
         if row.metric not in METRICS and not is_location(row.metric):
             known = ", ".join(METRICS)
             raise UserError(f"{path}: row {row.id + 1}: unknown metric {row.metric!r} (known: {known})")
-    if limit_per_task is None:
-        return rows
+    if notes is not None:
+        unused = dict.fromkeys(name for content in objects for name in content if name not in Row.model_fields)
+        if unused:
+            listed = ", ".join(shortened(name, 40) for name in list(unused)[:8]) + (", …" if len(unused) > 8 else "")
+            notes.append(f"{path}: fields of rows that are not used: {listed}")
+    return rows if limit_per_task is None else limited(rows, limit_per_task)
+
+
+def limited(rows: Iterable[Row], per_task: int) -> list[Row]:
+    """At most the first `per_task` rows of each task."""
     seen: Counter[str] = Counter()
     kept = []
     for row in rows:
         seen[row.task] += 1
-        if seen[row.task] <= limit_per_task:
+        if seen[row.task] <= per_task:
             kept.append(row)
     return kept
 
@@ -80,56 +161,24 @@ def read_samples(path: Path) -> list[Sample]:
     """The examples `{inputs, targets}` of a file, in the file's order.
 
     Raises:
-        UserError: the file is missing, empty or no JSON, or an example lacks a field; the message names its row.
+        UserError: the file is unusable (`read_objects`), or an example lacks a field or has a wrong value. The message
+            names the row and the field.
     """
-    return _validated(Sample, read_records(path), path)
+    return _checked(Sample, read_objects(path), path)
 
 
 def read_pool(path: Path) -> list[PoolEntry]:
     """The entries of a pool file, in the file's order.
 
     Raises:
-        UserError: the file is missing, empty or no JSON, an entry lacks a field, or two entries share a name.
+        UserError: the file is unusable (`read_objects`), an entry lacks a field or has a wrong value, or two entries
+            have one name.
     """
-    entries = _validated(PoolEntry, read_records(path), path)
+    entries = _checked(PoolEntry, read_objects(path), path)
     repeated = [name for name, count in Counter(entry.model_name for entry in entries).items() if count > 1]
     if repeated:
-        raise UserError(f"{path}: adapter {repeated[0]!r} is there more than once")
+        raise UserError(f"{path}: adapter {shortened(repeated[0])!r} is there more than once")
     return entries
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that holds one JSON list, or one JSON object a line.
-
-    Raises:
-        UserError: the file cannot be read, is empty, or is not JSON; the message names the line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty")
-    if text.lstrip().startswith("["):
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg})") from error
-    else:
-        records = []
-        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028
-            if not line.strip():
-                continue
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number}: not valid JSON ({error.msg})") from error
-    if not records:
-        raise UserError(f"{path}: the file holds no rows")
-    for place, record in enumerate(records, start=1):
-        if not isinstance(record, dict):
-            raise UserError(f"{path}: row {place}: expected an object, found {type(record).__name__}")
-    return records
 
 
 def tasks_of(rows: Iterable[Row]) -> list[str]:
@@ -137,9 +186,22 @@ def tasks_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.task for row in rows))
 
 
+def texts_of(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """The targets of a row as a tuple, whether there is one or several."""
+    return (targets,) if isinstance(targets, str) else tuple(targets)
+
+
+def joined(targets: str | Sequence[str]) -> str:
+    """The targets of a row as one text to show: several with ` | ` between them."""
+    return " | ".join(texts_of(targets))
+
+
 def single_spaced(text: str) -> str:
-    """The text with every stretch of white space as one space: equal for texts that are the same here."""
-    return " ".join(text.split())
+    """The text with every stretch of white space as one space, in Unicode form NFC.
+
+    Two texts with the same result are the same text for audits.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def shortened(text: str, length: int = EXAMPLE_LENGTH) -> str:
@@ -148,14 +210,11 @@ def shortened(text: str, length: int = EXAMPLE_LENGTH) -> str:
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
-def _validated(kind: type[Record], records: Sequence[dict[str, Any]], path: Path) -> list[Record]:
+def _checked(kind: type[Checked], objects: Sequence[dict[str, Any]], path: Path) -> list[Checked]:
     checked = []
-    for place, record in enumerate(records, start=1):
+    for number, content in enumerate(objects, start=1):
         try:
-            checked.append(kind.model_validate(record))
+            checked.append(kind.model_validate(content))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            reason = "is missing" if first["type"] == "missing" else first["msg"].lower()
-            raise UserError(f"{path}: row {place}: field {field!r}: {reason}") from error
+            raise UserError(f"{path}: row {number}: field {problems_of(error, quote=chr(39))[0]}") from error
     return checked

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.data.rows import PoolEntry, Row, limited, read_pool, read_rows
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path
 from lora_retriever.hub import ENCODER_WANTED, WANTED, fetch
@@ -27,6 +30,7 @@ class Benchmark:
         encoder: the folder of the encoder.
         adapters: the folder of each adapter, by the adapter's name.
         hashes: SHA-256 of `rows`, `pool`, `base`, `encoder` and of each adapter in `adapters`.
+        warnings: what is odd in rows and pool without stopping a run.
     """
 
     rows: list[Row]
@@ -36,22 +40,27 @@ class Benchmark:
     encoder: Path
     adapters: dict[str, Path]
     hashes: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     """Read the rows and the pool, find or fetch the models, and hash all of them.
 
+    All rows are checked, also those that `limit` leaves out.
+
     Raises:
-        UserError: something is missing or malformed. The message names it.
+        UserError: something is missing or malformed. The message names all that is inconsistent in rows and pool, or
+            all adapters that are missing.
     """
-    rows = read_rows(profile.rows_path, limit)
+    notes: list[str] = []
+    rows = read_rows(profile.rows_path, notes=notes)
     pool = read_pool(profile.pool_path)
+    problems = benchmark_problems(profile, rows, pool)
+    if problems:
+        raise UserError(_listed(f"profile {profile.name}: the benchmark is inconsistent", problems))
     base = folder_of(profile, profile.base.location, profile.base.revision)
     encoder = folder_of(profile, profile.encoder.location, profile.encoder.revision, ENCODER_WANTED)
-    adapters = {
-        entry.model_name: folder_of(profile, profile.adapter_location(entry.model_name), profile.adapters.revision)
-        for entry in pool
-    }
+    adapters = _folders_of_adapters(profile, pool)
     hashes = {
         "rows": hash_path(profile.rows_path),
         "pool": hash_path(profile.pool_path),
@@ -59,7 +68,9 @@ def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
         "encoder": hash_path(encoder),
         "adapters": {name: hash_path(folder) for name, folder in adapters.items()},
     }
-    return Benchmark(rows, limit, pool, base, encoder, adapters, hashes)
+    warnings = (*notes, *benchmark_warnings(profile, rows, pool))
+    kept = rows if limit is None else limited(rows, limit)
+    return Benchmark(kept, limit, pool, base, encoder, adapters, hashes, warnings)
 
 
 def folder_of(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
@@ -71,9 +82,46 @@ def folder_of(profile: Profile, location: str, revision: str | None, wanted: Seq
     local = profile.local_path(location)
     if local is None:
         return fetch(location, revision, wanted)
-    if not local.is_dir():
+    if not os.path.isdir(local):
         raise UserError(f"profile {profile.name}: no folder {local}")
     return local
+
+
+def adapter_folder(profile: Profile, adapter: str) -> Path:
+    """The folder of one adapter, fetched from the Hub if necessary.
+
+    macOS writes names of folders in Unicode form NFD, so a folder of that form is found as well.
+
+    Raises:
+        UserError: as for `folder_of`.
+    """
+    decomposed = profile.local_path(profile.adapter_location(unicodedata.normalize("NFD", adapter)))
+    location = profile.adapter_location(adapter)
+    if decomposed is not None and os.path.isdir(decomposed) and not os.path.isdir(profile.local_path(location) or ""):
+        return decomposed
+    return folder_of(profile, location, profile.adapters.revision)
+
+
+def _folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[str, Path]:
+    """The folder of each adapter of the pool.
+
+    Raises:
+        UserError: some are missing. The message names all of them.
+    """
+    folders, missing = {}, []
+    for entry in pool:
+        try:
+            folders[entry.model_name] = adapter_folder(profile, entry.model_name)
+        except UserError as error:
+            missing.append(f"adapter {entry.model_name}: {error}")
+    if missing:
+        raise UserError(_listed(f"profile {profile.name}: adapters of the pool {profile.pool_path}", missing))
+    return folders
+
+
+def _listed(title: str, problems: Sequence[str]) -> str:
+    """One problem as it is, several as lines under a title."""
+    return problems[0] if len(problems) == 1 else "\n".join([f"{title}: {len(problems)} problems", *problems])
 
 
 def model_source(profile: Profile, benchmark: Benchmark) -> ModelSource:

@@ -74,6 +74,14 @@ def folded(name: str) -> str:
     )
 
 
+def alike_names(names: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Groups of names that are different and have one folded form. A name is given as (kind, name)."""
+    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for kind, name in names:
+        groups[folded(name)].append((kind, name))
+    return [group for group in groups.values() if len({name for _, name in group}) > 1]
+
+
 def _problems_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> Iterator[str]:
     """Names of adapters that lead out of the adapters' folder, and a location that is the same for all adapters."""
     for place, entry in enumerate(pool, start=1):
@@ -92,26 +100,18 @@ def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
     """Names that are meant to be one name: a mask on a row's own adapter compares a task with adapters' names."""
     files = {"task": profile.rows_path, "adapter": profile.pool_path}
     names = [("task", task) for task in tasks_of(rows)] + [("adapter", entry.model_name) for entry in pool]
-    for alike in _alike(names):
-        spellings = " and ".join(f"{kind} {ascii(name)} ({files[kind].name})" for kind, name in alike)
+    for alike in alike_names(names):
+        spellings = " and ".join(f"{kind} {name!a} ({files[kind].name})" for kind, name in alike)
         yield (
             f"{spellings} differ only by Unicode form, case, white space or letters that look alike; an out-of-domain "
             "variant would not mask the row's own adapter. Write the name in one spelling, or rename one of the two"
         )
-    for alike in _alike([("domain", domain) for domain in dict.fromkeys(row.domain for row in rows)]):
+    for alike in alike_names([("domain", domain) for domain in dict.fromkeys(row.domain for row in rows)]):
         spellings = " and ".join(ascii(name) for _, name in alike)
         yield (
             f"{profile.rows_path}: the domains {spellings} differ only by Unicode form, case, white space or letters "
             "that look alike. Write the domain in one spelling"
         )
-
-
-def _alike(names: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Groups of (kind, name) whose names are different and look the same."""
-    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for kind, name in names:
-        groups[folded(name)].append((kind, name))
-    return (group for group in groups.values() if len({name for _, name in group}) > 1)
 
 
 def _problems_of_tasks(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:

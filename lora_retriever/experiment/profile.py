@@ -6,30 +6,49 @@ own folder. Any other location is a Hub id. `{adapter}` in the location of the a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator
 
+from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
-from lora_retriever.files import is_location
+from lora_retriever.files import MAX_NAME_BYTES, is_location, safe_name
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.retrieval.encoders import Layout
 from lora_retriever.retrieval.scorers import SCORERS
-from lora_retriever.settings import Section, one_of
+from lora_retriever.settings import MAX_COUNT, MAX_PROBLEMS, MAX_THREADS, Section, one_of, problems_of
 
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
 ADAPTER = "{adapter}"
 """In the location of the adapters, what stands for an adapter's name."""
+MAX_LOCATION = 4096
+"""Maximum length of a location, in characters."""
 BALANCED = "balanced"
 """The device of a model that accelerate spreads evenly over all GPUs."""
 INSTRUCTION = "Represent the sentence for similar task retrieval: "
 """The text before every input of the paper's encoder."""
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 """Device files of the drivers behind torch's CUDA devices on Linux: NVIDIA's, WSL's, AMD's."""
+
+
+def _location(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; write a file, a folder or a Hub id")
+    if len(text) > MAX_LOCATION or any(len(part.encode()) > MAX_NAME_BYTES for part in text.split("/")):
+        raise ValueError(f"is no path: {text[:60]}… is too long")
+    try:
+        Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {str(error).lower().rstrip('.')}") from error
+    return text
+
+
+Location = Annotated[str, AfterValidator(_location)]
+"""A location as the module's docstring describes it."""
 
 
 class Checkpoint(Section):
@@ -40,8 +59,8 @@ class Checkpoint(Section):
         revision: the commit of a Hub repository. None: the newest.
     """
 
-    location: str
-    revision: str | None = None
+    location: Location
+    revision: str | None = Field(None, min_length=1, max_length=MAX_NAME_BYTES)
 
 
 class AdaptersSection(Checkpoint):
@@ -67,15 +86,15 @@ class EncoderSection(Checkpoint):
 
     layout: Layout = "auto"
     instruction: str = INSTRUCTION
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=MAX_COUNT)
     cache: bool = True
 
 
 class DataSection(Section):
     """The files of the benchmark's rows and of the pool."""
 
-    rows: str
-    pool: str
+    rows: Location
+    pool: Location
 
 
 class RetrievalSection(Section):
@@ -89,7 +108,7 @@ class RetrievalSection(Section):
     """
 
     scorer: str = "hybrid"
-    k: int = Field(3, ge=1)
+    k: int = Field(3, ge=1, le=MAX_COUNT)
     temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     @field_validator("scorer")
@@ -112,9 +131,9 @@ class RaySection(Section):
     """
 
     address: str | None = None
-    workers: int | None = Field(None, ge=1)
-    cpus: float = Field(1, ge=0)
-    gpus: float | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=1, le=MAX_COUNT)
+    cpus: float = Field(1, ge=0, le=MAX_COUNT)
+    gpus: float | None = Field(None, ge=0, le=MAX_COUNT)
 
 
 class Profile(Section):
@@ -149,14 +168,22 @@ class Profile(Section):
     generation: GenerationSection = GenerationSection()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     seed: int = Field(0, ge=0, lt=2**32)
     backend: Literal["local", "vllm", "ray"] = "local"
     ray: RaySection = RaySection()
     reuse_answers: bool = True
     methods: tuple[str, ...] = ("paper",)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[Location, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _is_safe(cls, name: str) -> str:
+        try:
+            return safe_name(name, "profile")
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -227,7 +254,10 @@ class Profile(Section):
         return tuple(map(self._file, self.metrics))
 
     def _file(self, location: str) -> Path:
-        return (self.folder / Path(location).expanduser()).resolve()
+        try:
+            return (self.folder / Path(location).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a circle of links, for example
+            raise UserError(f"profile {self.name}: {location[:MAX_NAME_BYTES]!r} is no usable path: {error}") from error
 
 
 def has_gpu_driver() -> bool:
@@ -251,14 +281,14 @@ def load_profile(name_or_file: str) -> Profile:
     """
     bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     path = bundled.get(name_or_file, Path(name_or_file))
-    if not path.is_file():
-        raise UserError(f"no profile {name_or_file!r}: known are {', '.join(bundled)}, or give the path of a YAML file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected fields and values, found {type(content).__name__}")
+    if not os.path.exists(path):
+        raise UserError(
+            f"no profile {name_or_file[:MAX_NAME_BYTES]!r}: known are {', '.join(bundled)}, or give the path of a "
+            "YAML file"
+        )
+    content = read_yaml(path)
+    if "folder" in content:
+        raise UserError(f"{path}: folder: is no field of a profile")
     return _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
 
 
@@ -266,11 +296,6 @@ def _validated(content: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(_problem(item) for item in error.errors())
-        raise UserError(f"{source}: {problems}") from error
-
-
-def _problem(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"])
-    reason = {"missing": "is missing", "extra_forbidden": "is no field of a profile"}.get(error["type"])
-    return f"{field}: {reason or error['msg'].removeprefix('Value error, ')}"
+        problems = problems_of(error)
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        raise UserError(f"{source}: {'; '.join([*problems[:MAX_PROBLEMS], *more])}") from error

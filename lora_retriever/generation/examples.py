@@ -46,7 +46,7 @@ def encode_example(
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no EOS token, so no adapter learns to end answers")
     prompt = encode_prompt(tokenizer, template, sample.inputs, max_tokens).token_ids
-    answer = [*text_tokens(tokenizer, sample.targets), tokenizer.eos_token_id]
+    answer = [*text_tokens(tokenizer, sample.target), tokenizer.eos_token_id]
     answer = answer[:max_answer_tokens]
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 

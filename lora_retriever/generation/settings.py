@@ -5,7 +5,12 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from lora_retriever.generation.prompt import TEMPLATES, check_template
-from lora_retriever.settings import Section
+from lora_retriever.settings import MAX_COUNT, Section
+
+MAX_BATCH_TOKENS = 2**31
+"""Maximum of `batch_tokens`."""
+MAX_TOKEN_ID = 2**31 - 1
+"""Maximum of a token's id; an id is a number of 32 bits or more in every model."""
 
 
 class GenerationSection(Section):
@@ -22,11 +27,11 @@ class GenerationSection(Section):
     """
 
     template: str = "alpaca"
-    max_prompt_tokens: int = Field(512, ge=1)
-    max_new_tokens: int = Field(50, ge=1)
-    batch_size: int = Field(8, ge=1)
-    batch_tokens: int | None = Field(None, ge=1)
-    pad_token_id: int | None = None
+    max_prompt_tokens: int = Field(512, ge=1, le=MAX_COUNT)
+    max_new_tokens: int = Field(50, ge=1, le=MAX_COUNT)
+    batch_size: int = Field(8, ge=1, le=MAX_COUNT)
+    batch_tokens: int | None = Field(None, ge=1, le=MAX_BATCH_TOKENS)
+    pad_token_id: int | None = Field(None, ge=0, le=MAX_TOKEN_ID)
 
     @field_validator("template")
     @classmethod

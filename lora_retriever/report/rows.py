@@ -11,6 +11,7 @@ import numpy as np
 from lora_retriever.analysis.runs import AnsweredRow
 from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.analysis.summary import RunSummary
+from lora_retriever.data.rows import joined
 
 Item = TypeVar("Item", bound=Hashable)
 Used = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]
@@ -113,7 +114,7 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
         ids=[row.id for row in rows],
         task=[places[row.task] for row in rows],
         inputs=[row.inputs for row in rows],
-        targets=[row.targets for row in rows],
+        targets=[joined(row.targets) for row in rows],
         runs=packed,
     )
 

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lora_retriever.files import cache_folder
 from lora_retriever.retrieval.encoders import Embeddings, Encoder
 
 GIB = 1 << 30
@@ -64,11 +65,6 @@ def cached(
         "versions": {package: version(package) for package in PACKAGES},
     }
     return CachedEncoder(load, EmbeddingCache(cache_folder()), depends_on)
-
-
-def cache_folder() -> Path:
-    """Where the user's cache lies."""
-    return Path(os.environ.get("LORA_RETRIEVER_CACHE") or "~/.cache/lora-retriever").expanduser()
 
 
 class CachedEncoder:

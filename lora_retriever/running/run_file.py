@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Any
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
-from lora_retriever.files import write_json, write_text
+from lora_retriever.files import write_bytes, write_json
 from lora_retriever.running.results_folder import EARLIER, writing_into
 
 Line = dict[str, Any]
 
 BYTE_ORDER_MARK = "\ufeff"
-SURROGATE = re.compile("[\ud800-\udfff]")
 DIFFERENCE_LENGTH = 24
 """Maximum length of a value in a message that lists differences, in characters."""
 
@@ -71,12 +69,12 @@ class RunFile:
         Raises:
             FolderError: the file system does not take them.
         """
-        text = text_of(lines)
+        data = encoded(lines)
         with writing_into(self.results):
             if self.path.exists():  # a finished file that lacks rows becomes a partial file again
                 os.replace(self.path, self.partial)
             with self.partial.open("ab") as file:
-                file.write(text.encode("utf-8"))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         self.lines.update({line["id"]: line for line in lines})
@@ -91,9 +89,9 @@ class RunFile:
             write_json(self.meta_path, self._meta(meta))
             damaged = self.partial if self.partial.exists() else self.path
             if damaged.exists():
-                text = text_of(self.lines.values())
-                if damaged.read_bytes() != text.encode("utf-8"):
-                    write_text(damaged, text)
+                data = encoded(self.lines.values())
+                if damaged.read_bytes() != data:
+                    write_bytes(damaged, data)
 
     def finish(self, ids: Sequence[int], meta: Mapping[str, Any]) -> None:
         """Put the rows in the order of `ids` under the run's name. Rows without an answer are left out.
@@ -103,7 +101,7 @@ class RunFile:
         """
         ordered = [self.lines[id] for id in ids if id in self.lines]
         with writing_into(self.results):
-            write_text(self.path, text_of(ordered))
+            write_bytes(self.path, encoded(ordered))
             self.partial.unlink(missing_ok=True)
             write_json(self.meta_path, self._meta(meta))
 
@@ -173,13 +171,10 @@ class RunFile:
         return meta
 
 
-def text_of(lines: Iterable[Line]) -> str:
-    """Rows as JSON lines. Half of a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape."""
-    texts = []
-    for line in lines:
-        text = json.dumps(line, ensure_ascii=False)
-        texts.append(text if SURROGATE.search(text) is None else json.dumps(line))
-    return "".join(f"{text}\n" for text in texts)
+def encoded(lines: Iterable[Line]) -> bytes:
+    """Rows as JSON lines in UTF-8. Half of a surrogate pair, which UTF-8 cannot hold, becomes JSON's own escape."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_lines(results: Path, name: str) -> dict[int, Line]:

@@ -28,7 +28,6 @@ from peft_composition.fit import (
     copies_of_some_base,
     modules_of_base,
     modules_of_file,
-    unexpected_tensor,
 )
 from peft_composition.names import base_parameter, named_tensors, other_module
 
@@ -207,4 +206,5 @@ def _unlike_base(key: str, name: str, base: PreTrainedModel) -> AdapterError:
     if weight is not None and weight.is_meta:
         reason = f"it holds {quoted(key)}, which cannot be compared with a base that is not in memory"
         return AdapterError(name, f"{reason}; remove it from the file")
-    return unexpected_tensor(key, name, other_module(key))
+    reason = f"it holds {quoted(key)}, whose numbers are not the base's: it was trained along, or is of another base"
+    return AdapterError(name, f"{reason}; use an adapter that trains LoRA alone", other_module(key))

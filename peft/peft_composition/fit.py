@@ -167,8 +167,7 @@ def _module_header(
             raise AdapterError(name, f"{reason}{_looked_for(module, half, tensors)}", module)
         shape, dtype = info[key].shape, info[key].dtype
         if 0 in shape or not shape:
-            reason = f"its {half} is empty (shape {list(shape)}), as DeepSpeed ZeRO-3 leaves it without gathering"
-            raise AdapterError(name, f"{reason}; save it with the parameters gathered, or by zero_to_fp32.py", module)
+            raise _empty(name, f"its {half}", shape, module)
         if len(shape) != 2 or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
             expected = ["any" if size is None else size for size in wanted]
             asks = "adapter_config.json asks for" if d_in is None else "rank and base ask for"
@@ -183,6 +182,12 @@ def _module_header(
     return ModuleHeader(found[0][1], found[1][0], rank, scaling, (keys[0], keys[1]))
 
 
+def _empty(name: str, what: str, shape: tuple[int, ...], module: str) -> AdapterError:
+    """Return the error for a tensor without numbers."""
+    reason = f"{what} is empty (shape {list(shape)}), as DeepSpeed ZeRO-3 leaves it without gathering"
+    return AdapterError(name, f"{reason}; save it with the parameters gathered, or by zero_to_fp32.py", module)
+
+
 _DTYPE_NAMES = {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64", "BOOL": "bool"}
 
 
@@ -191,7 +196,7 @@ def _looked_for(module: str, half: str, tensors: NamedTensors) -> str:
     if tensors.lora or not tensors.others:
         return "" if tensors.lora else "; its file holds no tensors"
     looked_for = f"{KEY_PREFIX}{module}.{half}.weight"
-    return f"; its tensors are called {quoted(tensors.others[0])}, and PEFT calls them {quoted(looked_for)}"
+    return f"; its tensors are called {quoted(tensors.others[0])}; looked for {quoted(looked_for)}"
 
 
 def _foreign(
@@ -224,7 +229,7 @@ def _outside_language_model(missing: Collection[str], adapted: Collection[str], 
     Names such as q_proj fit its vision tower too. An adapter of the language model has no tensors there, and PEFT
     leaves these modules as they are. If the file has any tensor outside of the language model, it must have all.
     """
-    if base.config.is_encoder_decoder:
+    if not missing or getattr(base.config, "is_encoder_decoder", False):
         return set()
     head = base.get_output_embeddings()
     language_model = base.get_decoder()
@@ -265,11 +270,13 @@ def copies_of_base(
         weight = None if ".lora_" in key else base_parameter(key, base)
         if weight is None:
             raise unexpected_tensor(key, name, other_module(key))
-        if tuple(weight.shape) != info[key].shape:
+        shape = info[key].shape
+        if tuple(weight.shape) != shape:
+            if 0 in shape or not shape:
+                raise _empty(name, quoted(key), shape, other_module(key))
             if any(weight is embeddings.weight for embeddings in _embeddings(base)):
-                tokens = info[key].shape[0] if info[key].shape else 0
                 reason = (
-                    f"it holds {quoted(key)} for a vocabulary of {tokens} tokens, "
+                    f"it holds {quoted(key)} for a vocabulary of {shape[0]} tokens, "
                     f"and this base has {weight.shape[0]}: its vocabulary was resized in training, and trained "
                     "embeddings are no low-rank update; use an adapter that keeps the base's vocabulary"
                 )

@@ -11,24 +11,22 @@ no merge, and has no vote on signs. There are three differences from PEFT: adapt
 refuses, are padded with zeros; a single adapter, which PEFT copies unchanged, is pruned or cut like several; and an
 adapter of scaling 0, which has a vote in PEFT, takes no part. All sums are computed in float32 or wider.
 
-This file deals with stacks and pairs, not with models, files or decoding.
+This file has the recipes with their options, and imports no torch; `merging` has the arithmetic.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from peft_composition.errors import CompositionError
-from peft_composition.pairs import ActiveSlots, ModuleStack, Pair, product_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_composition.pairs import ActiveSlots, ModuleStack, Pair
 
 Majority = Literal["total", "frequency"]
-_Prune = Callable[[Tensor, str, str], Tensor]  # arguments: a factor [r, d], its adapter's name, and "A" or "B"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,9 @@ class Linear:
 
     def __call__(self, stack: ModuleStack, active: ActiveSlots) -> Pair:
         """Return the merged pair of each row."""
-        return _merged(stack, active, lambda factor, adapter, half: factor)
+        from peft_composition.merging import merged
+
+        return merged(stack, active, lambda factor, adapter, half: factor)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Ties:
 
     def __call__(self, stack: ModuleStack, active: ActiveSlots) -> Pair:
         """Return the merged pair of each row."""
-        return _merged(stack, active, lambda factor, adapter, half: _trimmed(factor, self.density), self.majority)
+        from peft_composition.merging import merged, trimmed
+
+        return merged(stack, active, lambda factor, adapter, half: trimmed(factor, self.density), self.majority)
 
 
 @dataclass(frozen=True)
@@ -91,19 +93,18 @@ class Dare:
 
     def __call__(self, stack: ModuleStack, active: ActiveSlots) -> Pair:
         """Return the merged pair of each row."""
+        from peft_composition.merging import merged
 
         def dropped(factor: Tensor, adapter: str, half: str) -> Tensor:
             return factor * self.mask(stack.module, adapter, half, factor).to(factor.device) / self.density
 
-        return _merged(stack, active, dropped, "total" if self.ties else None)
+        return merged(stack, active, dropped, "total" if self.ties else None)
 
     def mask(self, module: str, adapter: str, half: str, factor: Tensor) -> Tensor:
         """Return which entries of a factor are kept, bool on the CPU: [r, d_in] for "A", [r, d_out] for "B" (B^T)."""
-        text = "\0".join((str(self.seed), module, adapter, half))
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
-        generator = torch.Generator().manual_seed(seed)
-        # Not torch.bernoulli: its random stream depends on the libraries that torch was built with.
-        return torch.rand(factor.shape, generator=generator, dtype=torch.float32) < self.density
+        from peft_composition.merging import dare_mask
+
+        return dare_mask("\0".join((str(self.seed), module, adapter, half)), factor, self.density)
 
 
 @dataclass(frozen=True)
@@ -124,101 +125,9 @@ class Svd:
 
     def __call__(self, stack: ModuleStack, active: ActiveSlots) -> Pair:
         """Return the merged pair of each row. Raises `CompositionError` if the weights require a gradient."""
-        if active.weights.requires_grad:
-            # Torch's gradient divides by σ_i² − σ_j², which gives NaN among the zeros of the padding.
-            reason = "an SVD merge passes no gradient to the weights"
-            raise CompositionError(f"{reason}; detach them, or learn them with mode 'mixture', which it approximates")
-        down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        down = down.to(dtype).flatten(1, 2)  # [batch, k*r, d_in]
-        up = (up.to(dtype) * active.weights[:, :, None, None]).flatten(1, 2)  # [batch, k*r, d_out]
-        # B A = Q_B (R_B R_A^T) Q_A^T with orthonormal columns of Q, so R_B R_A^T has the singular values of the update.
-        q_down, r_down = torch.linalg.qr(down.mT)  # [batch, d_in, m], [batch, m, k*r]
-        q_up, r_up = torch.linalg.qr(up.mT)  # [batch, d_out, n], [batch, n, k*r]
-        left, values, right = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)  # [batch, n, q], [batch, q], ...
-        if self.rank is None:
-            ranks = _of_rows(active, stack.ranks, torch.int64).amax(dim=1)  # [batch]
-            largest = max(stack.ranks[slot] for slot in active.used if slot in stack.ranks)
-        else:
-            ranks, largest = torch.full_like(active.slots[:, 0], self.rank), self.rank
-        values, left, right = values[:, :largest], left[:, :, :largest], right[:, :largest]  # R = min(q, largest)
-        kept = torch.arange(values.shape[1], device=values.device) < ranks[:, None]  # [batch, R]
-        cut_down = right @ q_down.mT * kept[:, :, None]  # [batch, R, d_in]
-        cut_up = (q_up @ left).mT * (values * kept)[:, :, None]  # [batch, R, d_out]
-        dtype = product_dtype(stack.up.device, stack.up.dtype)
-        return Pair(cut_down.to(dtype), cut_up.to(dtype))
+        from peft_composition.merging import approximated
 
-
-def _merged(stack: ModuleStack, active: ActiveSlots, prune: _Prune, majority: Majority | None = None) -> Pair:
-    """Prune each adapter's A and B, then combine those of each row. Only A takes the signs of the weights."""
-    down, up = _pruned(stack, active, prune)  # [P + 1, r, d_in], [P + 1, r, d_out]
-    present = _present(stack, active)
-    indices = _of_rows(active, {slot: i for i, slot in enumerate(present, start=1)}, torch.int64)  # [batch, k]
-    weights = active.weights * _of_rows(active, stack.scalings, torch.float32)  # w_p s_p: [batch, k]
-    nonzero = weights != 0
-    # The root of 0 has an infinite derivative: a row with fewer than k adapters would get NaN as its gradient.
-    roots = weights.abs().where(nonzero, 1).sqrt().where(nonzero, 0)  # [batch, k]
-    dtype = product_dtype(stack.up.device, stack.up.dtype)
-    return Pair(
-        _combined(down[indices], roots * weights.sign(), majority).to(dtype),  # [batch, r, d_in]
-        _combined(up[indices], roots, majority).to(dtype),  # [batch, r, d_out]
-    )
-
-
-def _present(stack: ModuleStack, active: ActiveSlots) -> list[int]:
-    """Return the slots in use whose adapter targets this module with a scaling that is not 0."""
-    return [slot for slot in active.used if stack.scalings.get(slot)]
-
-
-def _pruned(stack: ModuleStack, active: ActiveSlots, prune: _Prune) -> tuple[Tensor, Tensor]:
-    """Return the pruned A [P + 1, r, d_in] and B^T [P + 1, r, d_out], unscaled, of the P adapters of `_present`.
-
-    Index 0 holds zeros and stands for an absent adapter; the others are in the order of `active.used`. Pruning does not
-    depend on the rows, so it is done once for all rows.
-    """
-    present = _present(stack, active)
-    largest = max((stack.ranks[slot] for slot in present), default=1)
-    dtype = torch.promote_types(stack.down.dtype, torch.float32)
-    down, up = (
-        torch.zeros(len(present) + 1, largest, half.shape[2], device=half.device, dtype=dtype)
-        for half in (stack.down, stack.up)
-    )
-    for index, slot in enumerate(present, start=1):
-        rank, adapter, scaling = stack.ranks[slot], stack.adapters[slot], stack.scalings[slot]
-        down[index, :rank] = prune(stack.down[slot, :rank].to(dtype), adapter, "A")  # [r, d_in]
-        up[index, :rank] = prune(stack.up[slot, :rank].to(dtype) / scaling, adapter, "B")  # [r, d_out]
-    return down, up
-
-
-def _combined(factors: Tensor, weights: Tensor, majority: Majority | None) -> Tensor:
-    """Combine each row's factors [batch, k, r, d] with weights [batch, k] to [batch, r, d].
-
-    Without `majority` the result is the weighted sum. With `majority` it is the mean of the weighted entries that have
-    the elected sign; the zeros of padding and pruning have no sign and are not counted.
-    """
-    weighted = factors * weights[:, :, None, None]  # [batch, k, r, d]
-    if majority is None:
-        return weighted.sum(dim=1)  # [batch, r, d]
-    votes = factors if majority == "total" else factors.sign()  # [batch, k, r, d]
-    elected = torch.where(votes.sum(dim=1, keepdim=True) >= 0, 1.0, -1.0)  # [batch, 1, r, d]
-    agree = factors.sign() == elected  # [batch, k, r, d]
-    return (weighted * agree).sum(dim=1) / agree.sum(dim=1).clamp(min=1)  # [batch, r, d]
-
-
-def _trimmed(factor: Tensor, density: float) -> Tensor:
-    """Keep the ⌊density · r · d⌋ entries of a factor [r, d] that are largest in magnitude, and all equal to these."""
-    kept = int(density * factor.numel())
-    if kept == 0:
-        return torch.zeros_like(factor)
-    sizes = factor.abs()  # [r, d]
-    smallest = sizes.flatten().kthvalue(factor.numel() - kept + 1).values  # the smallest kept size
-    return factor * (sizes >= smallest)
-
-
-def _of_rows(active: ActiveSlots, values: Mapping[int, float], dtype: torch.dtype) -> Tensor:
-    """Return the values of each row's slots, [batch, k]; 0 for a slot without a value."""
-    by_slot = [values.get(slot, 0) for slot in range(max(active.used) + 1)]
-    return torch.tensor(by_slot, dtype=dtype, device=active.slots.device)[active.slots]
+        return approximated(stack, active, self.rank)
 
 
 def _check_density(method: str, density: float) -> None:

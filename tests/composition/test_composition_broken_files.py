@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from composition_cases import edit_config, tiny_llama
-from safetensors.torch import load_file, save_file
+from composition_cases import edit_config, edit_tensors, tiny_llama
 
 from peft_composition import (
     AdapterError,
@@ -30,18 +29,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q1 = "model.layers.1.self_attn.q_proj"
 KEY = f"base_model.model.{Q1}.lora_A.weight"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 1049\n"
-
-
-@pytest.fixture
-def folder(folders, tmp_path) -> Path:
-    """A sound adapter's checkpoint, for a test to spoil."""
-    return Path(shutil.copytree(folders["plain"], tmp_path / "spoilt"))
-
-
-@pytest.fixture(scope="module")
-def on_meta() -> Any:
-    with torch.device("meta"):
-        return tiny_llama()
 
 
 def refused_everywhere(
@@ -310,19 +297,17 @@ def test_a_header_that_cannot_be_true(base, on_meta, folder, spoil):
     refused_everywhere(base, on_meta, folder, WEIGHTS, "not a readable safetensors file", in_one_text=False)
 
 
-def tensors_changed(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    tensors = load_file(folder / WEIGHTS)
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("edit", "said", "without_base"),
     [
         (lambda t: t.update({k: torch.zeros(0) for k in t}), ("is empty", "DeepSpeed ZeRO-3", "q_proj"), True),
         (lambda t: t.update({KEY: torch.zeros(4, 0)}), ("is empty", "DeepSpeed ZeRO-3", Q1), True),
         (lambda t: t.update({KEY: torch.tensor(1.0)}), ("is empty", Q1), True),
+        (
+            lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(0)}),
+            ("lm_head.weight' is empty", "DeepSpeed ZeRO-3", "module 'lm_head'"),
+            False,
+        ),
         (lambda t: t.update({KEY: torch.ones(64)}), ("shape [64]", Q1), True),
         (lambda t: t.update({KEY: torch.ones(4, 4, 4)}), ("shape [4, 4, 4]", Q1), True),
         (lambda t: t.update({KEY: torch.ones(3, 16)}), ("shape [3, 16]", "[4, ", Q1), True),
@@ -360,22 +345,29 @@ def tensors_changed(folder: Path, edit: Callable[[dict[str, torch.Tensor]], obje
         ),
     ],
     ids=[
-        "all empty", "one empty", "scalar", "flat", "3-D", "rank", "width", "int8", "float8", "missing", "none", "down",
-        "other names", "embedding", "unknown", "resized head", "resized embedding",
+        "all empty", "one empty", "scalar", "empty head", "flat", "3-D", "rank", "width", "int8", "float8", "missing",
+        "none", "down", "other names", "embedding", "unknown", "resized head", "resized embedding",
     ],
 )  # fmt: skip
 def test_tensors_that_the_header_alone_shows_to_be_wrong(base, on_meta, folder, edit, said, without_base):
-    refused_everywhere(base, on_meta, tensors_changed(folder, edit), *said, without_base=without_base)
+    refused_everywhere(base, on_meta, edit_tensors(folder, edit), *said, without_base=without_base)
 
 
 def test_names_with_control_characters_are_escaped_and_long_ones_cut(base, on_meta, folder):
     key = "\x1b[31m" + "x" * 10_000 + "\n.lora_A.weight"
-    tensors_changed(folder, lambda tensors: tensors.update({key: torch.ones(4, 16)}))
+    edit_tensors(folder, lambda tensors: tensors.update({key: torch.ones(4, 16)}))
     refused_everywhere(base, on_meta, folder, "\\x1b[31mxxx", without_base=False)
 
 
+def test_embeddings_that_were_trained_along_are_said_to_be(base, folder):
+    edit_tensors(folder, lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(48, 16)}))
+    said = r"module 'lm_head': it holds 'base_model.model.lm_head.weight', whose numbers are not the base's"
+    with pytest.raises(AdapterError, match=said):
+        ComposableModel(base).load_adapter(folder, "spoilt")
+
+
 def test_numbers_that_are_none_are_named_with_their_module(base, on_meta, folder):
-    tensors_changed(folder, lambda tensors: tensors[KEY][0, 0].fill_(math.nan))
+    edit_tensors(folder, lambda tensors: tensors[KEY][0, 0].fill_(math.nan))
     for load in (ComposableModel(base).load_adapter, CompositionWriter(on_meta, torch.float32).load_adapter):
         with pytest.raises(AdapterError, match=f"'spoilt', module '{Q1}': its lora_A holds NaN or infinity"):
             load(folder, "spoilt")
@@ -397,7 +389,7 @@ def test_the_check_of_the_header_says_what_loading_would(base, on_meta, folders)
 
 
 def test_the_check_of_the_header_reads_no_weights_of_a_base_or_an_adapter(on_meta, folder):
-    tensors_changed(folder, lambda tensors: tensors[KEY].fill_(math.nan))
+    edit_tensors(folder, lambda tensors: tensors[KEY].fill_(math.nan))
     assert inspect_adapter(folder, "damaged", on_meta).modules[Q1].rank == 4
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from composition_cases import tiny_llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -62,12 +60,6 @@ HEADER_VALUES = VALUES | st.fixed_dictionaries(
 )
 NAMES = st.lists(st.sampled_from(PARTS), max_size=9).map(".".join)
 BOUNDED = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def on_meta() -> Any:
-    with torch.device("meta"):
-        return tiny_llama()
 
 
 @pytest.fixture(scope="module")

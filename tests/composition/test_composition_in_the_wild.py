@@ -42,12 +42,6 @@ VISION = {
 QV = ["q_proj", "v_proj"]
 
 
-@pytest.fixture
-def folder(folders, tmp_path) -> Path:
-    """A sound adapter's checkpoint, for a test to change."""
-    return Path(shutil.copytree(folders["plain"], tmp_path / "odd"))
-
-
 def rename(folder: Path, new_name: Callable[[str], str]) -> Path:
     file = folder / "adapter_model.safetensors"
     save_file({new_name(key): tensor for key, tensor in load_file(file).items()}, file)
