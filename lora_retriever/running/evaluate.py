@@ -115,10 +115,10 @@ def evaluate(
         ids = [row.id for row in benchmark.rows]
         unfinished = [run for run in runs if not run.file.is_finished(ids)]
         finished = f"{len(runs) - len(unfinished)} of {len(variants)} runs of {len(ids)} rows are finished in {results}"
-        console.print(for_rich(finished))
+        console.print(for_rich(finished), soft_wrap=True)
         if unfinished:
             for warning in benchmark.warnings:
-                console.print(for_rich(f"warning: {warning}"))
+                console.print(for_rich(f"warning: {warning}"), soft_wrap=True)
             folder.require_writable()
             answer_runs(profile, benchmark, unfinished, results, console, failures)
     raise_for(failures)
