@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from lora_retriever import __version__
-from lora_retriever.commands import COMMANDS, load_command
+from lora_retriever.commands import commands
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.escaping import for_terminal, replace_unwritable
 
@@ -45,10 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands and their arguments."""
     parser = argparse.ArgumentParser(prog="lora-retriever", description="Retrieve, compose and evaluate LoRA adapters.")
     parser.add_argument("--version", action="version", version=f"lora-retriever {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        command = load_command(name)
-        one = commands.add_parser(name, help=command.HELP, description=command.HELP)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands().items():
+        one = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_arguments(one)
         one.set_defaults(run=command.run)
     return parser

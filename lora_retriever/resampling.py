@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -42,6 +41,8 @@ def bootstrap(sizes: Sequence[int], statistic: Callable[[Sequence[Indices]], Arr
 
     def drawn(*indices: Indices, axis: int = -1) -> Array:
         return statistic([rows[..., : max(rows.shape[-1] - 1, 1)] for rows in indices])
+
+    from scipy import stats  # a second to import
 
     samples = [np.arange(size) for size in sizes]
     result = stats.bootstrap(
@@ -75,6 +76,8 @@ def permutation_test(pairs: int, statistic: Callable[[Array], Array], permutatio
         statistic: from 0 (not swapped) or 1 (swapped) per pair, [..., pairs], to the differences [..., quantities].
         permutations: number of draws; the smallest p-value is 2 / (permutations + 1). Few pairs are tested exactly.
     """
+    from scipy import stats  # a second to import
+
     # scipy permutes two samples; the first sample holds, for each pair, the side that comes first.
     result = stats.permutation_test(
         (np.zeros(pairs), np.ones(pairs)),
@@ -115,6 +118,8 @@ def widened(
 
 def exact_bound(value: float, rows: int) -> tuple[float, float]:
     """The exact binomial 95 % interval, in percent, of a task in which all `rows` score 0, or all score 100."""
+    from scipy import stats  # a second to import
+
     share = stats.binomtest(rows if value else 0, rows).proportion_ci(LEVEL, method="exact")
     return 100 * share.low, 100 * share.high
 

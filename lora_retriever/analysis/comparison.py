@@ -1,4 +1,4 @@
-"""Run against run: pair by pair on the same rows, with intervals, and p-values corrected for their number."""
+"""Comparisons of runs on the rows that they share: differences, intervals, and p-values corrected for their number."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from typing import Any
 import numpy as np
 
 from lora_retriever.analysis.runs import id_ranges
-from lora_retriever.analysis.scores import MEAN, Quantity, ScoredRun, ScoredTask, gathered, parts_of
+from lora_retriever.analysis.scores import (
+    MEAN,
+    Quantity,
+    ScoredRun,
+    ScoredTask,
+    gathered,
+    interval_code,
+    interval_over_tasks,
+    parts_of,
+)
 from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
+from lora_retriever.remembered import remembered
 from lora_retriever.resampling import (
-    FEWEST_TASKS,
     PERMUTATIONS,
     Array,
     Indices,
     bootstrap,
     holm,
-    over_tasks,
     permutation_test,
     widened,
 )
@@ -31,9 +39,12 @@ NOT_SEPARABLE = "~"
 
 @dataclass(frozen=True)
 class Difference:
-    """A run's score minus the other's, in points: with its 95 % interval and the permutation test's p-value.
+    """The score of a run minus the score of another run, in points.
 
-    `corrected` is the p-value after Holm's correction for all differences of the comparison.
+    Attributes:
+        low, high: the ends of the 95 % interval of the difference.
+        p: the p-value of the paired permutation test.
+        corrected: the p-value after Holm's correction for all differences of the comparison.
     """
 
     value: float
@@ -44,15 +55,17 @@ class Difference:
 
     @property
     def separable(self) -> bool:
-        """Whether the two runs differ at the 5 % level, all comparisons counted."""
+        """Whether the two runs differ at the 5 % level, corrected for all comparisons."""
         return self.corrected < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run against another on the rows both have; `only_ours` and `only_theirs` are the rows left out.
+    """One run against another run, on the rows that both have.
 
-    `over_tasks` is the interval of the mean over tasks if the tasks are a sample, too; None for fewer than five.
+    Attributes:
+        only_ours, only_theirs: ids of rows that one of the two runs lacks. These rows are left out.
+        over_tasks: the interval of the mean over tasks if the tasks are a sample, too. None for fewer than five tasks.
     """
 
     name: str
@@ -65,12 +78,13 @@ class Comparison:
 
 
 def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> list[Comparison]:
-    """Every other run against the run `versus`: the scores of each task or domain, and the mean over tasks.
+    """Compare every other run with the run `versus`: the scores of each task or domain, and the mean over tasks.
 
-    `level` is "task" or "domain", or "mean" for the mean alone.
+    Args:
+        level: "task" or "domain", or "mean" for the mean over tasks alone.
 
     Raises:
-        UserError: there is no run of that name, it is the only one, or two runs share no row.
+        UserError: there is no run of that name, there is no other run, or two runs share no row.
     """
     known = {run.name: run for run in runs}
     if versus not in known:
@@ -83,7 +97,7 @@ def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> li
         [quantity for quantity in gathered(ours, _whole(ours)) if quantity.level in (level, "mean")]
         for ours, _ in pairs
     ]
-    # Holm multiplies the smallest p-value by the number of comparisons: it must be able to stay below 5 % by far.
+    # Holm multiplies the smallest p-value by the number of comparisons; the product must be able to stay far below 5 %.
     permutations = max(PERMUTATIONS, 100 * sum(map(len, quantities)))
     found = [
         _compare(run, known[versus], *pair, wanted, permutations)
@@ -103,7 +117,7 @@ def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> li
 
 
 def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: Sequence[str] = ()) -> Table:
-    """A row per score, a column per run: the difference, its interval, and the mark where it is not separable."""
+    """A row for each score, a column for each run: difference, interval, and a mark if the runs are not separable."""
     quantities = list(dict.fromkeys(quantity for comparison in comparisons for quantity in comparison.differences))
     ordered = [*(quantity for quantity in quantities if quantity != MEAN), MEAN]
     rows: list[tuple[str, list[Cell | str | None]]] = [
@@ -173,7 +187,7 @@ def comparisons_as_json(
 
 
 def _shared(run: ScoredRun, other: ScoredRun) -> tuple[dict[str, ScoredTask], dict[str, ScoredTask]]:
-    """Both runs' tasks on the rows they share, in the same order."""
+    """The tasks of both runs, cut to the rows that both have, in the same order."""
     ours, theirs = {}, {}
     for name, task in run.tasks.items():
         there = set(other.tasks[name].ids) if name in other.tasks else set()
@@ -214,10 +228,14 @@ def _compare(
 
     mine, others = _whole(ours), _whole(theirs)
     values = difference(mine, others)
-    bounds = bootstrap(sizes, drawn)
     main = [float(mine[name][task.main] - others[name][task.main]) for name, task in ours.items()]
     constant = [name for name, task in ours.items() if task.metric in METRICS and _differs_alike(task, theirs[name])]
-    p_values = permutation_test(sum(sizes), swapped, permutations)
+    decisive: list[bytes | str] = [interval_code(), f"{permutations} {wanted}"]
+    for task in (*ours.values(), *theirs.values()):
+        decisive += task.decisive
+    bounds, p_values = remembered(  # [wanted, 2], [wanted]
+        decisive, lambda: [bootstrap(sizes, drawn), permutation_test(sum(sizes), swapped, permutations)]
+    )
     return Comparison(
         run.name,
         other.name,
@@ -230,12 +248,12 @@ def _compare(
             )
             for quantity, value, interval, p in zip(wanted, values, bounds.tolist(), p_values, strict=True)
         },
-        tuple(over_tasks(main).tolist()) if len(main) >= FEWEST_TASKS else None,
+        interval_over_tasks(main),
     )
 
 
 def _differs_alike(task: ScoredTask, other: ScoredTask) -> bool:
-    """Whether the two runs differ by the same on every row of a task, by nothing for example."""
+    """Whether the two runs differ by the same amount on every row of a task, for example by nothing."""
     differences = [one - two for (_, one), (_, two) in zip(task.parts, other.parts, strict=True)]
     return all(bool((rows == rows[0]).all()) for rows in differences)
 
@@ -247,7 +265,7 @@ def _widened(
     tasks: dict[str, ScoredTask],
     constant: Sequence[str],
 ) -> tuple[float, float]:
-    """The interval with what tasks may hide on which the runs differ alike on all rows."""
+    """The interval, widened by what tasks may hide on which the runs differ by the same amount on every row."""
     parts = [task for task, _ in parts_of(tasks, quantity)]
     rows = [len(task.ids) for task in parts if task.name in constant]
     low, high = widened(value, interval, rows, rows, len(parts))
@@ -255,7 +273,7 @@ def _widened(
 
 
 def _whole(tasks: dict[str, ScoredTask]) -> dict[str, Array]:
-    """Each task's unrounded scores [names] on all its rows."""
+    """The unrounded scores [names] of each task on all of its rows."""
     return {name: task.scores_of(np.arange(len(task.ids))[None])[:, 0] for name, task in tasks.items()}
 
 

@@ -1,32 +1,36 @@
-"""One line a run: results of any number of folders as one data frame, and `runs.csv` in a results folder."""
+"""One line for each run: the runs of any number of results folders as a data frame, and `runs.csv` in a folder."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.scores import MEAN, NORMALIZED
 from lora_retriever.analysis.summary import RunSummary, summarize
+from lora_retriever.escaping import for_csv
 from lora_retriever.files import write_text
 from lora_retriever.metrics import Scoring, ScoringName
 
-RECORD = "runs.csv"
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUNS_FILE = "runs.csv"
 SETTINGS = ("k", "scorer", "temperature", "seed")
 
 
 def load_results(
     *folders: str | Path, scoring: ScoringName = "paper", metric_folders: Sequence[str | Path] = ()
 ) -> pd.DataFrame:
-    """The runs of several results folders, one line a run, read and scored from their answers.
+    """The runs of several results folders, one line for each run, scored from their answers.
 
     Columns: folder, run, method, the settings k, scorer, temperature and seed (from the run's configuration; empty
-    where they do not bear on it), profile, rows, empty_answers, configuration_hash, seconds, scoring, mean with its
-    95 % interval mean_low and mean_high, normalized, and a column for every domain and score, `nli em`. Scores are in
-    percent.
+    where a setting does not concern the run), profile, rows, empty_answers, configuration_hash, seconds, scoring, mean
+    with its 95 % interval mean_low and mean_high, normalized, and a column for every domain and score, such as
+    `nli em`. Scores are in percent.
 
     Args:
         metric_folders: folders whose own metrics may run where rows name them.
@@ -34,6 +38,8 @@ def load_results(
     Raises:
         UserError: a folder holds no run, or a damaged one.
     """
+    import pandas as pd  # a second to import
+
     chosen = Scoring(scoring, metric_folders=tuple(map(Path, metric_folders)))
     lines = [
         {"folder": str(folder), **_line(summary)}
@@ -43,10 +49,23 @@ def load_results(
     return pd.DataFrame(lines)
 
 
-def write_record(results: Path, metric_folders: Sequence[Path] = ()) -> Path:
-    """Write `runs.csv`, the line of every finished run, into its results folder, in one atomic step."""
-    path = results / RECORD
-    write_text(path, load_results(results, metric_folders=metric_folders).drop(columns="folder").to_csv(index=False))
+def write_runs_file(results: Path, metric_folders: Sequence[Path] = ()) -> Path:
+    """Write `runs.csv`, one line for each finished run, into its results folder, in one atomic step.
+
+    Raises:
+        UserError: the folder holds no run, or a damaged one.
+    """
+    chosen = Scoring("paper", metric_folders=tuple(metric_folders))
+    lines = [_line(summary) for summary in summarize(read_runs(results), chosen)]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(for_csv, columns))
+    for line in lines:
+        values = [line.get(column) for column in columns]
+        writer.writerow([for_csv(value) if isinstance(value, str) else value for value in values])
+    path = results / RUNS_FILE
+    write_text(path, text.getvalue())
     return path
 
 

@@ -1,12 +1,13 @@
-"""From answers to scores: of tasks, of domains, and over all. Every table and test starts from here.
+"""From answers to metric scores: of tasks, of domains, and means over tasks. Every table and test starts from here.
 
-A score is one of a task's metric; a domain's score is the mean of its tasks', and so is the mean over tasks of their
-main scores. The paper's way rounds a task's score to one decimal first; draws for intervals are never rounded.
+The score of a domain is the mean of its tasks' scores. The mean over tasks is the mean of their main scores. The
+paper's scoring rounds the score of a task to one decimal first; draws for intervals are never rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,15 +15,17 @@ from typing import Literal
 import numpy as np
 
 from lora_retriever.analysis.runs import AnsweredRow, Run
+from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import MAIN_SCORE, Metric, RowError, Scoring
 from lora_retriever.metrics.base import Array
-from lora_retriever.resampling import Indices
+from lora_retriever.remembered import code_of, remembered
+from lora_retriever.resampling import FEWEST_TASKS, Indices, over_tasks
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number of a table says: the score of a task or a domain, or a mean over all tasks."""
+    """The meaning of a number in a table: the score of a task or a domain, or a mean over all tasks."""
 
     level: Literal["task", "domain", "mean", "normalized"]
     group: str = ""
@@ -35,10 +38,10 @@ NORMALIZED = Quantity("normalized")
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """One task under one run: what its rows add to each metric's sums.
+    """One task of one run: what the task's rows add to the sums of each metric.
 
     Attributes:
-        ids: the rows', in the order of the statistics.
+        ids: the ids of the rows, in the order of the statistics.
         parts: each metric with its statistics [rows, statistics].
     """
 
@@ -50,20 +53,32 @@ class ScoredTask:
 
     @cached_property
     def names(self) -> list[str]:
-        """The scores' names, the main one first."""
+        """The names of the scores, the main score first."""
         return [name for metric, _ in self.parts for name in metric.scores]
 
     @property
     def main(self) -> int:
-        """The place of the score by which the task counts in means over tasks."""
+        """The index, among the task's scores, of the main score: the score that counts in means over tasks."""
         return self.names.index(MAIN_SCORE.get(self.metric, self.names[0]))
+
+    @property
+    def decisive(self) -> Iterator[bytes | str]:
+        """Everything that decides the task's scores, and what is computed from them."""
+        yield json.dumps([self.name, self.domain, self.metric, self.names])
+        for _, statistics in self.parts:
+            yield str(statistics.shape)
+            yield statistics.tobytes()
 
     def scores_of(self, rows: Indices) -> Array:
         """The scores [names, draws] of drawn rows [draws, rows drawn], in percent."""
         return self._combined([statistics[rows].sum(axis=-2) for _, statistics in self.parts])
 
     def scores_swapped(self, other: ScoredTask, swapped: Array) -> tuple[Array, Array]:
-        """The scores [names, draws] of this and the other run's task, once rows [draws, rows] are swapped where 1."""
+        """The scores [names, draws] of this run's task and of the other run's, after swapping rows.
+
+        Args:
+            swapped: [draws, rows], 1 where the two runs exchange their answers to a row, else 0.
+        """
         mine, theirs = [], []
         for (_, own), (_, others) in zip(self.parts, other.parts, strict=True):
             moved = swapped @ (others - own)  # [draws, statistics]
@@ -96,6 +111,13 @@ class ScoredRun:
         """The run's name."""
         return self.run.name
 
+    @property
+    def decisive(self) -> Iterator[bytes | str]:
+        """Everything that decides the run's scores, and what is computed from them."""
+        yield self.scoring.name
+        for task in self.tasks.values():
+            yield from task.decisive
+
     @cached_property
     def points(self) -> dict[str, Array]:
         """Each task's scores [names], rounded to one decimal under the paper's scoring."""
@@ -104,11 +126,11 @@ class ScoredRun:
 
     @cached_property
     def quantities(self) -> dict[Quantity, float]:
-        """All numbers of the run but the normalized score."""
+        """All scores of the run except the normalized score."""
         return {quantity: float(value) for quantity, value in gathered(self.tasks, self.points).items()}
 
     def main_scores(self) -> dict[str, float]:
-        """The score by which each task counts in means over tasks."""
+        """The main score of each task: the score that counts in means over tasks."""
         return {name: float(self.points[name][task.main]) for name, task in self.tasks.items()}
 
 
@@ -121,18 +143,57 @@ def score_run(run: Run, scoring: Scoring) -> ScoredRun:
     grouped: dict[str, list[AnsweredRow]] = {}
     for row in run.rows.values():
         grouped.setdefault(row.task, []).append(row)
-    tasks = {}
+    metrics = {task: _metrics(run, rows[0], scoring) for task, rows in grouped.items()}
+
+    def compute() -> list[Array]:
+        return [_statistics(run, rows, metric) for task, rows in grouped.items() for metric in metrics[task]]
+
+    if all(rows[0].metric in METRICS for rows in grouped.values()):
+        statistics = iter(remembered(_decisive(grouped, scoring), compute))
+    else:
+        statistics = iter(compute())  # what a user's own metric depends on is not known
+    return ScoredRun(
+        run,
+        scoring,
+        {
+            task: ScoredTask(
+                task,
+                rows[0].domain,
+                rows[0].metric,
+                tuple(row.id for row in rows),
+                tuple((metric, next(statistics)) for metric in metrics[task]),
+            )
+            for task, rows in grouped.items()
+        },
+    )
+
+
+def _metrics(run: Run, first: AnsweredRow, scoring: Scoring) -> list[Metric]:
+    """The metrics of a task, named by the task's first row."""
+    try:
+        return scoring.metrics_of(first.task, first.metric)
+    except UserError as error:
+        raise UserError(f"{run.name}: task {first.task!r} (row {first.id} is its first): {error}") from error
+
+
+def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:
+    """What each row of a task adds to the metric's sums, [rows, statistics]."""
+    try:
+        return metric.statistics([row.answer for row in rows], [row.targets for row in rows])
+    except RowError as error:
+        raise UserError(f"{run.name}: task {rows[0].task!r}, row {rows[error.row].id}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{run.name}: task {rows[0].task!r} (row {rows[0].id} is its first): {error}") from error
+
+
+def _decisive(grouped: Mapping[str, Sequence[AnsweredRow]], scoring: Scoring) -> Iterator[str]:
+    """Everything that decides the statistics of a run's rows under the project's own metrics."""
+    yield code_of("metrics", packages=("nltk", "rouge", "rouge-score", "sacrebleu", "numpy"))
+    yield f"{scoring.name} {scoring.stemming}"
     for task, rows in grouped.items():
-        answers, targets = [row.answer for row in rows], [row.targets for row in rows]
-        try:
-            metrics = scoring.metrics_of(task, rows[0].metric)
-            parts = tuple((metric, metric.statistics(answers, targets)) for metric in metrics)
-        except RowError as error:
-            raise UserError(f"{run.name}: task {task!r}, row {rows[error.row].id}: {error}") from error
-        except UserError as error:
-            raise UserError(f"{run.name}: task {task!r} (row {rows[0].id} is its first): {error}") from error
-        tasks[task] = ScoredTask(task, rows[0].domain, rows[0].metric, tuple(row.id for row in rows), parts)
-    return ScoredRun(run, scoring, tasks)
+        yield from (task, rows[0].metric, scoring.kinds.get(task, ""))
+        for row in rows:
+            yield json.dumps([row.answer, row.targets])
 
 
 def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:
@@ -149,7 +210,7 @@ def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> di
 
 
 def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[ScoredTask, int]]:
-    """The tasks that a quantity is the mean of, each with the place of its score among the task's."""
+    """The tasks of whose scores a quantity is the mean, each with the index of the score among the task's scores."""
     concerned = [
         task
         for task in tasks.values()
@@ -160,7 +221,7 @@ def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[
 
 
 LEAST = 0.05
-"""In percent: less than that is 0.0 with the one decimal that the paper prints."""
+"""A score below this, in percent, is printed as 0.0 with the paper's one decimal."""
 
 
 def normalized(
@@ -168,9 +229,8 @@ def normalized(
 ) -> Array | None:
     """Mean over tasks of score / oracle's score × 100 (LoRAuter, arXiv 2601.21795), [...].
 
-    Tasks on which the oracle scores 0 have no such ratio and are left out, as are those whose score a paper would print
-    as 0.0: BLEU without smoothing is 1e-78 where no phrase is right, and a ratio to that is no number to average. None
-    where that leaves none.
+    A task on which the oracle scores less than `LEAST` has no such ratio and is left out: BLEU without smoothing is
+    1e-78 where no phrase is right, and a ratio to 1e-78 cannot be averaged. None: no task is left.
     """
     shared = [(scores[name][task.main], oracle[name][task.main]) for name, task in tasks.items() if name in oracle]
     if not shared:
@@ -180,3 +240,17 @@ def normalized(
     if not counts.any(axis=0).all():
         return None
     return np.asarray(np.where(counts, 100 * ours / np.where(counts, best, 1), 0).sum(axis=0) / counts.sum(axis=0))
+
+
+def interval_over_tasks(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean of one value per task, if the tasks were a sample. None for fewer than five tasks."""
+    if len(values) < FEWEST_TASKS:
+        return None
+    (bounds,) = remembered([interval_code(), "over tasks", np.array(values).tobytes()], lambda: [over_tasks(values)])
+    low, high = bounds.tolist()
+    return low, high
+
+
+def interval_code() -> str:
+    """A text that changes with the code that decides intervals and p-values, beside the rows' statistics."""
+    return code_of("resampling.py", "metrics", "analysis", packages=("numpy", "scipy"))

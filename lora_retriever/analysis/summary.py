@@ -17,13 +17,16 @@ from lora_retriever.analysis.scores import (
     Quantity,
     ScoredRun,
     gathered,
+    interval_code,
+    interval_over_tasks,
     normalized,
     parts_of,
     score_run,
 )
 from lora_retriever.data.rows import METRICS
 from lora_retriever.metrics import Reference, Scoring
-from lora_retriever.resampling import FEWEST_TASKS, Array, Indices, bootstrap, over_tasks, widened
+from lora_retriever.remembered import remembered
+from lora_retriever.resampling import Array, Indices, bootstrap, widened
 from lora_retriever.tables import Cell, Table
 
 Interval = tuple[float, float]
@@ -31,7 +34,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run with its scores, and the oracle's, by which they are normalized (None: there is none)."""
+    """One run with its scores, and the oracle's scores, by which they are normalized. None: there is no oracle."""
 
     scored: ScoredRun
     oracle: ScoredRun | None
@@ -48,12 +51,12 @@ class RunSummary:
 
     @property
     def empty(self) -> int:
-        """How many answers are empty or dots only; they score 0, but against a blank target."""
+        """How many answers are empty or only dots. Such an answer scores 0, except against a blank target."""
         return sum(row.is_empty for row in self.scored.run.rows.values())
 
     @cached_property
     def values(self) -> dict[Quantity, float]:
-        """Every quantity of the run; `NORMALIZED` only where there is an oracle."""
+        """Every quantity of the run. `NORMALIZED` is there only if there is an oracle."""
         values = dict(self.scored.quantities)
         if self.oracle is not None:
             share = normalized(self.scored.tasks, self.scored.points, self.oracle.points)
@@ -63,21 +66,38 @@ class RunSummary:
 
     @property
     def tasks_not_normalized(self) -> list[str]:
-        """The tasks for which the oracle has no answers, or scores 0: the normalized score is without them."""
+        """The tasks that the normalized score leaves out: the oracle has no answers for them, or scores 0."""
         best = {} if self.oracle is None else self.oracle.main_scores()
         return [name for name in self.scored.tasks if best.get(name, 0) < LEAST]
 
     @cached_property
     def intervals(self) -> dict[Quantity, Interval]:
-        """The 95 % bootstrap interval of every quantity, rows being drawn within their tasks.
+        """The 95 % bootstrap interval of every quantity. Rows are drawn within their tasks.
 
-        Tasks whose rows all score 0, or all 100, do not vary when drawn: what they may hide is added (`widened`). No
-        interval has a quantity with a task of a single row, nor the normalized score unless the oracle answered the
-        same rows.
+        A task whose rows all score 0, or all 100, does not vary when its rows are drawn; what such tasks may hide is
+        added to the interval (`widened`). A quantity with a task of a single row has no interval. The normalized score
+        has one only if the oracle answered the same rows.
         """
-        tasks = self.scored.tasks
         oracle = self.oracle if NORMALIZED in self.values and self._oracle_has_the_same_rows() else None
         names = [*self.scored.quantities, *([NORMALIZED] if oracle else [])]
+        decisive: list[bytes | str] = [interval_code(), *self.scored.decisive]
+        if oracle is not None:
+            decisive += ["oracle", *oracle.decisive]
+        (bounds,) = remembered(decisive, lambda: [self._bounds(names, oracle)])  # [quantities, 2], NaN: no interval
+        return {
+            quantity: (low, high)
+            for quantity, (low, high) in zip(names, bounds.tolist(), strict=True)
+            if not np.isnan(low)
+        }
+
+    @cached_property
+    def interval_over_tasks(self) -> Interval | None:
+        """The 95 % interval of the mean if the tasks were a sample, too. None for fewer than five tasks."""
+        return interval_over_tasks(list(self.scored.main_scores().values()))
+
+    def _bounds(self, names: Sequence[Quantity], oracle: ScoredRun | None) -> Array:
+        """The ends of the intervals of the quantities `names`, [quantities, 2]; NaN where there is no interval."""
+        tasks = self.scored.tasks
 
         def statistic(drawn: Sequence[Indices]) -> Array:
             scores = {name: task.scores_of(rows) for (name, task), rows in zip(tasks.items(), drawn, strict=True)}
@@ -88,28 +108,18 @@ class RunSummary:
                 values.append(np.full(len(drawn[0]), np.nan) if share is None else share)
             return np.stack(values)
 
-        bounds = bootstrap([len(task.ids) for task in tasks.values()], statistic)
-        found = {}
-        for quantity, (low, high) in zip(names, bounds.tolist(), strict=True):
+        bounds = bootstrap([len(task.ids) for task in tasks.values()], statistic)  # [quantities, 2]
+        for index, quantity in enumerate(names):
             parts = parts_of(tasks, quantity)
-            if min(len(task.ids) for task, _ in parts) < 2 or np.isnan(low):
-                continue
-            found[quantity] = (low, high)
-            if quantity != NORMALIZED:
+            if min(len(task.ids) for task, _ in parts) < 2:
+                bounds[index] = np.nan
+            elif quantity != NORMALIZED and not np.isnan(bounds[index, 0]):
                 points = self.scored.points
                 ends = [(len(t.ids), round(points[t.name][at], 2)) for t, at in parts if t.metric in METRICS]
                 wrong, right = ([rows for rows, score in ends if score == end] for end in (0, 100))
-                found[quantity] = widened(self.values[quantity], (low, high), wrong, right, len(parts))
-        return found
-
-    @cached_property
-    def interval_over_tasks(self) -> Interval | None:
-        """The 95 % interval of the mean if the tasks, too, were a sample; None for fewer than five tasks."""
-        scores = list(self.scored.main_scores().values())
-        if len(scores) < FEWEST_TASKS:
-            return None
-        low, high = over_tasks(scores).tolist()
-        return low, high
+                low, high = bounds[index].tolist()
+                bounds[index] = widened(self.values[quantity], (low, high), wrong, right, len(parts))
+        return bounds
 
     def _oracle_has_the_same_rows(self) -> bool:
         assert self.oracle is not None
@@ -129,7 +139,7 @@ def summarize(runs: Sequence[Run], scoring: Scoring) -> list[RunSummary]:
 
 
 def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The summary as the JSON of the design's contract; intervals stand beside the scores, under keys of their own."""
+    """The summary as JSON. Intervals stand beside the scores, under keys of their own."""
     return {
         "scoring": scoring.name,
         "scoring_details": scoring.details,
@@ -143,7 +153,7 @@ def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str
 def to_table(
     runs: Sequence[RunSummary], by_task: bool = False, intervals: bool = True, left_out: Sequence[str] = ()
 ) -> Table:
-    """Rows as in the paper's table 1 (a domain and a metric each), or one per task and metric; means at the end."""
+    """A row for each domain and score, as in the paper's table 1, or for each task and score; means at the end."""
     level = "task" if by_task else "domain"
     quantities = [
         quantity
@@ -161,8 +171,8 @@ def to_table(
 
 
 def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: Sequence[str] = ()) -> Table:
-    """A row per run, for more runs than a page has columns: its means, with intervals, and the domains' main scores."""
-    main: dict[str, Quantity] = {}  # the first score that a domain has, as rouge-1 of a rouge
+    """A row for each run, when runs are too many for columns: means with intervals, and the domains' main scores."""
+    main: dict[str, Quantity] = {}  # the first score of each domain, for example rouge-1
     for quantity in dict.fromkeys(quantity for run in runs for quantity in run.values):
         if quantity.level == "domain":
             main.setdefault(quantity.group, quantity)
@@ -183,7 +193,7 @@ def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: S
 
 
 def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
-    """Several tables of the same runs as one, their columns side by side, each run's together."""
+    """Several tables of the same runs as one table. The columns of each run stand side by side."""
     labels = dict.fromkeys(label for table in tables[::-1] for label, _ in table.rows)
     last = [label for label in ("mean over tasks", "normalized") if label in labels]
     ordered = [*(label for label in labels if label not in last), *last]
@@ -205,9 +215,10 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
-    """What a reader of a table must know: the profile's note, what ± means, missing rows, empty answers.
+    """What a reader of a table must know: the profile's note, the meaning of ±, missing rows, empty answers.
 
-    `by_run` leaves out what would be a line for each of many runs.
+    Args:
+        by_run: leaves out notes that need a line for each run.
     """
     lines = list(dict.fromkeys(run.scored.run.note for run in runs if run.scored.run.note))
     if intervals:

@@ -1,19 +1,18 @@
-"""The commands of `lora-retriever`, one file each.
+"""The commands of `lora-retriever`, one file each. Every file of this folder that has `HELP` is a command.
 
-A command's file has `HELP` (one line), `add_arguments(parser)` and `run(args, console)`, which returns the exit status.
-To keep `--help` fast, a file imports torch, transformers and other slow libraries only within `run`.
+The file of a command has the command's name, and in it `HELP` (one line), `add_arguments(parser)` and
+`run(args, console)`, which returns the exit status. To keep `--help` fast, a file imports torch, transformers and other
+slow libraries only within `run`.
 """
 
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from importlib import import_module
 from typing import Protocol, cast
 
 from rich.console import Console
-
-COMMANDS = ("run", "methods", "retrieval", "index", "compose", "lorahub", "summarize", "report", "audit", "doctor")
-"""The commands' names, in the order of the help text. The file of a command has the command's name."""
 
 
 class Command(Protocol):
@@ -28,6 +27,7 @@ class Command(Protocol):
         """Do what the arguments ask for, and return the exit status. Messages of progress go to `console`."""
 
 
-def load_command(name: str) -> Command:
-    """The file of a command."""
-    return cast(Command, import_module(f"{__name__}.{name}"))
+def commands() -> dict[str, Command]:
+    """Every command by its name, in alphabetical order."""
+    files = {name: import_module(f"{__name__}.{name}") for _, name, _ in pkgutil.iter_modules(__path__)}
+    return {name: cast(Command, file) for name, file in sorted(files.items()) if hasattr(file, "HELP")}

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
-    from lora_retriever.analysis.frames import write_record
+    from lora_retriever.analysis.frames import write_runs_file
     from lora_retriever.experiment.profile import load_profile
     from lora_retriever.running.evaluate import evaluate
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         failed = None
     with suppress(UserError) if failed else nullcontext():  # no run may have a row
-        write_record(results, profile.metric_folders)
+        write_runs_file(results, profile.metric_folders)
         if args.table:
             _print_table(results, console, profile.metric_folders)
     if failed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 
-from nltk.translate.bleu_score import sentence_bleu
 from rouge import Rouge
 from rouge.rouge_score import f_r_p_rouge_n
 
@@ -31,6 +30,8 @@ def bleu(targets: Reference, answer: str) -> dict[str, float]:
 
     An answer of fewer than four words has no 4-gram and scores less than 1e-70, even if the answer equals the target.
     """
+    from nltk.translate.bleu_score import sentence_bleu  # a second to import
+
     listed = [targets] if isinstance(targets, str) else targets
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nltk warns of every answer without a common 4-gram

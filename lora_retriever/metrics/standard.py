@@ -17,9 +17,6 @@ from typing import Any
 
 import numpy as np
 import sacrebleu
-from nltk.stem.porter import PorterStemmer
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.scoring import fmeasure
 
 from lora_retriever.metrics.base import Array, Metric, Reference, RowMean, compared
 from lora_retriever.metrics.subsequence import lcs_length
@@ -135,12 +132,12 @@ class _Words:
     """`texts.words` as a tokenizer of rouge-score. Porter's stemmer takes ASCII words of more than three letters."""
 
     def __init__(self, stemming: bool) -> None:
-        self._stemmer = PorterStemmer() if stemming else None
+        self._stemming = stemming
 
     def tokenize(self, text: str) -> list[str]:
-        if self._stemmer is None:
+        if not self._stemming:
             return words(text)
-        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
+        return [_stemmer().stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
 
 
 def rouge_metric(stemming: bool) -> RowMean:
@@ -150,10 +147,11 @@ def rouge_metric(stemming: bool) -> RowMean:
     words has 64 million entries; the value is the same.
     """
     tokenizer = _Words(stemming)
-    scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=tokenizer)
 
     def score(target: str, answer: str) -> dict[str, float]:
-        scores = scorer.score(target, answer)
+        from rouge_score.scoring import fmeasure
+
+        scores = _rouge_scorer(tokenizer).score(target, answer)
         wanted, given = tokenizer.tokenize(target), tokenizer.tokenize(answer)
         shared = lcs_length(wanted, given)
         return {
@@ -193,6 +191,20 @@ def details(stemming: bool) -> dict[str, str]:
         "em": "SQuAD-normalised exact match; f1 beside it on question answering, plain accuracy on choice tasks; "
         "punctuation of every script and English articles are dropped",
     }
+
+
+@cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # a second to import
+
+    return PorterStemmer()
+
+
+@cache
+def _rouge_scorer(tokenizer: _Words) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # a second to import
+
+    return RougeScorer(["rouge1", "rouge2"], tokenizer=tokenizer)
 
 
 @cache

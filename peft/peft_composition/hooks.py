@@ -1,7 +1,7 @@
-"""A composition at work in the base model: its linear modules' forwards, each with the rows' update added.
+"""A composition attached to the base model: each adapted linear module adds the update of the rows to its output.
 
-The base is touched by nothing but this, and `detach` leaves it as it was. Knows modules, and what a forward pass is
-given; knows nothing of adapters, or of how the updates came to be and are computed.
+Only this file changes the base, and `detach` restores it. It deals with modules and with the arguments of a forward
+pass, not with adapters or with how updates are made.
 """
 
 from __future__ import annotations
@@ -18,52 +18,53 @@ from torch.utils.hooks import RemovableHandle
 from peft_composition.errors import CompositionError
 from peft_composition.updates import GatedAdapters, Pass, Update
 
-# What the argument of a forward pass is called that has one row for each row of the batch. An encoder-decoder that
-# generates has encoded its inputs before: then only the decoder's are there.
+# Names of the arguments of a forward pass that have one row for each row of the batch. While an encoder-decoder model
+# generates, its encoder has run before, and only the decoder's arguments are given.
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
-# And what is called that holds what earlier passes have left: in models with attention, Mamba, RWKV, XLNet, Reformer.
+# Names of the arguments that hold the cache of earlier passes: attention, Mamba, RWKV, XLNet, Reformer.
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 class LiveComposition:
     """The updates of one batch, attached to the base between `attach` and `detach`.
 
-    A module's `forward` is replaced on the instance rather than hooked: code made by torch.compile before would not
-    notice a new hook (and so compose nothing), but it is checked to have found the forward that is there; and a call
-    costs less.
+    The `forward` of a module is replaced on the instance instead of hooked. Code that torch.compile made before does
+    not notice a new hook, and would compose nothing; but torch.compile checks that `forward` is unchanged. Calls also
+    cost less this way.
     """
 
     def __init__(self, base: nn.Module, updates: Mapping[str, Update], batch: int) -> None:
-        """Compose the modules that `updates` names, for a batch of so many rows."""
+        """Compose the modules named in `updates`, for a batch of `batch` rows."""
         self.batch = batch
         self._base = base
         self._updates = dict(updates)
         self._gated = any(isinstance(update, GatedAdapters) for update in updates.values())
-        self._pass = Pass(batch, 0)  # the forward pass under way
-        self._head_pass = self._pass  # and as the head sees it
-        self._begun = False  # whether there was one before
-        self._in_part = False  # whether `only` is open
+        self._pass = Pass(batch, 0)  # the current forward pass
+        self._head_pass = self._pass  # the same pass for the head, which may receive the last positions only
+        self._begun = False  # True after the first pass has begun
+        self._in_part = False  # True while `only` is open
         self._handles: list[RemovableHandle] = []
-        self._replaced: list[tuple[nn.Module, Any]] = []  # with the forward that the instance itself had, if any
+        self._replaced: list[tuple[nn.Module, Any]] = []  # modules, with the forward of the instance itself or None
 
     def attach(self) -> None:
-        """Make just the modules that have an update add it to their outputs."""
+        """Make the modules that have an update add it to their outputs."""
         for stack in _stacks(self._base):
-            # Asked here, as it takes longer than all that a pass does with it.
+            # Found once here, because a signature takes longer to read than a pass takes to use it.
             names = tuple(signature(type(stack).forward).parameters) if self._gated else ()
             self._handles.append(stack.register_forward_pre_hook(partial(self._note_pass, names), with_kwargs=True))
         head = cast(Any, self._base).get_output_embeddings() if self._gated else None
         for name in self._updates:
             if self.batch > 1 and "experts" in name.split("."):
-                # An expert that happens to be given every position still gets them in an order of its own.
-                raise CompositionError(_out_of_order(name, "is one of several experts, which see positions, not rows"))
+                # An expert may receive every position, but in an order of its own.
+                reason = "is one of several experts, which receive positions and not rows"
+                raise CompositionError(_out_of_order(name, reason))
             module = self._base.get_submodule(name)
             composed = self._composed(name, module.forward, module is head)
             self._replaced.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = composed
 
     def detach(self) -> None:
-        """Leave the base as it was before `attach`."""
+        """Restore the base to its state before `attach`."""
         while self._handles:
             self._handles.pop().remove()
         while self._replaced:
@@ -74,9 +75,9 @@ class LiveComposition:
                 module.__dict__["forward"] = own
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch alone, indices int64 [rows], in this order.
+        """Continue with these rows of the batch only, indices int64 [rows], in this order.
 
-        Raises `CompositionError` within `only`, at whose end the batch is whole again.
+        Raises `CompositionError` within `only`.
         """
         if self._in_part:
             raise CompositionError("rows cannot leave the batch within only_rows; call keep_rows once that is left")
@@ -87,7 +88,7 @@ class LiveComposition:
 
     @contextmanager
     def only(self, rows: slice) -> Iterator[None]:
-        """Within this context the batch is these rows alone; their updates are views, so nothing is copied."""
+        """Within this context the batch consists of these rows only. Their updates are views; nothing is copied."""
         whole = self._updates, self.batch, self._in_part
         self._updates = {name: update.at(rows) for name, update in self._updates.items()}
         self.batch = len(range(*rows.indices(self.batch)))
@@ -98,9 +99,9 @@ class LiveComposition:
             self._updates, self.batch, self._in_part = whole
 
     def _note_pass(self, names: Sequence[str], stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each forward pass of a stack: see how many rows it has, and that they fit the weights.
+        """Before each forward pass of a stack: read its number of rows, and check that the rows fit the weights.
 
-        `names` are those of its forward's arguments, for gates, who want to know more.
+        For gates, the attention mask and the cache are read too; `names` are the names of the forward's arguments.
         """
         inputs = input_rows(args, kwargs)
         rows, length = inputs.shape[:2]
@@ -115,35 +116,35 @@ class LiveComposition:
             first = self._reads_prompts(given, length)
             self._begun = True
             self._pass = Pass(rows, length, read, first)
-            # Positions given one by one may be any.
+            # logits_to_keep may also list positions one by one, and then these need not be the last.
             cut = not isinstance(given.get("logits_to_keep"), Tensor)
             self._head_pass = Pass(rows, length, read, first, cut)
         else:
             self._pass = self._head_pass = Pass(rows, length)
 
     def _reads_prompts(self, given: Mapping[str, Any], length: int) -> bool:
-        """Whether nothing is cached before a pass of so many new positions, by the arguments that it is given.
+        """Return whether the cache is empty before a pass of `length` new positions, by the pass's arguments.
 
-        Some states, Mamba's for instance, cannot say. Then it is the first pass since the composition began, or one of
-        more than one position.
+        Some caches, such as Mamba's, do not tell. Then the answer is True for the first pass since the composition
+        began, and for a pass of more than one position.
         """
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         if cache is None:
             return True
         try:
             return bool(cache.get_seq_length() == 0)
-        except (AttributeError, ValueError):  # it has no such method; it has, and no layer that counts
+        except (AttributeError, ValueError):  # the cache has no such method, or none of its layers counts positions
             return not self._begun or length > 1
 
     def _composed(self, name: str, forward: Callable[..., Tensor], is_head: bool) -> Callable[..., Tensor]:
-        """Return a module's forward with its update added."""
+        """Return a forward that adds the module's update to the output of `forward`."""
 
         def composed_forward(*args: Any, **kwargs: Any) -> Tensor:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             y = forward(*args, **kwargs)
             reading = self._head_pass if is_head else self._pass
             if self.batch > 1 and x.shape[0] != (reading.rows if x.ndim > 2 else reading.rows * reading.length):
-                # A mixture-of-experts layer, for one, gives each expert only some positions, in an order of its own.
+                # For example, a mixture-of-experts layer gives each expert some positions, in an order of its own.
                 raise CompositionError(_out_of_order(name, f"was called on inputs of shape {list(x.shape)}"))
             return self._updates[name].add(x, y, reading)
 
@@ -151,7 +152,7 @@ class LiveComposition:
 
 
 def input_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the tensor [rows, length, ...] that a call to a language model is about: token ids or their embeddings."""
+    """Return the input tensor [rows, length, ...] of a call to a language model: token ids or their embeddings."""
     candidates = [*args[:1], *(kwargs.get(key) for key in _INPUTS)]
     for candidate in candidates:
         if isinstance(candidate, Tensor):
@@ -160,9 +161,9 @@ def input_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _stacks(base: nn.Module) -> list[nn.Module]:
-    """The base, and its encoder and decoder where it has both: these see inputs of two lengths.
+    """Return the base, and also the encoder and the decoder of an encoder-decoder model.
 
-    And `generate` calls the encoder on its own, before any forward pass of the base.
+    The two have inputs of different lengths, and `generate` calls the encoder before any forward pass of the base.
     """
     config: Any = getattr(base, "config", None)
     if not getattr(config, "is_encoder_decoder", False):
@@ -173,6 +174,6 @@ def _stacks(base: nn.Module) -> list[nn.Module]:
 
 def _out_of_order(name: str, what: str) -> str:
     return (
-        f"module '{name}' {what}, from which the rows of the batch cannot be told apart; adapters on such a module "
-        "cannot be composed by row"
+        f"module '{name}' {what}, so the rows of the batch cannot be told apart there; compose one row at a time, or "
+        "use adapters that do not target this module"
     )

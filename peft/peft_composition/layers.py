@@ -1,6 +1,6 @@
-"""Which modules of a base model can carry an adapter, and what must be known of them: shape, device, dtype.
+"""What must be known of a base model's modules: which can carry an adapter, their shapes, devices and dtypes.
 
-Knows torch's and transformers' linear modules; knows nothing of adapters.
+This file deals with the linear modules of torch and transformers, not with adapters.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-# The dtypes pairs are kept in. Anything else (int8, packed 4-bit, float8) is a storage format of a quantised weight.
+from peft_composition.errors import CompositionError
+
+# The dtypes of pairs. Any other dtype (int8, packed 4-bit, float8) is a storage format of a quantised weight.
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (d_in, d_out) of a linear module, or None for any other kind.
 
-    Linear are `nn.Linear`, GPT-2's `Conv1D` (which stores its weight transposed) and the quantised linears that
-    declare `in_features` and `out_features`; the weight of those last may be packed, so its shape is not asked.
+    Linear modules are `nn.Linear`, GPT-2's `Conv1D` (which stores its weight transposed), and quantised modules that
+    declare `in_features` and `out_features`. A quantised weight may be packed, so its shape is not read.
     """
     if isinstance(module, Conv1D):
         d_in, d_out = module.weight.shape
@@ -31,9 +33,9 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def names_in_parents(base: nn.Module) -> dict[nn.Module, list[str]]:
-    """Return the names that each module has where another module holds it: more than one if several hold it.
+    """Return the names of each module in its parents: more than one name if several parents hold the module.
 
-    A module inside one that is shared (a layer that a model runs twice) has one name here: its parent holds it once.
+    A module inside a shared module (a layer that a model runs twice) has one name here, because one parent holds it.
     """
     names: dict[nn.Module, list[str]] = {}
     for parent_name, parent in base.named_modules():
@@ -44,13 +46,30 @@ def names_in_parents(base: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def placement(module: nn.Module, model_dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
-    """Return the device of a linear module's weight and the dtype its pairs are kept in.
+    """Return the device of a linear module's weight, and the dtype of the module's pairs.
 
-    The dtype is the weight's own, or the model's where the weight is quantised: then no dtype there tells of it.
+    The dtype is the weight's own. A quantised weight has a storage dtype, so its module takes the model's dtype.
     """
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor):
         return weight.device, weight.dtype if weight.dtype in COMPUTE_DTYPES else model_dtype
     packed = next(chain(module.parameters(recurse=False), module.buffers(recurse=False)), None)
-    # Those of torch's own quantised linears are hidden from torch, and on the CPU: they run nowhere else.
+    # Torch's own quantised modules show no parameters or buffers, and run on the CPU only.
     return torch.device("cpu") if packed is None else packed.device, model_dtype
+
+
+@torch.no_grad()
+def check_finite(base: nn.Module) -> None:
+    """Raise `CompositionError` if a parameter of a base model holds NaN or infinity, with the name of the first.
+
+    Every parameter is read once. Parameters on torch's meta device, and quantised parameters, are not looked at.
+    """
+    for name, parameter in base.named_parameters():
+        if parameter.is_meta or parameter.numel() == 0 or parameter.dtype not in COMPUTE_DTYPES:
+            continue
+        least, largest = torch.aminmax(parameter)  # both are NaN if any number is; neither needs memory
+        if not (torch.isfinite(least) and torch.isfinite(largest)):
+            raise CompositionError(
+                f"the base model's parameter '{name}' holds NaN or infinity; its files are damaged, or its numbers "
+                f"overflow in {parameter.dtype}: copy the files again, or load the base in bfloat16 or float32"
+            )

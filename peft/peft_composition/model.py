@@ -1,7 +1,7 @@
-"""A causal language model whose every row can be served by its own composition of adapters.
+"""A causal language model that serves every row with its own composition of adapters.
 
-`ComposableModel` keeps adapters resident beside a base model and composes them on demand. The base's weights are never
-touched, and outside `composed` it computes what it always did. The formulas are in `pairs`.
+`ComposableModel` keeps adapters in memory beside a base model and composes them on demand. The weights of the base are
+never changed, and outside `composed` the base computes what it computed before. The formulas are in `pairs`.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from peft_composition.layers import placement
 from peft_composition.modes import Composer, composer_of
 from peft_composition.pairs import ModuleStack, active_slots
 from peft_composition.residency import Residency
-from peft_composition.save import save_pairs
+from peft_composition.save import base_name_for, save_pairs
 from peft_composition.updates import Update, gated_updates, row_updates
 
 
 class ComposableModel:
-    """A transformers causal LM with resident LoRA adapters, composed by row while `composed` is open.
+    """A transformers causal LM with LoRA adapters in memory, composed by row while `composed` is open.
 
-    The base stays usable on its own. Several threads may share one `ComposableModel`: they take turns, each having the
-    model for itself while it is inside `composed` or a call. The base itself, called past this object, knows no turns.
+    The base stays usable on its own. Several threads may share one `ComposableModel`: a thread has the model for itself
+    while it is inside `composed` or a call. A direct call of the base does not wait for other threads.
     """
 
     def __init__(self, base: PreTrainedModel, adapter_memory: int | None = None) -> None:
-        """Wrap `base`. `adapter_memory` is how many bytes adapters may take on a device; None keeps all there."""
+        """Wrap `base`. `adapter_memory`: maximum memory of adapters on each device, in bytes; None sets no limit."""
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
             raise CompositionError("the base carries PEFT adapters already; unload them first (PeftModel.unload())")
         if any("_orig_mod" in module._modules for module in base.modules()):
-            reason = "torch.compile(module) wraps it in another, so its modules have not the names that adapters know"
+            reason = "torch.compile(module) wraps the module in another, so modules lose the names that adapters use"
             raise CompositionError(f"{reason}; compile the base in place: base.compile()")
         self.base = base
         self._residency = Residency(base, adapter_memory)
-        self._columns: tuple[str, ...] = ()  # the adapters that lora_mapping's columns stand for
+        self._columns: tuple[str, ...] = ()  # the adapters of lora_mapping's columns
         self._live: LiveComposition | None = None
         self._prepared = PreparedGates()
         self._usage: Callable[[], GateUsage] | None = None  # of the gated composition that is active
@@ -74,24 +74,38 @@ class ComposableModel:
 
     @property
     def resident_adapters(self) -> list[str]:
-        """Those of the loaded adapters that are in memory now, the least recently used first."""
+        """The loaded adapters that are in memory now, the least recently used first."""
         return self._residency.resident
 
     def load_adapter(self, path_or_repo_id: str | Path, name: str, revision: str | None = None) -> None:
         """Load a PEFT LoRA checkpoint under `name`, from a folder or from the Hub (there at `revision`).
 
-        The adapter is kept in the dtype of the modules it targets: in memory, or where `adapter_memory` has no room
-        for it in its file, which must then stay. Raises `AdapterError`, and changes nothing, if the name is taken or
-        the adapter cannot be composed exactly.
+        The adapter is kept in memory, in the dtype of the modules that it targets. If `adapter_memory` has no room, the
+        adapter is read from its file again when needed, so the file must stay. What a user should know of the adapter
+        is warned of as `AdapterWarning`, and can be read from `adapter_notes`. Raises `AdapterError`, and changes
+        nothing, if the name is taken or the adapter cannot be composed exactly.
         """
         with self._turn:
             if name in self._residency.headers:
                 reason = "an adapter of this name is loaded already; unload it first, or use another name"
                 raise AdapterError(name, reason)
-            self._residency.add(read_adapter(path_or_repo_id, name, self.base, revision))
+            adapter = read_adapter(path_or_repo_id, name, self.base, revision)
+            self._residency.add(adapter)
+        adapter.header.warn()
+
+    def adapter_notes(self, name: str) -> tuple[str, ...]:
+        """Return what a user should know of a loaded adapter, one sentence each; empty for most adapters.
+
+        The notes say that the adapter adds nothing to the base, that it names another base, that keys of its
+        configuration were ignored, or that modules which it targets have no tensors. Raises `AdapterError` if the
+        adapter is not loaded.
+        """
+        with self._turn:
+            self._check_loaded([name])
+            return self._residency.headers[name].notes
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter and free its place. Raises `AdapterError` if it is not loaded."""
+        """Remove an adapter and free its memory. Raises `AdapterError` if it is not loaded."""
         with self._turn:
             self._check_loaded([name])
             self._residency.remove(name)
@@ -107,15 +121,15 @@ class ComposableModel:
     ) -> Iterator[ComposableModel]:
         """Within this context, row i of every batch is composed with row i of `weights` [batch, len(adapters)].
 
-        `mode` is the name of a composer in `modes`, "mixture" or "fusion" for instance, or a composer itself. With a
-        `gate`, which needs one of these two, an adapter's weight is the gate's, by token, times the row's own: 1 where
-        it may choose the adapter and 0 where not. A row of zeros is the base model. Gradients flow to the inputs, to
-        the weights that are not zero, and to what the gate computes with. Whatever happens inside, the base is as
-        before once the context is left.
+        `mode` is the name of a composer in `modes`, such as "mixture" or "fusion", or a composer. A `gate` needs one of
+        these two modes: the weight of an adapter at a token is then the gate's weight times the row's weight, so a
+        row's weight 0 takes an adapter from the gate's choice. A row of zeros is the base model. Gradients flow to the
+        inputs, to the weights that are not zero, and to the parameters of the gate. When the context is left, also by
+        an exception, the base is as before.
 
-        Raises `AdapterError` for an adapter that is not loaded, `AdapterMemoryError` if those in use, or all that a
-        gate chooses from, do not fit in memory together; `CompositionError` for an unknown mode, one that cannot be
-        gated, weights that do not fit, and a composition inside another.
+        Raises `AdapterError` for an adapter that is not loaded. Raises `AdapterMemoryError` if the adapters in use, or
+        all adapters that a gate chooses from, do not fit into memory together. Raises `CompositionError` for an unknown
+        mode, a mode that cannot be gated, weights that do not fit, and a composition inside another.
         """
         with self._turn:
             if self._live is not None:
@@ -143,9 +157,10 @@ class ComposableModel:
                 live.detach()
 
     def gate_usage(self) -> GateUsage:
-        """How the gate of the active composition has weighed, in passes without gradients, since it began.
+        """Return the mean weights of the gate since the active composition began, over passes without gradients.
 
-        Rows that have left keep what they had. Raises `CompositionError` if no gated composition is active.
+        A row that has left the batch keeps the means of its passes. Raises `CompositionError` if no gated composition
+        is active.
         """
         with self._turn:
             if self._usage is None:
@@ -153,12 +168,12 @@ class ComposableModel:
             return self._usage()
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on, within `composed`, with these rows of the batch alone: indices int64 [rows], in this order.
+        """Continue, within `composed`, with these rows of the batch only: indices int64 [rows], in this order.
 
-        So rows that have ended can leave a batch while the others are decoded. Without a composition nothing is to do.
-        Raises `CompositionError` within `only_rows`, after which the batch is whole again.
+        Finished rows can so leave a batch while the others are decoded. Without a composition this does nothing.
+        Raises `CompositionError` within `only_rows`.
         """
-        with self._turn:  # who composes has it already; who does not must not reach into another thread's composition
+        with self._turn:  # so that a thread without a composition does not change another thread's composition
             if self._live is not None:
                 self._live.keep(rows)
 
@@ -167,47 +182,47 @@ class ComposableModel:
     ) -> Any:
         """Run the base's forward pass, composed if inside `composed` or if a `lora_mapping` is given.
 
-        `lora_mapping` [batch, adapters] are weights whose columns follow `set_adapter`; `merging_type` is
-        "mixture" (if not given) or "fusion": the call of the original's fork. All else is passed to the base.
-        Raises `CompositionError` if the inputs do not have one row for each row of weights.
+        This is the call of the original's fork of PEFT. `lora_mapping` [batch, adapters] holds weights, with columns
+        in the order of `set_adapter`; `merging_type` is "mixture" (the default) or "fusion". All other arguments go to
+        the base. Raises `CompositionError` if the inputs do not have one row for each row of weights.
         """
         return self._run(self.base, args, kwargs, lora_mapping, merging_type)
 
     def generate(
         self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
     ) -> Any:
-        """Run the base's `generate`, composed as `__call__` is. Beams share their row's weights, as do sequences."""
+        """Run the base's `generate`, composed as `__call__` is. All beams and sequences of a row have its weights."""
         return self._run(cast(Any, self.base).generate, args, kwargs, lora_mapping, merging_type)
 
     @contextmanager
     def only_rows(self, rows: slice) -> Iterator[None]:
-        """Within this context, inside `composed`, the batch is these of its rows alone; then it is whole again.
+        """Within this context, inside `composed`, the batch consists of these rows only; afterwards of all rows again.
 
-        So a batch whose prompts differ in length can be read in parts. Without a composition nothing is to do. No row
-        can leave the batch meanwhile.
+        A batch whose prompts differ in length can so be read in parts. Without a composition this does nothing. Inside,
+        `keep_rows` is not allowed.
         """
         with self._turn, nullcontext() if self._live is None else self._live.only(rows):
             yield
 
     def prefetch(self, adapters: Sequence[str]) -> None:
-        """Begin to read those adapters that are not in memory, beside whatever is computed meanwhile.
+        """Begin to read the adapters that are not in memory, in a thread beside the computation.
 
-        What was read ahead for an earlier call and not yet used is forgotten. Raises `AdapterError` for an adapter that
-        is not loaded.
+        An adapter that an earlier call has read and that is neither used yet nor named here is dropped. Raises
+        `AdapterError` for an adapter that is not loaded.
         """
         with self._turn:
             self._check_loaded(adapters)
             self._residency.prefetch(adapters)
 
     def wait_for_prefetch(self) -> None:
-        """Return once all that `prefetch` began has been read."""
+        """Return once every adapter that `prefetch` began to read has been read."""
         with self._turn:
             self._residency.wait()
 
     def set_adapter(self, adapters: str | Sequence[str]) -> None:
-        """Say which adapters the columns of `lora_mapping` stand for. By itself it composes nothing.
+        """Name the adapters of the columns of `lora_mapping`. This composes nothing.
 
-        Meant for one thread, as the original's call is; several use `composed`.
+        The call is for one thread, as the original's is. Several threads use `composed`.
         """
         names = (adapters,) if isinstance(adapters, str) else tuple(adapters)
         self._check_columns(names)
@@ -223,8 +238,8 @@ class ComposableModel:
     ) -> None:
         """Write one composition as an ordinary PEFT checkpoint into a new folder at `path`.
 
-        `weights` holds one number for each adapter. Mixtures have the sum of the adapters' ranks, fusions the
-        largest rank. Raises `CompositionError` if nothing is left to save, or `path` holds something.
+        `weights` holds one number for each adapter. A mixture has the sum of the adapters' ranks, a fusion the largest
+        rank. Raises `CompositionError` if all weights are zero, or if `path` exists and is no empty folder.
         """
         row = _as_floats(weights)
         if row.ndim != 1:
@@ -237,22 +252,22 @@ class ComposableModel:
                 raise CompositionError("all weights are zero: such a composition is the base model itself")
             pairs = {stack.module: composer(stack, active.to(stack.down.device)) for stack in self._targeted(slots)}
             first = self._residency.headers[adapters[0]]
-        base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
+        base_name = base_name_for(self.base, first.base_model_name_or_path)
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
 
     def _in_use(self, adapters: Sequence[str], weights: Tensor) -> tuple[list[int], list[int]]:
-        """Bring the adapters with a weight that is not 0 into memory; return their columns, and the slots of these.
+        """Bring the adapters with a weight that is not 0 into memory; return their columns and their slots.
 
-        In loading order: sums over adapters have the same bits however these are named and wherever they lie.
+        Both are in loading order, so that sums over adapters have the same bits for every order of the columns.
         """
         self._check_columns(adapters)
-        order = {name: place for place, name in enumerate(self._residency.headers)}
-        used = weights.ne(0).any(dim=0).tolist()  # [adapters]; the others need not be in memory
+        order = {name: position for position, name in enumerate(self._residency.headers)}
+        used = weights.ne(0).any(dim=0).tolist()  # [adapters]; an adapter that no row uses need not be in memory
         columns = sorted((c for c, is_used in enumerate(used) if is_used), key=lambda c: order[adapters[c]])
         return columns, self._residency.slots([adapters[column] for column in columns])
 
     def _targeted(self, slots: Sequence[int]) -> Iterator[ModuleStack]:
-        """The stacks of the modules that one of these adapters targets, where the modules are now."""
+        """Yield the stack of each module that one of these adapters targets, on the module's present device."""
         for name, stack in self._residency.stacks.items():
             if not stack.ranks.keys().isdisjoint(slots):
                 stack.follow(*placement(self.base.get_submodule(name), self.dtype))
@@ -266,11 +281,11 @@ class ComposableModel:
         lora_mapping: Tensor | None,
         merging_type: str | None,
     ) -> Any:
-        """Call `function` of the base, under the composition that is active or that `lora_mapping` asks for."""
+        """Call `function` of the base, within the active composition or the composition of `lora_mapping`."""
         with self._turn:
             if lora_mapping is not None:
                 if not self._columns:
-                    reason = "call set_adapter first, to say which adapters lora_mapping's columns stand for"
+                    reason = "call set_adapter first, to name the adapters of lora_mapping's columns"
                     raise CompositionError(reason)
                 with self.composed(self._columns, lora_mapping, "mixture" if merging_type is None else merging_type):
                     return self._run(function, args, kwargs, None, None)
@@ -291,20 +306,20 @@ class ComposableModel:
                 raise AdapterError(name, f"it is not loaded; load_adapter it first (loaded: {loaded})")
 
     def _check_columns(self, adapters: Sequence[str]) -> None:
-        """See that adapters can be the columns of weights: each loaded, and named once."""
+        """Check that adapters can be the columns of weights: each is loaded, and named once."""
         if isinstance(adapters, str) or not adapters:
             raise CompositionError("name the adapters to compose in a list of at least one name")
         if len(set(adapters)) < len(adapters):
-            twice = next(name for place, name in enumerate(adapters) if name in adapters[:place])
+            twice = next(name for position, name in enumerate(adapters) if name in adapters[:position])
             raise AdapterError(twice, "it is named twice; give each adapter one column of weights")
         self._check_loaded(adapters)
 
     def _checked_weights(self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]]) -> Tensor:
-        """Return weights as float32 [batch, adapters], or raise `CompositionError` if they are not that."""
+        """Return weights as float32 [batch, adapters]. Raises `CompositionError` for any other shape and for NaN."""
         tensor = _as_floats(weights)
         if tensor.ndim != 2 or tensor.shape[0] == 0 or tensor.shape[1] != len(adapters):
             raise CompositionError(
-                f"weights have shape {list(tensor.shape)}; needed is one row for each input and one column "
+                f"weights have shape {list(tensor.shape)}; they must have one row for each input and one column "
                 f"for each of the {len(adapters)} adapters"
             )
         if not torch.isfinite(tensor).all():
@@ -313,8 +328,8 @@ class ComposableModel:
 
 
 def _as_floats(weights: object) -> Tensor:
-    """Return weights as a float32 tensor of whatever shape; a tensor keeps its gradient."""
+    """Return weights as a float32 tensor of the same shape. A tensor keeps its gradient."""
     try:
         return torch.as_tensor(weights).to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CompositionError(f"weights are not all numbers, or its rows not of one length: {error}") from error
+        raise CompositionError(f"weights are not all numbers, or their rows differ in length: {error}") from error

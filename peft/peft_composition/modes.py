@@ -1,7 +1,7 @@
-"""The ways of composing, by the names that users give them.
+"""The modes: composers by the names that users give.
 
-A composer makes, from one module's resident adapters and the rows' weights, one pair per row. A new one is a function
-(or, if it has options, a frozen dataclass that can be called) and its line here.
+A composer makes one pair per row from the adapters in memory at one module and from the rows' weights. A new composer
+is a function, or a frozen dataclass with `__call__` if it has options, and a line in `MODES`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODES: dict[str, Composer] = {
 
 
 def composer_of(mode: str | Composer) -> Composer:
-    """Return the composer of a name, or one that is given itself. Raises `CompositionError` for an unknown name."""
+    """Return the composer of a name, or `mode` if it is a composer. Raises `CompositionError` for an unknown name."""
     if not isinstance(mode, str):
         return mode
     if mode not in MODES:

@@ -1,10 +1,10 @@
-"""The resident adapters as stacked tensors, and the making of one low-rank pair per row from them.
+"""The adapters in memory as stacked tensors, and one low-rank pair per row made from them.
 
-Every composition of LoRA adapters is itself one low-rank update y = Wx + B A x. For a batch and one module that is a
-`Pair`: A as `down` [batch, R, d_in] and B, transposed, as `up` [batch, R, d_out]. A pair is made once per batch, costs
-the same however many adapters are resident, and does not change while tokens are decoded.
+Every composition of LoRA adapters is itself one low-rank update y = Wx + B A x. For a batch and one module this is a
+`Pair`: A as `down` [batch, R, d_in] and B, transposed, as `up` [batch, R, d_out]. A pair is made once per batch. Its
+cost does not grow with the number of adapters in memory, and it does not change while tokens are decoded.
 
-Pure tensor code on any device: knows nothing of files or models, and names only to tell tensors apart.
+This file is tensor code for any device. It does not deal with files or models, and uses names as labels only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Zero in every stack and never given to an adapter: rows with fewer adapters than others are padded with it. Padding
-# with a real slot at weight 0 would not do, as its A could overflow in float16, and 0 · inf is NaN.
+# The slot that is zero in every stack and that no adapter gets. It pads the rows that have fewer adapters than others.
+# A real slot of weight 0 could not serve as padding: its A could overflow in float16, and 0 · inf is NaN.
 EMPTY_SLOT = 0
 
-_WITHOUT_16_BIT = ("DEFAULT", "NO AVX", "AVX2")  # torch's names for what a CPU can do
+_WITHOUT_16_BIT = ("DEFAULT", "NO AVX", "AVX2")  # torch's names of CPU capabilities without 16-bit arithmetic
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Pair:
     """The composed update of one module for each row of a batch: y = Wx + up^T (down x)."""
 
     down: Tensor  # [batch, R, d_in]
-    up: Tensor  # [batch, R, d_out], like `down` in the dtype in which the two are multiplied
+    up: Tensor  # [batch, R, d_out]; both tensors have the dtype in which they are multiplied
 
 
 @dataclass(frozen=True)
 class ActiveSlots:
-    """Which adapters each row uses, by slot, and with which weights; k is the most that any row uses."""
+    """The slots and weights of the adapters of each row; k is the maximum number of adapters of a row."""
 
-    slots: Tensor  # [batch, k] int64, EMPTY_SLOT where a row uses fewer than k
-    weights: Tensor  # [batch, k] float32, 0 there
-    used: tuple[int, ...]  # every slot that some row uses: P of them
-    by_adapter: Tensor  # the weights again, [batch, P] float32, 0 where a row does not use the adapter
+    slots: Tensor  # [batch, k] int64, EMPTY_SLOT where a row uses fewer than k adapters
+    weights: Tensor  # [batch, k] float32, 0 at EMPTY_SLOT
+    used: tuple[int, ...]  # the P slots that any row uses
+    by_adapter: Tensor  # the same weights by adapter, [batch, P] float32, 0 where a row does not use the adapter
 
     def to(self, device: torch.device) -> ActiveSlots:
         """Return the same on another device."""
@@ -50,7 +50,7 @@ class ActiveSlots:
 
 
 class ModuleStack:
-    """All resident adapters' tensors for one module. An adapter that does not target it leaves its slot zero."""
+    """The tensors of all adapters in memory at one module. The slot of an adapter that does not target it is zero."""
 
     def __init__(
         self,
@@ -61,59 +61,59 @@ class ModuleStack:
         dtype: torch.dtype,
         most_slots: int | None = None,
     ) -> None:
-        """An empty stack for `module`, which grows as adapters are written, up to `most_slots` if that is given."""
+        """Make an empty stack for `module`. It grows as adapters are written, to at most `most_slots` if given."""
         self.module = module
         self.down = torch.zeros(0, 0, d_in, device=device, dtype=dtype)  # A: [slots, r_max, d_in]
         self.up = torch.zeros(0, 0, d_out, device=device, dtype=dtype)  # (s B)^T: [slots, r_max, d_out]
-        self.ranks: dict[int, int] = {}  # rank of each slot that is not zero
-        self.scalings: dict[int, float] = {}  # s of each such slot
-        self.adapters: dict[int, str] = {}  # and the name of its adapter
+        self.ranks: dict[int, int] = {}  # rank, by slot that is not zero
+        self.scalings: dict[int, float] = {}  # scaling s, by the same slots
+        self.adapters: dict[int, str] = {}  # name of the adapter, by the same slots
         self._most_slots = most_slots
 
     def write(self, slot: int, down: Tensor, up: Tensor, scaling: float, adapter: str) -> None:
-        """Put an adapter's A [r, d_in] and (s B)^T [r, d_out], in which s = `scaling` is already, into a free slot."""
+        """Write an adapter's A [r, d_in] and (s B)^T [r, d_out], in which s = `scaling`, into a free slot."""
         rank = down.shape[0]
         slots, r_max, _ = self.down.shape
         if slot >= slots or rank > r_max:
-            # Doubling the slots makes loading n adapters cost n copies in all, not n².
+            # Because the number of slots doubles, loading n adapters copies about n slots in all, not n².
             new_slots = slots if slot < slots else max(slot + 1, 2 * slots)
             if self._most_slots is not None:
                 new_slots = min(new_slots, self._most_slots)
-            # Both or neither, should memory run out here.
+            # Assigned together, so that both have grown or neither if memory runs out.
             self.down, self.up = (_enlarged(half, new_slots, max(rank, r_max)) for half in (self.down, self.up))
-        # Before the copies: a slot that is half written must not pass for empty.
+        # Set before the copies, so that a half-written slot does not count as empty.
         self.ranks[slot], self.scalings[slot], self.adapters[slot] = rank, scaling, adapter
         self.down[slot, :rank] = down
         self.up[slot, :rank] = up
 
     def clear(self, slot: int) -> None:
-        """Zero a slot, so that it can be given to another adapter. Clearing an empty slot does nothing."""
+        """Set a slot to zero, so that another adapter can get it. Clearing an empty slot does nothing."""
         if self.ranks.pop(slot, None) is not None:
             del self.scalings[slot], self.adapters[slot]
             self.down[slot] = 0
             self.up[slot] = 0
 
     def follow(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to where the module's weight is now, should the base have been moved or cast."""
-        with torch.inference_mode(False):  # a stack made within inference_mode could never be written to again
+        """Move the stack to the device and dtype of the module, if the base has been moved or cast."""
+        with torch.inference_mode(False):  # a tensor made in inference_mode cannot be written to outside of it
             self.down = self.down.to(device, dtype)
             self.up = self.up.to(device, dtype)
 
     def gather(self, active: ActiveSlots) -> tuple[Tensor, Tensor]:
         """Return A and (s B)^T of each row's adapters, [batch, k, r, d_in] and [batch, k, r, d_out].
 
-        r is the largest rank that this batch uses, whatever larger ones are resident.
+        r is the largest rank of the adapters that this batch uses.
         """
         rank = max(self.ranks[slot] for slot in active.used if slot in self.ranks)
         slots = active.slots.clamp(max=self.down.shape[0] - 1)
-        # A slot beyond this stack's end belongs to an adapter that does not target the module: it reads as empty.
+        # A slot beyond the end of this stack belongs to an adapter that does not target the module: it counts as empty.
         slots = slots.where(slots == active.slots, EMPTY_SLOT)  # [batch, k]
         return self.down[slots, :rank], self.up[slots, :rank]
 
     def take(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return A and (s B)^T of some adapters, [P, r, d_in] and [P, r, d_out], in the dtype of their products.
 
-        r is the largest rank among them; an adapter that does not target the module is zero.
+        r is the largest rank of these adapters. An adapter that does not target the module has zeros.
         """
         rank = max(self.ranks.get(slot, 0) for slot in slots)
         present = [slot if slot in self.ranks else EMPTY_SLOT for slot in slots]
@@ -123,9 +123,9 @@ class ModuleStack:
 
 
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
-    """Drop the zeros from a batch's weights [batch, adapters], whose columns stand for `slots`.
+    """Return a batch's weights [batch, adapters] without zeros. Column i holds the weights of `slots[i]`.
 
-    Returns None if every weight is zero. A row's adapters keep the order of the columns, in which they are summed.
+    Returns None if every weight is zero. The adapters of a row keep the order of the columns, and are summed in it.
     """
     columns = torch.tensor(slots, device=weights.device)  # [adapters]
     nonzero = weights != 0  # [batch, adapters]
@@ -136,15 +136,15 @@ def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
     row_weights = weights.gather(1, first)  # [batch, k]
     row_slots = columns[first].where(row_weights != 0, EMPTY_SLOT)  # [batch, k]
     used = nonzero.any(dim=0)  # [adapters]
-    by_adapter = weights.where(nonzero, 0)[:, used]  # [batch, P]; the zeros get no gradient, as above
+    by_adapter = weights.where(nonzero, 0)[:, used]  # [batch, P]; weights of 0 get no gradient
     return ActiveSlots(row_slots, row_weights, tuple(columns[used].tolist()), by_adapter)
 
 
 def mixture_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
-    """The average of the adapters' outputs, y = Wx + Σ_p w_p s_p B_p A_p x (the paper's Mixture).
+    """Return the average of the adapters' outputs, y = Wx + Σ_p w_p s_p B_p A_p x (the paper's Mixture).
 
-    The sum of k updates of rank r is one of rank k·r: the A's stacked, the weighted and scaled B's side by side.
-    The weights are float32, so torch takes the product in float32 at least.
+    The sum of k updates of rank r is one update of rank k·r: the A's stacked, the weighted and scaled B's side by side.
+    The weights are float32, so torch computes the product in float32 or wider.
     """
     down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
     weights = active.weights[:, :, None, None]  # [batch, k, 1, 1]
@@ -154,11 +154,11 @@ def mixture_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
 
 
 def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
-    """The average of the adapters' parameters, y = Wx + (Σ_p w_p s_p B_p)(Σ_p w_p A_p) x (the paper's Fusion).
+    """Return the average of the adapters' parameters, y = Wx + (Σ_p w_p s_p B_p)(Σ_p w_p A_p) x (the paper's Fusion).
 
-    The product has cross terms between adapters, and the weights enter twice: one adapter of weight w acts as w².
-    Different ranks meet zero-padded. The sums are taken in float32 at least, as one product of the rows' weights with
-    all adapters in use: these are not copied for every row.
+    The product has cross terms between adapters, and the weights enter twice: a single adapter of weight w acts with
+    w². Smaller ranks are padded with zeros. The sums are computed in float32 or wider, as one product of the rows'
+    weights with all adapters in use, so adapters are not copied for every row.
     """
     down, up = stack.take(active.used)  # [P, r, d_in], [P, r, d_out]
     wide = torch.promote_types(down.dtype, active.by_adapter.dtype)
@@ -168,10 +168,10 @@ def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the pairs of a stack are kept and multiplied: the stack's own, if the device computes in it.
+    """Return the dtype of the pairs of a stack: the stack's own dtype if the device computes in it.
 
-    A CPU without 16-bit arithmetic emulates it: on 8 × 128 positions of a module of 1024 × 1024, pairs of rank 24 took
-    48 ms in bfloat16 and 5 ms in float32, conversions included, and are less rounded so. Their bytes double.
+    A CPU without 16-bit arithmetic emulates it. On 8 × 128 positions of a module of 1024 × 1024, pairs of rank 24 took
+    48 ms in bfloat16, and 5 ms in float32 with the conversions. float32 also rounds less, and takes twice the memory.
     """
     emulated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_16_BIT
     return torch.float32 if emulated and dtype in (torch.bfloat16, torch.float16) else dtype

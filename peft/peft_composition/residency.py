@@ -1,9 +1,9 @@
-"""Which of the loaded adapters are in memory: all, or as many as a given amount of memory holds.
+"""Which of the loaded adapters are in memory: all of them, or as many as a given memory holds.
 
-Every loaded adapter was verified, and can be read from its files again. Those in memory have a slot in the stacks; with
-a limit, the least recently used make room for those a composition wants. Files are mapped by safetensors, so what the
-system has memory to spare for comes back without touching the disk, and a thread of its own reads ahead what the next
-composition will want. Knows adapters and stacks; knows nothing of weights, compositions or hooks.
+Every loaded adapter was verified, and can be read from its files again. An adapter in memory has a slot in the stacks.
+With a memory limit, the least recently used adapters are removed for the adapters that a composition needs. safetensors
+maps the files, so an adapter that the system still has in its cache is read without the disk. A thread reads ahead the
+adapters of the next composition. This file deals with adapters and stacks, not with weights, compositions or hooks.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from peft_composition.pairs import EMPTY_SLOT, ModuleStack
 
 
 class Residency:
-    """The adapters of one base model, and the stacks of those in memory. Not for several threads at once.
+    """The adapters of one base model, and the stacks of the adapters in memory. Only one thread may use it at a time.
 
     Attributes:
         headers: the loaded adapters by name, in loading order.
-        stacks: the tensors of the resident ones, by module name; only modules that some adapter targets.
+        stacks: the tensors of the adapters in memory, by module name, for the modules that any adapter targets.
     """
 
     def __init__(self, base: PreTrainedModel, memory: int | None) -> None:
-        """`memory` is in bytes, on each device that the base lies on; None is without a limit."""
+        """Begin without adapters. `memory`: maximum memory of adapters on each device, in bytes; None sets no limit."""
         self.headers: dict[str, AdapterHeader] = {}
         self.stacks: dict[str, ModuleStack] = {}
         self._base = base
         self._memory = memory
-        self._slots: OrderedDict[str, int] = OrderedDict()  # of the resident ones, the least recently used first
+        self._slots: OrderedDict[str, int] = OrderedDict()  # of adapters in memory, the least recently used first
         self._ranks: dict[str, int] = {}  # the largest rank of any loaded adapter, by module
-        self._room = 0  # so many adapters may be resident
-        self._laid_out_for: object = None  # what the room was computed for
+        self._room = 0  # maximum number of adapters in memory
+        self._laid_out_for: object = None  # dtype, device and ranks for which the room was computed
         self._ahead: dict[str, Future[LoraAdapter]] = {}
         self._reader: ThreadPoolExecutor | None = None
 
@@ -49,9 +49,10 @@ class Residency:
         return list(self._slots)
 
     def add(self, adapter: LoraAdapter) -> None:
-        """Take in a verified adapter, into memory if there is room.
+        """Add a verified adapter, in memory if there is room.
 
-        Raises `AdapterError` if it cannot be; then others may have to be read again, but nothing else has changed.
+        Raises `AdapterError` if it cannot be added. Other adapters may then have to be read again; all else is as
+        before.
         """
         name = adapter.header.name
         self.headers[name] = adapter.header
@@ -71,7 +72,7 @@ class Residency:
             raise
 
     def remove(self, name: str) -> None:
-        """Forget an adapter and free its place."""
+        """Remove an adapter and free its slot."""
         self._evict(name)
         if (ahead := self._ahead.pop(name, None)) is not None:
             ahead.cancel()
@@ -82,9 +83,10 @@ class Residency:
         self.stacks = {module: stack for module, stack in self.stacks.items() if module in self._ranks}
 
     def slots(self, names: Sequence[str]) -> list[int]:
-        """The slots of adapters, read into memory if they are not there.
+        """Return the slots of adapters. An adapter that is not in memory is read first.
 
-        Raises `AdapterMemoryError` if they do not fit in together, `AdapterError` if one cannot be read any more.
+        Raises `AdapterMemoryError` if these adapters do not fit into memory together, and `AdapterError` if an adapter
+        can no longer be read.
         """
         self._lay_out()
         if len(names) > self._room:
@@ -100,7 +102,7 @@ class Residency:
         return [self._slots[name] for name in names]
 
     def prefetch(self, names: Sequence[str]) -> None:
-        """Begin to read those of `names` that are not in memory. What was read ahead for others is forgotten."""
+        """Begin to read the adapters that are not in memory. Other adapters that were read ahead are dropped."""
         wanted = [name for name in names if name not in self._slots]
         for name in self._ahead.keys() - wanted:
             self._ahead.pop(name).cancel()
@@ -111,7 +113,7 @@ class Residency:
                 self._ahead[name] = self._reader.submit(read_again, self.headers[name])
 
     def wait(self) -> None:
-        """Return once all that is read ahead has been read."""
+        """Return once all adapters that are being read ahead have been read."""
         wait(self._ahead.values())
 
     def _note_ranks(self, header: AdapterHeader) -> None:
@@ -123,7 +125,7 @@ class Residency:
         return read_again(self.headers[name]) if ahead is None else ahead.result()
 
     def _make_room(self, keep: Collection[str]) -> None:
-        """See that a slot can be taken, at the expense of adapters that are not among `keep`."""
+        """Free a slot if none is free, by removing adapters that are not in `keep`."""
         while len(self._slots) >= self._room:
             self._evict(next(name for name in self._slots if name not in keep))
 
@@ -135,9 +137,9 @@ class Residency:
                     stack.clear(slot)
 
     def _lay_out(self) -> None:
-        """Find how many adapters have room, if ranks, targets, dtype or device are not what they were.
+        """Compute how many adapters have room, if ranks, targets, dtype or device have changed.
 
-        The stacks of a limited memory are then begun anew: every slot is as large as the largest adapter.
+        With a memory limit the stacks are then emptied, because every slot is as large as the largest adapter.
         """
         if self._memory is None:
             self._room = len(self.headers)
@@ -156,11 +158,11 @@ class Residency:
         self._room = max(0, self._memory // max(slot_bytes.values(), default=1) - 1)  # one slot is the empty one
 
     def _write(self, adapter: LoraAdapter) -> None:
-        """Put an adapter into a free slot; scalings are folded into B. Raises `AdapterError`, and changes nothing."""
+        """Write an adapter into a free slot. Raises `AdapterError`, and changes nothing, if its values overflow."""
         taken = {*self._slots.values(), EMPTY_SLOT}
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
-            # Stacks outlive an inference_mode block in which they may be written, so they must not belong to it.
+            # Stacks are used after an inference_mode block in which they may be written, so they must not belong to it.
             with torch.inference_mode(False), torch.no_grad():
                 for module in adapter.modules:
                     self._write_module(adapter, module, slot)
@@ -171,7 +173,7 @@ class Residency:
         self._slots[adapter.header.name] = slot
 
     def _folded(self, adapter: LoraAdapter, module: str) -> tuple[Tensor, Tensor]:
-        """A and (s B)^T of one module, where and in the dtype in which it is kept."""
+        """Return A and (s B)^T of one module, on the module's device and in the dtype of its pairs."""
         device, dtype = placement(self._base.get_submodule(module), self._base.dtype)
         if device.type == "meta":
             reason = "the base's weight is offloaded; load the base wholly into memory"

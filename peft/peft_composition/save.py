@@ -1,8 +1,8 @@
 """One composition, the same for every input, written as an ordinary PEFT checkpoint.
 
-A composition is a low-rank update, so it is a LoRA adapter, and whatever loads LoRA (PEFT, vLLM, LoRAX) can serve it.
-Serving engines read one rank per adapter and module names by their last part, hence the padding below. Knows the
-file format and pairs of batch 1; knows nothing of resident adapters.
+A composition is a low-rank update, so it is a LoRA adapter, and every program that loads LoRA (PEFT, vLLM, LoRAX) can
+serve it. Serving engines read one rank per adapter, and name modules by the last part of their names; the padding below
+serves that. This file deals with the file format and with pairs of batch 1, not with resident adapters.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_composition.checkpoint import KEY_PREFIX, WEIGHTS_FILE
 from peft_composition.errors import CompositionError
+from peft_composition.files import WEIGHTS_FILE
+from peft_composition.fit import same_base
 from peft_composition.layers import linear_shape
+from peft_composition.names import KEY_PREFIX
 from peft_composition.pairs import Pair
 
 
@@ -35,11 +37,11 @@ def save_pairs(
     ranks: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Write pairs of batch 1, by module name, as a PEFT checkpoint of scaling 1. Returns its rank.
+    """Write pairs of batch 1, by module name, as a PEFT checkpoint of scaling 1. Returns the rank of the checkpoint.
 
-    `path` must not exist, or be an empty folder; it appears complete or not at all. `ranks` are those that the
-    reader allows: the checkpoint has the smallest that is enough, or if none are given its own. Raises
-    `CompositionError` for a `path` that is taken and for a rank above all allowed ones.
+    `path` must not exist or must be an empty folder; the checkpoint appears complete or not at all. `ranks` are the
+    ranks that the reader allows: the composition is padded to the smallest one that is enough. Without `ranks` it keeps
+    its own. Raises `CompositionError` if `path` is taken, and if the composition's rank is above all allowed ranks.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise CompositionError(f"'{path}' exists already; choose another path, or remove it first")
@@ -55,7 +57,7 @@ def save_pairs(
         if shape is None:
             raise CompositionError(f"module '{name}' shares its last name with an adapted one, and is not linear")
         d_in, d_out = shape
-        # A module that no adapter targets, but whose last name the configuration must list, gets an update of zero.
+        # The configuration lists last names. A module with a listed name that no adapter targets gets a zero update.
         padded_down, padded_up = torch.zeros(rank, d_in, dtype=dtype), torch.zeros(d_out, rank, dtype=dtype)
         if name in halves:
             down, up = halves[name]
@@ -73,13 +75,25 @@ def save_pairs(
         base_model_name_or_path=base_model_name_or_path,
         task_type=task_type,
     )
-    config.target_modules = sorted(suffixes)  # LoraConfig made a set of it, whose order changes from run to run
+    config.target_modules = sorted(suffixes)  # LoraConfig made a set of the names; its order changes from run to run
     _write_checkpoint(config, tensors, path)
     return rank
 
 
+def base_name_for(base: nn.Module, named_by_adapter: str | None) -> str | None:
+    """Return the name of the base for a new checkpoint.
+
+    This is the base's own name. The name in an adapter is taken if the base has none, or if both mean the same model:
+    the adapter may have the name on the Hub where the base has a path.
+    """
+    own = getattr(base, "name_or_path", None)
+    if not own or (named_by_adapter and same_base(own, named_by_adapter)):
+        return named_by_adapter
+    return str(own)
+
+
 def _allowed_rank(rank: int, allowed: Sequence[int]) -> int:
-    """The smallest of the `allowed` ranks that is enough, or `rank` itself if none are given."""
+    """Return the smallest of the `allowed` ranks that is enough, or `rank` itself if none are given."""
     enough = [candidate for candidate in allowed if candidate >= rank]
     if allowed and not enough:
         raise CompositionError(
@@ -92,13 +106,13 @@ def _without_padding(pair: Pair) -> tuple[Tensor, Tensor]:
     """Return A [R, d_in] and B^T [R, d_out] of a pair of batch 1, without the components that add nothing."""
     down, up = pair.down[0].float().cpu(), pair.up[0].float().cpu()  # [R, d_in], [R, d_out]
     acting = down.any(dim=1) & up.any(dim=1)  # [R]
-    # One component is kept even of an update of zero: PEFT has no rank 0.
+    # An update of zero keeps one component, because PEFT has no rank 0.
     acting[0] |= not acting.any()
     return down[acting], up[acting]
 
 
 def _write_checkpoint(config: LoraConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write both files into a folder beside `path`, and rename it once it is whole."""
+    """Write both files into a folder beside `path`, and rename the folder once both are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     unfinished.mkdir()

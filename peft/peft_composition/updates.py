@@ -1,9 +1,11 @@
-"""What a composition adds to a module's output, in the three ways in which it is computed.
+"""The update that a composition adds to a module's output, in three forms of computation. All three are exact.
 
-`Pairs` is a low-rank pair for each row, made once per batch, or one that all rows share. `SharedAdapters` has the
-adapters of a batch's mixtures once, and weighs their inner products x A^T by row: only these grow with the batch. And
-`GatedAdapters` weighs them by token, as a gate says. All three are exact. Knows tensors and gates; knows nothing of
-models, files or hooks.
+- `Pairs`: a low-rank pair for each row, made once per batch, or one pair for all rows.
+- `SharedAdapters`: the adapters of a batch of mixtures are kept once, and inner products x A^T are weighed by row.
+  Only the inner products grow with the batch.
+- `GatedAdapters`: the inner products are weighed by token, with the weights of a gate.
+
+This file deals with tensors and gates, not with models, files or hooks.
 """
 
 from __future__ import annotations
@@ -23,20 +25,20 @@ from peft_composition.pairs import ActiveSlots, ModuleStack, Pair, active_slots,
 
 @dataclass(frozen=True)
 class Pass:
-    """What is known of the forward pass under way."""
+    """The current forward pass."""
 
-    rows: int  # more than the batch has with beams or several sequences: then a multiple, a sample's rows adjacent
-    length: int  # new positions of each row
+    rows: int  # with beams or several sequences a multiple of the batch; the rows of one sample are adjacent
+    length: int  # number of new positions of each row
     mask: Tensor | None = None  # [rows, positions] bool: the attention mask, for gates
-    first: bool = True  # whether nothing is cached before it
-    cut: bool = False  # whether it is seen by a module that may be given the last positions alone: the head
+    first: bool = True  # True if the cache is empty before the pass
+    cut: bool = False  # True for the head, which may receive the last positions only
     _real: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def real(self, batch: int, n: int, device: torch.device) -> Tensor:
         """Return which of n tokens of each row of the batch are not padding, [batch, n] bool.
 
-        The mask speaks of a module that sees the pass's new positions, and of the head, which may see the last of
-        these. One that sees another number of positions (cross-attention, an encoder's) has all as real.
+        The mask applies to a module that receives the new positions of the pass, and to the head, which may receive the
+        last of them. In a module that receives another number of positions (cross-attention), all count as real.
         """
         if (n, device) not in self._real:
             each, left_over = divmod(n * batch, self.rows)
@@ -50,11 +52,11 @@ class Pass:
 
 
 class Update(Protocol):
-    """What is added to one module's output for the rows of a batch."""
+    """The update that is added to one module's output for the rows of a batch."""
 
     @property
     def down(self) -> Tensor:
-        """The A's in use, the last dimension d_in; wherever they are, the update is computed."""
+        """The A's in use, with last dimension d_in. The update is computed on their device."""
         ...
 
     def add(self, x: Tensor, y: Tensor, reading: Pass) -> Tensor:
@@ -62,18 +64,18 @@ class Update(Protocol):
 
         x [rows, ..., d_in] and y [rows, ..., d_out] may also come flattened, [rows * length, d]. `rows` is a multiple
         of the batch, with the rows of one sample adjacent, as `generate` lays out beams and returned sequences.
-        Writes into y where no gradient is asked for.
+        Writes into y if gradients are disabled.
         """
         ...
 
     def at(self, rows: Tensor | slice) -> Update:
-        """Return the update of these rows of the batch alone: int64 [rows] on its device, or a slice, not copied."""
+        """Return the update of these rows of the batch only: int64 [rows] on its device, or a slice as a view."""
         ...
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A pair for each row of the batch, or one that all its rows share."""
+    """A pair for each row of the batch, or one pair for all rows."""
 
     pair: Pair
 
@@ -83,7 +85,7 @@ class Pairs:
         return self.pair.down
 
     def add(self, x: Tensor, y: Tensor, reading: Pass) -> Tensor:
-        """Return y + (x A^T) B for each row's pair: the same two batched products whatever was composed."""
+        """Return y + (x A^T) B for each row's pair: two batched products, whatever was composed."""
         return add_pair(x, y, self.pair)
 
     def at(self, rows: Tensor | slice) -> Pairs:
@@ -93,18 +95,18 @@ class Pairs:
 
 @dataclass(frozen=True)
 class SharedAdapters:
-    """The adapters of a batch's mixtures, once, and what each row weighs them with."""
+    """The adapters of a batch of mixtures, kept once, and the weights of each row."""
 
-    down: Tensor  # A, the adapters' one below the other, [R, d_in]
+    down: Tensor  # the A's of all adapters, stacked, [R, d_in]
     up: Tensor  # (s B)^T, [R, d_out]
-    weights: Tensor  # float32, each adapter's as often as it has a place among the R, [batch, 1, R]
+    weights: Tensor  # float32, [batch, 1, R]: the weight of an adapter is repeated over the adapter's rank
 
     def add(self, x: Tensor, y: Tensor, reading: Pass) -> Tensor:
-        """Return y + (w ⊙ (x A^T)) B: two plain products, and the weighing of the few numbers between them."""
+        """Return y + (w ⊙ (x A^T)) B: two plain products, with the inner products weighed between them."""
         x, inner = inner_products(x, self.down, len(self.weights))  # [batch, n, d_in], [batch, n, R]
         inner = inner * self.weights if torch.is_grad_enabled() else inner.mul_(self.weights)
         if x.dtype == torch.float16:
-            # What an adapter makes of a row that has nothing to do with it may overflow, and 0 · inf is NaN.
+            # The inner product of a row with an adapter that it does not use may overflow, and 0 · inf is NaN.
             inner = inner.masked_fill(self.weights == 0, 0)
         return add_outer(y, inner, self.up)
 
@@ -115,17 +117,17 @@ class SharedAdapters:
 
 @dataclass(frozen=True)
 class GatedAdapters:
-    """The adapters that a gate may choose from, once, and what each row of the batch offers of them."""
+    """The adapters that a gate may choose from, kept once, and the adapters that each row offers."""
 
-    down: Tensor  # A, the P adapters' one below the other, each of r rows, [P * r, d_in]
+    down: Tensor  # the A's of the P adapters, stacked, each of rank r, [P * r, d_in]
     up: Tensor  # (s B)^T, [P * r, d_out]
-    weights: Tensor  # the row's own, [batch, P] float32
+    weights: Tensor  # the weights of the rows, [batch, P] float32
     offered: Tensor  # [batch, P] bool
-    rows: Tensor  # [batch] int64, of the batch as composed
+    rows: Tensor  # [batch] int64, indices in the batch as it was composed
     mode: Literal["mixture", "fusion"]
     gate: Gate
-    prepared: Any  # what the gate prepared of these adapters
-    tally: Tally  # of all rows of the batch as composed
+    prepared: Any  # the state that the gate prepared from these adapters
+    tally: Tally  # of all rows of the batch as it was composed
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, x: Tensor, y: Tensor, reading: Pass) -> Tensor:
@@ -137,10 +139,10 @@ class GatedAdapters:
         tokens = Tokens(x, inner, self.offered, real, self.rows, reading.first, self.memory, len(self.tally.sums))
         by_token = self.gate.weights(self.prepared, tokens)
         if by_token.shape != inner.shape[:3]:
-            # Others might be broadcast, and so weigh one row as another.
+            # Weights of another shape could be broadcast, and one row would get the weights of another.
             raise CompositionError(
-                f"the gate {self.gate!r} returned weights of shape {list(by_token.shape)}; needed is one for each row, "
-                f"token and adapter: {list(inner.shape[:3])}"
+                f"the gate {self.gate!r} returned weights of shape {list(by_token.shape)}; it must return one weight "
+                f"for each row, token and adapter: {list(inner.shape[:3])}"
             )
         weights = (by_token * self.weights[:, None]).where(self.offered[:, None], 0)  # [batch, n, P]
         if not torch.is_grad_enabled():
@@ -148,24 +150,24 @@ class GatedAdapters:
         return add_outer(y, weighted(inner, weights, self.mode).flatten(2), self.up)
 
     def at(self, rows: Tensor | slice) -> GatedAdapters:
-        """Return what these rows offer; memory and tally stay those of the batch as composed."""
+        """Return the update of these rows. Memory and tally remain those of the batch as it was composed."""
         return replace(self, weights=self.weights[rows], offered=self.offered[rows], rows=self.rows[rows])
 
 
 def row_updates(
     composer: Composer, stacks: Iterable[ModuleStack], slots: Sequence[int], weights: Tensor
 ) -> dict[str, Update]:
-    """The update of each module whose stack is given: rows weigh the adapters in `slots` by `weights` [batch, P].
+    """Return the update of each module in `stacks`. Rows weigh the adapters in `slots` by `weights` [batch, P].
 
-    Rows that are all alike share one pair. The rows of a mixture share the adapters, where these are at most twice as
-    many as a row uses: that is at most twice the arithmetic of a pair for each row, and a batch's worth of memory less.
-    Adapters are counted, not their ranks: all are padded to the largest, shared or not. A fusion's pairs are of an
-    adapter's own rank, so that nothing is cheaper; and what other composers do cannot be done to inner products.
+    If all rows are equal, they share one pair. The rows of a mixture share the adapters if the batch uses at most twice
+    as many adapters as a row: this needs at most twice the arithmetic of a pair for each row, and no memory per row.
+    Adapters are counted, not ranks, because all are padded to the largest rank in both forms. A pair of a fusion has
+    the rank of one adapter, so no form is cheaper; other composers cannot be written as weights of inner products.
     """
     active = active_slots(slots, weights)
     if active is None:
         return {}
-    # A pair that several rows share would give all their gradient to the first one's weights.
+    # With a shared pair, the gradients of all rows would go to the weights of the first row.
     if len(weights) > 1 and not weights.requires_grad and bool((weights == weights[0]).all()):
         active = active.first_row()
     rows, k = active.slots.shape
@@ -182,10 +184,10 @@ def row_updates(
 
 
 def shared_adapters(stack: ModuleStack, active: ActiveSlots) -> SharedAdapters:
-    """The update of one module by mixtures that share the adapters; those that do not target it are left out."""
-    places = [place for place, slot in enumerate(active.used) if slot in stack.ranks]
-    down, up = stack.take([active.used[place] for place in places])  # [P, r, d_in], [P, r, d_out]
-    weights = active.by_adapter[:, places].repeat_interleave(down.shape[1], dim=1)  # [batch, P * r]
+    """Return the update of one module for mixtures that share the adapters which target this module."""
+    indices = [index for index, slot in enumerate(active.used) if slot in stack.ranks]
+    down, up = stack.take([active.used[index] for index in indices])  # [P, r, d_in], [P, r, d_out]
+    weights = active.by_adapter[:, indices].repeat_interleave(down.shape[1], dim=1)  # [batch, P * r]
     return SharedAdapters(down.flatten(0, 1), up.flatten(0, 1), weights[:, None])
 
 
@@ -198,7 +200,7 @@ def gated_updates(
     weights: Tensor,
     prepared: PreparedGates,
 ) -> dict[str, GatedAdapters]:
-    """The update of each module whose stack is given, for rows that offer a gate `adapters` with `weights` [batch, P].
+    """Return the update of each module in `stacks`. Rows offer `adapters` to a gate, with `weights` [batch, P].
 
     `adapters` and `slots` are in loading order. Raises `CompositionError` for a composer that cannot be gated.
     """
@@ -207,7 +209,7 @@ def gated_updates(
         raise CompositionError(f"a gate weighs a mixture or a fusion by token, and nothing else; not {composer!r}")
     updates = {}
     for stack in stacks:
-        # What is prepared outlives an inference_mode block in which it may be made.
+        # The prepared state is used after an inference_mode block in which it may be made.
         with torch.inference_mode(False), torch.no_grad():
             down, up = stack.take(slots)  # [P, r, d_in], [P, r, d_out]
             targets = torch.tensor([slot in stack.ranks for slot in slots], device=down.device)  # [P]
@@ -222,20 +224,20 @@ def gated_updates(
 
 
 def weighing_of(composer: Composer) -> Literal["mixture", "fusion"] | None:
-    """Which weighing of the inner products x A^T does what a composer does; None if none does."""
+    """Return the mode in which inner products x A^T are weighed to compute what a composer computes, or None."""
     return "mixture" if composer is mixture_pair else "fusion" if composer is fusion_pair else None
 
 
 def add_pair(x: Tensor, y: Tensor, pair: Pair) -> Tensor:
-    """Return y + (x A^T) B for each row's pair; rows of one sample share their sample's without a copy.
+    """Return y + (x A^T) B for each row's pair. The rows of one sample share the sample's pair without a copy.
 
-    `x` and `y` as in `Update.add`, their rows a multiple of the pair's batch.
+    `x` and `y` are as in `Update.add`; their number of rows is a multiple of the pair's batch.
     """
     down, up = pair.down, pair.up
     batch = down.shape[0]
-    # While tokens are decoded the products take a few microseconds, and every view or check that is not needed shows.
+    # While tokens are decoded the products take a few microseconds, so needless views and checks would cost time.
     if x.dtype != down.dtype or x.device != down.device:
-        # On a base spread over devices, x may be on the last module's: accelerate moves it inside the module's forward.
+        # On a base spread over devices, x may be on another device: accelerate moves it inside the module's `forward`.
         x = x.to(down)
     if x.ndim != 3 or x.shape[0] != batch:
         x = x.reshape(batch, -1, x.shape[-1])  # [batch, n, d_in]
@@ -250,7 +252,7 @@ def add_pair(x: Tensor, y: Tensor, pair: Pair) -> Tensor:
 
 
 def inner_products(x: Tensor, down: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Return the input by row [batch, n, d_in] and its products with all A's [R, d_in], [batch, n, R]."""
+    """Return the input by row, [batch, n, d_in], and its products with all A's [R, d_in]: [batch, n, R]."""
     if x.dtype != down.dtype or x.device != down.device:
         x = x.to(down)
     x = x.reshape(batch, -1, x.shape[-1])  # [batch, n, d_in]
@@ -258,10 +260,10 @@ def inner_products(x: Tensor, down: Tensor, batch: int) -> tuple[Tensor, Tensor]
 
 
 def weighted(inner: Tensor, weights: Tensor, mode: Literal["mixture", "fusion"]) -> Tensor:
-    """Weigh inner products [batch, n, P, r] by their tokens' weights [batch, n, P], as the mode says.
+    """Weigh inner products [batch, n, P, r] by the weights of their tokens [batch, n, P], for one of two modes.
 
-    Mixture: w_p inner_p. Fusion: w_p Σ_q w_q inner_q, which B takes to (Σ_p w_p s_p B_p)(Σ_q w_q A_q) x. Products of
-    16-bit numbers are taken and summed in float32, if the weights are that, and rounded once.
+    Mixture: w_p inner_p. Fusion: w_p Σ_q w_q inner_q, from which B makes (Σ_p w_p s_p B_p)(Σ_q w_q A_q) x. With float32
+    weights, products of 16-bit numbers are computed and summed in float32, and rounded once.
     """
     weights = weights[..., None]  # [batch, n, P, 1]
     product = inner * weights  # [batch, n, P, r]
@@ -273,9 +275,9 @@ def weighted(inner: Tensor, weights: Tensor, mode: Literal["mixture", "fusion"])
 
 
 def add_outer(y: Tensor, inner: Tensor, up: Tensor) -> Tensor:
-    """Return y + inner B, of weighted inner products [batch, n, R] and (s B)^T [R, d_out].
+    """Return y + inner B for weighted inner products [batch, n, R] and (s B)^T [R, d_out].
 
-    Writes into y where no gradient is asked for.
+    Writes into y if gradients are disabled.
     """
     inner = inner.flatten(0, 1).to(up.dtype)  # [batch * n, R]
     if torch.is_grad_enabled():

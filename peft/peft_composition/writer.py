@@ -1,8 +1,7 @@
 """Compositions written as PEFT checkpoints without the base's weights, for an engine that serves LoRA by itself.
 
-Of the base only the modules' names and shapes are asked, so it may lie on torch's meta device and take no memory. The
-tensors are those that `ComposableModel` would compute with, rounded to the base's dtype: same formulas, same order of
-sums.
+Only the names and shapes of the base's modules are read, so the base may lie on torch's meta device and take no memory.
+The tensors are the same as in `ComposableModel`, rounded to the base's dtype: same formulas, same order of sums.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from peft_composition.checkpoint import LoraAdapter, read_adapter
 from peft_composition.errors import AdapterError, CompositionError
 from peft_composition.modes import Composer, composer_of
 from peft_composition.pairs import EMPTY_SLOT, ModuleStack, Pair, active_slots
-from peft_composition.save import save_pairs
+from peft_composition.save import base_name_for, save_pairs
 
 CPU = torch.device("cpu")
 
 
 class CompositionWriter:
-    """Verified adapters, and no base: composes them into checkpoints."""
+    """Verified adapters without a base, composed into checkpoints."""
 
     def __init__(self, base: PreTrainedModel, dtype: torch.dtype) -> None:
-        """`base` may be on the meta device; `dtype` is the one that the base is served in."""
+        """Write for `base`, which may be on the meta device, served in `dtype`."""
         self.base = base
         self.dtype = dtype
-        self._adapters: dict[str, LoraAdapter] = {}  # safetensors maps their files, so they take no memory of their own
+        self._adapters: dict[str, LoraAdapter] = {}  # mapped from their files, so no memory is copied
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -40,7 +39,7 @@ class CompositionWriter:
         }
 
     def size(self, rank: int) -> int:
-        """How many bytes a composition of this rank takes, at most."""
+        """Return the maximum size of a composition of this rank, in bytes."""
         modules = {
             name: module.d_in + module.d_out
             for adapter in self._adapters.values()
@@ -59,6 +58,12 @@ class CompositionWriter:
         for module in adapter.modules:
             adapter.folded(module, CPU, self.dtype)
         self._adapters[name] = adapter
+        adapter.header.warn()
+
+    def adapter_notes(self, name: str) -> tuple[str, ...]:
+        """Return what a user should know of a loaded adapter, as `ComposableModel.adapter_notes` does."""
+        self._check_loaded([name])
+        return self._adapters[name].header.notes
 
     def write(
         self,
@@ -71,27 +76,30 @@ class CompositionWriter:
     ) -> int:
         """Write one composition into a new folder at `path`, in the writer's dtype. Returns the checkpoint's rank.
 
-        `ranks` are those that the reader allows: the composition is zero-padded to the smallest that is enough. None
-        given, it keeps its own. Raises `AdapterError` for an adapter that is not loaded, `CompositionError` if nothing
-        is left to write, no rank is enough, or `path` holds something.
+        `ranks` are the ranks that the reader allows: the composition is padded with zeros to the smallest one that is
+        enough. Without `ranks` it keeps its own. Raises `AdapterError` for an adapter that is not loaded, and
+        `CompositionError` if all weights are zero, no rank is enough, or `path` exists and is no empty folder.
         """
         composer = composer_of(mode)
         given = dict(zip(adapters, weights, strict=True))
-        for name in given:
-            if name not in self._adapters:
-                raise AdapterError(name, f"it is not loaded (loaded: {', '.join(self._adapters) or 'none'})")
-        # In loading order, as in `ComposableModel`: another order of summing gives other last bits.
+        self._check_loaded(adapters)
+        # In loading order, as in `ComposableModel`, because another order of summing gives other last bits.
         used = {name: adapter for name, adapter in self._adapters.items() if given.get(name)}
         if not used:
             raise CompositionError("all weights are zero: such a composition is the base model itself")
         pairs = self._pairs(list(used.values()), [given[name] for name in used], composer)
         first = self._adapters[adapters[0]].header
-        base_name = first.base_model_name_or_path or getattr(self.base, "name_or_path", None)
+        base_name = base_name_for(self.base, first.base_model_name_or_path)
         return save_pairs(self.base, pairs, Path(path), base_name, first.task_type, ranks=ranks, dtype=self.dtype)
+
+    def _check_loaded(self, adapters: Sequence[str]) -> None:
+        for name in adapters:
+            if name not in self._adapters:
+                raise AdapterError(name, f"it is not loaded (loaded: {', '.join(self._adapters) or 'none'})")
 
     @torch.no_grad()
     def _pairs(self, used: Sequence[LoraAdapter], weights: Sequence[float], composer: Composer) -> dict[str, Pair]:
-        """The pair of batch 1 of each module that some adapter in use targets."""
+        """Return the pair of batch 1 of each module that an adapter in use targets."""
         slots = range(EMPTY_SLOT + 1, EMPTY_SLOT + 1 + len(used))
         active = active_slots(slots, torch.tensor([weights], dtype=torch.float32))
         assert active is not None, "adapters of weight 0 were left out"

@@ -21,7 +21,6 @@ from lora_retriever.analysis.published import (
     normalized_scores,
     published_table,
     retrieval_figures,
-    throughput_figures,
 )
 from lora_retriever.analysis.published.reproduction import ReproducedFigure, Reproduction, reproduce, reproduction_table
 from lora_retriever.analysis.runs import read_runs
@@ -112,10 +111,6 @@ def test_the_other_figures_are_those_of_the_reference(shared: Path) -> None:
     ours = ", ".join(f"{row.method} {row.iid} / {row.ood}" for row in normalized_scores("llama2-7b"))
     assert ours in text
     assert normalized_scores("llama2-13b") == []
-    points = {(point.composition, point.batch_size): point.tokens_per_second / 1000 for point in throughput_figures()}
-    assert f"at batch 32 mixture reaches {points['mixture', 32]}k tokens/s" in text
-    assert f"one LoRA reaches {points['one LoRA', 32]}k (A100)" in text
-    assert f"falling from {points['mixture', 16]}k at batch 16" in text
 
 
 def test_every_official_task_is_there_with_each_of_its_scores(paper: Published, official: Path) -> None:

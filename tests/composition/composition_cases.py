@@ -7,7 +7,7 @@ multiplied out into a full matrix by the formula, merged into a copy of the base
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -60,6 +61,14 @@ def edit_config(folder: Path, **settings: Any) -> Path:
     """Overwrite settings in a checkpoint's adapter_config.json."""
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return folder
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
+    """Change the tensors of a checkpoint in place."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def folders(base: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def parts(base: LlamaForCausalLM, folders: dict[str, Path]) -> dict[str, Parts]:
     return {name: parts_of(folder, base) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def on_meta() -> LlamaForCausalLM:
+    """The tiny base without weights."""
+    with torch.device("meta"):
+        return tiny_llama()
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A sound adapter's checkpoint, for a test to change."""
+    return Path(shutil.copytree(folders["plain"], tmp_path / "changed"))
 
 
 @pytest.fixture

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from composition_cases import edit_config, some_ids, tiny_llama, write_adapter
-from safetensors.torch import load_file, save_file
+from composition_cases import edit_config, edit_tensors, some_ids, tiny_llama, write_adapter
 
 from peft_composition import AdapterError, ComposableModel
 
 Q1 = "model.layers.1.self_attn.q_proj"
 KEY = f"base_model.model.{Q1}.lora_A.weight"
-
-
-@pytest.fixture
-def folder(folders, tmp_path) -> Path:
-    """A sound adapter's checkpoint, for a test to spoil."""
-    return Path(shutil.copytree(folders["plain"], tmp_path / "spoilt"))
 
 
 def refused(base, folders, folder, *said: str) -> None:
@@ -40,13 +31,6 @@ def refused(base, folders, folder, *said: str) -> None:
         assert torch.equal(model(input_ids=ids).logits, before)
     model.load_adapter(folders["plain"], name="spoilt")
     assert model.adapters == ["alike", "spoilt"]
-
-
-def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    tensors = load_file(folder / "adapter_model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,11 @@ import torch
 from composition_cases import edit_config, some_ids, tiny_gpt2, tiny_llama, write_adapter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
 
 from peft_composition import AdapterError, ComposableModel, CompositionError, CompositionWriter
 
 RANKS = (8, 16, 32)
 NAMES, WEIGHTS = ["rslora", "patterns", "rank2"], [0.6, -0.5, 0.3]
-
-
-@pytest.fixture(scope="module")
-def on_meta() -> LlamaForCausalLM:
-    return tiny_llama().to("meta")
 
 
 @pytest.fixture

@@ -277,7 +277,7 @@ def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
     context_of: ContextOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator.tokenizer, "_special_tokens_map", {})
-    with pytest.raises(UserError, match="it has no end mark, so no answer's end can be learned"):
+    with pytest.raises(UserError, match="it has no EOS token, so no adapter learns to end answers"):
         CHEAP.fit(context_of())
 
 

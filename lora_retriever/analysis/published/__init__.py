@@ -1,6 +1,6 @@
-"""What papers have printed, as data in this project's names. `sources.yaml` says where each file's figures stand.
+"""Figures that papers have printed, as data under this project's names. `sources.yaml` says where each file is from.
 
-Knows nothing of our runs: `reproduction` sets them beside these figures.
+`reproduction` sets our runs beside these figures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEAN_EM = Quantity("mean", score="em")
 
 @dataclass(frozen=True)
 class PublishedTask:
-    """A task of the official benchmark; `printed` are its names in the paper's tables."""
+    """A task of the official benchmark. `printed` are the task's names in the paper's tables."""
 
     name: str
     domain: str
@@ -36,13 +36,13 @@ class PublishedTask:
 
     @property
     def main_score(self) -> str:
-        """The score by which the task counts in means over tasks."""
+        """The score that counts in means over tasks."""
         return MAIN_SCORE[self.metric]
 
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A figure of the paper; `derived` where it is computed from figures that the paper prints."""
+    """A figure of the paper. `derived`: the figure is not printed, but computed from printed figures."""
 
     value: float
     derived: bool = False
@@ -50,16 +50,17 @@ class PublishedFigure:
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper prints of one model: table 1's domains and the tasks of tables 4 and 5, by run, in its order."""
+    """The paper's figures of one model, by run: the domains of table 1 and the tasks of tables 4 and 5."""
 
     model: str
     tasks: dict[str, PublishedTask]
     printed: dict[str, dict[Quantity, float]]
 
     def figures(self, run: str, tasks: Collection[str]) -> dict[Quantity, PublishedFigure]:
-        """A run's figures on these of the paper's tasks; where they are not all of a domain, the mean of those there.
+        """The figures of a run on some of the paper's tasks.
 
-        The paper prints no mean over tasks and no normalized score: these are derived from tables 4 and 5.
+        A domain of which only some tasks are given gets the mean of these tasks. The paper prints no mean over tasks
+        and no normalized score; both are derived from tables 4 and 5.
         """
         printed = self.printed[run]
         here = [task for task in self.tasks.values() if task.name in tasks]
@@ -86,17 +87,8 @@ class Published:
 
 
 @dataclass(frozen=True)
-class ThroughputFigure:
-    """A point of the paper's figure 4."""
-
-    composition: str
-    batch_size: int
-    tokens_per_second: int
-
-
-@dataclass(frozen=True)
 class NormalizedScores:
-    """A method's normalized scores in LoRAuter, with the own task's adapter in the pool (iid) and without (ood)."""
+    """The normalized scores of a method in LoRAuter: in-domain (`iid`) and with own adapters masked (`ood`)."""
 
     method: str
     iid: float
@@ -133,16 +125,8 @@ def retrieval_figures() -> dict[str, tuple[float, ...]]:
     return {row["encoder"]: tuple(float(row[f"top{k}"]) for k in (1, 3, 5, 8)) for row in _read("table2.csv")}
 
 
-def throughput_figures() -> list[ThroughputFigure]:
-    """The three points of the paper's figure 4 that are known here."""
-    return [
-        ThroughputFigure(row["composition"], int(row["batch_size"]), int(row["tokens_per_second"]))
-        for row in _read("figure4.csv")
-    ]
-
-
 def normalized_scores(model: str) -> list[NormalizedScores]:
-    """LoRAuter's normalized scores on a model; none but for `llama2-7b`."""
+    """LoRAuter's normalized scores on a model. There are such scores for `llama2-7b` only."""
     return [
         NormalizedScores(row["method"], float(row["iid"]), float(row["ood"]))
         for row in _read("normalized.csv")
@@ -151,7 +135,7 @@ def normalized_scores(model: str) -> list[NormalizedScores]:
 
 
 def source(file: str) -> str:
-    """Where a file's figures are printed."""
+    """Where the figures of a file are printed."""
     return str(yaml.safe_load((FOLDER / "sources.yaml").read_text(encoding="utf-8"))[file]["where"])
 
 

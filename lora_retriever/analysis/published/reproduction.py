@@ -1,8 +1,8 @@
-"""Our scores beside the paper's: both figures, the difference, and what our interval can say of it.
+"""Our scores beside the paper's: both figures, the difference, and a verdict by our interval.
 
-There are three outcomes, and only one of them is agreement. `differs`: the paper's figure lies outside our 95 %
-interval. `agrees`: our interval lies wholly within a tolerance of the paper's figure, which makes it an equivalence
-test. `cannot tell`: neither; the interval holds the paper's figure, but others too far from it as well.
+There are three verdicts. `differs`: the paper's figure lies outside our 95 % interval. `agrees`: our whole interval
+lies within a tolerance of the paper's figure (an equivalence test). `cannot tell`: neither; our interval holds the
+paper's figure and also figures far from it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ MARKS: dict[Verdict, str] = {"differs": "≠", "agrees": "≈", "cannot tell": "
 DERIVED = "†"
 
 TOLERANCE = 2.0
-"""Points within which scores agree, or `TOLERANCE_SHARE` of the paper's figure where that is less."""
+"""Maximum difference of scores that agree, in points; or `TOLERANCE_SHARE` of the paper's figure if that is less."""
 TOLERANCE_SHARE = 0.1
 ROUNDING = 0.05
-"""The paper prints one decimal: what it measured lies this near the figure."""
+"""The paper prints one decimal, so a measured value lies within this distance of the printed figure, in points."""
 
 MEANS = {MEAN_EM: "mean over EM tasks", MEAN: "mean over tasks", NORMALIZED: "normalized"}
 
 
 @dataclass(frozen=True)
 class ReproducedFigure:
-    """A figure of the paper with ours, and our 95 % interval; None where our run has no such score or interval.
+    """A figure of the paper beside our score and our 95 % interval.
 
-    `comparable` says whether both are scores of the same tasks; if not, there is no difference to speak of.
+    Attributes:
+        ours, interval: None if our run has no such score or interval.
+        comparable: whether both figures are scores of the same tasks. If not, no difference is formed.
     """
 
     paper: PublishedFigure
@@ -44,12 +46,12 @@ class ReproducedFigure:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, in points."""
+        """Our score minus the paper's figure, in points."""
         return self.ours - self.paper.value if self.comparable and self.ours is not None else None
 
     @property
     def difference_interval(self) -> Interval | None:
-        """Our interval as seen from the paper's figure."""
+        """Our interval minus the paper's figure, in points."""
         if self.difference is None or self.interval is None:
             return None
         low, high = self.interval
@@ -57,11 +59,11 @@ class ReproducedFigure:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What our interval says of the difference; None where there is none."""
+        """The verdict on the difference. None: there is no difference."""
         if self.difference is None:
             return None
         low, high = self.difference_interval or (0.0, 0.0)
-        if high - low < ROUNDING:  # no interval, or nothing varied (one row, say): no evidence either way
+        if high - low < ROUNDING:  # no interval, or nothing varied (a single row): no evidence for any verdict
             return "cannot tell"
         if low > ROUNDING or high < -ROUNDING:
             return "differs"
@@ -71,11 +73,11 @@ class ReproducedFigure:
 
 @dataclass(frozen=True)
 class ReproducedRun:
-    """One of our runs, and all figures of the paper's run of the same name: domains, tasks, means.
+    """One of our runs with all figures of the paper's run of the same name: domains, tasks, means.
 
     Attributes:
         foreign: our tasks that the paper does not have under the same name, domain and metric.
-        paper_rows: how many rows our other tasks have in the paper.
+        paper_rows: the number of rows that our other tasks have in the paper.
     """
 
     run: RunSummary
@@ -96,7 +98,7 @@ class ReproducedRun:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Our runs beside the paper's, in its order; `others` are those of ours that it does not have."""
+    """Our runs beside the paper's, in the paper's order. `others` are our runs that the paper does not have."""
 
     paper: Published
     runs: tuple[ReproducedRun, ...]
@@ -119,7 +121,7 @@ def reproduce(runs: Sequence[RunSummary], paper: Published) -> Reproduction:
 def reproduction_table(
     reproduction: Reproduction, by_task: bool = False, intervals: bool = True, left_out: Sequence[str] = ()
 ) -> Table:
-    """The paper's table 1 (tables 4 and 5 by task): under each run ours, the paper's and the difference; then means."""
+    """The paper's table 1, or tables 4 and 5 by task. Each run has three columns: ours, paper, difference."""
     level = "task" if by_task else "domain"
     printed = [quantity for quantity in next(iter(reproduction.paper.printed.values())) if quantity.level == level]
     rows: list[tuple[str, list[Cell | str | None]]] = [
@@ -139,7 +141,7 @@ def reproduction_table(
 
 
 def reproduction_as_json(reproduction: Reproduction, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The same, machine readable: by domain and by task, with the notes of the table by domain."""
+    """The reproduction as JSON: by domain and by task, with the notes of the table by domain."""
     model = reproduction.paper.model
     return {
         "scoring": "paper",
@@ -201,7 +203,7 @@ def _cells(figure: ReproducedFigure | None, intervals: bool) -> list[Cell | str 
 
 
 def _notes(reproduction: Reproduction, level: str, intervals: bool) -> list[str]:
-    """First what speaks against the comparison, then how to read it, then what it comes to."""
+    """First the reservations against the comparison, then how to read the table, then the verdicts counted."""
     runs, paper = reproduction.runs, reproduction.paper
     lines = [*_reservations(runs, paper), *notes([run.run for run in runs], intervals)]
     where = source("table1.csv" if level == "domain" else "tables4_5.csv")
@@ -223,7 +225,7 @@ def _notes(reproduction: Reproduction, level: str, intervals: bool) -> list[str]
 
 
 def _reservations(runs: Sequence[ReproducedRun], paper: Published) -> list[str]:
-    """What speaks against a comparison, each once, with the runs of which it is true."""
+    """The reservations against the comparison, each once, with the runs that it concerns."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for text in _reservations_of(run, paper):
@@ -232,7 +234,7 @@ def _reservations(runs: Sequence[ReproducedRun], paper: Published) -> list[str]:
 
 
 def _reservations_of(run: ReproducedRun, paper: Published) -> Iterator[str]:
-    """Other models, other tasks, other rows."""
+    """The reservations against one run: another model, other tasks, other rows."""
     if run.profile is None:
         yield f"no record (NAME.meta.json) says which models answered; a reproduction only if {paper.model}'s did."
     elif run.profile != paper.model:

@@ -10,7 +10,7 @@ import pytest
 
 import lora_retriever
 from lora_retriever import load_results
-from lora_retriever.analysis.frames import write_record
+from lora_retriever.analysis.frames import write_runs_file
 
 
 def write_run(folder: Path, name: str, right: int, configuration: dict[str, object]) -> None:
@@ -44,7 +44,7 @@ def test_many_folders_are_one_frame_with_a_line_a_run(folders: list[Path]) -> No
 
 
 def test_the_record_in_a_folder_says_the_same(folders: list[Path]) -> None:
-    written = pd.read_csv(write_record(folders[1]))
+    written = pd.read_csv(write_runs_file(folders[1]))
     expected = load_results(folders[1]).drop(columns="folder")
     assert written.columns.tolist() == expected.columns.tolist()
     assert written[["run", "k", "mean", "rows"]].to_dict() == expected[["run", "k", "mean", "rows"]].to_dict()
