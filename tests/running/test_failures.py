@@ -91,8 +91,8 @@ def test_a_user_s_broken_method_costs_itself_alone(tmp_path: Path, capsys: pytes
         "raises: ZeroDivisionError: division by zero\n",
         "exits: FileNotFoundError: [Errno 2] No such file or directory: '/my/own/file'\n",
         "3 runs could not be begun; the others are done:\n",
-        "gives_nothing: method gives_nothing: its router must give a list of Composition, one for each row\n",
-        "gives_names: method gives_names: its router must give a list of Composition, one for each row\n",
+        "gives_nothing: method gives_nothing: its router gave NoneType, and not a list of Composition\n",
+        "gives_names: method gives_names: row 0: its router gave str, and not a Composition\n",
         "gives_too_few: method gives_too_few: its router gave 0 compositions for 19 rows\n",
         f"tracebacks are in {results / 'errors.log'}\n",
     ):
