@@ -8,16 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from lora_retriever.data.rows import METRICS
+from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.metrics.base import Metric, Reference, RowError
+from lora_retriever.metrics.named import StandardOptions, named_metric
 from lora_retriever.metrics.own import Evaluated, find_metric, load_metric
-from lora_retriever.metrics.texts import main_script
-
-MAIN_SCORE = {"em": "em", "bleu": "bleu", "rouge": "rouge-1"}
-"""The score by which a task counts in means over tasks; for a user's metric, the metric's first score."""
+from lora_retriever.metrics.texts import in_one_form, main_script
 
 KINDS = Path(str(files("lora_retriever"))) / "metrics" / "kinds.yaml"
 ScoringName = Literal["paper", "standard"]
@@ -52,19 +49,9 @@ class Scoring:
             if metric not in self._loaded:
                 self._loaded[metric] = load_metric(metric, self.allow_hub, self.metric_folders)
             return [self._loaded[metric]]
-        # The libraries behind the two take seconds to import.
         if self.name == "paper":
-            from lora_retriever.metrics.paper import PAPER
-
-            return [PAPER[metric]]
-        from lora_retriever.metrics import standard
-
-        if metric == "bleu":
-            return [standard.BLEU, standard.CHRF]
-        if metric == "rouge":
-            return [standard.rouge_metric(self.stemming)]
-        extra = {"qa": [standard.F1], "choice": [standard.ACCURACY]}
-        return [standard.EXACT_MATCH, *extra.get(self.kinds.get(task, ""), [])]
+            return named_metric(metric).paper()
+        return named_metric(metric).standard(StandardOptions(self.kinds.get(task, ""), self.stemming))
 
     @property
     def details(self) -> dict[str, str]:
@@ -123,23 +110,25 @@ class Scoring:
         return lines
 
 
+def main_score(metric: str) -> str | None:
+    """The score of a metric that counts in means over tasks. None: a user's own metric, whose first score counts."""
+    return named_metric(metric).MAIN_SCORE if metric in METRICS else None
+
+
 def read_kinds(path: Path) -> dict[str, str]:
     """The kinds of tasks of a YAML file, `{qa: [task, …], choice: [task, …]}`, as {task: kind}.
 
     Raises:
         UserError: the file cannot be read or has another form.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(content, dict) or not all(kind in ("qa", "choice") for kind in content):
+    content = read_yaml(path)
+    if not all(kind in ("qa", "choice") for kind in content):
         raise UserError(f"{path}: expected lists of tasks under `qa` and `choice`")
     kinds: dict[str, str] = {}
     for kind, tasks in content.items():
         if not isinstance(tasks, (list, type(None))):
             raise UserError(f"{path}: expected a list of tasks under `{kind}`, found {tasks!r}")
-        for task in map(str, tasks or ()):
+        for task in (in_one_form(str(task)) for task in tasks or ()):
             if kinds.setdefault(task, kind) != kind:
                 raise UserError(f"{path}: task {task!r} is under `qa` and under `choice`; a task is of one kind")
     return kinds
@@ -165,7 +154,6 @@ def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[s
 
 __all__ = [
     "KINDS",
-    "MAIN_SCORE",
     "METRICS",
     "SCORINGS",
     "Metric",
@@ -174,5 +162,6 @@ __all__ = [
     "Scoring",
     "ScoringName",
     "find_metric",
+    "main_score",
     "read_kinds",
 ]
