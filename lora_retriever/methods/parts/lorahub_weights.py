@@ -44,7 +44,8 @@ from lora_retriever.generation.examples import (
     encode_example,
     example_losses,
 )
-from lora_retriever.generation.generator import Generator, vocabulary_of
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.progress import progress_bar
