@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from made_up import tiny_t5
 from places import TINY
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
@@ -159,12 +160,8 @@ def test_a_base_that_lacks_weights_is_named(base: Path) -> None:
 
 @pytest.fixture
 def t5(tmp_path: Path) -> Path:
-    folder = tmp_path / "t5"
-    sizes: dict[str, Any] = {"vocab_size": 566, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
-    T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / "base" / name, folder / name)
-    return folder
+    tiny_t5(tmp_path / "t5")
+    return tmp_path / "t5"
 
 
 def test_an_encoder_decoder_base_is_loaded_for_composing_alone(t5: Path) -> None:

@@ -171,6 +171,8 @@ def adapter_folders(named: Sequence[str], folder: Path | None) -> tuple[list[str
     within: list[Path] = []
     passed_over: list[Path] = []
     if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--adapters {folder}: there is no such folder")
         try:
             inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         except OSError as error:
