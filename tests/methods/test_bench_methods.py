@@ -11,7 +11,7 @@ import pytest
 
 from lora_retriever.errors import UserError
 from lora_retriever.methods.parts import probing
-from lora_retriever.running.run_file import locked
+from lora_retriever.running.results_folder import locked
 
 
 def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
