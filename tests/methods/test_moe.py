@@ -234,6 +234,11 @@ def test_a_loss_that_is_no_number_is_a_users_mistake(context_of: ContextOf) -> N
         MoE(samples=1, learning_rate=1e39).fit(context_of())
 
 
+def test_a_learning_rate_beyond_float32_is_a_users_mistake(context_of: ContextOf) -> None:
+    with pytest.raises(UserError, match=r"the option learning_rate is 1e\+300, too large for float32"):
+        MoE(samples=1, learning_rate=1e300).fit(context_of())
+
+
 def test_experts_that_adapters_memory_does_not_hold_are_reported(
     context_of: ContextOf, benchmark: Benchmark, tiny: Profile
 ) -> None:

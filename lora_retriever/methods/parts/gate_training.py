@@ -101,11 +101,9 @@ def trained_matrices(context: Context, options: Training, name: str, mode: str, 
             f"training the gate of {name} needs all experts in memory at once; raise adapters.memory of the "
             f"profile: {error}"
         ) from error
-    except UserError:
-        raise
-    except Exception as error:  # torch raises plain RuntimeErrors: for a lack of memory, or for an option's value
+    except Exception as error:  # torch's allocators raise plain RuntimeErrors, too
         if not ran_out_of_memory(error):
-            raise UserError(f"training the gate of {name} failed ({type(error).__name__}: {error})") from error
+            raise
         raise UserError(
             f"training the gate of {name}: a step does not fit into memory; lower the options batch_size "
             f"({options.batch_size}) or max_tokens of the method, or adapters.memory of the profile"
@@ -257,11 +255,17 @@ def _prompts(batch: Mapping[str, Any]) -> Tensor:
 
 
 def _optimizer(parameters: Collection[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW, with the rate of every matrix [experts, d_in] divided by its d_in."""
+    """AdamW, with the rate of every matrix [experts, d_in] divided by its d_in.
+
+    Raises:
+        UserError: a rate is too large for float32.
+    """
     by_width: dict[int, list[nn.Parameter]] = {}
     for parameter in parameters:
         by_width.setdefault(parameter.shape[1], []).append(parameter)
     rates = {width: learning_rate / width for width in by_width}
+    if max(rates.values(), default=0.0) > torch.finfo(torch.float32).max:
+        raise UserError(f"training the gate: the option learning_rate is {learning_rate}, too large for float32")
     groups: list[dict[str, Any]] = [
         {"params": of_width, "lr": rates[width], "initial_lr": rates[width]} for width, of_width in by_width.items()
     ]
