@@ -1,21 +1,29 @@
 """The command `lora-retriever`: arguments in, exit status out. Each command is a file of `commands`.
 
-Exit status: 0 everything was done, 1 rows failed, 2 arguments or input are unusable.
+Exit status: 0 everything was done, 1 rows failed, 2 arguments, input or environment are unusable, 128 plus the number
+of the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 
 from lora_retriever import __version__
 from lora_retriever.commands import commands
-from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.errors import RowsFailedError, StoppedError, UserError, one_line_of
 from lora_retriever.escaping import for_terminal, replace_unwritable
+from lora_retriever.progress import tolerant
+
+DONE, ROWS_FAILED, UNUSABLE, SIGNALLED = 0, 1, 2, 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,22 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replace_unwritable()
     args = build_parser().parse_args(arguments)
     try:
-        status: int = args.run(args, Console(stderr=True))
-        return status
+        status: int = args.run(args, Console(file=tolerant(sys.stderr)))
+    except BrokenPipeError as error:  # `| head` has read enough
+        status = _closed_pipe(error)
     except RowsFailedError as error:
-        print(for_terminal(f"lora-retriever: {error}"), file=sys.stderr)
-        return 1
+        status = _failed(str(error), ROWS_FAILED)
     except UserError as error:
-        print(for_terminal(f"lora-retriever: {error}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "lora-retriever: stopped; the rows done so far are on disk, and the same command goes on", file=sys.stderr
+        status = _failed(str(error), UNUSABLE)
+    except KeyboardInterrupt as error:
+        number = error.signal if isinstance(error, StoppedError) else int(signal.SIGINT)
+        name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        status = _failed(
+            f"stopped{name}; the rows done so far are on disk, and the same command goes on", SIGNALLED + number
         )
-        return 130
-    except BrokenPipeError:  # `| head` has read enough; what is still in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except ModuleNotFoundError as error:
+        status = _failed(missing_package(error) or _unforeseen(error), UNUSABLE)
+    except MemoryError:
+        status = _failed("out of memory; lower generation.batch_size, or close other programs", UNUSABLE)
+    except Exception as error:  # the last resort: a person gets one line, and the traceback is kept
+        status = _failed(_unforeseen(error), UNUSABLE)
+    return _flushed(status)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,3 +63,61 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_arguments(one)
         one.set_defaults(run=command.run)
     return parser
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to do about a package that is not installed. None: the missing module is one of this project's."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package == "lora_retriever":
+        return None
+    return (
+        f"the Python package {package!r} is not installed for {sys.executable}. In a checkout, `make .venv/installed` "
+        "installs everything into .venv, and ./lora-retriever uses it; elsewhere: "
+        "pip install -e peft/ -r requirements.txt -e ."
+    )
+
+
+def _failed(message: str, status: int) -> int:
+    with suppress(OSError, ValueError):  # standard error may be closed or full; the status says it all the same
+        print(for_terminal(f"lora-retriever: {message}"), file=sys.stderr)
+    return status
+
+
+def _unforeseen(error: Exception) -> str:
+    """An error that nobody foresaw, in one line, with the file that has the traceback."""
+    text = for_terminal("".join(traceback.format_exception(error)))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="lora-retriever-error-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as log:
+            log.write(text)
+    except OSError:
+        return f"unexpected error: {one_line_of(error)} (there is no room for a log with the traceback)"
+    return f"unexpected error: {one_line_of(error)}; the traceback is in {path}, please report it"
+
+
+def _closed_pipe(error: BrokenPipeError) -> int:
+    """The status when the reader of standard output is gone."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return _failed(_unforeseen(error), UNUSABLE)  # the pipe was another one
+    return _discard_output()
+
+
+def _discard_output() -> int:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+def _flushed(status: int) -> int:
+    """Write what is left in the buffer of standard output, and return the status that this gives."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        return _failed(f"standard output cannot be written ({error.strerror or error})", max(status, UNUSABLE))
+    except ValueError:  # it is closed
+        pass
+    return status

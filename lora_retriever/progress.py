@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
+
+from lora_retriever.escaping import one_line
 
 NAME_WIDTH = 24
 """Minimum width of the name, in characters. A longer name wraps, so that the count stays visible."""
@@ -19,7 +22,7 @@ class Bar:
     def __init__(self, progress: Progress, name: str, total: float, done: float, text: str) -> None:
         """Begin with `done` of `total` units of work."""
         self._progress = progress
-        self._task = progress.add_task(name, total=total, completed=int(done), text=text)
+        self._task = progress.add_task(one_line(name), total=total, completed=int(done), text=text)
 
     def move_to(self, done: float, text: str) -> None:
         """Show `done` units of work and the `text`."""
@@ -34,12 +37,37 @@ class Bar:
 def progress_bar(console: Console | None, name: str, total: float, done: float = 0, text: str = "") -> Iterator[Bar]:
     """Show a bar while the context is open; `console` None shows nothing."""
     columns = (
-        TextColumn("{task.description}", table_column=Column(min_width=NAME_WIDTH, overflow="fold")),
+        TextColumn("{task.description}", markup=False, table_column=Column(min_width=NAME_WIDTH, overflow="fold")),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=console is None) as progress:
         yield Bar(progress, name, total, done, text)
+
+
+class _Tolerant:
+    """A stream for progress. What its reader or its disk does not take any more is dropped."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def tolerant(stream: IO[str]) -> IO[str]:
+    """A stream that never fails: a closed pipe or a full disk behind the progress must not end hours of work."""
+    return cast(IO[str], _Tolerant(stream))

@@ -6,11 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from lora_retriever.errors import UserError, one_line_of
+
 if TYPE_CHECKING:
     from lora_retriever.generation.answer import Answer
     from lora_retriever.generation.batches import Request
     from lora_retriever.generation.generator import Generator
     from peft_composition import Composer, Gate
+
+BROKEN_DEVICE = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error: misaligned")
+"""Messages after which a CUDA device computes nothing more in this process."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,33 @@ class Outcome:
 
     Attributes:
         answers: the answers.
-        failures: why a request has no answer.
+        failures: why a request has no answer, in one line.
+        tracebacks: where an error that nobody foresaw was raised; some failures have one.
     """
 
     answers: dict[int, Answer] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    tracebacks: dict[int, str] = field(default_factory=dict, compare=False)
 
     def __or__(self, other: Outcome) -> Outcome:
-        return Outcome(self.answers | other.answers, self.failures | other.failures)
+        return Outcome(self.answers | other.answers, self.failures | other.failures, self.tracebacks | other.tracebacks)
+
+
+class BackendError(UserError):
+    """A backend that can answer nothing more: its device or its cluster failed. The answers so far are good."""
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Whether an error says that a CUDA device computes nothing more in this process."""
+    return any(words in str(error) for words in BROKEN_DEVICE)
+
+
+def broken_device(error: BaseException) -> BackendError:
+    """The message for such an error."""
+    return BackendError(
+        f"the device failed ({one_line_of(error)}) and computes nothing more in this process; the rows done so far are "
+        "on disk. Start the same command again"
+    )
 
 
 class Backend(Protocol):
@@ -40,6 +64,9 @@ class Backend(Protocol):
         A run that is started again comes with the same requests, and more of them are done. The last bits of an answer
         may depend on its batch: such a backend always divides *all* requests into the same batches, and skips the
         batches that are wholly done.
+
+        Raises:
+            BackendError: nothing more can be answered.
         """
         ...
 

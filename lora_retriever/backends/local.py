@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
-from lora_retriever.backends.base import Outcome
+from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.batches import Halving, Request, plan_batches, unfinished
+from lora_retriever.generation.batches import Halving, Request, plan_batches, ran_out_of_memory, unfinished
 from lora_retriever.generation.composition import adapters_of
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loading import load_generator
-from peft_composition import Composer, Gate
-
-BROKEN_DEVICE = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error: misaligned")
-"""Messages after which a CUDA device computes nothing more in this process."""
+from peft_composition import Composer, CompositionError, Gate
 
 
 class LocalBackend:
@@ -33,7 +31,7 @@ class LocalBackend:
         """The outcomes, batch by batch. While a batch is computed, the adapters of the next one are read from disk.
 
         Raises:
-            UserError: the device is broken, and can compute nothing more in this process.
+            BackendError: the device is broken, and can compute nothing more in this process.
         """
         batches = unfinished(plan_batches(requests, self._generator.settings), done)
         for batch, following in pairwise([*batches, []]):
@@ -47,7 +45,7 @@ class LocalBackend:
         So a row that cannot be answered, whatever its error, costs no other row of the batch.
 
         Raises:
-            UserError: the device is broken, and can compute nothing more in this process.
+            BackendError: the device is broken, and can compute nothing more in this process.
         """
         together = partial(self._answered_together, mode=mode, gate=gate)
         outcome = Outcome()
@@ -73,15 +71,16 @@ def failed_row(piece: Sequence[Request], error: Exception) -> Outcome | None:
     """The failure of a single row, or None for a piece that is still to be halved.
 
     Raises:
-        UserError: the error says that the device is broken.
+        BackendError: the error says that the device is broken.
     """
+    if is_broken_device(error):
+        raise broken_device(error) from error
+    if len(piece) > 1:
+        return None
+    foreseen = isinstance(error, UserError | CompositionError) or ran_out_of_memory(error)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if any(words in str(error) for words in BROKEN_DEVICE):
-        raise UserError(
-            f"the device failed ({reason}) and computes nothing more in this process; the rows done so far are on "
-            "disk. Start the same command again"
-        ) from error
-    return Outcome(failures={piece[0].id: reason}) if len(piece) == 1 else None
+    tracebacks = {} if foreseen else {piece[0].id: "".join(traceback.format_exception(error))}
+    return Outcome(failures={piece[0].id: reason}, tracebacks=tracebacks)
 
 
 def load(profile: Profile, benchmark: Benchmark) -> LocalBackend:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import signal
-from contextlib import nullcontext, suppress
+import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_profile, count, names
 from lora_retriever.commands.shared import quieten_transformers, runs_and_notes
-from lora_retriever.errors import RowsFailedError, UserError
+from lora_retriever.errors import RowsFailedError, RunsFailedError, UserError
+from lora_retriever.escaping import for_rich, for_shell
 
 RUNS_ABREAST = 12
 """Maximum number of runs that the table shows as columns. More runs are shown as rows."""
@@ -35,32 +35,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=V,V",
         help="run every method under each value of k, scorer, temperature or seed; repeat for a cross product",
     )
+    changed = parser.add_mutually_exclusive_group()
+    changed.add_argument(
+        "--answer-anew",
+        dest="on_changed_code",
+        action="store_const",
+        const="anew",
+        default="refuse",
+        help="answer runs anew that other code answered; their old files move to RESULTS/earlier",
+    )
+    changed.add_argument(
+        "--keep-answers",
+        dest="on_changed_code",
+        action="store_const",
+        const="keep",
+        help="keep the answers of runs that other code answered, and record that",
+    )
     parser.add_argument("--table", action="store_true", help="print the table when done")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
-    from lora_retriever.analysis.frames import write_runs_file
+    from lora_retriever.backends.signals import stopping_on_signals
     from lora_retriever.experiment.profile import load_profile
     from lora_retriever.running.evaluate import evaluate
 
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
     quieten_transformers()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: backends are closed
-    try:
-        evaluate(profile, args.only, results, args.limit, console, args.sweep)
-    except RowsFailedError as error:  # what was answered is shown all the same
-        failed: RowsFailedError | None = error
-    else:
-        failed = None
-    with suppress(UserError) if failed else nullcontext():  # no run may have a row
-        write_runs_file(results, profile.metric_folders)
-        if args.table:
-            _print_table(results, console, profile.metric_folders)
+    failed: RowsFailedError | RunsFailedError | None = None
+    with stopping_on_signals():
+        try:
+            evaluate(profile, args.only, results, args.limit, console, args.sweep, args.on_changed_code)
+        except (RowsFailedError, RunsFailedError) as error:  # what was answered is shown all the same
+            failed = error
+        try:
+            _show(results, console, profile.metric_folders, args.table)
+        except UserError:
+            if failed is None:
+                raise  # otherwise there may be no row to show
     if failed:
         raise failed
     return 0
+
+
+def _show(results: Path, console: Console, metric_folders: tuple[Path, ...], table: bool) -> None:
+    """Write runs.csv, and print the table."""
+    from lora_retriever.analysis.frames import write_runs_file
+
+    try:
+        write_runs_file(results, metric_folders)
+    except OSError as error:  # a full or read-only disk; the answers and the table do not depend on it
+        console.print(
+            for_rich(f"runs.csv could not be written into {results} ({error.strerror or error})"), soft_wrap=True
+        )
+    if table:
+        _print_table(results, console, metric_folders)
+        console.print(for_rich(f"other tables of these runs: {_command()} summarize --help"), soft_wrap=True)
+
+
+def _command() -> str:
+    """How this command is called in the user's shell: by its name, or by the launcher of the checkout."""
+    if shutil.which("lora-retriever"):
+        return "lora-retriever"
+    launcher = Path(__file__).resolve().parents[2] / "lora-retriever"
+    if not launcher.is_file():
+        return "python -m lora_retriever"
+    here = launcher.parent == Path.cwd()
+    return "./lora-retriever" if here else for_shell(str(launcher))
 
 
 def _print_table(results: Path, console: Console, metric_folders: tuple[Path, ...]) -> None:

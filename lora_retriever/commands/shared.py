@@ -15,12 +15,12 @@ from lora_retriever.files import hash_path
 if TYPE_CHECKING:
     from lora_retriever.analysis.runs import Run
     from lora_retriever.metrics import Scoring
-    from lora_retriever.report.content import Content
+    from lora_retriever.report.content import ReportContent
     from lora_retriever.retrieval.encoders import Encoder
     from lora_retriever.retrieval.index import AdapterIndex
 
 
-def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> Content:
+def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
     """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
     from lora_retriever.analysis.comparison import compare
     from lora_retriever.analysis.summary import summarize
@@ -44,11 +44,10 @@ def scorings(args: argparse.Namespace) -> list[Scoring]:
 
 
 def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
-    """The finished runs of a results folder, and a note that names its unfinished runs."""
-    from lora_retriever.analysis.runs import read_runs, unfinished_runs
+    """The finished runs of a results folder, and notes on what is not shown."""
+    from lora_retriever.analysis.runs import open_results
 
-    unfinished = unfinished_runs(results)
-    return read_runs(results), [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
+    return open_results(results)
 
 
 def read_runs_of(args: argparse.Namespace) -> tuple[list[Run], list[str]]:

@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.prompt import encode_prompt
+from lora_retriever.generation.tokenizing import text_tokens
 from peft_composition import ComposableModel
 
 IGNORED = -100
@@ -32,7 +34,8 @@ def encode_example(
 ) -> dict[str, list[int]]:
     """Token ids of prompt, answer and EOS token, and their labels. The labels of the prompt are `IGNORED`.
 
-    The prompt is cut as at evaluation. An answer of more than `max_answer_tokens` loses its end and its EOS token.
+    Prompt and answer have the tokens that evaluation uses: `prompt_tokens` and `text_tokens` make them. The prompt is
+    cut as at evaluation. An answer of more than `max_answer_tokens` loses its end and its EOS token.
 
     Args:
         template: a text with `{inputs}` in it.
@@ -45,13 +48,29 @@ def encode_example(
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no EOS token, so no adapter learns to end answers")
     prompt = encode_prompt(tokenizer, template, sample.inputs, max_tokens).token_ids
-    answer = [*tokenizer(sample.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer = [*text_tokens(tokenizer, sample.target), tokenizer.eos_token_id]
     answer = answer[:max_answer_tokens]
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
+def check_examples(examples: Sequence[dict[str, list[int]]], samples: Sequence[Sample], vocabulary: int) -> None:
+    """Check that a base of `vocabulary` tokens has all tokens of the examples.
+
+    Args:
+        samples: the samples of which the examples were made, in their order.
+
+    Raises:
+        UserError: the base lacks a token; the message shows the sample.
+    """
+    for example, sample in zip(examples, samples, strict=True):
+        try:
+            check_tokens(example["input_ids"], vocabulary)
+        except UserError as error:
+            raise UserError(f"example {sample.inputs[:40]!r}: {error}") from error
+
+
 class LeftPadding:
-    """Pads examples on the left, so that all answers end together and logits are needed for the last positions only.
+    """Pads examples on the left. All answers then end together, and only the last positions need logits.
 
     With a large vocabulary (Gemma 3 270M: 256k tokens), logits are the most expensive part of a small model's step.
     """

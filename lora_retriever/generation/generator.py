@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer, GateUse
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.decoding import check_cache, decode
+from lora_retriever.generation.limits import check_length, check_tokens, limits_of
 from lora_retriever.generation.prompt import Prompt, encode_prompt, extract_answer
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id
@@ -26,16 +26,19 @@ class Generator:
         """Put the parts together.
 
         Raises:
-            UserError: decoding would lose the state of this base model from token to token.
+            UserError: decoding would lose the state of this base model from token to token, or the base has fewer
+                positions than the settings ask for.
         """
         check_cache(model)
+        self.limits = limits_of(model.base)
+        check_length(self.limits, settings)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
         # The EOS tokens are all that is taken from the checkpoint's own generation defaults. Other defaults (Llama-2
         # samples) would change the experiment.
-        self.eos_ids = eos_token_ids(model.base.generation_config, tokenizer)
-        self.pad_id = pad_token_id(tokenizer, vocabulary_of(model.base), settings.pad_token_id)
+        self.eos_ids = eos_token_ids(model.base.generation_config, tokenizer, model.base.config)
+        self.pad_id = pad_token_id(tokenizer, self.limits.vocabulary, settings.pad_token_id)
 
     def answer(
         self,
@@ -44,7 +47,14 @@ class Generator:
         mode: str | Composer,
         gate: Gate | None = None,
     ) -> list[Answer]:
-        """Greedy answers to the prompts, each under its own composition, all in one batch."""
+        """Greedy answers to the prompts, each under its own composition, all in one batch.
+
+        Raises:
+            UserError: a prompt has a token that the base lacks, or the model's logits are not finite numbers. A caller
+                that must know which prompt is at fault divides the batch.
+        """
+        for prompt in prompts:
+            check_tokens(prompt.token_ids, self.limits.vocabulary)
         names, weights = weight_matrix(compositions)
         uses: list[GateUse] | list[None] = [None] * len(prompts)
         with self.model.composed(names, weights, mode=mode, gate=gate) if names else nullcontext():
@@ -70,15 +80,8 @@ def gate_uses(model: ComposableModel, names: Sequence[str]) -> list[GateUse]:
 
 
 def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """The answer that the generated tokens of one row spell."""
+    """The answer that the generated tokens of one row stand for."""
     return Answer(extract_answer(str(tokenizer.decode(tokens, skip_special_tokens=True))), len(tokens))
-
-
-def vocabulary_of(base: PreTrainedModel) -> int:
-    """The number of tokens that a base model has an embedding for."""
-    embedding = base.get_input_embeddings()
-    assert isinstance(embedding.weight, Tensor)
-    return len(embedding.weight)
 
 
 def make_prompts(

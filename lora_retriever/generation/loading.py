@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lora_retriever.errors import UserError
+from lora_retriever.generation.batches import ran_out_of_memory
 from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.limits import check_length, limits_of
 from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.generation.special_tokens import configured_eos_ids
 from peft_composition import AdapterError, ComposableModel
+
+REASON_LENGTH = 300
+"""Maximum length of the reason that a message gives for a failed loading, in characters."""
+
+CHECKED = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of parameters that are checked for NaN and infinity: all but the dtypes of quantised models."""
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -51,26 +71,115 @@ def load_generator(source: ModelSource) -> Generator:
     """Load everything that answers prompts: base model, adapters, tokenizer.
 
     Raises:
-        UserError: the base or its tokenizer cannot be loaded, the base cannot be decoded by this project, or an
-            adapter cannot be composed exactly.
+        UserError: the base or its tokenizer cannot be loaded, the base cannot be decoded by this project or has fewer
+            positions than the settings ask for, or an adapter cannot be composed exactly.
     """
     if source.threads is not None:
         torch.set_num_threads(source.threads)
+    tokenizer = load_tokenizer(source.base)
+    check_length(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
     model = load_composable(source.base, source.adapters, source.torch_dtype, source.device, source.adapter_memory)
-    return Generator(model, load_tokenizer(source.base), source.generation)
+    return Generator(model, tokenizer, source.generation)
 
 
-def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model.
 
     Raises:
         UserError: the tokenizer cannot be loaded.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"base model {base}: its tokenizer cannot be loaded: {error}") from error
-    return tokenizer
+    return loaded(f"tokenizer {folder}", lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a base model.
+
+    Raises:
+        UserError: the configuration cannot be loaded.
+    """
+    return loaded(f"base model {folder}", lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def load_generation_config(folder: Path) -> GenerationConfig | None:
+    """The generation configuration of a base model. None: the folder has no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not (folder / "generation_config.json").is_file():
+        return None
+    return loaded(f"base model {folder}", lambda: GenerationConfig.from_pretrained(folder))
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """A decoder-only base model without weights: its modules, their shapes, and its EOS tokens.
+
+    Raises:
+        UserError: the folder's configuration cannot be used, or belongs to an encoder-decoder model.
+    """
+    config = load_config(folder)
+    check_decoder_only(folder, config)
+
+    def build() -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+    model: PreTrainedModel = loaded(f"base model {folder}", build)
+    generation_config = load_generation_config(folder)
+    if generation_config is not None:  # without the file, the model takes the EOS tokens of its configuration
+        model.generation_config = generation_config
+    loaded(f"base model {folder}", lambda: configured_eos_ids(model.generation_config, config))
+    return model
+
+
+def check_decoder_only(folder: Path, config: PretrainedConfig) -> None:
+    """Check that a base is a decoder-only model.
+
+    Raises:
+        UserError: the base is an encoder-decoder model.
+    """
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"base model {folder}: {config.model_type} is an encoder-decoder model; rows are answered, and weights "
+            "are learned, with decoder-only models. `lora-retriever compose` also takes encoder-decoder models"
+        )
+
+
+def load_base(folder: Path, dtype: torch.dtype, device: str, encoder_decoder: bool = False) -> PreTrainedModel:
+    """A base model with its weights, for evaluation.
+
+    Args:
+        device: a device of torch, or `balanced`: accelerate spreads the model over all GPUs.
+        encoder_decoder: whether an encoder-decoder model is wanted as well.
+
+    Raises:
+        UserError: the base cannot be loaded, is an encoder-decoder model that is not wanted, lacks a weight, or has a
+            weight that is NaN or infinite.
+    """
+    config = load_config(folder)
+    if not encoder_decoder:
+        check_decoder_only(folder, config)
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        return kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map=device,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+
+    model, report = loaded(f"base model {folder}", load)
+    if missing := sorted(report["missing_keys"]):  # transformers fills these with random numbers
+        raise UserError(
+            f"base model {folder}: its files lack {len(missing)} of the weights that its configuration asks for, such "
+            f"as {missing[0]}; get the files anew"
+        )
+    if name := _not_finite(model):
+        raise UserError(f"base model {folder}: its weights hold NaN or infinity ({name}); get the files anew")
+    return model.eval()
 
 
 def load_composable(
@@ -79,6 +188,7 @@ def load_composable(
     dtype: torch.dtype,
     device: str,
     adapter_memory: int | None = None,
+    encoder_decoder: bool = False,
 ) -> ComposableModel:
     """Load a base model and its adapters, by the adapters' names.
 
@@ -86,15 +196,12 @@ def load_composable(
         device: a device of torch, or `balanced`: accelerate spreads the model over all GPUs.
         adapter_memory: maximum memory of adapters on a device, in bytes; the other adapters wait on disk. None: all
             adapters stay on the device.
+        encoder_decoder: whether an encoder-decoder model is wanted as well.
 
     Raises:
         UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, device_map=device)
-    except (OSError, ValueError, KeyError, SafetensorError, torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(f"base model {base}: cannot be loaded: {error}") from error
-    composable = ComposableModel(model.eval(), adapter_memory)
+    composable = ComposableModel(load_base(base, dtype, device, encoder_decoder), adapter_memory)
     try:
         for name, folder in adapters.items():
             composable.load_adapter(folder, name=name)
@@ -103,3 +210,52 @@ def load_composable(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(f"the adapters do not fit into memory beside {base}; set adapters.memory") from error
     return composable
+
+
+def loaded(subject: str, load: Callable[[], Loaded]) -> Loaded:
+    """What `load` gives. Every exception of the libraries that read a checkpoint becomes one line.
+
+    Args:
+        subject: the thing that is loaded, as the message names it.
+
+    Raises:
+        UserError: the thing cannot be loaded.
+    """
+    try:
+        return load()
+    except Exception as error:  # files from elsewhere make the libraries raise anything
+        raise UserError(f"{subject}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why something cannot be loaded, in one line."""
+    text = str(error)
+    if ran_out_of_memory(error):
+        return "does not fit into memory"
+    if "trust_remote_code" in text or "custom code" in text:
+        return (
+            "brings Python code of its own (`auto_map`), and code of a checkpoint is never run; choose a base whose "
+            "model type transformers knows"
+        )
+    if isinstance(error, RecursionError):
+        return "cannot be loaded: a file is nested too deeply"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    if "Unrecognized configuration class" in first:
+        return "cannot be loaded: transformers has no language model of this type"
+    if len(first) > REASON_LENGTH:
+        first = first[:REASON_LENGTH].rstrip() + " …"
+    if not isinstance(error, OSError | ValueError) and lines:
+        first = f"{type(error).__name__}: {first}"
+    return f"cannot be loaded: {first}"
+
+
+def _not_finite(model: PreTrainedModel) -> str | None:
+    """The name of the first parameter that holds NaN or infinity, if there is one."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or not parameter.numel() or parameter.dtype not in CHECKED:
+            continue
+        least, largest = parameter.detach().aminmax()  # both are NaN if one number is; no copy is made
+        if not bool(least.isfinite() & largest.isfinite()):
+            return name
+    return None

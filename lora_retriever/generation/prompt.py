@@ -1,6 +1,6 @@
-"""Prompts: the template around an input, and its tokens, cut where the input is too long.
+"""Prompts: the template around an input, and the prompt's tokens, cut where the input is too long.
 
-Knows text and tokenizers; knows nothing of models, adapters or batches.
+The module reads texts and tokenizers only: it uses no model, adapter or batch.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_retriever.generation.tokenizing import prompt_tokens
 from lora_retriever.settings import one_of
 
 if TYPE_CHECKING:
@@ -32,25 +33,29 @@ def check_template(template: str) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of one prompt, and by how many tokens its input was shortened to fit (0: not at all)."""
+    """The tokens of one prompt.
+
+    Attributes:
+        token_ids: the prompt's tokens.
+        truncated_tokens: how many tokens the input lost because the prompt was too long.
+    """
 
     token_ids: list[int]
     truncated_tokens: int
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str, max_tokens: int) -> Prompt:
-    """Tokens of `template` filled with `inputs`, at most `max_tokens` of them.
+    """The prompt of `inputs` in `template`, of at most `max_tokens` tokens. `prompt_tokens` makes the tokens.
 
-    An over-long input loses its end, never the template's: the longest beginning of the input is kept with which the
-    whole prompt fits (the original passes `max_length=512` without truncation, so its long prompts are not cut at all).
+    A prompt that is too long loses the end of its input, and keeps the template whole: the prompt has the longest
+    beginning of the input that fits. (The original passes `max_length=512` without truncation, and cuts no prompt.)
 
     Raises:
-        ValueError: not even the empty template fits.
+        ValueError: the template without any input is too long.
     """
 
     def tokens(kept_characters: int) -> list[int]:
-        # Not str.format: braces in a user's input are text.
-        return tokenizer(template.replace("{inputs}", inputs[:kept_characters]))["input_ids"]
+        return prompt_tokens(tokenizer, template, inputs[:kept_characters])
 
     whole = tokens(len(inputs))
     if len(whole) <= max_tokens:
@@ -69,9 +74,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
 
 
 def extract_answer(generated: str) -> str:
-    """The answer in a generated text: stripped, and what follows the last response mark if there is one.
+    """The answer in a generated text: the text behind the last response mark, or the whole text; stripped.
 
-    The original cuts prompt and answer together at the last mark, which comes to the same, except that it takes the
-    whole prompt for the answer where nothing was generated; here that is the empty answer.
+    The original cuts the prompt and the generated text together at the last mark. The result is the same, unless the
+    generated text is empty: the original then takes the whole prompt as the answer, and this function gives ''.
     """
     return generated.strip().rpartition(RESPONSE_MARK)[2].strip()

@@ -1,7 +1,8 @@
-"""Answers found by what they depend on, so that no prompt is answered twice under one composition.
+"""Answers by what they depend on, so that no prompt is answered twice under the same composition.
 
-Configurations share many rows: `selection` and `best_selection` agree wherever the own adapter is found, and masking an
-adapter that was not retrieved changes nothing. The runs in a results folder are the store; no other copy is kept.
+Runs share many answers: `selection` and `best_selection` agree on every row whose own adapter is retrieved, and masking
+changes nothing where the own adapter is not retrieved. The answers are read from the runs of the results folder; there
+is no other copy.
 """
 
 from __future__ import annotations
@@ -15,27 +16,34 @@ from typing import Any
 from lora_retriever.generation.answer import Answer
 from lora_retriever.running.run_file import Line, read_lines
 
-# Of a run's configuration, what decides an answer beside its prompt and composition.
 CONDITIONS = ("base", "dtype", "device", "backend")
-# Of its `generation`, what bears on the size of batches alone.
+"""Fields of a configuration that decide an answer beside the prompt and the composition."""
 BATCHING = ("batch_size", "batch_tokens")
-# The modes that agree on a single adapter of weight 1; a merge may trim it.
+"""Fields of a configuration's `generation` that decide the size of batches only."""
 INTERCHANGEABLE = ("mixture", "fusion")
+"""The modes that compose a single adapter of weight 1 in the same way. A merge may trim such an adapter."""
 
 
 class AnswerCache:
-    """The answers of a results folder by their key; `versions` are those that an earlier run must have been made by."""
+    """The answers of a results folder, by their keys."""
 
-    def __init__(self, versions: Mapping[str, str]) -> None:
+    def __init__(self, versions: Mapping[str, str], code: Mapping[str, str] | None = None) -> None:
+        """Begin with no answers.
+
+        Args:
+            versions: the versions of packages by which a run must have been made.
+            code: the hashes of the source files by which a run must have been answered, by the files' names.
+        """
         self._versions = dict(versions)
+        self._code = dict(code or {})
         self._answers: dict[str, Answer] = {}
 
     def find(self, key: str) -> Answer | None:
-        """The answer of this key, if it is known."""
+        """The answer of this key, or None if the answer is not known."""
         return self._answers.get(key)
 
     def learn(self, configuration: Mapping[str, Any], lines: Sequence[Line]) -> None:
-        """Remember the answers of a run. Under a gate, what a row records is not what the gate was offered."""
+        """Remember the answers of a run. Under a gate nothing is remembered: a row then records other weights."""
         if configuration["method"]["gate"] is not None:
             return
         for line in lines:
@@ -43,29 +51,34 @@ class AnswerCache:
             self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"])
 
     def learn_folder(self, results: Path) -> None:
-        """Remember the answers of all runs in a folder; what is unreadable is passed over."""
+        """Remember the answers of all runs in a folder that the same code and packages made.
+
+        A run that keeps the answers of earlier code, and whatever cannot be read, is passed over.
+        """
         for meta_path in sorted(results.glob("*.meta.json")):
             name = meta_path.name.removesuffix(".meta.json")
             try:
                 meta = json.loads(meta_path.read_text(encoding="utf-8"))
-                if meta["versions"] == self._versions:
+                code = meta.get("code", {})
+                same_code = code.get("files", {}).items() >= self._code.items() and not code.get("kept")
+                if meta["versions"] == self._versions and same_code:
                     self.learn(meta["configuration"], list(read_lines(results, name).values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
 
 
 def answer_key(configuration: Mapping[str, Any], inputs: str, weights: Mapping[str, float]) -> str:
-    """The hash of all that an answer depends on, adapters by the hashes of their files.
+    """The hash of everything that an answer depends on. Adapters count by the hashes of their files.
 
-    The order of adapters does not count; nor does the mode where there are none, or one of weight 1, as fusion and
-    mixture agree there.
+    The order of the adapters does not count. The mode does not count if there are no adapters, or one adapter of
+    weight 1 under fusion or mixture: the two modes then compose the same.
     """
     hashes = configuration.get("adapters", {})
     composition = sorted((hashes[name], weight) for name, weight in weights.items())
     mode, gate = configuration["method"]["mode"], configuration["method"]["gate"]
     names: list[str] = []
     if mode not in INTERCHANGEABLE or gate is not None:
-        names = sorted(weights)  # DARE draws by an adapter's name, a gate may go by it
+        names = sorted(weights)  # DARE draws by the name of an adapter, and a gate may use names
     elif not composition or [weight for _, weight in composition] == [1]:
         mode = None
     generation = {name: value for name, value in configuration["generation"].items() if name not in BATCHING}

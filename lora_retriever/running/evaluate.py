@@ -6,48 +6,79 @@ A run is planned before its first token is made, and planned alike at every star
 repeats only the batches that are not wholly on disk, in the same shape, and the files come out the same. Rows that
 another run of the folder has answered take their answers from there. Therefore batches differ if other runs came or
 went meanwhile, or if a batch had to be divided for lack of memory; then answers may differ where two tokens nearly tie.
+
+Whatever one method raises costs this method alone: the other methods are run. Only a broken device, a lost cluster or a
+file system that takes no more ends the evaluation.
 """
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from rich.console import Console
 
-from lora_retriever.backends import BACKENDS, Backend, load_backend
-from lora_retriever.errors import RowsFailedError, UserError
-from lora_retriever.experiment.benchmark import open_benchmark
+from lora_retriever.backends import load_backend
+from lora_retriever.backends.base import BackendError, broken_device, is_broken_device
+from lora_retriever.errors import RowsFailedError, RunsFailedError, UserError
+from lora_retriever.escaping import for_rich
+from lora_retriever.experiment.benchmark import Benchmark, open_benchmark
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.batches import Request
-from lora_retriever.methods import Method, methods_of
+from lora_retriever.methods import methods_of
 from lora_retriever.methods.context import Resources
-from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.running.answer_cache import AnswerCache
-from lora_retriever.running.plan import (
-    PlannedRow,
-    check_backend,
-    check_pool_size,
-    configuration,
-    group_alike,
-    lacking,
-    planned,
+from lora_retriever.running.answering import Answering, answer_run, versions
+from lora_retriever.running.code import (
+    answering_hashes,
+    changed_files,
+    code_hashes,
+    code_record,
+    kept_codes,
+    recorded_code,
+    refuse_changed_code,
 )
-from lora_retriever.running.run_file import Line, RunFile, locked
-from lora_retriever.running.sweep import expand
+from lora_retriever.running.error_log import ErrorLog
+from lora_retriever.running.inputs import changed_inputs
+from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
+from lora_retriever.running.plan import check_backend, check_names, check_pool_size, configuration
+from lora_retriever.running.results_folder import DISK_ERRORS, FolderError, folder_error, locked
+from lora_retriever.running.run_file import RunFile
+from lora_retriever.running.sweep import Variant, expand
 
-if TYPE_CHECKING:
-    from lora_retriever.generation.answer import Answer
-    from peft_composition import Gate
+OnChangedCode = Literal["refuse", "keep", "anew"]
+"""What becomes of runs that other code answered: the command refuses, keeps their answers, or answers them anew."""
 
-PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
+
+@dataclass
+class Failures:
+    """What could not be done, by the names of runs.
+
+    Attributes:
+        refused: why a run could not be begun.
+        ended: why a run could not be finished.
+        rows: why rows failed, by the rows' ids.
+        end: why the evaluation had to end. None: every run had its turn.
+    """
+
+    log: ErrorLog
+    refused: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, dict[int, str]] = field(default_factory=dict)
+    end: str | None = None
+
+
+@dataclass
+class PlannedRun:
+    """A run with the hashes of the source code that decides its answers, and the `code` of its record."""
+
+    variant: Variant
+    file: RunFile
+    hashes: dict[str, str]
+    code: dict[str, Any]
 
 
 def evaluate(
@@ -57,6 +88,7 @@ def evaluate(
     limit: int | None,
     console: Console,
     sweep: Sequence[str] = (),
+    on_changed_code: OnChangedCode = "refuse",
 ) -> None:
     """Run the methods of a profile on its rows, and write their answers into the folder `results`.
 
@@ -65,210 +97,172 @@ def evaluate(
         limit: maximum number of rows of each task. None: all rows.
         sweep: values of settings, such as `["k=1,2,4", "scorer=cosine,discriminant"]`. Every method is run once for
             each combination of values.
+        on_changed_code: what to do with runs that other code answered.
 
     Raises:
-        UserError: something is unusable. What was done until then is on disk, and is not done again. A method that
-            cannot be planned costs the other methods nothing: they are run first.
+        UserError: something is unusable, or other code answered a run. Nothing was begun.
+        RunsFailedError: some runs could not be made. The others are on disk.
         RowsFailedError: some rows could not be answered; all other rows were.
     """
     variants = expand(profile, methods_of(profile, only), sweep)
-    with locked(results):
+    check_names(variants)
+    with locked(results) as folder:
         benchmark = open_benchmark(profile, limit)
         check_pool_size(variants, benchmark)
         check_backend(variants)
+        failures = Failures(ErrorLog(results))
+        runs = open_runs(variants, benchmark, results, failures)
+        settle_changed_code(runs, results, on_changed_code, folder.require_writable)
         ids = [row.id for row in benchmark.rows]
-        runs = [(v, RunFile(results, v.name, configuration(v.profile, benchmark, v.method))) for v in variants]
-        unfinished = [(variant, run) for variant, run in runs if not run.is_finished(ids)]
-        console.print(f"{len(runs) - len(unfinished)} of {len(runs)} runs of {len(ids)} rows are finished in {results}")
-        if not unfinished:
-            return
-
-        import torch
-        from transformers import set_seed
-
-        from lora_retriever.generation.generator import make_prompts
-        from lora_retriever.generation.loading import load_tokenizer
-
-        if profile.threads is not None:
-            torch.set_num_threads(profile.threads)
-        with console.status("loading the base model and the adapters"):
-            prompts = make_prompts(
-                [row.inputs for row in benchmark.rows], load_tokenizer(benchmark.base), profile.generation
-            )
-            backend = load_backend(profile, benchmark)
-
-        failures: dict[str, dict[int, str]] = {}
-        refused: dict[str, str] = {}
-        resources = Resources(profile, benchmark, results, console, backend.generator)
-        cache = AnswerCache(versions(profile.backend))
-        if profile.reuse_answers:
-            cache.learn_folder(results)
-        with closing(backend):
-            for variant, run in unfinished:
-                set_seed(variant.profile.seed)
-                try:
-                    plan, gate = planned(variant, run, prompts, resources)
-                except UserError as error:
-                    refused[run.name] = str(error)
-                    continue
-                description = describe(profile, plan, resources.learned)
-                failures[run.name] = run_method(variant.method, gate, run, plan, backend, cache, description, console)
-                if profile.reuse_answers:
-                    cache.learn(run.configuration, list(run.lines.values()))
-    raise_for(refused, failures)
+        unfinished = [run for run in runs if not run.file.is_finished(ids)]
+        finished = f"{len(runs) - len(unfinished)} of {len(variants)} runs of {len(ids)} rows are finished in {results}"
+        console.print(for_rich(finished), soft_wrap=True)
+        if unfinished:
+            folder.require_writable()
+            answer_runs(profile, benchmark, unfinished, results, console, failures)
+    raise_for(failures)
 
 
-def run_method(
-    method: Method,
-    gate: Gate | None,
-    run: RunFile,
-    plan: Sequence[PlannedRow],
-    backend: Backend,
-    cache: AnswerCache,
-    description: dict[str, Any],
-    console: Console,
-) -> dict[int, str]:
-    """Answer the rows of a plan that have no answer yet. Returns why rows failed, by the rows' ids."""
-    started, clock = datetime.now(timezone.utc), time.perf_counter()
-    failed = {planned.row.id: reason for planned in plan if (reason := lacking(planned, run.configuration))}
-    alike = group_alike([planned for planned in plan if planned.row.id not in failed], run.configuration)
-    known = {key: answer for key in alike if (answer := cache.find(key)) is not None}
-    asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}  # the first row is asked for all
-
-    run.begin({**description, "finished": False})
-    done = len(run.lines)
-    with row_progress(run, plan, console) as advance:
-
-        def write(answered: Iterable[tuple[Sequence[PlannedRow], Answer]]) -> None:
-            missing = [(row, answer) for rows, answer in answered for row in rows if row.row.id not in run.lines]
-            if missing:
-                run.append([answer_line(row, answer) for row, answer in missing])
-                advance([row for row, _ in missing])
-
-        advance([row for row in plan if row.row.id in failed and row.row.id not in run.lines])
-        write((alike[key], answer) for key, answer in known.items())
-        reused = len(run.lines) - done
-        requests = [Request(id, rows[0].prompt, rows[0].composition) for id, rows in asked.items()]
-        finished = {id for id, rows in asked.items() if not run.missing([row.row.id for row in rows])}
-        for outcome in backend.answers(requests, method.mode, finished, gate):
-            write((asked[id], answer) for id, answer in outcome.answers.items())
-            failed |= {row.row.id: reason for id, reason in outcome.failures.items() for row in asked[id]}
-            advance([row for id in outcome.failures for row in asked[id] if row.row.id not in run.lines])
-    timings = {
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "rows": len(run.lines) - done,
-        "reused": reused,
-        "seconds": round(time.perf_counter() - clock, 2),
-    }
-    failed = {id: reason for id, reason in failed.items() if id not in run.lines}
-    failed_rows = [{"id": id, "reason": failed[id]} for id in sorted(failed)]
-    meta = {**description, "finished": not failed, "failed_rows": failed_rows, "timings": timings}
-    run.finish([planned.row.id for planned in plan], meta)
-    return failed
-
-
-class RowProgress:
-    """Moves the bar of one run forward, row by row.
-
-    The bar counts the tokens of prompts: the longest prompts come first, and by number of rows alone the estimate of
-    the time left would be too long.
-    """
-
-    def __init__(self, bar: Bar, done: Sequence[PlannedRow], rows: int) -> None:
-        """Begin with the rows that are `done`, of `rows` in all."""
-        self._bar = bar
-        self._rows = rows
-        self._rows_done = len(done)
-        self._tokens_done = tokens_of(done)
-
-    def __call__(self, rows: Sequence[PlannedRow]) -> None:
-        """Count some more rows as done."""
-        self._rows_done += len(rows)
-        self._tokens_done += tokens_of(rows)
-        self._bar.move_to(self._tokens_done, f"{self._rows_done}/{self._rows}")
-
-
-def tokens_of(rows: Sequence[PlannedRow]) -> int:
-    """The number of tokens of the rows' prompts."""
-    return sum(len(planned.prompt.token_ids) for planned in rows)
-
-
-@contextmanager
-def row_progress(run: RunFile, plan: Sequence[PlannedRow], console: Console) -> Iterator[RowProgress]:
-    """A bar for one run, begun with the rows that are on disk."""
-    done = [planned for planned in plan if planned.row.id in run.lines]
-    with progress_bar(console, run.name, tokens_of(plan), tokens_of(done), f"{len(done)}/{len(plan)}") as bar:
-        yield RowProgress(bar, done, len(plan))
-
-
-def answer_line(planned: PlannedRow, answer: Answer) -> Line:
-    """What a results file keeps of one row. Under a gate the weights are means over tokens, the largest first."""
-    composition = planned.composition
-    weights = composition.weights
-    if answer.gate is not None:
-        ordered = sorted(answer.gate.weights.items(), key=lambda item: -item[1])
-        weights = {name: weight for name, weight in ordered if weight and name in composition.weights}
-    return {
-        "id": planned.row.id,
-        **planned.row.model_dump(exclude={"id"}),
-        "predicted_answer": answer.text,
-        "adapters": list(weights),
-        "weights": list(weights.values()),
-        "scores": [composition.scores.get(name) for name in weights],
-        "retrieved": None if composition.retrieved is None else asdict(composition.retrieved),
-        **({} if answer.gate is None else {"gate_entropy": answer.gate.entropy}),
-        "truncated_tokens": planned.prompt.truncated_tokens,
-        "generated_tokens": answer.generated_tokens,
-    }
-
-
-def describe(profile: Profile, plan: Sequence[PlannedRow], learned: Mapping[str, str]) -> dict[str, Any]:
-    """What the record of a run says beside its configuration: files, versions, hardware, and how many prompts were cut.
-
-    `learned` maps the names of the folders that the method has learned to their hashes.
-    """
-    return {
-        "profile": profile.name,
-        "note": profile.note,
-        "files": {"rows": str(profile.rows_path), "pool": str(profile.pool_path)},
-        "rows": len(plan),
-        **({"learned": dict(learned)} if learned else {}),
-        "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
-        "versions": versions(profile.backend),
-        "hardware": hardware(profile.encoder_device),
-    }
-
-
-def hardware(device: str) -> str:
-    """The name of the GPU, or the architecture of the CPU."""
-    if not device.startswith("cuda"):
-        return platform.machine()
-    import torch
-
-    return torch.cuda.get_device_name(device)
-
-
-def versions(backend: str) -> dict[str, str]:
-    """The versions of the packages on which the answers of a backend may depend."""
-    found = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
-    for package in BACKENDS[backend].packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def raise_for(refused: Mapping[str, str], failures: Mapping[str, Mapping[int, str]]) -> None:
-    """Raise an error that lists the runs that could not be begun and the rows that failed, if there are any.
+def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, failures: Failures) -> list[PlannedRun]:
+    """The files of the runs, with the code that makes them. What a user's own method raises costs its runs alone.
 
     Raises:
-        UserError: some runs could not be begun.
-        RowsFailedError: all runs were begun, and some rows failed.
+        UserError: the folder holds a run of this name with another configuration.
     """
-    failed = [f"{name}: row {id}: {rows[id]}" for name, rows in failures.items() for id in sorted(rows)]
-    lines = [f"{len(failed)} rows failed; the others are done:", *failed] if failed else []
-    if refused:
-        begun = [f"{name}: {reason}" for name, reason in refused.items()]
-        raise UserError("\n".join([f"{len(refused)} runs could not be begun; the others are done:", *begun, *lines]))
+    runs = []
+    rows = {row.id: row.model_dump() for row in benchmark.rows}
+    for variant in variants:
+        try:
+            used = configuration(variant.profile, benchmark, variant.method)
+            hashes = code_hashes(variant.method, variant.profile.backend)
+        except UserError:
+            raise
+        except Exception as error:  # a user's own code may raise anything
+            failures.refused[variant.name] = failures.log.add(variant.name, error)
+            continue
+        inputs = partial(changed_inputs, benchmark=benchmark, method=variant.method)
+        file = RunFile(results, variant.name, used, inputs)
+        file.check_rows(rows)
+        runs.append(PlannedRun(variant, file, hashes, code_record(hashes)))
+    return runs
+
+
+def settle_changed_code(
+    runs: Sequence[PlannedRun], results: Path, on_changed_code: OnChangedCode, require_writable: Callable[[], None]
+) -> None:
+    """Refuse runs that other code answered, keep their answers, or move their files away so that they begin anew.
+
+    Raises:
+        UserError: there are such runs, and `on_changed_code` is "refuse".
+    """
+    changed: dict[str, list[str] | None] = {}
+    for run in runs:
+        file = run.file
+        kept = recorded_code(file.recorded).get("kept", [])
+        if not file.lines:
+            continue
+        files = changed_files(file.recorded, run.hashes)
+        if files == []:
+            run.code = code_record(run.hashes, kept)
+        elif on_changed_code == "refuse":
+            changed[file.name] = files
+        elif on_changed_code == "anew":
+            require_writable()
+            file.set_aside()
+        else:
+            require_writable()
+            run.code = code_record(run.hashes, kept_codes(file.recorded, len(file.lines)))
+            file.record(code=run.code)
+    if changed:
+        refuse_changed_code(results, changed)
+
+
+def answer_runs(
+    profile: Profile,
+    benchmark: Benchmark,
+    runs: Sequence[PlannedRun],
+    results: Path,
+    console: Console,
+    failures: Failures,
+) -> None:
+    """Load what answers prompts, and answer run after run. What fails is added to `failures`.
+
+    Raises:
+        UserError: the base, an adapter or the backend cannot be loaded.
+    """
+    import torch
+
+    from lora_retriever.generation.generator import make_prompts
+
+    if profile.threads is not None:
+        torch.set_num_threads(profile.threads)
+    with console.status("looking at the base model and the adapters"):
+        base = inspect_base(benchmark.base, profile.generation)
+        adapters = inspect_adapters(benchmark.adapters, base.skeleton)
+        check_adapters(adapters)
+        prompts = make_prompts([row.inputs for row in benchmark.rows], base.tokenizer, profile.generation)
+    for warning in (*benchmark.warnings, *base.warnings, *adapters.warnings):
+        console.print(for_rich(f"warning: {warning}"), soft_wrap=True)
+    with console.status("loading the base model and the adapters"), without_adapter_warnings():
+        backend = load_backend(profile, benchmark)
+    cache = AnswerCache(versions(profile.backend), answering_hashes(profile.backend))
+    if profile.reuse_answers:
+        cache.learn_folder(results)
+    with closing(backend):
+        resources = Resources(profile, benchmark, results, console, backend.generator)
+        shared = Answering(prompts, resources, backend, cache, failures.log)
+        for run in runs:
+            name = run.file.name
+            try:
+                failures.rows[name] = answer_run(run.variant, run.file, run.code, shared)
+            except (BackendError, FolderError) as error:
+                failures.end = f"{name}: {error}"
+                return
+            except UserError as error:
+                failures.refused[name] = str(error)
+                continue
+            except Exception as error:  # of a method, the encoder, or a user's own code
+                failures.end = _end_by(error, results)
+                if failures.end is not None:
+                    return
+                failures.ended[name] = failures.log.add(name, error)
+                continue
+            if profile.reuse_answers and not run.code.get("kept"):
+                cache.learn(run.file.configuration, list(run.file.lines.values()))
+
+
+def _end_by(error: Exception, results: Path) -> str | None:
+    """Why an error ends the evaluation. None: the next method may do better."""
+    if is_broken_device(error):
+        return str(broken_device(error))
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return str(folder_error(results, error))
+    return None
+
+
+def raise_for(failures: Failures) -> None:
+    """Raise an error that lists the runs that could not be made and the rows that failed, if there are any.
+
+    Raises:
+        RunsFailedError: some runs could not be made, or the evaluation had to end.
+        RowsFailedError: all runs were made, and some rows failed.
+    """
+    lines = [] if failures.end is None else [failures.end]
+    lines += _listed("runs could not be begun; the others are done:", failures.refused)
+    lines += _listed("runs could not be finished; the others are done:", failures.ended)
+    is_of_runs = bool(lines)
+    failed = [f"{name}: row {id}: {rows[id]}" for name, rows in failures.rows.items() for id in sorted(rows)]
+    if failed:
+        lines += [f"{len(failed)} rows failed; the others are done:", *failed]
+    if failures.log.is_used:
+        lines.append(failures.log.note)
+    if is_of_runs:
+        raise RunsFailedError("\n".join(lines))
     if lines:
         raise RowsFailedError("\n".join(lines))
+
+
+def _listed(heading: str, reasons: Mapping[str, str]) -> list[str]:
+    if not reasons:
+        return []
+    return [f"{len(reasons)} {heading}", *(f"{name}: {reason}" for name, reason in reasons.items())]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_retriever.backends import BACKENDS
-from lora_retriever.data.rows import Row
+from lora_retriever.data.rows import Row, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.files import safe_name
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.prompt import Prompt
-from lora_retriever.methods import LearnedGate, Method
+from lora_retriever.methods import Method
 from lora_retriever.methods.context import LEARNED, Context, Resources
 from lora_retriever.running.answer_cache import answer_key
 from lora_retriever.running.run_file import RunFile
@@ -21,6 +23,9 @@ from lora_retriever.running.sweep import Variant
 
 if TYPE_CHECKING:
     from peft_composition import Gate
+
+LONGEST_NAME = 180
+"""Maximum length of a run's name, in bytes. The names of its files are longer."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,26 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
     return used
 
 
+def check_names(variants: Sequence[Variant]) -> None:
+    """Check that the files of all runs lie in the results folder, and that no two runs share files on any file system.
+
+    Raises:
+        UserError: a name is unsafe, too long or hidden, or two names differ only by case or Unicode form.
+    """
+    seen: dict[str, str] = {}
+    for variant in variants:
+        name = safe_name(variant.name, "run")
+        if name.startswith(".") or len(name.encode("utf-8")) > LONGEST_NAME:
+            reason = "files that begin with a dot are hidden" if name.startswith(".") else "it is too long for a file"
+            raise UserError(f"run {shortened(name)!r}: {reason}; give its method another name")
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise UserError(
+                f"the runs {other!r} and {name!r} differ only by case or Unicode form, so on some file systems they "
+                "would share their files; rename one of the two methods"
+            )
+
+
 def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:
     """Check that the pool has as many adapters as each variant gives a row.
 
@@ -106,28 +131,24 @@ def check_backend(variants: Sequence[Variant]) -> None:
 
 
 def planned(
-    variant: Variant, run: RunFile, prompts: Sequence[Prompt], resources: Resources
+    variant: Variant, run: RunFile, prompts: Sequence[Prompt], resources: Resources, keeps_learned: bool = False
 ) -> tuple[list[PlannedRow], Gate | None]:
     """The rows of a run with their compositions, and the method's gate, learned now if necessary.
+
+    Args:
+        keeps_learned: whether what the run's record names as learned is used, though other code learned it.
 
     Raises:
         UserError: the method cannot be run here, gives a row an adapter that the row must not have, or has learned
             something else since the run was begun.
     """
     method, rows = variant.method, resources.benchmark.rows
+    recorded = run.recorded.get("learned", {})
     resources.learned.clear()
+    resources.kept_learned = tuple(recorded) if keeps_learned else ()
     context = Context(resources, variant.profile, method.declaration)
-    compositions, gate = method.router.route(context), method.gate
-    if isinstance(gate, LearnedGate):
-        gate = gate.fit(context)
-    if len(compositions) != len(rows):
-        raise UserError(f"method {method.name}: its router gave {len(compositions)} compositions for {len(rows)} rows")
-    for row, composition in zip(rows, compositions, strict=True):
-        if method.masked and composition.weights.get(row.task):
-            raise UserError(f"method {method.name}: row {row.id} was given {row.task}, its own adapter, though masked")
-        if composition.weights and "adapters" not in method.reads:
-            raise UserError(f"method {method.name}: it gives rows adapters, so its `reads` must name 'adapters'")
-    if run.lines and run.recorded.get("learned", {}) != resources.learned:
+    compositions, gate = method.compositions(context), method.fitted_gate(context)
+    if run.lines and recorded != resources.learned:
         raise UserError(
             f"{run.path}: its rows so far were answered with what {method.name} had learned then; the folder "
             f"{resources.results / LEARNED} now holds something else. Remove the run's files to answer the run anew"

@@ -1,124 +1,272 @@
-"""One run's file: appended to while it runs, put in order when done, never mixed with another configuration's.
+"""The files of one run: lines are appended while the run goes on, and put in order when it is done.
 
-`NAME.jsonl.partial` grows batch by batch, each fsynced; `NAME.meta.json`, written first, says what the run is. When
-every row is there, the file takes the rows' order and its name `NAME.jsonl` in one atomic step. All state is in these
-files: whatever stopped a run, the next start reads them and goes on.
+`NAME.jsonl.partial` grows batch by batch, and each batch is on disk (fsync) before the next one. `NAME.meta.json`, the
+run's record, is written first and says what the run is. When every row is there, the lines are put in the rows' order
+and the file takes the name `NAME.jsonl`, in one atomic step. All state is in these files: whatever stopped a run, the
+next start reads them and goes on. A file is never continued under another configuration.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_json, write_text
+from lora_retriever.escaping import for_shell
+from lora_retriever.files import write_bytes, write_json
+from lora_retriever.running.results_folder import EARLIER, writing_into
 
 Line = dict[str, Any]
 
+BYTE_ORDER_MARK = "\ufeff"
+DIFFERENCE_LENGTH = 24
+"""Maximum length of a value in a message that lists differences, in characters."""
+
 
 class RunFile:
-    """The answers of one run, on disk."""
+    """The answers of one run, on disk.
 
-    def __init__(self, results: Path, name: str, configuration: dict[str, Any]) -> None:
-        """Open a run, new or begun.
+    Attributes:
+        lines: the answered rows, by the rows' ids.
+        recorded: the record that an earlier start wrote; empty if there was none.
+    """
+
+    def __init__(
+        self,
+        results: Path,
+        name: str,
+        configuration: dict[str, Any],
+        changed_inputs: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: (),
+    ) -> None:
+        """Open a run that is new, begun or finished.
+
+        Args:
+            changed_inputs: which files differ from those that a record names, for the refusal of another configuration.
 
         Raises:
-            UserError: the folder holds a run of this name with another configuration.
+            UserError: the folder holds a run of this name with another configuration, or its files cannot be read.
         """
         self.name = name
+        self.results = results
         self.path = results / f"{name}.jsonl"
         self.partial = results / f"{name}.jsonl.partial"
         self.meta_path = results / f"{name}.meta.json"
         self.configuration = configuration
-        self._remove = f"rm {results / name}.jsonl* {self.meta_path}"
-        self.recorded = self._read_meta()  # by an earlier start
-        self._finished = self.recorded.get("finished", False)
-        self.lines = read_lines(results, name)
+        self._changed_inputs = changed_inputs
+        self.recorded = self._read_meta()
+        try:
+            self.lines, self._is_clean = _read(results, name)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+
+    def check_rows(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
+        """Drop lines that are no answers to the rows of the benchmark, such as another run's copied lines.
+
+        Args:
+            rows: the fields of each row, by the row's id. Lines of other ids, as under `--limit`, stay.
+        """
+        foreign = [
+            id
+            for id, line in self.lines.items()
+            if any(_plain(line[field]) != _plain(value) for field, value in rows.get(id, {}).items() if field in line)
+        ]
+        for id in foreign:
+            del self.lines[id]
+        self._is_clean = self._is_clean and not foreign
 
     def is_finished(self, ids: Sequence[int]) -> bool:
         """Whether all of `ids` are answered, and the file and its record have their final form."""
-        return self._finished and self.path.exists() and not self.partial.exists() and not self.missing(ids)
+        final = self.recorded.get("finished", False) and self.path.exists() and not self.partial.exists()
+        return bool(final) and self._is_clean and not self.missing(ids)
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of `ids` that have no answer yet, in their order."""
         return [id for id in ids if id not in self.lines]
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Add answered rows; they are on disk when this returns."""
-        if self.path.exists():  # a finished file that lacks rows: it becomes a partial one again
-            os.replace(self.path, self.partial)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with self.partial.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add answered rows. They are on disk when this returns.
+
+        Raises:
+            FolderError: the file system does not take them.
+        """
+        data = encoded(lines)
+        with writing_into(self.results):
+            if self.path.exists():  # a finished file that lacks rows becomes a partial file again
+                os.replace(self.path, self.partial)
+            with self.partial.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         self.lines.update({line["id"]: line for line in lines})
 
-    def begin(self, meta: dict[str, Any]) -> None:
-        """Record what the run is before its first row, and mend what an interruption left half-written."""
-        write_json(self.meta_path, self._meta(meta))
-        broken = self.partial if self.partial.exists() else self.path
-        if broken.exists():
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines.values())
-            if broken.read_text(encoding="utf-8", errors="replace") != text:
-                write_text(broken, text)
+    def begin(self, meta: Mapping[str, Any]) -> None:
+        """Write the record before the first row, and mend a file that an interruption or an editor left damaged.
 
-    def finish(self, ids: Sequence[int], meta: dict[str, Any]) -> None:
-        """Put the rows in the order of `ids` under the run's name; rows without an answer are left out."""
+        Raises:
+            FolderError: the file system does not take it.
+        """
+        with writing_into(self.results):
+            write_json(self.meta_path, self._meta(meta))
+            damaged = self.partial if self.partial.exists() else self.path
+            if damaged.exists():
+                data = encoded(self.lines.values())
+                if damaged.read_bytes() != data:
+                    write_bytes(damaged, data)
+
+    def finish(self, ids: Sequence[int], meta: Mapping[str, Any]) -> None:
+        """Put the rows in the order of `ids` under the run's name. Rows without an answer are left out.
+
+        Raises:
+            FolderError: the file system does not take them.
+        """
         ordered = [self.lines[id] for id in ids if id in self.lines]
-        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered))
-        self.partial.unlink(missing_ok=True)
-        write_json(self.meta_path, self._meta(meta))
+        with writing_into(self.results):
+            write_bytes(self.path, encoded(ordered))
+            self.partial.unlink(missing_ok=True)
+            write_json(self.meta_path, self._meta(meta))
 
-    def _meta(self, meta: dict[str, Any]) -> dict[str, Any]:
+    def record(self, **fields: Any) -> None:
+        """Add fields to the record of an earlier start.
+
+        Raises:
+            FolderError: the file system does not take it.
+        """
+        self.recorded = {**self.recorded, **fields}
+        with writing_into(self.results):
+            write_json(self.meta_path, self.recorded)
+
+    def set_aside(self) -> None:
+        """Move the run's files to a folder of their own below `earlier`, so that the run begins anew.
+
+        Raises:
+            FolderError: the file system does not take it.
+        """
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%SZ")
+        with writing_into(self.results):
+            place, number = self.results / EARLIER / now, 1
+            while (place / self.meta_path.name).exists():
+                number += 1
+                place = self.results / EARLIER / f"{now}-{number}"
+            place.mkdir(parents=True, exist_ok=True)
+            for path in (self.path, self.partial, self.meta_path):  # the record last: a file without it is refused
+                if path.exists():
+                    os.replace(path, place / path.name)
+        self.recorded, self.lines = {}, {}
+
+    def _meta(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         digest = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()
         return {"run": self.name, "configuration_hash": digest, "configuration": self.configuration, **meta}
 
     def _read_meta(self) -> dict[str, Any]:
         """The record of an earlier start, empty if there was none."""
+        remove = "rm -f " + " ".join(for_shell(str(path)) for path in (self.path, self.partial, self.meta_path))
         if not self.meta_path.exists():
             begun = [path for path in (self.path, self.partial) if path.exists()]
             if begun:
                 raise UserError(
-                    f"{begun[0]} has no {self.meta_path.name} beside it, so nobody can tell what made it; "
+                    f"{begun[0]} has no {self.meta_path.name} beside it, which would say what made it; "
                     "move it away, or choose another --results folder"
                 )
             return {}
         try:
-            meta: dict[str, Any] = json.loads(self.meta_path.read_text(encoding="utf-8"))
+            meta: dict[str, Any] = json.loads(self.meta_path.read_text(encoding="utf-8-sig"))
             differing = differences(meta["configuration"], self.configuration)
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{self.meta_path}: not readable ({error}); start this run anew: {self._remove}") from error
-        if differing:
+        except OSError as error:
+            raise UserError(f"{self.meta_path}: cannot be read ({error.strerror or error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{self.path} was made with another configuration: {'; '.join(differing)}. "
-                f"Choose another --results folder, or start this run anew: {self._remove}"
+                f"{self.meta_path}: is no record of a run ({type(error).__name__}: {error}). Choose another --results "
+                f"folder, or start this run anew: {remove}"
+            ) from error
+        if meta.get("run", self.name) != self.name:
+            raise UserError(
+                f"{self.meta_path} is the record of the run {meta['run']!r}, not of {self.name!r}: the file was "
+                "copied, or the file system takes upper and lower case for the same. Choose another --results folder"
+            )
+        if differing:
+            files = self._changed_inputs(meta)
+            changed = f" The files that differ: {'; '.join(files)}." if files else ""
+            raise UserError(
+                f"{self.path} was made with another configuration: {'; '.join(differing)}.{changed} "
+                f"Choose another --results folder, or start this run anew: {remove}"
             )
         return meta
 
 
+def encoded(lines: Iterable[Line]) -> bytes:
+    """Rows as JSON lines in UTF-8. Half of a surrogate pair, which UTF-8 cannot hold, becomes JSON's own escape."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return text.encode("utf-8", "backslashreplace")
+
+
 def read_lines(results: Path, name: str) -> dict[int, Line]:
-    """The rows of a run on disk by id. A half-written last line, and whatever is not a row, counts as not there."""
+    """The answered rows of a run on disk, by the rows' ids; what is no row counts as not there.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _read(results, name)[0]
+
+
+def _read(results: Path, name: str) -> tuple[dict[int, Line], bool]:
+    """The rows of a run, and whether its file holds these rows and nothing else.
+
+    A half-written line is no row. Of two lines with the same id and other content, neither counts.
+    """
     partial = results / f"{name}.jsonl.partial"
     source = partial if partial.exists() else results / f"{name}.jsonl"
     if not source.exists():
-        return {}
-    lines = {}
-    content = source.read_text(encoding="utf-8", errors="replace")
-    for text in content.split("\n"):  # not splitlines: an answer may hold U+2028
-        try:
-            line = json.loads(text)
-            lines[line["id"]] = line
-        except (json.JSONDecodeError, KeyError, TypeError):
+        return {}, True
+    content = source.read_bytes().decode("utf-8", errors="replace")
+    is_clean = not content.startswith(BYTE_ORDER_MARK)
+    lines: dict[int, Line] = {}
+    conflicting: set[int] = set()
+    for text in content.removeprefix(BYTE_ORDER_MARK).split("\n"):  # not splitlines: an answer may hold U+2028
+        if not text.strip():
             continue
-    return lines
+        line = _parsed(text)
+        if line is None:
+            is_clean = False
+            continue
+        id = line["id"]
+        if id in lines:
+            is_clean = False
+            if lines[id] != line:
+                conflicting.add(id)
+        lines[id] = line
+    return {id: line for id, line in lines.items() if id not in conflicting}, is_clean
+
+
+def _parsed(text: str) -> Line | None:
+    """An answered row, with fields that every reader of results takes. None: the text is none."""
+    try:
+        line = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("id")) is not int:
+        return None
+    adapters, weights = line.get("adapters", []), line.get("weights", [])
+    if not isinstance(adapters, list) or not isinstance(weights, list) or len(adapters) != len(weights):
+        return None
+    are_fit = all(isinstance(name, str) for name in adapters) and all(type(share) in (int, float) for share in weights)
+    return line if are_fit and isinstance(line.get("predicted_answer"), str) else None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _plain(value: Any) -> Any:
+    """A field of a row as it is compared: lists for tuples, Unicode form NFC, and one kind of line end."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n"))
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -133,41 +281,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-@contextmanager
-def locked(results: Path) -> Iterator[None]:
-    """Hold a results folder for this process alone; the lock goes with the process, however it ends.
-
-    Raises:
-        UserError: the folder cannot be written, or another process holds it.
-    """
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        lock = (results / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"results folder {results}: cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise UserError(
-                f"results folder {results} is in use by process {lock.read().strip() or 'unknown'}; "
-                "wait for it, or choose another --results folder"
-            ) from error
-        try:
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"the disk under {results} is full; the rows written so far are safe. "
-                "Free space and start again: it goes on"
-            ) from error
-
-
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
-    return text if len(text) <= 24 else text[:12] + "…"
+    return text if len(text) <= DIFFERENCE_LENGTH else text[: DIFFERENCE_LENGTH // 2] + "…"

@@ -39,7 +39,7 @@ from lora_retriever.generation.loading import load_generator
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.methods import Composition, LearnedGate, Method, methods_of
 from lora_retriever.methods.context import Context, Resources
-from lora_retriever.running.run_file import locked
+from lora_retriever.running.results_folder import locked
 from lora_retriever.tables import Table, terminal
 from peft_composition import Gate
 

@@ -205,7 +205,8 @@ def test_the_doctor_finds_what_is_missing(benchmark: Path, capsys: pytest.Captur
     (benchmark / "rows.json").unlink()
     assert main(doctor) == 2
     findings = capsys.readouterr().out
-    assert f"problem  adapter {adapter.name}: {adapter} lacks adapter_model.safetensors" in findings
+    assert f"problem  adapter '{adapter.name}': '{adapter}' holds no adapter_model.safetensors" in findings
+    assert "3 of 4 are there" in findings
     assert "problem  rows:" in findings
     assert "2 problems" in findings
 

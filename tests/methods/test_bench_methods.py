@@ -11,7 +11,7 @@ import pytest
 
 from lora_retriever.errors import UserError
 from lora_retriever.methods.parts import probing
-from lora_retriever.running.run_file import locked
+from lora_retriever.running.results_folder import locked
 
 
 @pytest.mark.slow

@@ -232,13 +232,18 @@ def test_a_gate_that_goes_to_another_process_is_known_again(case: Case) -> None:
 
 
 def test_prompts_that_do_not_fit_are_a_users_mistake(context_of: ContextOf) -> None:
-    with pytest.raises(UserError, match="max_tokens, of the gate that is trained, is too small: the prompt template"):
+    with pytest.raises(UserError, match="option max_tokens of the gate is too small: the prompt template"):
         MoE(max_tokens=3).fit(context_of())
 
 
 def test_a_loss_that_is_no_number_is_a_users_mistake(context_of: ContextOf) -> None:
     with pytest.raises(UserError, match="training the gate: the loss is nan at step 2; use another dtype"):
         MoE(samples=1, learning_rate=1e39).fit(context_of())
+
+
+def test_a_learning_rate_beyond_float32_is_a_users_mistake(context_of: ContextOf) -> None:
+    with pytest.raises(UserError, match=r"the option learning_rate is 1e\+300, too large for float32"):
+        MoE(samples=1, learning_rate=1e300).fit(context_of())
 
 
 def test_experts_that_adapters_memory_does_not_hold_are_reported(

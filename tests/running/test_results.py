@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_retriever.errors import UserError
-from lora_retriever.running.run_file import RunFile, differences, locked
+from lora_retriever.running.run_file import RunFile, differences
 
 CONFIGURATION: dict[str, Any] = {"k": 3, "generation": {"batch_size": 8}}
 
@@ -74,7 +73,115 @@ def test_another_configuration_is_refused_and_what_differs_is_named(tmp_path: Pa
     assert "dtype: absent → float16" in message
     assert "k: 3 → 5" in message
     assert "batch_size" not in message
-    assert f"rm {tmp_path / 'fusion'}.jsonl* {tmp_path / 'fusion'}.meta.json" in message
+    files = [str(tmp_path / f"fusion{end}") for end in (".jsonl", ".jsonl.partial", ".meta.json")]
+    assert f"rm -f {' '.join(files)}" in message
+
+
+def test_the_advice_to_remove_files_is_one_shell_command_whatever_the_folder_s_name(tmp_path: Path) -> None:
+    folder = tmp_path / "my results; touch $HOME * 'x'"
+    run = RunFile(folder, "fusion", CONFIGURATION)
+    folder.mkdir()
+    run.begin({})
+    run.append([line(0)])
+    with pytest.raises(UserError) as error:
+        RunFile(folder, "fusion", {"k": 5})
+    command = str(error.value).partition("start this run anew: ")[2]
+    kept = folder / "fusion_ood.jsonl"
+    kept.write_text("")
+    subprocess.run(["sh", "-c", command], check=True, cwd=tmp_path)
+    assert list(folder.iterdir()) == [kept]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "5", "{", "[" * 100_000, '{"configuration": 3}', "\x00", ""])
+def test_a_record_that_is_none_is_refused_in_one_message(tmp_path: Path, content: str) -> None:
+    run = RunFile(tmp_path, "fusion", CONFIGURATION)
+    run.begin({})
+    run.meta_path.write_text(content)
+    with pytest.raises(UserError, match=r"fusion\.meta\.json: is no record of a run .*start this run anew: rm -f"):
+        RunFile(tmp_path, "fusion", CONFIGURATION)
+
+
+def test_the_record_of_another_run_is_refused(tmp_path: Path) -> None:
+    """A copied file, or a file system on which Fusion and fusion are one name."""
+    run = RunFile(tmp_path, "Fusion", CONFIGURATION)
+    run.begin({})
+    run.meta_path.rename(tmp_path / "fusion.meta.json")
+    with pytest.raises(UserError, match="is the record of the run 'Fusion', not of 'fusion'"):
+        RunFile(tmp_path, "fusion", CONFIGURATION)
+
+
+def finished_run(folder: Path, *lines: dict[str, Any]) -> RunFile:
+    run = RunFile(folder, "fusion", CONFIGURATION)
+    run.begin({})
+    run.append(lines)
+    run.finish([line["id"] for line in lines], {"finished": True})
+    return RunFile(folder, "fusion", CONFIGURATION)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        ("\ufeff", "", []),
+        ("", "<<<<<<< garbage\n", []),
+        ("", "{}\n", []),
+        ("", json.dumps(line(1), ensure_ascii=False) + "\n", []),
+        ("", json.dumps({**line(1), "predicted_answer": "forged"}) + "\n", [1]),
+    ],
+    ids=["byte order mark", "garbage", "no row", "a row twice", "two answers of a row"],
+)
+def test_a_finished_file_that_was_edited_is_mended(tmp_path: Path, before: str, after: str, lost: list[int]) -> None:
+    """Rows that are in order stay; of a row with two answers neither is believed."""
+    run = finished_run(tmp_path, line(0), line(1))
+    whole = run.path.read_bytes()
+    assert run.is_finished([0, 1])
+    run.path.write_text(before + run.path.read_text(encoding="utf-8") + after, encoding="utf-8")
+    edited = RunFile(tmp_path, "fusion", CONFIGURATION)
+    assert not edited.is_finished([0, 1])
+    assert edited.missing([0, 1]) == lost
+    edited.begin({})
+    if lost:
+        edited.append([line(1)])
+    edited.finish([0, 1], {"finished": True})
+    assert edited.path.read_bytes() == whole
+    assert RunFile(tmp_path, "fusion", CONFIGURATION).is_finished([0, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": [float("nan")]}, {"weights": None}, {"adapters": [3], "weights": [1]}, {"adapters": ["a"]}],
+)
+def test_a_line_that_no_table_could_read_is_no_answer(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = finished_run(tmp_path, line(0), {**line(1), **change})
+    assert run.missing([0, 1]) == [1]
+    assert not run.is_finished([0, 1])
+
+
+def test_a_line_that_answers_another_row_is_no_answer(tmp_path: Path) -> None:
+    rows = {0: {"id": 0, "inputs": "caf\u00e9\n"}, 1: {"id": 1, "inputs": "tea"}}
+    run = finished_run(tmp_path, {**line(0), "inputs": "cafe\u0301\r\n"}, {**line(1), "inputs": "coffee"})
+    run.check_rows(rows)
+    assert run.missing([0, 1]) == [1]
+    assert not run.is_finished([0])
+
+
+def test_half_a_surrogate_pair_in_a_row_is_written_and_read_again(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, {**line(0), "targets": "half \ud83d of a pair"}, line(1))
+    assert run.lines[0]["targets"] == "half \ud83d of a pair"
+    assert run.is_finished([0, 1])
+
+
+def test_files_set_aside_are_kept_whole_and_the_run_begins_anew(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, line(0))
+    content = [run.path.read_bytes(), run.meta_path.read_bytes()]
+    for _ in range(2):
+        run = finished_run(tmp_path, line(0))
+        run.set_aside()
+        assert RunFile(tmp_path, "fusion", CONFIGURATION).lines == {}
+    folders = sorted((tmp_path / "earlier").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert [(folder / name).read_bytes() for name in ("fusion.jsonl", "fusion.meta.json")] == content
 
 
 def test_answers_of_unknown_making_are_refused(tmp_path: Path) -> None:
@@ -86,27 +193,3 @@ def test_answers_of_unknown_making_are_refused(tmp_path: Path) -> None:
 def test_differences_are_found_at_any_depth() -> None:
     assert differences({"a": {"b": {"c": 1}}, "d": 2}, {"a": {"b": {"c": 5}}, "d": 2}) == ["a.b.c: 1 → 5"]
     assert differences({"a": 1}, {"a": 1}) == []
-
-
-def test_a_second_process_on_the_same_folder_is_told_so(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from lora_retriever.running.run_file import locked\n"
-        f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"in use by process {holder.pid}"), locked(tmp_path):
-            pass
-        holder.kill()
-        holder.wait()
-        with locked(tmp_path):  # the lock went with the process
-            pass
-
-
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "file" / "results"):
-        pass

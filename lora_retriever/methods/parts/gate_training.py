@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path, write_bytes
 from lora_retriever.generation.batches import ran_out_of_memory
-from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example, example_losses
+from lora_retriever.generation.examples import (
+    IGNORED,
+    LeftPadding,
+    check_examples,
+    encode_example,
+    example_losses,
+)
 from lora_retriever.methods.parts.experts import Training, experts_of
 from lora_retriever.progress import progress_bar
 from peft_composition import AdapterMemoryError, CompositionError
@@ -203,11 +209,13 @@ def examples_of(context: Context, options: Training) -> list[dict[str, list[int]
     longest = settings.max_prompt_tokens if options.max_tokens is None else options.max_tokens
     samples = [sample for entry in context.pool for sample in entry.sample[: options.samples]]
     try:
-        return [
+        examples = [
             encode_example(context.generator.tokenizer, sample, settings.template_text, longest) for sample in samples
         ]
     except ValueError as error:
-        raise UserError(f"max_tokens, of the gate that is trained, is too small: {error}") from error
+        raise UserError(f"option max_tokens of the gate is too small: {error}") from error
+    check_examples(examples, samples, context.generator.limits.vocabulary)
+    return examples
 
 
 @dataclass
@@ -247,11 +255,17 @@ def _prompts(batch: Mapping[str, Any]) -> Tensor:
 
 
 def _optimizer(parameters: Collection[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW, with the rate of every matrix [experts, d_in] divided by its d_in."""
+    """AdamW, with the rate of every matrix [experts, d_in] divided by its d_in.
+
+    Raises:
+        UserError: a rate is too large for float32.
+    """
     by_width: dict[int, list[nn.Parameter]] = {}
     for parameter in parameters:
         by_width.setdefault(parameter.shape[1], []).append(parameter)
     rates = {width: learning_rate / width for width in by_width}
+    if max(rates.values(), default=0.0) > torch.finfo(torch.float32).max:
+        raise UserError(f"training the gate: the option learning_rate is {learning_rate}, too large for float32")
     groups: list[dict[str, Any]] = [
         {"params": of_width, "lr": rates[width], "initial_lr": rates[width]} for width, of_width in by_width.items()
     ]

@@ -1,0 +1,54 @@
+"""Signals that end a command: backends are closed, and the exit status is 128 plus the signal's number.
+
+A scheduler ends a job by SIGTERM, a closed terminal sends SIGHUP, and Ctrl-C sends SIGINT. Each raises `StoppedError`
+in the main thread. What is on disk is whole at any moment, so nothing else has to be done.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from lora_retriever.errors import StoppedError
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Raise `StoppedError` on the signals of `ENDING`; the former handlers come back afterwards.
+
+    A signal that this process was started to ignore, as `nohup` does with SIGHUP, stays ignored. After the first signal
+    the others are ignored while backends are closed, but a second Ctrl-C ends that as well.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    with keeping_handlers():
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _stop)
+        yield
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Give the signals of `ENDING` back the handlers that they have now. Ray installs its own, which abort."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in ENDING} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not installed by Python
+                signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for other in ENDING:
+        if signal.getsignal(other) == _stop:
+            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_IGN)
+    raise StoppedError(number)

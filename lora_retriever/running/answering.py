@@ -1,0 +1,219 @@
+"""Answering the rows of one run: what is known is taken over, what is not is asked of the backend."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lora_retriever.backends import BACKENDS, Backend
+from lora_retriever.backends.base import Outcome
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.batches import Request
+from lora_retriever.generation.prompt import Prompt
+from lora_retriever.methods import Method
+from lora_retriever.methods.context import Resources
+from lora_retriever.progress import Bar, progress_bar
+from lora_retriever.running.answer_cache import AnswerCache
+from lora_retriever.running.error_log import ErrorLog
+from lora_retriever.running.inputs import file_hashes
+from lora_retriever.running.plan import PlannedRow, group_alike, lacking, planned
+from lora_retriever.running.run_file import Line, RunFile
+from lora_retriever.running.sweep import Variant
+
+if TYPE_CHECKING:
+    from lora_retriever.generation.answer import Answer
+    from peft_composition import Gate
+
+PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
+"""The packages on which every answer may depend."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What the runs of one evaluation share while they are answered.
+
+    Attributes:
+        prompts: the prompt of each row.
+        cache: the answers that are known from other runs.
+        log: where the tracebacks of rows go.
+    """
+
+    prompts: Sequence[Prompt]
+    resources: Resources
+    backend: Backend
+    cache: AnswerCache
+    log: ErrorLog
+
+
+def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: Answering) -> dict[int, str]:
+    """Plan a run and answer its rows. Returns why rows failed, by the rows' ids.
+
+    Args:
+        code: the field `code` of the run's record.
+
+    Raises:
+        UserError: the method cannot be run here.
+        BackendError, FolderError: nothing more can be answered, or written.
+    """
+    from transformers import set_seed
+
+    set_seed(variant.profile.seed)
+    plan, gate = planned(variant, run, shared.prompts, shared.resources, bool(code.get("kept")))
+    files = file_hashes(shared.resources.benchmark, variant.method)
+    description = {
+        **describe(variant.profile, plan, shared.resources.learned),
+        "file_hashes": files,
+        "code": dict(code),
+    }
+    return answer_rows(variant.method, gate, run, plan, description, shared)
+
+
+def answer_rows(
+    method: Method,
+    gate: Gate | None,
+    run: RunFile,
+    plan: Sequence[PlannedRow],
+    description: dict[str, Any],
+    shared: Answering,
+) -> dict[int, str]:
+    """Answer the rows of a plan that have no answer yet. Returns why rows failed, by the rows' ids."""
+    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    failed = {planned.row.id: reason for planned in plan if (reason := lacking(planned, run.configuration))}
+    alike = group_alike([planned for planned in plan if planned.row.id not in failed], run.configuration)
+    known = {key: answer for key in alike if (answer := shared.cache.find(key)) is not None}
+    asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}  # the first row is asked for all
+
+    run.begin({**description, "finished": False})
+    done = len(run.lines)
+    with row_progress(run, plan, shared.resources.console) as advance:
+
+        def write(answered: Iterable[tuple[Sequence[PlannedRow], Answer]]) -> None:
+            missing = [(row, answer) for rows, answer in answered for row in rows if row.row.id not in run.lines]
+            if missing:
+                run.append([answer_line(row, answer) for row, answer in missing])
+                advance([row for row, _ in missing])
+
+        def fail(outcome: Outcome) -> None:
+            for id, text in outcome.tracebacks.items():
+                shared.log.add_text(f"{run.name}: row {id}", text)
+            failed.update({row.row.id: reason for id, reason in outcome.failures.items() for row in asked[id]})
+            advance([row for id in outcome.failures for row in asked[id] if row.row.id not in run.lines])
+
+        advance([row for row in plan if row.row.id in failed and row.row.id not in run.lines])
+        write((alike[key], answer) for key, answer in known.items())
+        reused = len(run.lines) - done
+        requests = [Request(id, rows[0].prompt, rows[0].composition) for id, rows in asked.items()]
+        finished = {id for id, rows in asked.items() if not run.missing([row.row.id for row in rows])}
+        for outcome in shared.backend.answers(requests, method.mode, finished, gate):
+            write((asked[id], answer) for id, answer in outcome.answers.items())
+            fail(outcome)
+    timings = {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "rows": len(run.lines) - done,
+        "reused": reused,
+        "seconds": round(time.perf_counter() - clock, 2),
+    }
+    failed = {id: reason for id, reason in failed.items() if id not in run.lines}
+    failed_rows = [{"id": id, "reason": failed[id]} for id in sorted(failed)]
+    meta = {**description, "finished": not failed, "failed_rows": failed_rows, "timings": timings}
+    run.finish([planned.row.id for planned in plan], meta)
+    return failed
+
+
+class RowProgress:
+    """Moves the bar of one run forward, row by row.
+
+    The bar counts the tokens of prompts: the longest prompts come first, and by number of rows alone the estimate of
+    the time left would be too long.
+    """
+
+    def __init__(self, bar: Bar, done: Sequence[PlannedRow], rows: int) -> None:
+        """Begin with the rows that are `done`, of `rows` in all."""
+        self._bar = bar
+        self._rows = rows
+        self._rows_done = len(done)
+        self._tokens_done = tokens_of(done)
+
+    def __call__(self, rows: Sequence[PlannedRow]) -> None:
+        """Count some more rows as done."""
+        self._rows_done += len(rows)
+        self._tokens_done += tokens_of(rows)
+        self._bar.move_to(self._tokens_done, f"{self._rows_done}/{self._rows}")
+
+
+def tokens_of(rows: Sequence[PlannedRow]) -> int:
+    """The number of tokens of the rows' prompts."""
+    return sum(len(planned.prompt.token_ids) for planned in rows)
+
+
+@contextmanager
+def row_progress(run: RunFile, plan: Sequence[PlannedRow], console: Console) -> Iterator[RowProgress]:
+    """A bar for one run, begun with the rows that are on disk."""
+    done = [planned for planned in plan if planned.row.id in run.lines]
+    with progress_bar(console, run.name, tokens_of(plan), tokens_of(done), f"{len(done)}/{len(plan)}") as bar:
+        yield RowProgress(bar, done, len(plan))
+
+
+def answer_line(planned: PlannedRow, answer: Answer) -> Line:
+    """What a results file keeps of one row. Under a gate the weights are means over tokens, the largest first."""
+    composition = planned.composition
+    weights = composition.weights
+    if answer.gate is not None:
+        ordered = sorted(answer.gate.weights.items(), key=lambda item: -item[1])
+        weights = {name: weight for name, weight in ordered if weight and name in composition.weights}
+    return {
+        "id": planned.row.id,
+        **planned.row.model_dump(exclude={"id"}),
+        "predicted_answer": answer.text,
+        "adapters": list(weights),
+        "weights": list(weights.values()),
+        "scores": [composition.scores.get(name) for name in weights],
+        "retrieved": None if composition.retrieved is None else asdict(composition.retrieved),
+        **({} if answer.gate is None else {"gate_entropy": answer.gate.entropy}),
+        "truncated_tokens": planned.prompt.truncated_tokens,
+        "generated_tokens": answer.generated_tokens,
+    }
+
+
+def describe(profile: Profile, plan: Sequence[PlannedRow], learned: Mapping[str, str]) -> dict[str, Any]:
+    """What the record of a run says beside its configuration: files, versions, hardware, and how many prompts were cut.
+
+    `learned` maps the names of the folders that the method has learned to their hashes.
+    """
+    return {
+        "profile": profile.name,
+        "note": profile.note,
+        "files": {"rows": str(profile.rows_path), "pool": str(profile.pool_path)},
+        "rows": len(plan),
+        **({"learned": dict(learned)} if learned else {}),
+        "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),
+        "versions": versions(profile.backend),
+        "hardware": hardware(profile.encoder_device),
+    }
+
+
+def hardware(device: str) -> str:
+    """The name of the GPU, or the architecture of the CPU."""
+    if not device.startswith("cuda"):
+        return platform.machine()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def versions(backend: str) -> dict[str, str]:
+    """The versions of the packages on which the answers of a backend may depend."""
+    found = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
+    for package in BACKENDS[backend].packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
