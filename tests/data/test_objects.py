@@ -140,6 +140,7 @@ def test_another_kind_of_file_is_named(tmp_path: Path, kind: str) -> None:
     assert message_of(written(tmp_path, content)).startswith(f"this is {message}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_the_advised_command_makes_json_lines_of_a_table(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "my table's.csv"
@@ -228,6 +229,7 @@ JSON_TEXTS = st.recursive(
 ).map(json.dumps)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_but_a_message_comes_of_mutated_files(tmp_path: Path, data: st.DataObject) -> None:
