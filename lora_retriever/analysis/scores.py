@@ -17,7 +17,7 @@ import numpy as np
 from lora_retriever.analysis.runs import AnsweredRow, Run
 from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
-from lora_retriever.metrics import MAIN_SCORE, Metric, RowError, Scoring
+from lora_retriever.metrics import Metric, RowError, Scoring, main_score
 from lora_retriever.metrics.base import Array
 from lora_retriever.remembered import code_of, remembered
 from lora_retriever.resampling import FEWEST_TASKS, Indices, over_tasks
@@ -59,7 +59,7 @@ class ScoredTask:
     @property
     def main(self) -> int:
         """The index, among the task's scores, of the main score: the score that counts in means over tasks."""
-        return self.names.index(MAIN_SCORE.get(self.metric, self.names[0]))
+        return self.names.index(main_score(self.metric) or self.names[0])
 
     @property
     def decisive(self) -> Iterator[bytes | str]:

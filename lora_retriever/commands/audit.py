@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             prompts = measure_prompts(rows, args.tokenizer, args.template, args.max_prompt_tokens)
     found = audit(rows, pool, prompts)
     for note in notes:
-        console.print(for_rich(note))
+        console.print(for_rich(note), soft_wrap=True)
     print(for_terminal(to_text(found)), end="")
     if args.json:
         with writing(args.json):

@@ -10,6 +10,7 @@ whatever program wrote the file.
 
 from __future__ import annotations
 
+import pkgutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,8 +24,8 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import is_location
 from lora_retriever.settings import plain_text, problems_of
 
-METRICS = ("em", "bleu", "rouge")
-"""The metrics that a row may name without bringing its own."""
+METRICS = tuple(name for _, name, _ in pkgutil.iter_modules([str(Path(__file__).parents[1] / "metrics" / "named")]))
+"""The metrics that a row may name without bringing its own: the names of the files of `metrics/named`."""
 EXAMPLE_LENGTH = 100
 """Maximum length of a text that messages and audits show, in characters."""
 MAX_TEXT_LENGTH = 1_000_000

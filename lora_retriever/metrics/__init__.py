@@ -12,11 +12,9 @@ from lora_retriever.data.rows import METRICS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.metrics.base import Metric, Reference, RowError
+from lora_retriever.metrics.named import StandardOptions, named_metric
 from lora_retriever.metrics.own import Evaluated, find_metric, load_metric
 from lora_retriever.metrics.texts import in_one_form, main_script
-
-MAIN_SCORE = {"em": "em", "bleu": "bleu", "rouge": "rouge-1"}
-"""The score by which a task counts in means over tasks; for a user's metric, the metric's first score."""
 
 KINDS = Path(str(files("lora_retriever"))) / "metrics" / "kinds.yaml"
 ScoringName = Literal["paper", "standard"]
@@ -51,19 +49,9 @@ class Scoring:
             if metric not in self._loaded:
                 self._loaded[metric] = load_metric(metric, self.allow_hub, self.metric_folders)
             return [self._loaded[metric]]
-        # The libraries behind the two take seconds to import.
         if self.name == "paper":
-            from lora_retriever.metrics.paper import PAPER
-
-            return [PAPER[metric]]
-        from lora_retriever.metrics import standard
-
-        if metric == "bleu":
-            return [standard.BLEU, standard.CHRF]
-        if metric == "rouge":
-            return [standard.rouge_metric(self.stemming)]
-        extra = {"qa": [standard.F1], "choice": [standard.ACCURACY]}
-        return [standard.EXACT_MATCH, *extra.get(self.kinds.get(task, ""), [])]
+            return named_metric(metric).paper()
+        return named_metric(metric).standard(StandardOptions(self.kinds.get(task, ""), self.stemming))
 
     @property
     def details(self) -> dict[str, str]:
@@ -122,6 +110,11 @@ class Scoring:
         return lines
 
 
+def main_score(metric: str) -> str | None:
+    """The score of a metric that counts in means over tasks. None: a user's own metric, whose first score counts."""
+    return named_metric(metric).MAIN_SCORE if metric in METRICS else None
+
+
 def read_kinds(path: Path) -> dict[str, str]:
     """The kinds of tasks of a YAML file, `{qa: [task, …], choice: [task, …]}`, as {task: kind}.
 
@@ -161,7 +154,6 @@ def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[s
 
 __all__ = [
     "KINDS",
-    "MAIN_SCORE",
     "METRICS",
     "SCORINGS",
     "Metric",
@@ -170,5 +162,6 @@ __all__ = [
     "Scoring",
     "ScoringName",
     "find_metric",
+    "main_score",
     "read_kinds",
 ]

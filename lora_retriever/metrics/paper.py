@@ -82,8 +82,6 @@ def _plain(text: str) -> str:
     return text.strip().lower().replace(".", "")
 
 
-PAPER: dict[str, Metric] = {
-    "em": RowMean(("em",), exact_match),
-    "bleu": RowMean(("bleu",), bleu, takes_several=True),
-    "rouge": RowMean(("rouge-1", "rouge-2", "rouge-l"), rouge),
-}
+EXACT_MATCH: Metric = RowMean(("em",), exact_match)
+BLEU: Metric = RowMean(("bleu",), bleu, takes_several=True)
+ROUGE: Metric = RowMean(("rouge-1", "rouge-2", "rouge-l"), rouge)
