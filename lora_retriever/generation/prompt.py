@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_retriever.settings import one_of
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +25,9 @@ def check_template(template: str) -> str:
     Raises:
         ValueError: the template is neither.
     """
-    return template if "{inputs}" in template else one_of(template, TEMPLATES, "template (or a text with {inputs})")
+    if "{inputs}" not in template and template not in TEMPLATES:
+        raise ValueError(f"unknown template {template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})")
+    return template
 
 
 @dataclass(frozen=True)
