@@ -21,6 +21,7 @@ from rich.text import Text
 _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters C0, DEL and C1
     "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # directions, separators, no width
+    "\ufffe\uffff"  # no characters; XML forbids them
     "\ud800-\udfff\U000e0000-\U000e0fff]"  # halves of surrogate pairs, tags
 )
 _LINE_ENDS = re.compile("[\t\n\v\f\r\x85\u2028\u2029]+")

@@ -15,12 +15,12 @@ from lora_retriever.files import hash_path
 if TYPE_CHECKING:
     from lora_retriever.analysis.runs import Run
     from lora_retriever.metrics import Scoring
-    from lora_retriever.report.content import Content
+    from lora_retriever.report.content import ReportContent
     from lora_retriever.retrieval.encoders import Encoder
     from lora_retriever.retrieval.index import AdapterIndex
 
 
-def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> Content:
+def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
     """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
     from lora_retriever.analysis.comparison import compare
     from lora_retriever.analysis.summary import summarize

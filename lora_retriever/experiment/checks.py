@@ -42,6 +42,11 @@ def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
     """What is odd in a profile's rows and pool without stopping a run, one line per finding."""
     domains = {entry.model_name: entry.domain for entry in pool}
     found = []
+    if len(pool) > 1 and ADAPTER not in profile.adapters.location:
+        found.append(
+            f"adapters.location {profile.adapters.location!r} is the same for all {len(pool)} adapters of the pool; "
+            f"write {ADAPTER} where an adapter's name belongs"
+        )
     without = [task for task in tasks_of(rows) if task not in domains]
     if without and pool:
         found.append(
@@ -83,17 +88,12 @@ def alike_names(names: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]]]
 
 
 def _problems_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> Iterator[str]:
-    """Names of adapters that lead out of the adapters' folder, and a location that is the same for all adapters."""
+    """Names of adapters that lead out of the adapters' folder."""
     for place, entry in enumerate(pool, start=1):
         try:
             safe_name(entry.model_name, "adapter", may_have_folders=True)
         except UserError as error:
             yield f"{profile.pool_path}: row {place}: {error}"
-    if len(pool) > 1 and ADAPTER not in profile.adapters.location:
-        yield (
-            f"profile {profile.name}: adapters.location {profile.adapters.location!r} is one place for all "
-            f"{len(pool)} adapters of the pool; write {ADAPTER} where an adapter's name belongs"
-        )
 
 
 def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> Iterator[str]:

@@ -147,11 +147,13 @@ def test_adapters_may_lie_in_folders_of_folders(tmp_path: Path) -> None:
     assert benchmark_problems(profile_of(tmp_path), [], pool_of("qa/squad", "a.b", "...", ".hidden", "a b")) == []
 
 
-def test_one_location_for_several_adapters_is_refused(tmp_path: Path) -> None:
+def test_one_location_for_several_adapters_is_warned_of(tmp_path: Path) -> None:
     profile = profile_of(tmp_path, adapters={"location": "./adapter"})
-    (problem,) = benchmark_problems(profile, [], pool_of("a", "b"))
-    assert problem.startswith("profile mine: adapters.location './adapter' is one place for all 2 adapters of the pool")
-    assert benchmark_problems(profile, [], pool_of("a")) == []
+    (warning,) = benchmark_warnings(profile, [], pool_of("a", "b"))
+    assert warning.startswith(
+        "adapters.location './adapter' is the same for all 2 adapters of the pool; write {adapter}"
+    )
+    assert benchmark_warnings(profile, [], pool_of("a")) == []
 
 
 def test_tasks_without_an_adapter_and_other_domains_are_warned_of(tmp_path: Path) -> None:

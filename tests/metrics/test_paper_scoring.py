@@ -144,10 +144,8 @@ def test_empty_and_dots_only_answers_score_zero(answer: str) -> None:
 def test_texts_that_a_reader_sees_as_equal_match() -> None:
     for metric in (EXACT_MATCH, BLEU, ROUGE):
         answers, targets = ["un cafe\u0301 au soleil\r\nici"], ["un café au soleil\nici"]
-        found = compute(
-            {"em": EXACT_MATCH, "bleu": BLEU, "rouge": ROUGE}[metric], predictions=answers, references=targets
-        )
-        assert found == pytest.approx(dict.fromkeys(scores, 100))
+        found = compute(metric, predictions=answers, references=targets)
+        assert found == pytest.approx(dict.fromkeys(metric.scores, 100))
     assert compute(EXACT_MATCH, predictions=["yes"], references=["yes\r\n\r\nbecause"]) == {"em": 100}
 
 
