@@ -203,17 +203,22 @@ def _values(path: Path, text: str, decoder: json.JSONDecoder) -> Iterable[Any]:
     if wrapped and wrapped.group(1) not in ROW_FIELDS:  # read here, so that an error names the row within the list
         values, end = _list(path, text, decoder, wrapped.end())
         end = _skip_space(text, end)
-        if text[end : end + 1] == "}" and _skip_space(text, end + 1) == len(text):
+        if _are_rows(values) and text[end : end + 1] == "}" and _skip_space(text, end + 1) == len(text):
             return values
     first, end = _value(path, text, decoder, start, "row 1")
     if isinstance(first, dict) and _skip_space(text, end) == len(text) and not ROW_FIELDS & first.keys():
-        lists = [name for name, value in first.items() if isinstance(value, list)]
+        lists = [name for name, value in first.items() if isinstance(value, list) and _are_rows(value)]
         if len(lists) > 1:
             listed = ", ".join(map(_shown, lists[:8]))
             raise UserError(f"{path}: one object with several lists: {listed}; write the list of rows to its own file")
         if lists:
             return cast("list[Any]", first[lists[0]])
     return _lines(path, text, decoder, first, end)
+
+
+def _are_rows(values: list[Any]) -> bool:
+    """Whether a list in an object can be the list of the file's rows, and not a list of texts or numbers of one row."""
+    return not values or isinstance(values[0], dict)
 
 
 def _lines(path: Path, text: str, decoder: json.JSONDecoder, first: Any, end: int) -> Iterator[Any]:

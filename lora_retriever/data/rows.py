@@ -122,11 +122,10 @@ class PoolEntry(BaseModel):
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def read_rows(path: Path, limit_per_task: int | None = None, notes: list[str] | None = None) -> list[Row]:
+def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
     """The rows of a benchmark file, in the file's order.
 
     Args:
-        limit_per_task: maximum number of rows of each task, the first ones. None: all rows.
         notes: a list to which a line is added that names the fields which are not used, if there are any.
 
     Raises:
@@ -144,7 +143,7 @@ def read_rows(path: Path, limit_per_task: int | None = None, notes: list[str] | 
         if unused:
             listed = ", ".join(shortened(name, 40) for name in list(unused)[:8]) + (", …" if len(unused) > 8 else "")
             notes.append(f"{path}: fields of rows that are not used: {listed}")
-    return rows if limit_per_task is None else limited(rows, limit_per_task)
+    return rows
 
 
 def limited(rows: Iterable[Row], per_task: int) -> list[Row]:

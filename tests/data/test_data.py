@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nasty_names import NASTY_NAMES
 
-from lora_retriever.data.rows import Row, joined, read_pool, read_rows
+from lora_retriever.data.rows import Row, joined, limited, read_pool, read_rows
 from lora_retriever.errors import UserError
 
 ROW = {"inputs": "is this good ?", "targets": "yes", "task": "mood", "domain": "sentiment", "metric": "em"}
@@ -34,7 +34,7 @@ def test_a_json_list_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
 
 def test_a_limit_keeps_the_first_rows_of_every_task_under_their_old_ids(tmp_path: Path) -> None:
     records = [{**ROW, "task": task} for task in "aabba"]
-    rows = read_rows(write(tmp_path / "rows.json", json.dumps(records)), limit_per_task=1)
+    rows = limited(read_rows(write(tmp_path / "rows.json", json.dumps(records))), 1)
     assert [(row.task, row.id) for row in rows] == [("a", 0), ("b", 2)]
 
 

@@ -79,6 +79,11 @@ def test_one_pool_entry_on_one_line_is_an_entry_and_not_a_wrapper(tmp_path: Path
     assert read_objects(written(tmp_path, json.dumps(entry))) == [entry]
 
 
+def test_one_object_with_a_list_of_texts_is_a_row(tmp_path: Path) -> None:
+    for content in ({"answers": ["a", "b"]}, {"question": "q", "answers": ["a", "b"]}, {"a": ["b"], "c": 1}):
+        assert read_objects(written(tmp_path, json.dumps(content))) == [content]
+
+
 def test_a_fraction_keeps_the_text_of_its_file(tmp_path: Path) -> None:
     (found,) = read_objects(written(tmp_path, '{"targets": [0.50, 1e3, -2.0]}\n'.replace("targets", "task")))
     assert [number.text for number in found["task"]] == ["0.50", "1e3", "-2.0"]
