@@ -33,7 +33,7 @@ class Benchmark:
         encoder: the folder of the encoder.
         adapters: the folder of each adapter, by the adapter's name.
         hashes: SHA-256 of `rows`, `pool`, `base`, `encoder` and of each adapter in `adapters`.
-        warnings: what is odd in rows and pool without stopping a run.
+        warnings: findings about rows and pool that do not stop a run, one line each.
     """
 
     rows: list[Row]
