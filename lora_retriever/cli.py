@@ -1,7 +1,7 @@
 """The command `lora-retriever`: arguments in, exit status out. Each command is a file of `commands`.
 
-Exit status: 0 everything was done, 1 rows failed, 2 arguments, input or environment are unusable, 128 plus the number of
-the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
+Exit status: 0 everything was done, 1 rows failed, 2 arguments, input or environment are unusable, 128 plus the number
+of the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
         return None
     return (
         f"the Python package {package!r} is not installed for {sys.executable}. In a checkout, `make .venv/installed` "
-        "installs everything into .venv, and ./lora-retriever uses it; or: pip install -e peft/ -r requirements.txt -e ."
+        "installs everything into .venv, and ./lora-retriever uses it; elsewhere: "
+        "pip install -e peft/ -r requirements.txt -e ."
     )
 
 

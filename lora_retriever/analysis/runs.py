@@ -85,38 +85,85 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All finished runs in a results folder, the paper's configurations first, in its order.
+    """All finished runs in a results folder, as `open_results` finds them."""
+    return open_results(folder)[0]
 
-    A run is a `NAME.jsonl` with a row at least, or a JSON list `NAME.json`; other JSON files are passed over.
+
+def open_results(folder: Path) -> tuple[list[Run], list[str]]:
+    """All finished runs in a results folder, and notes on what is not shown.
+
+    A run is a `NAME.jsonl` with a row at least, or a JSON list `NAME.json`. The paper's configurations come first, in
+    the paper's order. Hidden files, such as those that macOS puts beside each file, are passed over. A file that is no
+    run and has no `NAME.meta.json` beside it is left out with a note.
 
     Raises:
-        UserError: there is no such folder, no run in it, a run's file is damaged, or two runs have different rows
-            under the same id.
+        UserError: there is no such folder, no run in it, a run's file or record is damaged, or two runs have different
+            rows under the same id.
     """
     if not folder.is_dir():
         raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
-    files = {path.stem: path for path in sorted(folder.glob("*.json")) if _begins_with(path, "[")}
-    files |= {path.stem: path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size}
-    if not files:
-        raise UserError(f"{folder} holds no finished run (NAME.jsonl, or the original's NAME.json)")
+    files, foreign = _files_of_runs(folder)
     order = {method.name: place for place, method in enumerate(METHODS)}
     names = sorted(files, key=lambda name: (order.get(name.partition("@")[0], len(order)), _natural(name)))
-    runs = [read_run(name, files[name]) for name in names]
+    runs = []
+    for name in names:
+        try:
+            runs.append(read_run(name, files[name]))
+        except UserError as error:
+            if _record_path(files[name]).exists():
+                raise UserError(
+                    f"{error}. Give the command of this run again, which mends the file, or move the file away"
+                ) from error
+            foreign.append(f"{files[name].name} ({error})")
+    if not runs:
+        reason = f": {'; '.join(foreign)}" if foreign else " (NAME.jsonl, or the original's NAME.json)"
+        raise UserError(f"{folder} holds no finished run{reason}")
     _check_rows_agree(runs, folder)
-    return runs
+    unfinished = unfinished_runs(folder)
+    notes = [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
+    return runs, notes + [f"No run, and not shown: {reason}." for reason in foreign]
 
 
 def unfinished_runs(folder: Path) -> list[str]:
     """The runs in a results folder of which rows are still to be answered, or failed all."""
-    partial = {path.name.removesuffix(".jsonl.partial") for path in folder.glob("*.jsonl.partial")}
-    return sorted(partial | {path.stem for path in folder.glob("*.jsonl") if not path.stat().st_size})
+    files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
+    partial = {path.name.removesuffix(".jsonl.partial") for path in files if path.name.endswith(".jsonl.partial")}
+    empty = {path.stem for path in files if path.suffix == ".jsonl" and not path.stat().st_size}
+    return sorted(partial | empty)
+
+
+def _files_of_runs(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files that may be runs, by the runs' names, and what cannot be one, with the reason."""
+    files: dict[str, Path] = {}
+    foreign: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix not in (".json", ".jsonl") or path.name.endswith(".meta.json"):
+            continue
+        is_lines = path.suffix == ".jsonl"
+        if not path.is_file():
+            if is_lines:
+                kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+                foreign.append(f"{path.name} (it is {kind})")
+        elif not _is_utf8(path.name):
+            foreign.append(f"{path.name} (its name is not UTF-8)")
+        elif path.stat().st_size if is_lines else path.stem not in files and _begins_with(path, "["):
+            files[path.stem] = path
+    return files, foreign
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_run(name: str, path: Path) -> Run:
     """One run's answers. Rows without an `id`, as the original's, are counted from 0.
 
     Raises:
-        UserError: the file is no list of answered rows.
+        UserError: the file is no list of answered rows, or its record is none.
     """
     rows: dict[int, AnsweredRow] = {}
     for place, record in enumerate(read_objects(path), start=1):
@@ -124,13 +171,27 @@ def read_run(name: str, path: Path) -> Run:
         if row.id in rows:
             raise UserError(f"{path}: row {place}: id {row.id} is there already")
         rows[row.id] = row
-    meta_path = path.with_name(f"{path.stem}.meta.json")
+    return Run(name, rows, _read_record(_record_path(path)))
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.meta.json")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record of a run, checked. Empty: there is none."""
+    if not path.exists():
+        return {}
     try:
-        meta = json.loads(meta_path.read_text(encoding="utf-8")) if meta_path.exists() else {}
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{meta_path}: not readable ({error})") from error
-    _validated(_Record, meta, str(meta_path))
-    return Run(name, rows, meta)
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({type(error).__name__}: {error})") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: expected the record of a run, an object, and found {type(record).__name__}")
+    _validated(_Record, record, str(path))
+    return record
 
 
 def missing_rows(runs: Sequence[Run]) -> dict[str, list[int]]:
@@ -206,8 +267,11 @@ def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:
 
 def _begins_with(path: Path, sign: str) -> bool:
     """Whether a file's first character that is no white space is this one."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(4096).lstrip()[:1] == sign
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return file.read(4096).lstrip()[:1] == sign
+    except OSError:  # of another user
+        return False
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:

@@ -1,7 +1,7 @@
 """Signals that end a command: backends are closed, and the exit status is 128 plus the signal's number.
 
-A scheduler ends a job by SIGTERM, a closed terminal sends SIGHUP, and Ctrl-C sends SIGINT. Each raises `StoppedError` in
-the main thread. What is on disk is whole at any moment, so nothing else has to be done.
+A scheduler ends a job by SIGTERM, a closed terminal sends SIGHUP, and Ctrl-C sends SIGINT. Each raises `StoppedError`
+in the main thread. What is on disk is whole at any moment, so nothing else has to be done.
 """
 
 from __future__ import annotations

@@ -43,11 +43,10 @@ def scorings(args: argparse.Namespace) -> list[Scoring]:
 
 
 def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
-    """The finished runs of a results folder, and a note on those that are not."""
-    from lora_retriever.analysis.runs import read_runs, unfinished_runs
+    """The finished runs of a results folder, and notes on what is not shown."""
+    from lora_retriever.analysis.runs import open_results
 
-    unfinished = unfinished_runs(results)
-    return read_runs(results), [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
+    return open_results(results)
 
 
 def read_runs_of(args: argparse.Namespace) -> tuple[list[Run], list[str]]:

@@ -49,10 +49,12 @@ def part_hashes(parts: Iterable[Any]) -> dict[str, str]:
         found[name] = path
         if name not in SEAMS and (name.startswith(METHOD_FILES) or not _is_own(module)):
             waiting += _imported(module, path)
-    kept = {name: path for name, path in found.items() if not name.startswith((RETRIEVAL, *GENERATION))}
-    kept = {name: path for name, path in kept.items() if name.startswith(METHOD_FILES) or not _is_own(name.split("/")[0])}
     uses_retrieval = any(name.startswith(RETRIEVAL) for name in found)
-    hashes = {name: hash_of(path) for name, path in kept.items() if name not in SEAMS}
+    hashes = {
+        name: hash_of(path)
+        for name, path in found.items()
+        if name not in SEAMS and (name.startswith(METHOD_FILES) or not _is_own(name.replace("/", ".")))
+    }
     return dict(sorted((hashes | (hashes_of([RETRIEVAL]) if uses_retrieval else {})).items()))
 
 

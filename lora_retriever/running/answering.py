@@ -23,6 +23,7 @@ from lora_retriever.methods.context import Resources
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.running.answer_cache import AnswerCache
 from lora_retriever.running.error_log import ErrorLog
+from lora_retriever.running.inputs import file_hashes
 from lora_retriever.running.plan import PlannedRow, group_alike, lacking, planned
 from lora_retriever.running.run_file import Line, RunFile
 from lora_retriever.running.sweep import Variant
@@ -66,7 +67,12 @@ def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: 
 
     set_seed(variant.profile.seed)
     plan, gate = planned(variant, run, shared.prompts, shared.resources, bool(code.get("kept")))
-    description = {**describe(variant.profile, plan, shared.resources.learned), "code": dict(code)}
+    files = file_hashes(shared.resources.benchmark, variant.method)
+    description = {
+        **describe(variant.profile, plan, shared.resources.learned),
+        "file_hashes": files,
+        "code": dict(code),
+    }
     return answer_rows(variant.method, gate, run, plan, description, shared)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,8 @@ from lora_retriever.running.code import (
     refuse_changed_code,
 )
 from lora_retriever.running.error_log import ErrorLog
-from lora_retriever.running.plan import check_backend, check_pool_size, configuration
+from lora_retriever.running.inputs import changed_inputs
+from lora_retriever.running.plan import check_backend, check_names, check_pool_size, configuration
 from lora_retriever.running.results_folder import DISK_ERRORS, FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
 from lora_retriever.running.sweep import Variant, expand
@@ -102,6 +104,7 @@ def evaluate(
         RowsFailedError: some rows could not be answered; all other rows were.
     """
     variants = expand(profile, methods_of(profile, only), sweep)
+    check_names(variants)
     with locked(results) as folder:
         benchmark = open_benchmark(profile, limit)
         check_pool_size(variants, benchmark)
@@ -114,6 +117,8 @@ def evaluate(
         finished = f"{len(runs) - len(unfinished)} of {len(variants)} runs of {len(ids)} rows are finished in {results}"
         console.print(for_rich(finished))
         if unfinished:
+            for warning in benchmark.warnings:
+                console.print(for_rich(f"warning: {warning}"))
             folder.require_writable()
             answer_runs(profile, benchmark, unfinished, results, console, failures)
     raise_for(failures)
@@ -126,6 +131,7 @@ def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, 
         UserError: the folder holds a run of this name with another configuration.
     """
     runs = []
+    rows = {row.id: row.model_dump() for row in benchmark.rows}
     for variant in variants:
         try:
             used = configuration(variant.profile, benchmark, variant.method)
@@ -135,7 +141,9 @@ def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, 
         except Exception as error:  # a user's own code may raise anything
             failures.refused[variant.name] = failures.log.add(variant.name, error)
             continue
-        file = RunFile(results, variant.name, used)
+        inputs = partial(changed_inputs, benchmark=benchmark, method=variant.method)
+        file = RunFile(results, variant.name, used, inputs)
+        file.check_rows(rows)
         runs.append(PlannedRun(variant, file, hashes, code_record(hashes)))
     return runs
 

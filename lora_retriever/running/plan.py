@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_retriever.backends import BACKENDS
-from lora_retriever.data.rows import Row
+from lora_retriever.data.rows import Row, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.files import safe_name
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.methods import LearnedGate, Method
@@ -21,6 +23,9 @@ from lora_retriever.running.sweep import Variant
 
 if TYPE_CHECKING:
     from peft_composition import Gate
+
+LONGEST_NAME = 180
+"""Maximum length of a run's name, in bytes. The names of its files are longer."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,26 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
     if profile.backend != "local":
         used |= {"backend": profile.backend}
     return used
+
+
+def check_names(variants: Sequence[Variant]) -> None:
+    """Check that the files of all runs lie in the results folder, and that no two runs share files on any file system.
+
+    Raises:
+        UserError: a name is unsafe, too long or hidden, or two names differ only by case or Unicode form.
+    """
+    seen: dict[str, str] = {}
+    for variant in variants:
+        name = safe_name(variant.name, "run")
+        if name.startswith(".") or len(name.encode("utf-8")) > LONGEST_NAME:
+            reason = "files that begin with a dot are hidden" if name.startswith(".") else "it is too long for a file"
+            raise UserError(f"run {shortened(name)!r}: {reason}; give its method another name")
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise UserError(
+                f"the runs {other!r} and {name!r} differ only by case or Unicode form, so on some file systems they "
+                "would share their files; rename one of the two methods"
+            )
 
 
 def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
+from lora_retriever.files import sweep_unfinished
+from lora_retriever.methods.context import LEARNED
 
 LOCK = ".lock"
 SOFT_LOCK = ".lock.owner"
@@ -29,17 +31,17 @@ HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What `flock` fails with on a file system that has no such locks."""
 DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "its file system is read-only",
-    errno.EIO: "its disk or its connection failed",
-    errno.ESTALE: "its file server has lost the folder",
-    errno.ENXIO: "its device is gone",
-    errno.ENODEV: "its device is gone",
-    errno.EFBIG: "its file system takes no larger file",
-    errno.ENOTCONN: "its connection is lost",
-    errno.ETIMEDOUT: "its file server does not answer",
-    errno.EHOSTDOWN: "its file server does not answer",
+    errno.ENOSPC: "the disk under {} is full",
+    errno.EDQUOT: "the disk quota under {} is used up",
+    errno.EROFS: "the file system of {} is read-only",
+    errno.EIO: "the disk under {} failed, or the connection to it",
+    errno.ESTALE: "the file server has lost {}",
+    errno.ENXIO: "the device under {} is gone",
+    errno.ENODEV: "the device under {} is gone",
+    errno.EFBIG: "the file system of {} takes no larger file",
+    errno.ENOTCONN: "the connection to the disk under {} is lost",
+    errno.ETIMEDOUT: "the file server of {} does not answer",
+    errno.EHOSTDOWN: "the file server of {} does not answer",
 }
 """Errors that say that a file system fails, whichever file they name."""
 GONE = (errno.ENOENT, errno.ENOTDIR)
@@ -51,16 +53,15 @@ class FolderError(UserError):
 
 def folder_error(results: Path, error: OSError) -> FolderError:
     """The message for an error of the file system while a run writes into its results folder."""
-    said = f" ({error.strerror or error})"
+    said = f"({error.strerror or error})"
     if error.errno in GONE:
         return FolderError(
-            f"results folder {results}: the folder was removed or moved while the run was going on{said}. If it was "
-            "moved, give its new path with --results: the run goes on there"
+            f"the results folder {results} was removed or moved while the run was going on {said}. If it was moved, "
+            "give its new path with --results: the run goes on there"
         )
-    reason = DISK_ERRORS.get(error.errno or 0, "it cannot be written")
+    reason = DISK_ERRORS.get(error.errno or 0, "the results folder {} cannot be written").replace("{}", str(results))
     return FolderError(
-        f"results folder {results}: {reason}{said}; the rows written so far are safe. Set that right and give the same "
-        "command again: the run goes on"
+        f"{reason} {said}; the rows written so far are safe. Set that right and give the same command again: it goes on"
     )
 
 
@@ -113,9 +114,18 @@ def locked(results: Path) -> Iterator[HeldFolder]:
         return
     try:
         with _flock(results, lock):
+            remove_left_over(results)
             yield HeldFolder(results)
     finally:
         os.close(lock)
+
+
+def remove_left_over(results: Path) -> None:
+    """Remove what processes that are no more left half-written, in the folder and in what methods have learned."""
+    sweep_unfinished(results)
+    with suppress(OSError):
+        for folder in (results / LEARNED).iterdir():
+            sweep_unfinished(folder)
 
 
 def _opened(results: Path) -> int:

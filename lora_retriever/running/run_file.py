@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,17 @@ class RunFile:
         recorded: the record that an earlier start wrote; empty if there was none.
     """
 
-    def __init__(self, results: Path, name: str, configuration: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        results: Path,
+        name: str,
+        configuration: dict[str, Any],
+        changed_inputs: Callable[[Mapping[str, Any]], Sequence[str]] = lambda record: (),
+    ) -> None:
         """Open a run that is new, begun or finished.
+
+        Args:
+            changed_inputs: which files differ from those that a record names, for the refusal of another configuration.
 
         Raises:
             UserError: the folder holds a run of this name with another configuration, or its files cannot be read.
@@ -48,11 +58,27 @@ class RunFile:
         self.partial = results / f"{name}.jsonl.partial"
         self.meta_path = results / f"{name}.meta.json"
         self.configuration = configuration
+        self._changed_inputs = changed_inputs
         self.recorded = self._read_meta()
         try:
             self.lines, self._is_clean = _read(results, name)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+
+    def check_rows(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
+        """Drop lines that are no answers to the rows of the benchmark, such as another run's copied lines.
+
+        Args:
+            rows: the fields of each row, by the row's id. Lines of other ids, as under `--limit`, stay.
+        """
+        foreign = [
+            id
+            for id, line in self.lines.items()
+            if any(_plain(line[field]) != _plain(value) for field, value in rows.get(id, {}).items() if field in line)
+        ]
+        for id in foreign:
+            del self.lines[id]
+        self._is_clean = self._is_clean and not foreign
 
     def is_finished(self, ids: Sequence[int]) -> bool:
         """Whether all of `ids` are answered, and the file and its record have their final form."""
@@ -164,8 +190,10 @@ class RunFile:
                 "copied, or the file system takes upper and lower case for the same. Choose another --results folder"
             )
         if differing:
+            files = self._changed_inputs(meta)
+            changed = f" The files that differ: {'; '.join(files)}." if files else ""
             raise UserError(
-                f"{self.path} was made with another configuration: {'; '.join(differing)}. "
+                f"{self.path} was made with another configuration: {'; '.join(differing)}.{changed} "
                 f"Choose another --results folder, or start this run anew: {remove}"
             )
         return meta
@@ -216,18 +244,29 @@ def _read(results: Path, name: str) -> tuple[dict[int, Line], bool]:
 
 
 def _parsed(text: str) -> Line | None:
-    """An answered row. None: the text is none."""
+    """An answered row, with fields that every reader of results takes. None: the text is none."""
     try:
-        line = json.loads(text)
+        line = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
-    if (
-        not isinstance(line, dict)
-        or type(line.get("id")) is not int
-        or not isinstance(line.get("predicted_answer"), str)
-    ):
+    if not isinstance(line, dict) or type(line.get("id")) is not int:
         return None
-    return line
+    adapters, weights = line.get("adapters", []), line.get("weights", [])
+    if not isinstance(adapters, list) or not isinstance(weights, list) or len(adapters) != len(weights):
+        return None
+    are_fit = all(isinstance(name, str) for name in adapters) and all(type(share) in (int, float) for share in weights)
+    return line if are_fit and isinstance(line.get("predicted_answer"), str) else None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _plain(value: Any) -> Any:
+    """A field of a row as it is compared: lists for tuples, Unicode form NFC, and one kind of line end."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n"))
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

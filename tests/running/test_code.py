@@ -308,7 +308,9 @@ def test_the_two_options_exclude_each_other(capsys: pytest.CaptureFixture[str]) 
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_what_other_code_learned_is_learned_anew(tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_code_learned_is_learned_anew(
+    tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"lorahub": {"adapters": 2, "samples": 1, "steps": 1}}
     small = tiny.model_copy(update={"options": options})
     evaluate(small, ["lorahub"], tmp_path, 1, QUIET)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +145,24 @@ def test_a_finished_file_that_was_edited_is_mended(tmp_path: Path, before: str, 
     edited.finish([0, 1], {"finished": True})
     assert edited.path.read_bytes() == whole
     assert RunFile(tmp_path, "fusion", CONFIGURATION).is_finished([0, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": [float("nan")]}, {"weights": None}, {"adapters": [3], "weights": [1]}, {"adapters": ["a"]}],
+)
+def test_a_line_that_no_table_could_read_is_no_answer(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = finished_run(tmp_path, line(0), {**line(1), **change})
+    assert run.missing([0, 1]) == [1]
+    assert not run.is_finished([0, 1])
+
+
+def test_a_line_that_answers_another_row_is_no_answer(tmp_path: Path) -> None:
+    rows = {0: {"id": 0, "inputs": "caf\u00e9\n"}, 1: {"id": 1, "inputs": "tea"}}
+    run = finished_run(tmp_path, {**line(0), "inputs": "cafe\u0301\r\n"}, {**line(1), "inputs": "coffee"})
+    run.check_rows(rows)
+    assert run.missing([0, 1]) == [1]
+    assert not run.is_finished([0])
 
 
 def test_half_a_surrogate_pair_in_a_row_is_written_and_read_again(tmp_path: Path) -> None:
