@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and types of arguments that are checked."""
+"""Arguments that several commands share, and checked types of arguments."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ DEFAULT_PROFILE = "tiny"
 
 
 def add_profile(parser: argparse.ArgumentParser, help: str = "a bundled profile's name, or a YAML file") -> None:
-    """The profile of a command."""
+    """Add the argument for the profile."""
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"{help} (default: {DEFAULT_PROFILE})")
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
-    """How texts are encoded."""
+    """Add the arguments that say how texts are encoded."""
     parser.add_argument("--layout", choices=["auto", "sentence-transformers", "instructor"], default="auto")
     parser.add_argument("--instruction", default="", help="text before every input")
-    parser.add_argument("--no-cache", action="store_true", help="encode all texts, and keep no embeddings on disk")
+    parser.add_argument("--no-cache", action="store_true", help="encode all texts and keep no embeddings on disk")
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """The results folder that a command reads."""
+    """Add the argument for the results folder that a command reads."""
     parser.add_argument("results", type=Path, nargs="?", default=Path("results") / DEFAULT_PROFILE, metavar="DIR")
 
 
 def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> None:
-    """How answers are read and scored."""
+    """Add the arguments that say how answers are read and scored."""
     parser.add_argument("--scoring", choices=scorings, default=scorings[0])
     parser.add_argument("--stemming", action="store_true", help="stem words in standard ROUGE")
     parser.add_argument("--kinds", type=Path, metavar="FILE", help="YAML: which tasks are `qa`, which `choice`")
@@ -42,7 +42,7 @@ def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> Non
         metavar="FOLDER",
         help="a folder whose own metrics may run where rows name them; repeat for several",
     )
-    parser.add_argument("--without-leaks", action="store_true", help="leave out rows whose input stands in the pool")
+    parser.add_argument("--without-leaks", action="store_true", help="leave out rows whose inputs are in the pool")
     parser.add_argument("--pool", type=Path, help="the pool file, for --without-leaks (default: the run's)")
 
 

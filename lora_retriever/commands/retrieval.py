@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out-templates",
         action="store_true",
-        help="also rank every row without its own adapter's samples of the row's template",
+        help="also rank each row without those samples of its own adapter that have the row's template",
     )
     parser.add_argument("--templates", action="store_true", help="add the templates that were found")
     parser.add_argument("--format", choices=["table", "markdown", "latex", "csv"], default="table")
@@ -62,7 +62,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for scorer in args.scorer:
         check_scorer(scorer)
         if needs_texts(scorer) and not args.pool:
-            raise UserError(f"scorer {scorer} reads texts, not embeddings alone: name --pool and --inputs as well")
+            raise UserError(
+                f"scorer {scorer} reads texts, and files of embeddings have none: name --pool and --inputs as well"
+            )
     known = _retrieval_data(args, console)
     first = next(iter(known.values()))
     templates = templates_of(first)
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, RetrievalData]:
-    """What `retrieval` is to evaluate, by the encoders' names and the files of embeddings."""
+    """The data to evaluate, by the name of the encoder or of the file of embeddings."""
     from lora_retriever.analysis.retrieval.precomputed import read_embeddings, with_texts
     from lora_retriever.analysis.retrieval.rankings import encode_data
     from lora_retriever.data.rows import read_pool, read_rows
@@ -107,5 +109,7 @@ def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, Ret
     first = next(iter(known.values()))
     for name, data in known.items():
         if (data.names, data.tasks) != (first.names, first.tasks):
-            raise UserError(f"{name}: its adapters and rows are others than those of {next(iter(known))}")
+            raise UserError(
+                f"{name}: its adapters and rows differ from those of {next(iter(known))}; evaluate them apart"
+            )
     return known

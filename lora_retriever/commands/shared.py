@@ -1,4 +1,4 @@
-"""What several commands do alike: read runs, score them, load an encoder, write files."""
+"""What several commands do in the same way: read runs, score runs, load an encoder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> Content:
+    """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
     from lora_retriever.analysis.comparison import compare
     from lora_retriever.analysis.summary import summarize
     from lora_retriever.report import make_content
@@ -34,7 +35,7 @@ def report_content(args: argparse.Namespace, console: Console, index: AdapterInd
 
 
 def scorings(args: argparse.Namespace) -> list[Scoring]:
-    """The scorings asked for."""
+    """The scorings that the arguments name."""
     from lora_retriever.metrics import KINDS, SCORINGS, Scoring, read_kinds
 
     kinds = read_kinds(KINDS) | (read_kinds(args.kinds) if args.kinds else {})
@@ -50,7 +51,7 @@ def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
 
 
 def read_runs_of(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
-    """The runs of the results folder, without leaked rows if those are not wanted, and notes on what was left out."""
+    """The runs of the results folder, and notes on what was left out: leaked rows, if the arguments say so."""
     from lora_retriever.analysis.audit import leaked_ids
     from lora_retriever.analysis.runs import id_ranges, pool_file
     from lora_retriever.data.rows import read_pool
@@ -59,22 +60,23 @@ def read_runs_of(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
     if not args.without_leaks:
         return runs, notes
     if not any(row.inputs for run in runs for row in run.rows.values()):
-        raise UserError(f"{args.results}: its rows have no inputs, so none can be looked up in the pool")
+        raise UserError(f"{args.results}: its rows have no inputs, so no row can be looked up in the pool")
     path = args.pool or pool_file(runs)
     pool = read_pool(path)
     leaked = set().union(*(leaked_ids(run.rows.values(), pool) for run in runs))
     for run in runs:
         if leaked >= run.rows.keys():
-            raise UserError(f"{run.name}: every row's input stands in the pool {path}: without leaks nothing is left")
+            raise UserError(f"{run.name}: the inputs of all rows are in the pool {path}; without leaks no row is left")
     if leaked:
-        rows = f"{len(leaked)} rows whose input stands verbatim in the pool {path.name}"
+        rows = f"{len(leaked)} rows whose inputs are in the pool {path.name}"
         notes.append(f"Without {rows}: {id_ranges(leaked)}.")
     else:
-        notes.append(f"No row's input stands in the pool {path.name}: nothing was left out.")
+        notes.append(f"No row's inputs are in the pool {path.name}: no row was left out.")
     return [run.without(leaked) for run in runs], notes
 
 
 def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
+    """The encoder of a folder or a Hub id, behind the cache of embeddings unless the arguments say `--no-cache`."""
     from lora_retriever.hub import ENCODER_WANTED, folder_or_id
     from lora_retriever.retrieval.embedding_cache import cached
     from lora_retriever.retrieval.encoders import load_encoder
@@ -85,7 +87,7 @@ def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
 
 
 def quieten_transformers() -> None:
-    """Its progress bars and advice would stand between ours."""
+    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -93,6 +95,11 @@ def quieten_transformers() -> None:
 
 
 def check_scorer(name: str) -> None:
+    """Check that a scorer of this name exists.
+
+    Raises:
+        UserError: the scorer is unknown.
+    """
     from lora_retriever.retrieval.scorers import SCORERS
 
     if name not in SCORERS:

@@ -28,11 +28,24 @@ MAX_DIGITS = 300
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 )
+_TOO_MANY_LEVELS = f"more than {MAX_LEVELS} levels of lists and mappings in one another"
 _INFINITE = (math.inf, -math.inf)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own loader, which takes dates, and the sign `=`, as texts."""
+    """YAML's own loader, which takes dates and the sign `=` as texts, and stops at too many levels."""
+
+    level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.level == MAX_LEVELS:
+            line = self.peek_event().start_mark.line + 1
+            raise ValueError(f"line {line}: {_TOO_MANY_LEVELS}")
+        self.level += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.level -= 1
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -63,8 +76,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         _check_values(content, "")
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not readable as YAML: {_one_line(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: not readable as YAML: too many levels of lists and mappings") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     finally:
@@ -91,7 +102,7 @@ def _check(root: yaml.Node) -> None:
                 "write less"
             )
         if level > MAX_LEVELS:
-            raise ValueError(f"{where}: more than {MAX_LEVELS} levels of lists and mappings in one another")
+            raise ValueError(f"{where}: {_TOO_MANY_LEVELS}")
         if node.tag not in _TAGS:
             raise ValueError(
                 f"{where}: tag {node.tag!r}: only texts, numbers, truth values, lists and mappings are read"

@@ -1,7 +1,8 @@
-"""Profiles: everything that decides a run, in one validated YAML file.
+"""Profiles: everything that decides the answers of a run, in one validated YAML file.
 
-A *location* in a profile that begins with `.`, `/` or `~` is a folder or a file; a relative one starts at the profile's
-own folder. Any other location is a Hub id. `{adapter}` in the location of the adapters stands for an adapter's name.
+A *location* in a profile that begins with `.`, `/` or `~` is a folder or a file. A relative location starts at the
+profile's own folder. Any other location is a Hub id. `{adapter}` in the location of the adapters stands for an
+adapter's name.
 """
 
 from __future__ import annotations

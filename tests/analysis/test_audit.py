@@ -92,6 +92,32 @@ def test_a_task_that_asks_the_same_with_different_targets_is_found() -> None:
     assert (again.task, again.ids, again.targets) == ("drop", (2, 3), ("Whence?", "Whither?"))
 
 
+def test_several_targets_are_compared_and_shown_together() -> None:
+    several = [
+        Row(**{**ROWS[0].model_dump(), "id": id, "targets": targets})
+        for id, targets in enumerate(
+            [("Italy", "Italia"), ("Italy ", "Italia"), ("Italia", "Italy"), (" ", "."), (" ", "x")]
+        )
+    ]
+    findings = audit(several, POOL)
+    assert [again.ids for again in findings.duplicates] == [(0, 1)]
+    (again,) = findings.several_targets
+    assert again.targets == ("Italy | Italia", "Italia | Italy", "  | .", "  | x")
+    assert [(target.id, target.kind) for target in findings.empty_targets] == [(3, "dots")]
+
+
+def test_letters_of_two_unicode_forms_are_the_same_text() -> None:
+    composed, decomposed = row(0, "squad", "caf\u00e9", "1"), row(1, "squad", "cafe\u0301", "1")
+    assert [again.ids for again in audit([composed, decomposed], POOL).duplicates] == [(0, 1)]
+    assert leaked_ids([composed], [entry("squad", ("cafe\u0301", "1"))]) == {0}
+
+
+def test_names_that_look_alike_are_found() -> None:
+    findings = audit([row(0, "Squad", "a", "b"), *ROWS], POOL)
+    assert findings.alike_names == [["Squad", "squad"]]
+    assert "    'Squad' and 'squad'" in to_text(findings).splitlines()
+
+
 def test_targets_without_a_word_are_found() -> None:
     empty = [(target.id, target.metric, target.kind) for target in found().empty_targets]
     assert empty == [(7, "rouge", "blank"), (8, "rouge", "dots"), (9, "em", "blank")]
@@ -108,7 +134,7 @@ def test_tasks_and_adapters_that_do_not_meet_are_found() -> None:
 def test_the_page_counts_every_kind_and_names_its_rows() -> None:
     page = to_text(found())
     counts = [line.split(maxsplit=1) for line in page.split("\n\n")[1].splitlines()]
-    assert [int(count) for count, _ in counts[:-1]] == [5, 2, 3, 1, 2, 3, 1, 1, 1]
+    assert [int(count) for count, _ in counts[:-1]] == [5, 2, 3, 1, 2, 3, 1, 1, 1, 0]
     assert counts[-1] == ["–", "prompts were not measured: name a --tokenizer"]
     for line in [
         "  different inputs: 3; in samples of the row's own adapter: 4; with the same target: 1",
@@ -190,6 +216,17 @@ def test_the_command_prints_the_page_and_writes_all_of_it_as_json(
     }
     assert written["prompts"] is None
     assert written["tasks_without_adapter"] == {"piqa": [9, 10]}
+
+
+def test_the_command_says_which_fields_are_not_used(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row.model_dump(), "source": "web", "split": "test"} for row in ROWS]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main(["audit", *files]) == 0
+    captured = capsys.readouterr()
+    assert "rows.json: fields of rows that are not used: source, split" in captured.err.replace("\n", " ")
+    assert captured.out == to_text(found())
 
 
 def test_the_command_measures_prompts_by_a_tokenizer(files: list[str], tmp_path: Path) -> None:

@@ -355,4 +355,4 @@ def test_files_of_other_rows_are_not_set_side_by_side(
     other = saved(tmp_path / "other.npz")
     files = ["--embeddings", str(tiny_embeddings), "--embeddings", str(other)]
     assert main(["retrieval", *files, "--scorer", "cosine"]) == 2
-    assert f"{other}: its adapters and rows are others than those of {tiny_embeddings}" in capsys.readouterr().err
+    assert f"{other}: its adapters and rows differ from those of {tiny_embeddings}" in capsys.readouterr().err

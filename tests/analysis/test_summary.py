@@ -184,7 +184,7 @@ def test_rows_that_stand_in_the_pool_can_be_left_out(results: Path, capsys: pyte
     assert main([*command, "--pool", str(pool), "--format", "json"]) == 0
     written = json.loads(capsys.readouterr().out)
     assert written["runs"]["mixture"]["tasks"]["qa1"] == {"domain": "reading comp", "n": 1, "em": 0.0}
-    assert written["left_out"] == ["Without 1 rows whose input stands verbatim in the pool pool.jsonl: 1."]
+    assert written["left_out"] == ["Without 1 rows whose inputs are in the pool pool.jsonl: 1."]
     assert main(command) == 2
     assert "do not say which pool they were made with; name it with --pool" in capsys.readouterr().err
     meta = {"files": {"pool": str(pool)}, "configuration": {}}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_retriever.data.rows import read_pool, read_rows
+from lora_retriever.data.rows import Row, joined, read_pool, read_rows
 from lora_retriever.errors import UserError
 
 ROW = {"inputs": "is this good ?", "targets": "yes", "task": "mood", "domain": "sentiment", "metric": "em"}
@@ -43,7 +43,25 @@ def test_a_limit_keeps_the_first_rows_of_every_task_under_their_old_ids(tmp_path
         (json.dumps([ROW, 5]), "row 2: expected an object, found int"),
         (json.dumps([ROW, {k: v for k, v in ROW.items() if k != "task"}]), "row 2: field 'task': is missing"),
         (json.dumps([{**ROW, "inputs": ""}]), "row 1: field 'inputs'"),
-        (json.dumps([{**ROW, "targets": 3}]), "row 1: field 'targets'"),
+        (json.dumps([{**ROW, "inputs": " \n"}]), "row 1: field 'inputs': is blank"),
+        (json.dumps([{**ROW, "task": "\t"}]), "row 1: field 'task': is blank"),
+        (
+            json.dumps([{**ROW, "targets": None}]),
+            "row 1: field 'targets': expected a text, a number, or a list of them",
+        ),
+        (
+            json.dumps([{**ROW, "targets": True}]),
+            "row 1: field 'targets': expected a text, a number, or a list of them",
+        ),
+        (json.dumps([{**ROW, "targets": {}}]), "row 1: field 'targets': expected a text, a number, or a list of them"),
+        (json.dumps([{**ROW, "targets": []}]), "row 1: field 'targets': is an empty list; write one text or several"),
+        (json.dumps([{**ROW, "targets": ["a", ["b"]]}]), "row 1: field 'targets': target 2 of 2: expected a text"),
+        (
+            json.dumps([{**ROW, "targets": ["a", "\ud83d"]}]),
+            "row 1: field 'targets': target 2 of 2: has half of a surr",
+        ),
+        (json.dumps([ROW, {**ROW, "inputs": "x" * 10_000_000}]), "row 2: field 'inputs': has 10,000,000 characters"),
+        (json.dumps([ROW, {**ROW, "targets": "x" * 10_000_000}]), "row 2: field 'targets': has 10,000,000 characters"),
         (json.dumps([ROW, {**ROW, "metric": "f2"}]), "row 2: unknown metric 'f2' (known: em, bleu, rouge)"),
     ],
 )
@@ -53,6 +71,89 @@ def test_bad_rows_are_refused_by_file_and_row(tmp_path: Path, text: str, message
         read_rows(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["inputs", "targets", "task", "domain", "metric"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cut \ud83d", r"has half of a surrogate pair, \ud83d, at character 5: an emoji or a rare letter was cut"),
+        ("\udc00", r"has half of a surrogate pair, \udc00, at character 1"),
+        ("a\0b", "has a NUL character, at character 2; remove it"),
+    ],
+)
+def test_a_text_that_no_program_takes_is_refused_in_every_field(
+    tmp_path: Path, field: str, text: str, message: str
+) -> None:
+    path = write(tmp_path / "rows.json", json.dumps([ROW, {**ROW, field: text}]))
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    assert str(error.value).startswith(f"{path}: row 2: field '{field}': {message}")
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("model_name", {"model_name": "\ud83d"}),
+        ("domain", {"domain": "\ud83d"}),
+        ("sample.1.inputs", {"sample": [{"inputs": "a", "targets": "b"}, {"inputs": "\ud83d", "targets": "b"}]}),
+        ("sample.0.targets", {"sample": [{"inputs": "a", "targets": "\ud83d"}]}),
+    ],
+)
+def test_a_pool_with_half_of_a_surrogate_pair_is_refused_in_every_field(
+    tmp_path: Path, field: str, change: dict[str, object]
+) -> None:
+    path = write(tmp_path / "pool.json", json.dumps([{**ENTRY, **change}]))
+    with pytest.raises(UserError) as error:
+        read_pool(path)
+    assert str(error.value).startswith(f"{path}: row 1: field '{field}': has half of a surrogate pair")
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("3", "3"),
+        ("0.50", "0.50"),
+        ("1e3", "1e3"),
+        ('""', ""),
+        ('["yes", "yeah"]', ("yes", "yeah")),
+        ('["yes"]', ("yes",)),
+        ('["four", 4, 4.0]', ("four", "4", "4.0")),
+    ],
+)
+def test_targets_are_a_text_a_number_or_several_of_them(
+    tmp_path: Path, targets: str, expected: str | tuple[str, ...]
+) -> None:
+    text = json.dumps(ROW).replace('"yes"', targets)
+    (row,) = read_rows(write(tmp_path / "rows.json", text))
+    assert row.targets == expected
+    assert row.target == (expected if isinstance(expected, str) else expected[0])
+    assert Row(**json.loads(json.dumps(row.model_dump()))) == row
+
+
+def test_names_of_one_unicode_form_are_one_name(tmp_path: Path) -> None:
+    names = {"task": "citta\u0300", "domain": "e\u0301", "metric": "./e\u0301.py"}
+    (row,) = read_rows(write(tmp_path / "rows.json", json.dumps({**ROW, **names, "inputs": "e\u0301"})))
+    assert (row.task, row.domain, row.metric) == ("citt\u00e0", "\u00e9", "./\u00e9.py")
+    assert row.inputs == "e\u0301"  # the text of a prompt is the user's
+    (entry,) = read_pool(write(tmp_path / "pool.json", json.dumps({**ENTRY, "model_name": "citta\u0300"})))
+    assert entry.model_name == row.task
+
+
+def test_fields_that_are_not_used_are_named_once(tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = write(
+        tmp_path / "rows.json", json.dumps([{**ROW, "source": 1, "id": 7}, {**ROW, "source": 2, "target": ""}])
+    )
+    assert [row.id for row in read_rows(path, notes=notes)] == [0, 1]
+    assert notes == [f"{path}: fields of rows that are not used: source, target"]
+    read_rows(write(path, json.dumps([ROW])), notes=notes)
+    assert len(notes) == 1
+
+
+def test_several_targets_are_shown_as_one_text() -> None:
+    assert joined("yes") == "yes"
+    assert joined(("yes", "yeah")) == "yes | yeah"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
