@@ -2,9 +2,9 @@
 
     python scripts/train_loras.py --base meta-llama/Llama-2-7b-hf --pool data/official/pool.json --out adapters
 
-Resumable task by task: an adapter whose folder is there is left alone, and a folder appears only when its adapter is
-whole. Every adapter has a `training.json` beside it that says how it was made; one made with other options stops the
-run.
+The script resumes task by task. An adapter's folder appears only when the adapter is complete, and an adapter whose
+folder exists is not trained again. The `training.json` in each folder records the options. If an existing adapter was
+trained with other options, the script stops.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+from transformers import logging
 
 from lora_retriever.data.rows import read_pool
 from lora_retriever.errors import UserError
-from lora_retriever.generation.prompt import TEMPLATES
+from lora_retriever.generation.loading import load_base, load_tokenizer
+from lora_retriever.generation.prompt import TEMPLATES, check_template
+from lora_retriever.hub import fetch
 from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
 
 
@@ -62,7 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train_pool(args: argparse.Namespace) -> None:
-    """Train what is not there yet."""
+    """Train the adapters of the pool that do not exist yet."""
+    try:
+        template = TEMPLATES.get(args.template) or check_template(args.template)
+    except ValueError as error:
+        raise UserError(f"--template: {error}") from error
     options = TrainingOptions(
         rank=args.rank,
         alpha=args.alpha,
@@ -73,7 +79,7 @@ def train_pool(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         max_tokens=args.max_tokens,
         max_answer_tokens=args.max_answer_tokens,
-        template=TEMPLATES.get(args.template, args.template),
+        template=template,
         seed=args.seed,
     )
     pool = {entry.model_name: entry for entry in read_pool(args.pool)}
@@ -82,17 +88,16 @@ def train_pool(args: argparse.Namespace) -> None:
     if unknown:
         raise UserError(f"--only: {args.pool} has no entry {', '.join(unknown)}")
     missing = [name for name in names if not is_trained(args.out / name, options)]
-    print(f"{len(names) - len(missing)} of {len(names)} adapters are there, {len(missing)} to train")
+    print(f"{len(names) - len(missing)} of {len(names)} adapters exist, {len(missing)} to train")
     if not missing:
         return
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between transformers and PEFT
-    tokenizer = AutoTokenizer.from_pretrained(args.base, revision=args.revision)
-    base = AutoModelForCausalLM.from_pretrained(
-        args.base, revision=args.revision, dtype=getattr(torch, args.dtype), device_map=args.device
-    )
+    folder = Path(args.base) if Path(args.base).is_dir() else fetch(args.base, args.revision)
+    tokenizer = load_tokenizer(folder)
+    base = load_base(folder, getattr(torch, args.dtype), args.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("adapters", total=len(missing))
@@ -109,17 +114,20 @@ def train_pool(args: argparse.Namespace) -> None:
 
 
 def is_trained(folder: Path, options: TrainingOptions) -> bool:
-    """Whether the adapter is there, made with these very options.
+    """Whether the adapter exists and was trained with these options.
 
     Raises:
-        UserError: it was made with others.
+        UserError: the adapter was trained with other options, or its record cannot be read.
     """
     if not folder.exists():
         return False
     path = folder / RECORD_FILE
     if not path.exists():
-        raise UserError(f"{folder} is there but was not made by this script; move it away or choose another --out")
-    made_with: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["options"]
+        raise UserError(f"{folder} exists and was not made by this script; move the folder, or choose another --out")
+    try:
+        made_with: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: is no record of a training; delete the folder {folder} to train anew") from error
     wanted = options.model_dump(mode="json")
     differing = [
         f"{key} {made_with.get(key)} (now {value})" for key, value in wanted.items() if made_with.get(key) != value
@@ -130,7 +138,7 @@ def is_trained(folder: Path, options: TrainingOptions) -> bool:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """One line on one adapter's training."""
+    """One line about the training of one adapter."""
     losses = " → ".join(f"{loss:.3f}" for loss in (record["losses"][0], record["losses"][-1]))
     validation = " ".join(f"{loss:.3f}" for loss in record["validation_losses"])
     heldout = f", validation {validation}" if validation else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -41,10 +42,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
             weights[location] = float(weight)
         except ValueError as error:
             raise UserError(f"--adapter {text}: expected LOCATION=WEIGHT, for example adapters/dart=0.5") from error
+        if not math.isfinite(weights[location]):
+            raise UserError(f"--adapter {text}: the weight must be a finite number")
     base = folder_or_id(args.base)
     quieten_transformers()
     with console.status("loading"):
-        model = load_composable(base, {location: location for location in weights}, torch.float32, "cpu")
+        adapters = {location: location for location in weights}
+        model = load_composable(base, adapters, torch.float32, "cpu", encoder_decoder=True)
     try:
         names, values = list(weights), list(weights.values())
         with writing(args.out):

@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--base", required=True, help="base model: a folder or a Hub id")
     parser.add_argument("--adapter", action="append", default=[], metavar="LOCATION", help="repeat for each adapter")
-    parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="take every folder in FOLDER as an adapter")
+    parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="take every adapter folder in FOLDER")
     parser.add_argument(
         "--examples", type=Path, required=True, metavar="FILE", help="the task's examples: inputs and targets"
     )
     parser.add_argument("--count", type=count, default=20, help="number of adapters that are drawn (default: 20)")
-    parser.add_argument("--steps", type=count, default=40, help="number of weightings tried (default: 40)")
-    parser.add_argument("--l1", type=penalty, default=0.05, help="penalty on the weights' mean size (default: 0.05)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--steps", type=count, default=40, help="number of weight vectors tried (default: 40)")
+    parser.add_argument("--l1", type=penalty, default=0.05, help="penalty on the mean absolute weight (default: 0.05)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the draw (default: 0)")
     parser.add_argument("--template", default="alpaca", help="a template's name, or a text with {inputs} in it")
     parser.add_argument("--batch-size", type=count, default=8, help="examples in a batch (default: 8)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -39,13 +39,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.data.rows import read_samples
+    from lora_retriever.escaping import for_rich
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.prompt import TEMPLATES
     from lora_retriever.generation.settings import GenerationSection
     from lora_retriever.hub import folder_or_id
     from lora_retriever.methods.parts.lorahub_weights import (
-        adapter_locations,
+        ADAPTER_CONFIG,
+        adapter_folders,
         draw_adapters,
         learn_checkpoint,
         weights_table,
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.tables import terminal
 
     if args.out.exists():
-        raise UserError(f"--out {args.out}: it is there already; name a new folder")
+        raise UserError(f"--out {args.out}: exists already; name a new folder")
     if "{inputs}" not in args.template and args.template not in TEMPLATES:
         raise UserError(
             f"unknown template {args.template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
@@ -64,7 +66,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     samples = read_samples(args.examples)
     with writing(args.out):  # found now, and not when all is learned
         args.out.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw_adapters(adapter_locations(args.adapter, args.adapters), args.count, args.seed)
+    locations, passed_over = adapter_folders(args.adapter, args.adapters)
+    if passed_over:
+        names = ", ".join(path.name for path in passed_over)
+        console.print(for_rich(f"--adapters {args.adapters}: passed over, no {ADAPTER_CONFIG}: {names}"))
+    drawn = draw_adapters(locations, args.count, args.seed)
     settings = GenerationSection(template=args.template, batch_size=args.batch_size)
     base = folder_or_id(args.base)
     quieten_transformers()

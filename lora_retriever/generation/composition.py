@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,25 +43,38 @@ class Composition:
     retrieved: Retrieved | None = None
 
     def __post_init__(self) -> None:
-        """Check the weights and the scores.
+        """Check the weights and the scores, and make each of them a `float`.
 
         Raises:
-            ValueError: a weight is not a finite number, or an adapter has a score but no weight.
+            ValueError: weights or scores are no mapping from names to finite numbers, or an adapter has a score but no
+                weight.
         """
-        if not all(map(math.isfinite, self.weights.values())):
-            raise ValueError(f"not all weights are finite numbers: {dict(self.weights)}")
+        object.__setattr__(self, "weights", _numbers("weight", self.weights))
+        object.__setattr__(self, "scores", _numbers("score", self.scores))
         if strange := [name for name in self.scores if name not in self.weights]:
             raise ValueError(f"adapter {strange[0]!r} has a retrieval score but no weight")
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> Composition:
         """The composition of adapters that were not retrieved, by their weights. Adapters of weight 0 are left out."""
-        return cls({name: float(weight) for name, weight in weights.items() if weight})
+        return cls({name: weight for name, weight in _numbers("weight", weights).items() if weight})
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters."""
         return tuple(self.weights)
+
+
+def _numbers(kind: str, given: object) -> dict[str, float]:
+    """Weights or scores as a dictionary of floats. Raises `ValueError` for anything else."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{kind}s must be a mapping from adapters' names to numbers, and not {given!r:.80}")
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a {kind} belongs to {name!r:.80}, which is no adapter's name")
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"the {kind} of adapter {name!r:.80} is {value!r:.80}, which is no finite number")
+    return {name: float(value) for name, value in given.items()}
 
 
 def adapters_of(compositions: Sequence[Composition]) -> list[str]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.prompt import encode_prompt
 from lora_retriever.generation.tokenizing import text_tokens
 from peft_composition import ComposableModel
@@ -33,7 +34,8 @@ def encode_example(
 ) -> dict[str, list[int]]:
     """Token ids of prompt, answer and EOS token, and their labels. The labels of the prompt are `IGNORED`.
 
-    The prompt is cut as at evaluation. An answer of more than `max_answer_tokens` loses its end and its EOS token.
+    Prompt and answer have the tokens that evaluation uses: `prompt_tokens` and `text_tokens` make them. The prompt is
+    cut as at evaluation. An answer of more than `max_answer_tokens` loses its end and its EOS token.
 
     Args:
         template: a text with `{inputs}` in it.
@@ -51,8 +53,24 @@ def encode_example(
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
+def check_examples(examples: Sequence[dict[str, list[int]]], samples: Sequence[Sample], vocabulary: int) -> None:
+    """Check that a base of `vocabulary` tokens has all tokens of the examples.
+
+    Args:
+        samples: the samples of which the examples were made, in their order.
+
+    Raises:
+        UserError: the base lacks a token; the message shows the sample.
+    """
+    for example, sample in zip(examples, samples, strict=True):
+        try:
+            check_tokens(example["input_ids"], vocabulary)
+        except UserError as error:
+            raise UserError(f"example {sample.inputs[:40]!r}: {error}") from error
+
+
 class LeftPadding:
-    """Pads examples on the left, so that all answers end together and logits are needed for the last positions only.
+    """Pads examples on the left. All answers then end together, and only the last positions need logits.
 
     With a large vocabulary (Gemma 3 270M: 256k tokens), logits are the most expensive part of a small model's step.
     """

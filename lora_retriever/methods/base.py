@@ -22,10 +22,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path
+from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.context import Context, Declaration, Reads, Settings
 
 if TYPE_CHECKING:
-    from lora_retriever.generation.composition import Composition
     from peft_composition import Composer, Gate
 
 PACKAGES = ("lora_retriever", "peft_composition")
@@ -116,6 +116,42 @@ class Method:
         parts: dict[str, Any] = {"router": self.router, "mode": self.mode, "gate": self.gate}
         drawing = {name: part for name, part in parts.items() if hasattr(part, "seed")}
         return replace(self, **{name: replace(part, seed=part.seed + seed) for name, part in drawing.items()})
+
+    def compositions(self, context: Context) -> list[Composition]:
+        """The composition of each row of a context, as the method's router gives them.
+
+        Raises:
+            UserError: the router gives something else or a masked adapter, or the method does not declare that it
+                reads adapters.
+        """
+        found: Any = self.router.route(context)
+        if not isinstance(found, list | tuple):
+            raise UserError(f"method {self.name}: its router gave {type(found).__name__}, and not a list of Composition")
+        rows = context.rows
+        if len(found) != len(rows):
+            raise UserError(f"method {self.name}: its router gave {len(found)} compositions for {len(rows)} rows")
+        for row, composition in zip(rows, found, strict=True):
+            where = f"method {self.name}: row {row.id}"
+            if not isinstance(composition, Composition):
+                raise UserError(f"{where}: its router gave {type(composition).__name__}, and not a Composition")
+            if composition.weights and "adapters" not in self.reads:
+                raise UserError(f"method {self.name}: it gives rows adapters, so its `reads` must name 'adapters'")
+            if self.masked and composition.weights.get(row.task):
+                raise UserError(f"{where} was given {row.task}, its own adapter, though masked")
+        return list(found)
+
+    def fitted_gate(self, context: Context) -> Gate | None:
+        """The method's gate, learned now if necessary. None: the method has no gate.
+
+        Raises:
+            UserError: the gate cannot be learned, or learning it gives no gate.
+        """
+        gate: Any = self.gate.fit(context) if isinstance(self.gate, LearnedGate) else self.gate
+        if gate is not None or isinstance(self.gate, LearnedGate):
+            for part in ("prepare", "weights"):
+                if not callable(getattr(gate, part, None)):
+                    raise UserError(f"method {self.name}: its gate is {type(gate).__name__}, which has no `{part}`")
+        return gate
 
     def describe(self) -> dict[str, Any]:
         """The method as a run's record keeps it, with all options.

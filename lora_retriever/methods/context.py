@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +39,8 @@ Reads = Literal["adapters", "pool", "encoder", "model"]
 """Parts of an experiment that may decide a method's answers, beside the base model."""
 Settings = Literal["k", "scorer", "temperature"]
 """Settings of a profile that a method may use. Every method may use the seed."""
+Uses = Literal["rows", "encoder", "masked", "k", "scorer", "temperature"]
+"""What may decide the content of a learned folder, beside what always decides it (see `Context.learned`)."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,12 @@ class Context:
         self._resources = resources
         self._profile = profile
         self._declared = declared
+        self._learning: tuple[str, frozenset[str]] | None = None  # the name and the uses of what is learned just now
 
     @property
     def rows(self) -> list[Row]:
         """The benchmark's rows. Routers read their inputs; the oracle reads their tasks."""
+        self._check_use("rows")
         return self._resources.benchmark.rows
 
     @property
@@ -166,11 +170,13 @@ class Context:
     @property
     def seed(self) -> int:
         """The seed of whatever a method draws. Every run's record keeps the seed."""
+        self._check_use("seed")
         return self._profile.seed
 
     @property
     def masked(self) -> bool:
         """Whether each row's own adapter is masked (out-of-domain)."""
+        self._check_use("masked")
         return self._declared.masked
 
     @property
@@ -181,6 +187,7 @@ class Context:
     @property
     def available(self) -> int:
         """How many adapters each row can choose from."""
+        self._check_reads("adapters")
         return len(self._resources.benchmark.pool) - self.masked
 
     @property
@@ -223,6 +230,7 @@ class Context:
         learn: Callable[[Path], dict[str, Any]],
         *,
         seeded: bool = True,
+        uses: Collection[Uses] = (),
     ) -> Path:
         """The folder of what a method has learned. It is learned now if the folder is not there or not finished.
 
@@ -233,13 +241,19 @@ class Context:
         Args:
             learn: is given a folder to write its files to, and returns how they were made, for the record. After an
                 interruption it is given the same folder, with the files that it wrote.
-            seeded: whether the seed counts. Where nothing is drawn, all seeds share a folder.
+            seeded: whether `learn` reads the seed. If not, all seeds share a folder.
+            uses: what else `learn` reads of this context. The folder's name depends on it, too.
+
+        Raises:
+            UserError: `learn` reads something that `uses` does not name: later runs would use the folder although
+                that has changed.
         """
         benchmark, generation = self._resources.benchmark, self._profile.generation
         conditions = {
             "name": name,
             "options": dict(depends_on),
             **({"seed": self.seed} if seeded else {}),
+            **{use: self._value_of(use) for use in sorted(uses)},
             **{part: benchmark.hashes[part] for part in ("base", "adapters", "pool")},
             "template": generation.template_text,
             "max_prompt_tokens": generation.max_prompt_tokens,
@@ -253,15 +267,42 @@ class Context:
         record = folder / RECORD_FILE
         if not record.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(record, {"conditions": conditions, **learn(folder)})
+            self._learning = name, frozenset([*uses, *(["seed"] if seeded else [])])
+            try:
+                made = learn(folder)
+            finally:
+                self._learning = None
+            write_json(record, {"conditions": conditions, **made})
         self._resources.learned[folder.name] = hash_path(folder)
         return folder
 
+    def _value_of(self, use: Uses) -> Any:
+        """What a learned folder's name keeps of something that its content depends on."""
+        hashes, encoder = self._resources.benchmark.hashes, self._profile.encoder
+        if use == "rows":
+            return [hashes["rows"], self._resources.benchmark.limit]
+        if use == "encoder":
+            self._check_reads("encoder")
+            return [hashes["encoder"], encoder.layout, encoder.instruction]
+        return getattr(self, use)
+
+    def _check_use(self, use: str) -> None:
+        if self._learning is not None and use not in self._learning[1]:
+            name = self._learning[0]
+            argument = "seeded=True" if use == "seed" else f"uses={{{use!r}}}"
+            raise UserError(
+                f"method {self._declared.name}: what it learns as {name!r} depends on {use!r} without saying so, so a "
+                f"change of it would go unnoticed: pass {argument} to context.learned"
+            )
+
     def _check_reads(self, part: Reads) -> None:
+        if part == "encoder":
+            self._check_use("encoder")
         if part not in self._declared.reads:
             raise self._undeclared(f"the {part}", "reads", part)
 
     def _check_setting(self, setting: Settings) -> None:
+        self._check_use(setting)
         if setting not in self._declared.settings:
             raise self._undeclared(f"the setting {setting}", "settings", setting)
 

@@ -15,7 +15,7 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import safe_name
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.prompt import Prompt
-from lora_retriever.methods import LearnedGate, Method
+from lora_retriever.methods import Method
 from lora_retriever.methods.context import LEARNED, Context, Resources
 from lora_retriever.running.answer_cache import answer_key
 from lora_retriever.running.run_file import RunFile
@@ -147,18 +147,7 @@ def planned(
     resources.learned.clear()
     resources.kept_learned = tuple(recorded) if keeps_learned else ()
     context = Context(resources, variant.profile, method.declaration)
-    compositions, gate = method.router.route(context), method.gate
-    if isinstance(gate, LearnedGate):
-        gate = gate.fit(context)
-    if not isinstance(compositions, list | tuple) or not all(isinstance(c, Composition) for c in compositions):
-        raise UserError(f"method {method.name}: its router must give a list of Composition, one for each row")
-    if len(compositions) != len(rows):
-        raise UserError(f"method {method.name}: its router gave {len(compositions)} compositions for {len(rows)} rows")
-    for row, composition in zip(rows, compositions, strict=True):
-        if method.masked and composition.weights.get(row.task):
-            raise UserError(f"method {method.name}: row {row.id} was given {row.task}, its own adapter, though masked")
-        if composition.weights and "adapters" not in method.reads:
-            raise UserError(f"method {method.name}: it gives rows adapters, so its `reads` must name 'adapters'")
+    compositions, gate = method.compositions(context), method.fitted_gate(context)
     if run.lines and recorded != resources.learned:
         raise UserError(
             f"{run.path}: its rows so far were answered with what {method.name} had learned then; the folder "

@@ -1,7 +1,7 @@
 """Training of one LoRA adapter on the samples of one pool entry, with transformers' Trainer and PEFT.
 
-The loss counts the answer's tokens only. The adapters of the bundled miniature and a user's own adapters are both
-trained here; `scripts/train_loras.py` loops over a pool and resumes.
+The loss counts the answer's tokens only. The adapters of the bundled miniature and a user's own adapters are trained by
+this module. `scripts/train_loras.py` trains the adapters of a whole pool, and resumes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from lora_retriever.data.rows import Sample
+from lora_retriever.errors import UserError
 from lora_retriever.files import write_json
-from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, LeftPadding, encode_example
+from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, LeftPadding, check_examples, encode_example
 from lora_retriever.generation.generator import vocabulary_of
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.prompt import ALPACA
@@ -39,7 +40,7 @@ RECORD_FILE = "training.json"
 
 
 class TrainingOptions(BaseModel):
-    """How an adapter is trained. Rank and alpha are the paper's; the paper publishes no other option."""
+    """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,17 +66,22 @@ def train_adapter(
     validation: Sequence[Sample] = (),
     initial: Path | None = None,
 ) -> dict[str, Any]:
-    """Train one LoRA and write it, with a record of how it was made, to the folder `out` in one atomic step.
+    """Train one LoRA. Write the LoRA and the record of its training to the folder `out` in one atomic step.
 
     Args:
-        base: the frozen base model; it is given back unchanged. If it is of 16 bits, the adapter is float32.
+        base: the base model, which is frozen and comes back unchanged. The adapter of a 16-bit base is float32.
         samples: the examples trained on.
-        validation: examples whose loss is recorded after every epoch; none of them is trained on.
-        initial: folder of a LoRA of the same shape to go on from; without it, from PEFT's initialisation.
+        validation: examples whose loss is recorded after every epoch. The adapter is not trained on them.
+        initial: folder of a LoRA of the same shape, from which the training starts. None: PEFT's initialisation.
 
     Returns:
         The record: options, losses per epoch, seconds, versions.
+
+    Raises:
+        UserError: a sample has a token that the base lacks, the template does not fit into `max_tokens`, the base has
+            no module of a name in `targets`, or the trained weights are not finite numbers.
     """
+    examples, heldout = (_encoded(tokenizer, chosen, options, vocabulary_of(base)) for chosen in (samples, validation))
     set_seed(options.seed)
     started = time.perf_counter()
     config = LoraConfig(
@@ -85,7 +91,10 @@ def train_adapter(
         lora_dropout=options.dropout,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:  # no module of these names
+        raise UserError(f"an adapter for this base cannot be made: {error}") from error
     if initial is not None:
         set_peft_model_state_dict(model, load_file(initial / SAFETENSORS_WEIGHTS_NAME))
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,8 +118,8 @@ def train_adapter(
                 dataloader_pin_memory=torch.cuda.is_available(),
                 use_cpu=base.device.type == "cpu",
             ),
-            train_dataset=[_encoded(tokenizer, sample, options) for sample in samples],
-            eval_dataset=[_encoded(tokenizer, sample, options) for sample in validation],
+            train_dataset=examples,
+            eval_dataset=heldout,
             data_collator=LeftPadding(pad_token_id(tokenizer, vocabulary_of(base))),
         )
         trainer.remove_callback(PrinterCallback)  # the losses go into the record
@@ -125,6 +134,12 @@ def train_adapter(
         "seconds": round(time.perf_counter() - started, 1),
         "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
     }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        model.unload()
+        raise UserError(
+            f"{out.name}: the training gave NaN or infinite weights; lower the learning rate ({options.learning_rate})"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
         finished = Path(unfinished) / out.name
@@ -136,5 +151,14 @@ def train_adapter(
     return record
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, sample: Sample, options: TrainingOptions) -> dict[str, list[int]]:
-    return encode_example(tokenizer, sample, options.template, options.max_tokens, options.max_answer_tokens)
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: TrainingOptions, vocabulary: int
+) -> list[dict[str, list[int]]]:
+    """The examples of samples. Raises `UserError` if the template is too long or a token is not in the vocabulary."""
+    limits = options.max_tokens, options.max_answer_tokens
+    try:
+        examples = [encode_example(tokenizer, sample, options.template, *limits) for sample in samples]
+    except ValueError as error:
+        raise UserError(f"max_tokens is too small: {error}") from error
+    check_examples(examples, samples, vocabulary)
+    return examples

@@ -356,7 +356,7 @@ ADAPTER = str(TINY / "adapters" / "to_velan")
         (["--adapters", "/nowhere"], "--adapters /nowhere: there is no such folder"),
         (["--adapter", ADAPTER, "--base", str(TINY)], f"base model {TINY}: cannot be loaded"),
         (["--adapter", ADAPTER, "--template", "vicuna"], "unknown template 'vicuna' (known: alpaca, none"),
-        (["--adapter", ADAPTER, "--steps", "3", "--l1", "1000"], "none of the 3 weightings tried is better"),
+        (["--adapter", ADAPTER, "--steps", "3", "--l1", "1000"], "none of the 3 weight vectors tried is better"),
         (["--adapter", ADAPTER, "--l1", "-1"], "must be a number of 0 or more"),
         (["--adapter", ADAPTER, "--seed", "-1"], "must be 0 or more"),
         (["--adapter", ADAPTER, "--template", "long " * 600 + "{inputs}"], "the prompt template alone has"),

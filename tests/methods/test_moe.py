@@ -225,7 +225,7 @@ def test_a_gate_that_goes_to_another_process_is_known_again(case: Case) -> None:
 
 
 def test_prompts_that_do_not_fit_are_a_users_mistake(context_of: ContextOf) -> None:
-    with pytest.raises(UserError, match="max_tokens, of the gate that is trained, is too small: the prompt template"):
+    with pytest.raises(UserError, match="option max_tokens of the gate is too small: the prompt template"):
         MoE(max_tokens=3).fit(context_of())
 
 

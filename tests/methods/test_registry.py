@@ -397,6 +397,13 @@ def test_what_is_drawn_follows_the_profiles_seed(tiny: Profile) -> None:
     assert modes["mixture@seed=3"] == "mixture"
 
 
+def test_weights_of_other_number_types_become_floats() -> None:
+    """Results files are JSON, which knows no numpy."""
+    composition = Composition.of({"a": np.float32(0.5), "b": np.int64(2), "c": 0})
+    assert composition.weights == {"a": 0.5, "b": 2.0}
+    assert {type(weight) for weight in composition.weights.values()} == {float}
+
+
 def test_options_are_recorded_as_they_will_be_read_again() -> None:
     """A tuple comes back from JSON as a list, and a finished run must not be refused for that."""
     assert made("tuples", Layers((1, 2))).describe()["router"]["layers"] == [1, 2]
@@ -405,7 +412,15 @@ def test_options_are_recorded_as_they_will_be_read_again() -> None:
 
 
 def test_a_composition_without_a_finite_weight_for_every_adapter_is_refused() -> None:
-    with pytest.raises(ValueError, match="not all weights are finite numbers"):
+    with pytest.raises(ValueError, match="the weight of adapter 'b' is nan, which is no finite number"):
         Composition({"a": 1.0, "b": float("nan")})
+    with pytest.raises(ValueError, match="the weight of adapter 'a' is None, which is no finite number"):
+        Composition.of({"a": None})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="the weight of adapter 'a' is True, which is no finite number"):
+        Composition({"a": True})
+    with pytest.raises(ValueError, match="a weight belongs to 3, which is no adapter's name"):
+        Composition({3: 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="weights must be a mapping from adapters' names to numbers"):
+        Composition(["a"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="adapter 'b' has a retrieval score but no weight"):
         Composition({"a": 1.0}, {"a": 0.5, "b": 0.5})

@@ -102,7 +102,7 @@ def test_a_pool_is_trained_task_by_task_and_resumed(
     assert script.main([*arguments, "--only", names[0]]) == 0
     first = (tmp_path / "adapters" / names[0] / "adapter_model.safetensors").stat().st_mtime_ns
     assert script.main([*arguments, "--only", ",".join(names)]) == 0
-    assert "1 of 2 adapters are there, 1 to train" in capsys.readouterr().out
+    assert "1 of 2 adapters exist, 1 to train" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(names)
     assert (tmp_path / "adapters" / names[0] / "adapter_model.safetensors").stat().st_mtime_ns == first
 

@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path, write_bytes
 from lora_retriever.generation.batches import ran_out_of_memory
-from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example, example_losses
+from lora_retriever.generation.examples import (
+    IGNORED,
+    LeftPadding,
+    check_examples,
+    encode_example,
+    example_losses,
+)
 from lora_retriever.methods.parts.experts import Training, experts_of
 from lora_retriever.progress import progress_bar
 from peft_composition import AdapterMemoryError, CompositionError
@@ -95,9 +101,11 @@ def trained_matrices(context: Context, options: Training, name: str, mode: str, 
             f"training the gate of {name} needs all experts in memory at once; raise adapters.memory of the "
             f"profile: {error}"
         ) from error
-    except Exception as error:  # torch's allocators raise plain RuntimeErrors, too
+    except UserError:
+        raise
+    except Exception as error:  # torch raises plain RuntimeErrors: for a lack of memory, or for an option's value
         if not ran_out_of_memory(error):
-            raise
+            raise UserError(f"training the gate of {name} failed ({type(error).__name__}: {error})") from error
         raise UserError(
             f"training the gate of {name}: a step does not fit into memory; lower the options batch_size "
             f"({options.batch_size}) or max_tokens of the method, or adapters.memory of the profile"
@@ -203,11 +211,13 @@ def examples_of(context: Context, options: Training) -> list[dict[str, list[int]
     longest = settings.max_prompt_tokens if options.max_tokens is None else options.max_tokens
     samples = [sample for entry in context.pool for sample in entry.sample[: options.samples]]
     try:
-        return [
+        examples = [
             encode_example(context.generator.tokenizer, sample, settings.template_text, longest) for sample in samples
         ]
     except ValueError as error:
-        raise UserError(f"max_tokens, of the gate that is trained, is too small: {error}") from error
+        raise UserError(f"option max_tokens of the gate is too small: {error}") from error
+    check_examples(examples, samples, context.generator.limits.vocabulary)
+    return examples
 
 
 @dataclass

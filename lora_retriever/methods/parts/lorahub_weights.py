@@ -1,17 +1,17 @@
 """LoraHub: weights of adapters learned without gradients on a few examples (Huang et al. 2023, arXiv 2307.13269).
 
-The composition is their fusion, y = W x + (Σ w_p s_p B_p)(Σ w_p A_p) x, with w_p between -1.5 and 1.5. Its weights are
-to make L(w) + α Σ |w_p| / P small, L the cross-entropy of the examples' answers and α = 0.05. The authors give this to
-nevergrad's NGOpt, with 40 steps from w = 0; for their numbers, and for up to some 30 steps an adapter, NGOpt chooses
-COBYLA, which is named here: beyond, its choices are others, and fail with today's numpy. COBYLA draws nothing: the seed
-decides which adapters are taken.
+The composition is the fusion of the adapters, y = W x + (Σ w_p s_p B_p)(Σ w_p A_p) x, with w_p between -1.5 and 1.5.
+The weights minimise L(w) + α Σ |w_p| / P, where L is the cross-entropy of the examples' answers and α = 0.05. The
+authors use nevergrad's NGOpt, with 40 steps from w = 0. For these numbers, and for up to about 30 steps an adapter,
+NGOpt chooses COBYLA, so COBYLA is used here. For more steps NGOpt chooses other optimisers, which fail with today's
+numpy. COBYLA draws nothing; the seed decides which adapters are drawn.
 
-Their code divides the mean loss over the tokens of a batch by the number of all examples, so that the batch's size
-weighs L against the penalty. Here L is the mean over examples of their answers' mean loss: what their code computes in
+The authors' code divides the mean loss over a batch's tokens by the number of all examples, so the batch size weighs L
+against the penalty. Here L is the mean over examples of the answer's mean loss, which the authors' code computes in
 batches of one.
 
-The optimisation (`learn_weights`) knows nothing of models, and the loss (`answer_loss`) nothing of how weights are
-found. `learn_checkpoint` is the command.
+`learn_weights` optimises any function of weights, and `answer_loss` is the function for a model and its examples.
+`learn_checkpoint` uses both for the command `lora-retriever lorahub`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.batches import ran_out_of_memory
-from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example, example_losses
+from lora_retriever.generation.examples import (
+    IGNORED,
+    LeftPadding,
+    check_examples,
+    encode_example,
+    example_losses,
+)
 from lora_retriever.generation.generator import Generator, vocabulary_of
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import pad_token_id
@@ -50,17 +56,19 @@ STEPS = 40
 L1 = 0.05
 BOUND = 1.5
 RECORD_FILE = "lorahub.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file by which a folder is an adapter."""
 LOGITS = 2**27
-"""So many logits a batch has at most: half a GiB in float32, of which a few copies are made."""
+"""Maximum number of logits in a batch: half a GiB in float32, of which a few copies are made."""
 WORST = 100.0
-"""What a loss counts that is NaN or infinite, nats: far above any other, yet a number that a line can be drawn to."""
+"""The loss that stands for NaN and infinity, in nats: far above any other loss, and finite for the optimisation."""
 
 Loss = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One try of the optimisation: the weights asked about and their loss (nats, without the penalty)."""
+    """One step of the optimisation: the weights and their loss (in nats, without the penalty)."""
 
     weights: tuple[float, ...]
     loss: float
@@ -69,13 +77,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned, and how.
+    """The learned weights, with the steps of the optimisation.
 
     Attributes:
-        weights: of every adapter; all 0 where nothing better than the base was found.
-        loss: with these weights, nats, without the penalty.
-        base_loss: without any adapter; never lower.
-        steps: all tries in their order, the first at weights of 0.
+        weights: the weight of each adapter, by name; all 0 if no weights are better than the base alone.
+        loss: the loss with these weights, in nats, without the penalty.
+        base_loss: the loss of the base alone, in nats; never lower than `loss` with its penalty.
+        steps: all steps in their order; the first has weights of 0.
     """
 
     weights: dict[str, float]
@@ -84,13 +92,13 @@ class Learned:
     steps: tuple[Step, ...]
 
     def record(self) -> dict[str, Any]:
-        """All of it but the single tries' weights, as a record keeps it."""
+        """The content of a record: everything but the weights of the single steps."""
         return {
             "weights": self.weights,
             "loss": self.loss,
             "base_loss": self.base_loss,
             "losses": [step.loss for step in self.steps],
-            "seconds": round(sum(step.seconds for step in self.steps), 1),  # those before an interruption, too
+            "seconds": round(sum(step.seconds for step in self.steps), 1),  # also of steps before an interruption
             "versions": {package: version(package) for package in ("nevergrad", "scipy", "torch", "transformers")},
         }
 
@@ -105,29 +113,29 @@ def learn_weights(
     log: Path | None = None,
     console: Console | None = None,
 ) -> Learned:
-    """The weights of adapters under which `loss` and the penalty are least, of all that were tried.
+    """The weights with the least sum of loss and penalty, of all weights that the optimisation tried.
 
     Args:
-        loss: of weights, one for each of `names`; it is called `steps` times at most, and never twice for the same
-            weights, about which COBYLA may ask again (it begins anew once it has converged).
-        l1: α, by which the mean |w_p| counts beside the loss.
-        bound: no weight's absolute value exceeds it.
-        log: a JSON-lines file of the tries. Those that it holds already, from before an interruption, are not computed
-            again, as the optimisation asks about the same weights as long as it is told the same losses.
-        console: where progress is shown; None: nowhere.
+        loss: a function of weights, one for each of `names`. It is called at most `steps` times, and once for the
+            same weights. (COBYLA asks for the same weights again when it has converged and begins anew.)
+        l1: α, the factor of the mean |w_p| in the penalty.
+        bound: maximum absolute value of a weight.
+        log: a JSON-lines file of the steps. Steps that the file already has, from before an interruption, are not
+            computed again: the optimisation asks for the same weights if it is told the same losses.
+        console: where progress is shown. None: nowhere.
     """
     known = _read_steps(log) if log and log.exists() else []
     tried: list[Step] = []
     losses: dict[tuple[float, ...], float] = {}  # of the weights in `tried`
     space = nevergrad.p.Array(init=np.zeros(len(names)), lower=-bound, upper=bound)
-    space.random_state = np.random.RandomState(seed % 2**32)  # or it would take its own from numpy's global one
+    space.random_state = np.random.RandomState(seed % 2**32)  # not from numpy's global state
     optimizer = nevergrad.optimizers.Cobyla(parametrization=space, budget=steps)
     try:
         with progress_bar(console, "learning weights", steps) as bar, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="COBYLA: Invalid")  # the tolerance of 0 that nevergrad gives it
+            warnings.filterwarnings("ignore", message="COBYLA: Invalid")  # nevergrad sets a tolerance of 0
             for _ in range(steps):
                 asked = optimizer.ask()
-                weights = tuple(round(weight, 6) + 0.0 for weight in asked.value.tolist())  # 1e-18 is no adapter's use
+                weights = tuple(round(weight, 6) + 0.0 for weight in asked.value.tolist())  # 1e-18 becomes 0
                 if known and known[0].weights == weights:
                     tried.append(known.pop(0))
                 else:
@@ -137,41 +145,51 @@ def learn_weights(
                         write_text(log, "".join(json.dumps(asdict(step)) + "\n" for step in tried))
                 losses[weights] = tried[-1].loss
                 optimizer.tell(asked, objective(tried[-1], l1))
-                move = bar.restart_at if known else bar.move_to  # tries of an earlier start took no time now
+                move = bar.restart_at if known else bar.move_to  # steps of an earlier start took no time now
                 move(len(tried), f"{len(tried)}/{steps} loss {min(step.loss for step in tried):.4f}")
     finally:
-        del optimizer  # COBYLA waits for losses in a thread of its own, which ends with this object
+        del optimizer  # COBYLA runs in a thread that ends with this object
     best = min(tried, key=lambda step: objective(step, l1))  # what nevergrad recommends
     return Learned(dict(zip(names, best.weights, strict=True)), best.loss, tried[0].loss, tuple(tried))
 
 
 def objective(step: Step, l1: float) -> float:
-    """L(w) + α Σ |w_p| / P: the mean over adapters is the authors' code's, their paper has the sum."""
+    """L(w) + α Σ |w_p| / P. The authors' code takes the mean over adapters; their paper has the sum."""
     return step.loss + l1 * sum(map(abs, step.weights)) / len(step.weights)
 
 
-def adapter_locations(named: Sequence[str], folder: Path | None) -> list[str]:
-    """Where the adapters lie that a user named one by one, and those that are folders within a `folder`.
+def adapter_folders(named: Sequence[str], folder: Path | None) -> tuple[list[str], list[Path]]:
+    """The adapters that a user named one by one, and the adapters within a `folder`.
+
+    Returns:
+        The locations of the adapters, and the folders within `folder` that have no `adapter_config.json`.
 
     Raises:
-        UserError: there are none, or one is named twice.
+        UserError: there is no adapter, or one adapter is named twice.
     """
-    within = []
+    within: list[Path] = []
+    passed_over: list[Path] = []
     if folder is not None:
-        if not folder.is_dir():
-            raise UserError(f"--adapters {folder}: there is no such folder")
-        within = sorted(str(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [*named, *within]
-    for place, location in enumerate(found):
-        if location in found[:place]:
-            raise UserError(f"adapter {location} is named twice")
+        try:
+            inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        except OSError as error:
+            raise UserError(f"--adapters {folder}: cannot be read ({error.strerror or error})") from error
+        for path in inside:
+            (within if (path / ADAPTER_CONFIG).is_file() else passed_over).append(path)
+    found = [*named, *map(str, within)]
+    if twice := next((location for index, location in enumerate(found) if location in found[:index]), None):
+        raise UserError(f"adapter {twice} is named twice")
     if not found:
-        raise UserError(f"--adapters {folder}: it has no folders" if folder else "name each --adapter, or --adapters")
-    return found
+        raise UserError(
+            f"--adapters {folder}: none of its folders has an {ADAPTER_CONFIG}"
+            if folder
+            else "name each --adapter, or a folder of adapters with --adapters"
+        )
+    return found, passed_over
 
 
 def draw_adapters(names: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of the adapters, drawn with the seed, or all if there are no more; in their order."""
+    """Draw `count` of the adapters with the seed, or all adapters if there are no more. Their order is kept."""
     drawn = set(random.Random(seed).sample(list(names), min(count, len(names))))
     return [name for name in names if name in drawn]
 
@@ -183,31 +201,32 @@ def answer_loss(
     samples: Sequence[Sample],
     settings: GenerationSection,
 ) -> Loss:
-    """The loss of the samples' answers under a fusion of adapters, as a function of their weights.
+    """The loss of the samples' answers under a fusion of adapters, as a function of the adapters' weights.
 
-    It is the mean over samples of the mean cross-entropy of the answer's tokens and the end mark, nats; float32.
+    The loss is the mean over samples of the mean cross-entropy of the answer's tokens and the EOS token, in nats.
 
     Args:
-        names: of the model's adapters, which the weights are for.
-        settings: template, longest prompt, and how many rows and tokens a batch may have.
+        names: the adapters of the model, in the order of the weights.
+        settings: the template, the longest prompt, and the size of batches.
 
     Raises:
-        UserError: not even the template fits, or the tokenizer has no end mark; later, when called: the batches do not
-            fit into memory, or the adapters.
+        UserError: the template alone is too long, the tokenizer has no EOS token, or a sample has a token that the
+            base lacks. The function itself raises it if the batches or the adapters do not fit into memory.
     """
     try:
         examples = [
             encode_example(tokenizer, sample, settings.template_text, settings.max_prompt_tokens) for sample in samples
         ]
     except ValueError as error:
-        raise UserError(f"the longest prompt allowed is too short: {error}") from error
+        raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error
     vocabulary = vocabulary_of(model.base)
+    check_examples(examples, samples, vocabulary)
     padding = pad_token_id(tokenizer, vocabulary, settings.pad_token_id)
     batches = list(map(LeftPadding(padding), _batches(examples, settings, vocabulary)))
 
     def loss(weights: Sequence[float]) -> float:
         try:
-            # One row of weights: they are composed once, for all rows of all batches, as the base's own call allows.
+            # One row of weights serves all rows of all batches: the adapters are composed once.
             with torch.inference_mode(), model.composed(names, [list(weights)], mode="fusion"):
                 losses = [value for batch in batches for value in example_losses(model, batch).tolist()]
         except CompositionError as error:
@@ -226,19 +245,19 @@ def answer_loss(
 def learn_checkpoint(
     generator: Generator, samples: Sequence[Sample], out: Path, steps: int, l1: float, seed: int, console: Console
 ) -> Learned:
-    """Learn the weights of a generator's adapters for a new task from its examples; save their fusion.
+    """Learn the weights of a generator's adapters from the examples of a new task, and save the fusion.
 
-    `out` becomes an ordinary PEFT checkpoint, with the record of how it came to be in its `lorahub.json`.
+    `out` becomes an ordinary PEFT checkpoint. Its `lorahub.json` records how the checkpoint was made.
 
     Raises:
-        UserError: it cannot be done, or no weights are better than none.
+        UserError: the weights cannot be learned or saved, or no weights are better than the base alone.
     """
     model = generator.model
     loss = answer_loss(model, generator.tokenizer, model.adapters, samples, generator.settings)
     learned = learn_weights(loss, model.adapters, steps, l1, seed=seed, console=console)
     if not any(learned.weights.values()):
         raise UserError(
-            f"none of the {steps} weightings tried is better than the base alone (loss {learned.base_loss:.4f}); "
+            f"none of the {steps} weight vectors tried is better than the base alone (loss {learned.base_loss:.4f}); "
             "try more --steps, a lower --l1, or other adapters"
         )
     try:
@@ -262,7 +281,7 @@ def learn_checkpoint(
 
 
 def weights_table(learned: Learned) -> Table:
-    """The weights as a table, the largest first, with the losses under it."""
+    """A table of the weights, the largest first, with the losses below."""
     ordered = sorted(learned.weights.items(), key=lambda item: -abs(item[1]))
     return Table(
         ["weight"],
@@ -272,7 +291,7 @@ def weights_table(learned: Learned) -> Table:
 
 
 def _read_steps(log: Path) -> list[Step]:
-    """The tries of a log. All its lines are whole, as it is written anew at every step."""
+    """The steps of a log. All lines are complete, because the file is written anew at every step."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return [Step(tuple(line["weights"]), line["loss"], line["seconds"]) for line in lines]
 
@@ -286,12 +305,12 @@ def _try(loss: Loss, weights: tuple[float, ...]) -> Step:
 def _batches(
     examples: Sequence[dict[str, list[int]]], settings: GenerationSection, vocabulary: int
 ) -> Iterator[list[dict[str, list[int]]]]:
-    """The examples in batches of similar length, the longest first: what does not fit into memory shows at once.
+    """The examples in batches of similar length, the longest first, so that a lack of memory shows at once.
 
-    All rows have logits for as many positions as the longest answer of their batch: no more than `LOGITS` in all.
+    Every row has logits for as many positions as the longest answer of its batch; a batch has at most `LOGITS`.
     """
     batch: list[dict[str, list[int]]] = []
-    rows, answer = 0, 0  # that a batch may have, and its longest answer
+    rows, answer = 0, 0  # maximum number of rows of the batch, and tokens of its longest answer
     for example in sorted(examples, key=lambda example: -len(example["input_ids"])):
         tokens = sum(label != IGNORED for label in example["labels"]) + 1
         if batch and (len(batch) == rows or (len(batch) + 1) * max(answer, tokens) * vocabulary > LOGITS):
