@@ -127,14 +127,15 @@ class Kills:
                     planned.append((scenario, number, operation, tear_and_die))
         if count is not None and count < len(planned):
             planned = [planned[place * len(planned) // count] for place in range(count)]
+        print(f"{len(planned)} kills before operations", flush=True)
         expected: dict[str, dict[str, Any]] = {}
         for scenario, number, operation, act in planned:
             key = f"{scenario.name}: {act.__name__} at operation {number} ({operation})"
             if key in self.log.trials:
                 continue
             if scenario.name not in expected:
-                self._undisturbed(scenario, self.scratch / "expected")
-                expected[scenario.name] = _comparable(self.scratch / "expected")
+                self._undisturbed(scenario, self.scratch / "killed")  # a report names its folder
+                expected[scenario.name] = _comparable(self.scratch / "killed")
             self._kill_at(key, scenario, number, act, expected[scenario.name])
 
     def operations(self, scenario: Scenario) -> list[str]:
