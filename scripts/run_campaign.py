@@ -59,7 +59,34 @@ def kills(args: argparse.Namespace, log: Log, scratch: Path) -> None:
     kills.random(1000 if args.count is None else args.count - args.count // 3)
 
 
-EXPERIMENTS = {"kills": kills}
+def signals(args: argparse.Namespace, log: Log, scratch: Path) -> None:
+    """`--count` signals (default: 300), and a tenth as many of two processes and of readers beside a writer."""
+    from campaign.signals import Signals
+    from campaign.world import make_world, warm_up
+
+    world = make_world(scratch / "world")
+    warm_up(world, scratch / "warm")
+    signals, count = Signals(world, scratch, log), args.count or 300
+    signals.random(count)
+    signals.pipes()
+    signals.two_processes(-(-count // 10))
+    signals.readers(-(-count // 10))
+
+
+def disks(args: argparse.Namespace, log: Log, scratch: Path) -> None:
+    """`--count` failing operations; by default all."""
+    from campaign.disks import Disks
+    from campaign.kills import Kills
+    from campaign.world import make_world, warm_up
+
+    world = make_world(scratch / "world")
+    warm_up(world, scratch / "warm")
+    disks = Disks(Kills(world, scratch, log), log)
+    disks.small_file_systems()
+    disks.at_operations(args.count)
+
+
+EXPERIMENTS = {"kills": kills, "signals": signals, "disks": disks}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -81,7 +81,7 @@ class Kills:
         self.scratch = scratch
         self.log = log
         self.plain = scratch / "undisturbed"
-        self.seconds = self._undisturbed(scenarios()[0], self.plain).seconds
+        self.seconds = self.undisturbed(scenarios()[0], self.plain).seconds
 
     def random(self, count: int, seed: int = 0) -> None:
         """Kill runs at random moments until there were `count` kills, those of earlier starts included."""
@@ -102,11 +102,11 @@ class Kills:
                 while time.monotonic() - started._began < moment and started.poll() is None:
                     time.sleep(0.0005)
                 status = started.kill(signal.SIGKILL)
-                problems += self._unacknowledged(started, folder)
+                problems += self.unacknowledged(started, folder)
                 if status != -signal.SIGKILL:
                     break
                 kills += 1
-            problems += self._goes_on(scenarios()[0], folder, expected)
+            problems += self.goes_on(scenarios()[0], folder, expected)
             self.log.add(key, "random", problems, kills=kills, seconds=round(time.monotonic() - began, 2))
 
     def at_operations(self, count: int | None = None, torn: bool = True, names: Sequence[str] = ()) -> None:
@@ -134,18 +134,19 @@ class Kills:
             if key in self.log.trials:
                 continue
             if scenario.name not in expected:
-                self._undisturbed(scenario, self.scratch / "killed")  # a report names its folder
-                expected[scenario.name] = _comparable(self.scratch / "killed")
+                self.undisturbed(scenario, self.scratch / "killed")  # a report names its folder
+                expected[scenario.name] = comparable(self.scratch / "killed")
             self._kill_at(key, scenario, number, act, expected[scenario.name])
 
-    def operations(self, scenario: Scenario) -> list[str]:
-        """The file operations of an undisturbed command."""
-        folder = self._prepared(scenario, self.scratch / "counted")
+    def operations(self, scenario: Scenario, reads: bool = False) -> list[str]:
+        """The file operations of an undisturbed command; with `reads`, also those that only read, inputs included."""
+        folder = self.prepared(scenario, self.scratch / "counted")
         noted = self.scratch / "operations"
 
         def watch() -> None:
             scenario.patch()
-            operations = Operations([folder, self.world.cache], None, die)
+            read = [self.world.folder] if reads else [self.world.cache]
+            operations = Operations([folder, *read], None, die, reads)
             operations.install()
             exit_now = os._exit
 
@@ -162,7 +163,7 @@ class Kills:
 
     def _kill_at(self, key: str, scenario: Scenario, number: int, act: Act, expected: dict[str, Any]) -> None:
         began = time.monotonic()
-        folder = self._prepared(scenario, self.scratch / "killed")
+        folder = self.prepared(scenario, self.scratch / "killed")
         before = files_of(folder)
 
         def watch() -> None:
@@ -173,24 +174,26 @@ class Kills:
         started = start(self.world, arguments, self.scratch / "out", watch)
         status = started.wait()
         problems = [] if status == -signal.SIGKILL else [f"was not killed: {status}: {started.text()[-300:]}"]
-        problems += self._unacknowledged(started, folder)
+        problems += self.unacknowledged(started, folder)
         problems += [f"{name} is half-written" for name in _half_written(folder, before, expected)]
-        problems += self._goes_on(scenario, folder, expected)
+        problems += self.goes_on(scenario, folder, expected)
         self.log.add(key, scenario.name, problems, kills=1, seconds=round(time.monotonic() - began, 2))
 
-    def _prepared(self, scenario: Scenario, folder: Path) -> Path:
+    def prepared(self, scenario: Scenario, folder: Path) -> Path:
+        """Empty a folder and fill it as the scenario begins."""
         emptied(folder)
         scenario.prepare(folder, self.plain)
         return folder
 
-    def _undisturbed(self, scenario: Scenario, folder: Path) -> Start:
-        self._prepared(scenario, folder)
+    def undisturbed(self, scenario: Scenario, folder: Path) -> Start:
+        """Run a scenario to its end."""
+        self.prepared(scenario, folder)
         started = start(self.world, scenario.arguments(self.world, folder), self.scratch / "out", scenario.patch)
         if started.wait():
             raise RuntimeError(f"{scenario.name} fails undisturbed: {started.text()}")
         return started
 
-    def _unacknowledged(self, started: Start, folder: Path) -> list[str]:
+    def unacknowledged(self, started: Start, folder: Path) -> list[str]:
         """Rows that counted as written, and are not there as an undisturbed run has them."""
         problems = []
         for name in {name for name, _ in started.rows()}:
@@ -200,13 +203,13 @@ class Kills:
                     problems.append(f"{name}: row {id} is {'lost' if id not in there else 'changed'}")
         return problems
 
-    def _goes_on(self, scenario: Scenario, folder: Path, expected: dict[str, Any]) -> list[str]:
+    def goes_on(self, scenario: Scenario, folder: Path, expected: dict[str, Any]) -> list[str]:
         """What is wrong after the next start."""
         started = start(self.world, scenario.arguments(self.world, folder), self.scratch / "out", scenario.patch)
         status = started.wait()
         if status:
             return [f"the next start ended with {status}: {started.text()[-500:]}"]
-        return differences(_comparable(folder), expected)
+        return differences(comparable(folder), expected)
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -232,7 +235,7 @@ def no_flock() -> None:
     fcntl.flock = flock  # type: ignore[assignment]
 
 
-def _comparable(folder: Path) -> dict[str, Any]:
+def comparable(folder: Path) -> dict[str, Any]:
     """The files of a folder; those below `earlier` without the time in their paths."""
     content: dict[str, Any] = {}
     for name, file in files_of(folder).items():

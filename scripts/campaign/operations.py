@@ -49,19 +49,23 @@ Act = Callable[[Operation], None]
 class Operations:
     """Counts the operations on files below some folders, and acts before the operation of one number."""
 
-    def __init__(self, folders: Sequence[Path], at: int | None, act: Act, reads: bool = False) -> None:
+    def __init__(
+        self, folders: Sequence[Path], at: int | None, act: Act, reads: bool = False, lasting: bool = False
+    ) -> None:
         """Say what to count.
 
         Args:
             folders: operations on other files are not counted.
             at: the number of the operation before which `act` is called, from 0. None: never.
             reads: whether operations that only read are counted.
+            lasting: whether `act` is called before all later operations as well.
         """
         self.seen: list[str] = []
         self._folders = tuple(os.path.realpath(folder) for folder in folders)
         self._at = at
         self._act = act
         self._reads = reads
+        self._lasting = lasting
         self._open = io.open
 
     def install(self) -> None:
@@ -110,7 +114,7 @@ class Operations:
         number = len(self.seen)
         operation = Operation(kind, self._resolved(path), tear or nothing)
         self.seen.append(f"{kind} {_UNFINISHED.sub('', os.path.basename(operation.path))}")
-        if number == self._at:
+        if number == self._at or (self._lasting and self._at is not None and number > self._at):
             self._act(operation)
 
 
@@ -163,8 +167,8 @@ def tear_and_die(operation: Operation) -> NoReturn:
     die(operation)
 
 
-def failing(code: int, path: str | None = None) -> Act:
-    """An act that fails the operation with this error, after the first half of a write."""
+def failing(code: int) -> Act:
+    """An act that fails the operation with this error, after the first half of a write if the disk is full or broken."""
 
     def fail(operation: Operation) -> None:
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
