@@ -1,10 +1,11 @@
-"""Try what must never go wrong: `python scripts/run_campaign.py kills|signals|disks|inputs|fuzz [--count N] [--seconds S]`
+"""Try what must never go wrong: `python scripts/run_campaign.py EXPERIMENT [--count N] [--seconds S]`
 
-    kills    SIGKILL at random moments and before every file operation
-    signals  SIGTERM, SIGINT and SIGHUP at random moments, closed pipes, two processes in one folder
-    disks    every file operation fails: a full disk, EIO, ESTALE, EROFS, EACCES
-    inputs   bad inputs of every kind
-    fuzz     mutated rows, pools, profiles, adapters, results files and indices
+    kills       SIGKILL at random moments
+    operations  SIGKILL before every file operation, and in the middle of every write
+    signals     SIGTERM, SIGINT and SIGHUP at random moments, closed pipes, two processes in one folder
+    disks       every file operation fails: a full disk, EIO, ESTALE, EROFS, EACCES
+    inputs      bad inputs of every kind
+    fuzz        mutated rows, pools, profiles, adapters, results files and indices
 
 Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped. The exit status is 1 if a
 promise was broken.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from campaign.figures import Log
+    from campaign.world import World
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,15 +50,20 @@ def main() -> int:
 
 
 def kills(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """A third of `--count` kills before file operations and the others at random moments; by default all and 1,000."""
+    """`--count` kills at random moments (default: 1,000)."""
     from campaign.kills import Kills
     from campaign.world import make_world, warm_up
 
     world = make_world(scratch / "world")
     warm_up(world, scratch / "warm")
-    kills = Kills(world, scratch, log)
-    kills.at_operations(None if args.count is None else args.count // 3)
-    kills.random(1000 if args.count is None else args.count - args.count // 3)
+    Kills(world, scratch, log).random(args.count or 1000)
+
+
+def operations(args: argparse.Namespace, log: Log, scratch: Path) -> None:
+    """`--count` kills before file operations and in the middle of writes; by default all."""
+    from campaign.kills import Kills
+
+    Kills(_small_world(scratch), scratch, log).at_operations(args.count)
 
 
 def signals(args: argparse.Namespace, log: Log, scratch: Path) -> None:
@@ -77,16 +84,22 @@ def disks(args: argparse.Namespace, log: Log, scratch: Path) -> None:
     """`--count` failing operations; by default all."""
     from campaign.disks import Disks
     from campaign.kills import Kills
-    from campaign.world import make_world, warm_up
 
-    world = make_world(scratch / "world")
-    warm_up(world, scratch / "warm")
-    disks = Disks(Kills(world, scratch, log), log)
+    disks = Disks(Kills(_small_world(scratch), scratch, log), log)
     disks.small_file_systems()
     disks.at_operations(args.count)
 
 
-EXPERIMENTS = {"kills": kills, "signals": signals, "disks": disks}
+def _small_world(scratch: Path) -> World:
+    """A world whose runs have few file operations: two batches each."""
+    from campaign.world import make_world, warm_up
+
+    world = make_world(scratch / "world", tasks=4, rows_a_task=2, methods="base,selection,mixture")
+    warm_up(world, scratch / "warm")
+    return world
+
+
+EXPERIMENTS = {"kills": kills, "operations": operations, "signals": signals, "disks": disks}
 
 if __name__ == "__main__":
     sys.exit(main())

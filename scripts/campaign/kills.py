@@ -21,7 +21,7 @@ from typing import Any
 
 from campaign.figures import Log
 from campaign.operations import Act, Operations, die, tear_and_die
-from campaign.world import METHODS, TINY, Start, World, emptied, files_of, start
+from campaign.world import TINY, Start, World, emptied, files_of, start
 
 from lora_retriever.running.run_file import read_lines
 
@@ -53,7 +53,7 @@ def scenarios() -> list[Scenario]:
         Scenario("run of a finished folder", lambda world, folder: world.run(folder), _copied),
         Scenario("run --answer-anew", lambda world, folder: world.run(folder, "--answer-anew"), _of_other_code),
         Scenario("run --keep-answers", lambda world, folder: world.run(folder, "--keep-answers"), _of_other_code),
-        Scenario("run without flock", lambda world, folder: world.run(folder, methods="base,mixture"), patch=no_flock),
+        Scenario("run without flock", lambda world, folder: world.run(folder), patch=no_flock),
         Scenario("report", lambda world, folder: ["report", str(folder)], _copied),
         Scenario(
             "summarize --output",
@@ -264,8 +264,8 @@ def _copied(folder: Path, done: Path) -> None:
 
 def _begun(folder: Path, done: Path) -> None:
     """A finished run, a run with a torn line, and a run whose finished file lacks rows."""
-    names = METHODS.split(",")
-    for name in (names[0], names[1], names[2]):
+    names = [path.stem for path in sorted(done.glob("*.jsonl"))]
+    for name in names[:3]:
         for end in (".jsonl", ".meta.json"):
             shutil.copy(done / f"{name}{end}", folder)
     record = json.loads((folder / f"{names[1]}.meta.json").read_text(encoding="utf-8"))

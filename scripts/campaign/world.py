@@ -81,6 +81,7 @@ class World:
     """The benchmark's files, and a cache that holds its embeddings."""
 
     folder: Path
+    methods: str = METHODS
 
     @property
     def profile(self) -> Path:
@@ -92,12 +93,14 @@ class World:
         """The folder of the cache."""
         return self.folder / "cache"
 
-    def run(self, results: Path, *arguments: str, methods: str = METHODS) -> list[str]:
+    def run(self, results: Path, *arguments: str) -> list[str]:
         """The arguments of a run into a results folder."""
-        return ["run", "--profile", str(self.profile), "--results", str(results), "--only", methods, *arguments]
+        return ["run", "--profile", str(self.profile), "--results", str(results), "--only", self.methods, *arguments]
 
 
-def make_world(folder: Path, tasks: int = 5, rows_a_task: int = 4, batch_size: int = 4) -> World:
+def make_world(
+    folder: Path, tasks: int = 5, rows_a_task: int = 4, batch_size: int = 4, methods: str = METHODS
+) -> World:
     """Write the benchmark: the first rows of some tasks of the miniature, and the adapters of these tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     pool = json.loads((TINY / "pool.json").read_text(encoding="utf-8"))[:tasks]
@@ -112,7 +115,7 @@ def make_world(folder: Path, tasks: int = 5, rows_a_task: int = 4, batch_size: i
     content["data"] = {"rows": "rows.json", "pool": "pool.json"}
     content["generation"]["batch_size"] = batch_size
     (folder / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return World(folder)
+    return World(folder, methods)
 
 
 @dataclass
