@@ -1,21 +1,29 @@
-# make eval   the paper's eight methods on the bundled miniature, and their table
-# make test   the tests
-# make lint   ruff and mypy
-# make docs   the documentation as a site, in site/
+# make eval         the paper's eight methods on the bundled miniature, and their table
+# make test         the tests
+# make test-quick   the quick tests of every folder
+# make lint         ruff, mypy, and the rule of the layout
+# make docs         the documentation as a site, in site/
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: eval test lint docs
+# Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+.PHONY: eval test test-quick lint docs
 eval: .venv/installed
 	bash eval_all.sh
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-quick: .venv/installed-dev
+	$(PYTEST) -m "not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

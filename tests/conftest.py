@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers of pytest-xdist share the cores
+
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from places import ROOT, TINY
+from tiny_runs import QUIET, made_once, tiny_profile
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.experiment.profile import Profile, load_profile
+from lora_retriever.running.evaluate import evaluate
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +54,20 @@ def tiny_pool() -> list[PoolEntry]:
 def tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of the miniature's base model."""
     return AutoTokenizer.from_pretrained(TINY / "base")
+
+
+@pytest.fixture(scope="session")
+def paper_runs(tiny: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paper's eight methods on the first row of every task. Tests read this folder, and never write into it."""
+    return made_once(tmp_path_factory, "paper_runs", lambda folder: evaluate(tiny, None, folder, 1, QUIET))
+
+
+@pytest.fixture(scope="session")
+def runs_in_threes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three methods on two rows of every task in batches of three. Tests read this folder, and never write into it."""
+    profile = tiny_profile(tmp_path_factory.mktemp("threes"), generation={"batch_size": 3})
+    names = ["selection", "mixture_ood", "fusion"]
+    return made_once(tmp_path_factory, "runs_in_threes", lambda folder: evaluate(profile, names, folder, 2, QUIET))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`lora-retriever doctor`: what is missing or will not fit, before anything is loaded."""
+"""`lora-retriever doctor`: what a run would meet, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_profile
+from lora_retriever.escaping import one_line
 
 HELP = "what is missing or will not fit, before anything is loaded"
 
@@ -20,14 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
+    from lora_retriever.commands.shared import quieten_transformers
     from lora_retriever.experiment.profile import load_profile
     from lora_retriever.running.doctor import examine
 
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
     problems = 0
-    for finding in examine(profile, results):
-        print(f"{finding.level:<8} {finding.text}")
+    for number, finding in enumerate(examine(profile, results)):
+        print(f"{finding.level:<8} {one_line(finding.text)}", flush=True)
         problems += finding.level == "problem"
-    print(f"{problems} problems" if problems else "no problems found")
+        if number == 0:  # transformers takes seconds to import, and the first finding does not need it
+            quieten_transformers()
+    print(f"{problems} problem{'s' if problems > 1 else ''}" if problems else "no problems found")
     return 2 if problems else 0

@@ -86,10 +86,12 @@ def _show(results: Path, console: Console, metric_folders: tuple[Path, ...], tab
     try:
         write_runs_file(results, metric_folders)
     except OSError as error:  # a full or read-only disk; the answers and the table do not depend on it
-        console.print(for_rich(f"runs.csv could not be written into {results} ({error.strerror or error})"))
+        console.print(
+            for_rich(f"runs.csv could not be written into {results} ({error.strerror or error})"), soft_wrap=True
+        )
     if table:
         _print_table(results, console, metric_folders)
-        console.print(for_rich(f"other tables of these runs: {_command()} summarize {for_shell(str(results))} --help"))
+        console.print(for_rich(f"other tables of these runs: {_command()} summarize --help"), soft_wrap=True)
 
 
 def _command() -> str:

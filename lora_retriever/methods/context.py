@@ -249,7 +249,7 @@ class Context:
                 that has changed.
         """
         benchmark, generation = self._resources.benchmark, self._profile.generation
-        conditions = {
+        conditions: dict[str, Any] = {
             "name": name,
             "options": dict(depends_on),
             **({"seed": self.seed} if seeded else {}),

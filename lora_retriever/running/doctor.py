@@ -1,48 +1,64 @@
-"""`lora-retriever doctor`: what a run would stumble over, found without loading anything."""
+"""`lora-retriever doctor`: what a run would meet, found before any weight is loaded onto a device.
+
+The checks are those that a run makes before its first row. So a profile without problems here is a profile that a run
+takes, but for what only weights and numbers show; small models are read for that, too.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-import torch
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING, Literal
 
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
-from lora_retriever.errors import UserError
-from lora_retriever.experiment.benchmark import folder_of
+from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.experiment.benchmark import Benchmark, adapter_folder, folder_of
+from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
 from lora_retriever.experiment.profile import BALANCED, Profile
-from lora_retriever.hub import is_cached
+from lora_retriever.hub import ENCODER_WANTED, WANTED, is_cached
 from lora_retriever.methods import methods_of
 from lora_retriever.running.memory import MemoryUse, ModelShape, predicted_memory
+from lora_retriever.running.models import BaseFindings, inspect_adapters, inspect_base
+from lora_retriever.running.plan import check_backend, check_names, check_pool_size
+from lora_retriever.running.results_folder import locked
+from lora_retriever.running.sweep import Variant, expand
+
+if TYPE_CHECKING:
+    from peft_composition import AdapterHeader
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-BYTES_PER_ANSWER = 4096  # a row with its answer; the official rows come to about 1,000
-BASE_FILES = ("config.json", "tokenizer_config.json")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""Size of a value of each dtype, in bytes."""
+BYTES_PER_ANSWER = 4096
+"""Size of a row with its answer, in bytes. The official rows have about 1,000."""
+LARGEST_READ = 2 * GIB
+"""Maximum size of weights that are read to look for NaN, in bytes. A run looks at weights of any size."""
+BATCH_SHAPES = 256
+"""Maximum number of batch sizes for which the memory is predicted."""
+TIGHT = 0.9
+"""Share of the free memory above which a prediction is a warning."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `ok`, `warning` (it may still work) or `problem` (it will not)."""
+    """One thing looked at: `ok`, `warning` (a run may work) or `problem` (a run will not)."""
 
     level: Literal["ok", "warning", "problem"]
     text: str
 
 
 def examine(profile: Profile, results: Path) -> Iterator[Finding]:
-    """Everything a run of this profile needs, looked at one by one."""
+    """Everything that a run of this profile needs, looked at one by one. Whatever fails, the rest is looked at."""
     rows: list[Row] = []
     pool: list[PoolEntry] = []
     try:
-        rows = read_rows(profile.rows_path)
+        notes: list[str] = []
+        rows = read_rows(profile.rows_path, notes=notes)
         yield Finding("ok", f"rows: {len(rows)} in {profile.rows_path}")
+        yield from (Finding("warning", f"rows: {note}") for note in notes)
     except UserError as error:
         yield Finding("problem", f"rows: {error}")
     try:
@@ -50,65 +66,145 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
         yield Finding("ok", f"pool: {len(pool)} adapters in {profile.pool_path}")
     except UserError as error:
         yield Finding("problem", f"pool: {error}")
-    yield from _examine_tasks(rows, pool)
-    yield _examine_checkpoint(profile, "base model", profile.base.location, profile.base.revision, BASE_FILES)
-    yield _examine_checkpoint(
-        profile, "encoder", profile.encoder.location, profile.encoder.revision, ("config.json", "modules.json")
-    )
-    yield from _examine_adapters(profile, pool)
+    if rows and pool:
+        yield from (Finding("problem", text) for text in benchmark_problems(profile, rows, pool))
+        yield from (Finding("warning", text) for text in benchmark_warnings(profile, rows, pool))
+    variants, findings = _examine_methods(profile, rows, pool)
+    yield from findings
+    yield from _examine_models(profile, rows, pool, variants)
+    yield _examine_disk(results, len(rows) * len(variants) * BYTES_PER_ANSWER)
+
+
+def _examine_methods(profile: Profile, rows: list[Row], pool: list[PoolEntry]) -> tuple[list[Variant], list[Finding]]:
+    """The runs of the profile, and whether the pool and the backend serve them."""
     try:
-        yield _examine_device(profile, profile.torch_device)
-        yield _examine_memory(profile, pool, profile.torch_device)
+        variants = expand(profile, methods_of(profile), [])
+        check_names(variants)
+        check_backend(variants)
+        for variant in variants:
+            variant.method.describe()
+        if pool:
+            nowhere = Path()
+            check_pool_size(variants, Benchmark(rows, None, pool, nowhere, nowhere, {}, {}))
     except UserError as error:
-        yield Finding("problem", str(error))
-    methods = 0
+        return [], [Finding("problem", f"methods: {error}")]
+    except Exception as error:  # a user's own code may raise anything
+        return [], [Finding("problem", f"methods: {one_line_of(error)}")]
+    return variants, [Finding("ok", f"methods: {len(variants)}")]
+
+
+def _examine_models(
+    profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry], variants: Sequence[Variant]
+) -> Iterator[Finding]:
+    """Base model, prompts, adapters, device, memory and encoder."""
+    base, findings = _examine_base(profile)
+    yield from findings
+    if base is not None and rows:
+        yield _examine_prompts(profile, rows, base)
+    adapters, findings = _examine_adapters(profile, pool, base)
+    yield from findings
     try:
-        methods = len(methods_of(profile))
-        yield Finding("ok", f"methods: {methods}")
+        device = profile.torch_device
     except UserError as error:
-        yield Finding("problem", str(error))
-    yield _examine_disk(results, len(rows) * methods * BYTES_PER_ANSWER)
+        yield Finding("problem", f"device: {error}")
+    else:
+        yield _examine_device(profile, device)
+        if base is not None:
+            yield _examine_memory(profile, len(pool), list(adapters.values()), base, device)
+    needs_encoder = any("encoder" in variant.method.reads for variant in variants)
+    yield from _examine_encoder(profile, rows, needs_encoder)
 
 
-def _examine_tasks(rows: list[Row], pool: list[PoolEntry]) -> Iterator[Finding]:
-    without = sorted({row.task for row in rows} - {entry.model_name for entry in pool})
-    if rows and pool and without:
-        yield Finding(
-            "warning", f"tasks without an adapter in the pool, which best_selection cannot answer: {', '.join(without)}"
-        )
+def _here(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path | None:
+    """The folder of a location. None: the location is a Hub id that is not on this machine.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if profile.local_path(location) is None and not is_cached(location, revision):
+        return None
+    return folder_of(profile, location, revision, wanted)
 
 
-def _examine_checkpoint(
-    profile: Profile, what: str, location: str, revision: str | None, needed: tuple[str, ...]
-) -> Finding:
-    folder = profile.local_path(location)
-    if folder is None:
-        if is_cached(location, revision):
-            return Finding("ok", f"{what}: {location} is in the Hub's cache on this machine")
-        return Finding("warning", f"{what}: {location} is not on this machine; a run will fetch it from the Hub")
-    absent = [name for name in needed if not (folder / name).is_file()]
-    if not absent and not any(folder.glob("*.safetensors")):
-        absent = ["*.safetensors"]
-    if absent:
-        return Finding("problem", f"{what}: {folder} lacks {', '.join(absent)}")
+def _examine_base(profile: Profile) -> tuple[BaseFindings | None, list[Finding]]:
+    location = profile.base.location
+    try:
+        folder = _here(profile, location, profile.base.revision)
+        if folder is None:
+            return None, [Finding("warning", f"base model: {location} is not on this machine; a run will fetch it")]
+        base = inspect_base(folder, profile.generation)
+        findings = [Finding("warning", f"base model: {warning}") for warning in base.warnings]
+        return base, [_examine_weights("base model", folder), *findings]
+    except UserError as error:
+        return None, [Finding("problem", f"base model: {error}")]
+    except Exception as error:  # of a file that nobody foresaw
+        return None, [Finding("problem", f"base model: {location} cannot be used: {one_line_of(error)}")]
+
+
+def _examine_weights(what: str, folder: Path) -> Finding:
+    """The weights of a model: there, readable, and, if they are not too large, without NaN and infinity."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return Finding("problem", f"{what}: {folder} lacks *.safetensors")
+    size = sum(path.stat().st_size for path in files)
+    if size > LARGEST_READ:
+        return Finding("ok", f"{what}: {folder} ({size / GIB:.1f} GiB of weights, which a run looks at for NaN)")
+    try:
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (the opened file is no mapping)
+                    tensor = file.get_tensor(name)
+                    if tensor.is_floating_point() and not tensor.isfinite().all():
+                        return Finding("problem", f"{what}: {path}: {name} holds NaN or infinity; the file is damaged")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        return Finding("problem", f"{what}: {path} is not a readable safetensors file: {one_line_of(error)}")
     return Finding("ok", f"{what}: {folder}")
 
 
-def _examine_adapters(profile: Profile, pool: list[PoolEntry]) -> Iterator[Finding]:
-    findings = [
-        _examine_checkpoint(
-            profile,
-            f"adapter {entry.model_name}",
-            profile.adapter_location(entry.model_name),
-            profile.adapters.revision,
-            ADAPTER_FILES,
+def _examine_prompts(profile: Profile, rows: Sequence[Row], base: BaseFindings) -> Finding:
+    from lora_retriever.generation.generator import make_prompts
+
+    try:
+        prompts = make_prompts([row.inputs for row in rows], base.tokenizer, profile.generation)
+    except UserError as error:
+        return Finding("problem", f"prompts: {error}")
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    cut = sum(prompt.truncated_tokens > 0 for prompt in prompts)
+    if cut:
+        return Finding(
+            "warning",
+            f"prompts: {cut} of {len(prompts)} are longer than generation.max_prompt_tokens = "
+            f"{profile.generation.max_prompt_tokens} and will be cut",
         )
-        for entry in pool
-    ]
-    good = [finding for finding in findings if finding.level == "ok"]
-    yield from (finding for finding in findings if finding.level != "ok")
-    if good:
-        yield Finding("ok", f"adapters: {len(good)} of {len(pool)} are there")
+    return Finding("ok", f"prompts: at most {longest} tokens")
+
+
+def _examine_adapters(
+    profile: Profile, pool: Sequence[PoolEntry], base: BaseFindings | None
+) -> tuple[Mapping[str, AdapterHeader], list[Finding]]:
+    folders: dict[str, Path | UserError] = {}
+    absent = []
+    for entry in pool:
+        name = entry.model_name
+        location = profile.adapter_location(name)
+        try:
+            if profile.local_path(location) is None and not is_cached(location, profile.adapters.revision):
+                absent.append(location)
+            else:
+                folders[name] = adapter_folder(profile, name)
+        except UserError as error:
+            folders[name] = error
+    found = inspect_adapters(folders, None if base is None else base.skeleton)
+    findings = [Finding("problem", problem) for problem in found.problems]
+    findings += [Finding("warning", warning) for warning in found.warnings]
+    if absent:
+        first = f"adapters: {len(absent)} are not on this machine, such as {absent[0]}; a run will fetch them"
+        findings.append(Finding("warning", first))
+    if found.headers:
+        findings.append(Finding("ok", f"adapters: {len(found.headers)} of {len(pool)} are there"))
+    return found.headers, findings
 
 
 def _examine_device(profile: Profile, device: str) -> Finding:
@@ -119,43 +215,83 @@ def _examine_device(profile: Profile, device: str) -> Finding:
     return Finding("ok", f"device: {device}, {profile.dtype}")
 
 
-def _examine_memory(profile: Profile, pool: list[PoolEntry], device: str) -> Finding:
-    """What the largest batch of a mixture is predicted to take (`memory`), against what the device has free."""
-    folder = profile.local_path(profile.base.location)
+def _examine_encoder(profile: Profile, rows: Sequence[Row], is_needed: bool) -> Iterator[Finding]:
+    """The encoder: there, and, if it is needed and not too large, loaded and tried on a row."""
+    location = profile.encoder.location
     try:
-        if folder is None:
-            if not is_cached(profile.base.location, profile.base.revision):
-                return Finding("warning", "memory: the base model's size is not known before it is fetched")
-            folder = folder_of(profile, profile.base.location, profile.base.revision)
-        used = _predicted(profile, pool, folder)
-    except (KeyError, TypeError) as error:
-        return Finding("warning", f"memory: cannot be predicted from the base's configuration ({error})")
-    except (OSError, SafetensorError, ValueError, UserError) as error:
-        return Finding("problem", f"memory: the base model's files cannot be read ({error})")
-    free = _free_memory(device)
+        folder = _here(profile, location, profile.encoder.revision, ENCODER_WANTED)
+    except UserError as error:
+        yield Finding("problem", f"encoder: {error}")
+        return
+    if folder is None:
+        yield Finding("warning", f"encoder: {location} is not on this machine; a run will fetch it from the Hub")
+        return
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    if not is_needed or size > LARGEST_READ:
+        absent = [name for name in ("config.json", "modules.json") if not (folder / name).is_file()]
+        if absent:
+            yield Finding("problem", f"encoder: {folder} lacks {', '.join(absent)}")
+        else:
+            yield Finding("ok", f"encoder: {folder}")
+        return
+    try:
+        vectors = _try_encoder(profile, folder, [row.inputs for row in rows[:1]] or ["a text"])
+    except UserError as error:
+        yield Finding("problem", str(error))
+    except Exception as error:  # of a checkpoint's parts that do not fit each other
+        yield Finding("problem", f"encoder: {folder} cannot be used: {one_line_of(error)}")
+    else:
+        yield Finding("ok", f"encoder: {folder}, {vectors} numbers for a text")
+
+
+def _try_encoder(profile: Profile, folder: Path, texts: Sequence[str]) -> int:
+    """The number of dimensions of an encoder's vectors.
+
+    Raises:
+        UserError: the encoder cannot be loaded, or gives NaN or infinity.
+    """
+    import numpy as np
+
+    from lora_retriever.retrieval.encoders import load_encoder
+
+    settings = profile.encoder
+    vectors = load_encoder(folder, settings.layout, settings.instruction, settings.batch_size).encode(texts)
+    if not np.isfinite(vectors).all():
+        raise UserError(f"encoder {folder}: its vectors hold NaN or infinity; the checkpoint is damaged")
+    return int(vectors.shape[1])
+
+
+def _examine_memory(
+    profile: Profile, adapters: int, headers: Sequence[AdapterHeader], base: BaseFindings, device: str
+) -> Finding:
+    """What the largest batch of a mixture is predicted to need (`memory`), and what the device has free."""
+    try:
+        shape = ModelShape.of_model(base.skeleton.config)
+    except UserError as error:
+        return Finding("warning", f"memory: cannot be predicted: {error}")
+    used = _predicted(profile, adapters, headers, shape, base.skeleton.num_parameters())
+    free = free_memory(device)
     parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in asdict(used).items())
     text = f"memory: {used.total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
     if used.weights > free:
         return Finding("problem", f"{text}: the model does not fit; choose a smaller dtype or another device")
     if used.weights + used.adapters > free:
         return Finding("problem", f"{text}: the adapters do not fit beside the model; set adapters.memory")
-    if used.total > 0.9 * free:
+    if used.total > TIGHT * free:
         return Finding("warning", f"{text}: tight; lower generation.batch_size or set generation.batch_tokens")
     return Finding("ok", text)
 
 
-def _predicted(profile: Profile, pool: list[PoolEntry], folder: Path) -> MemoryUse:
-    """The memory of the batch that takes most, with the paper's rank 8 on q and v where the adapters are not here."""
+def _predicted(
+    profile: Profile, adapters: int, headers: Sequence[AdapterHeader], shape: ModelShape, parameters: int
+) -> MemoryUse:
+    """The memory of the batch that needs most, with the paper's rank 8 on q and v if no adapter is known."""
+    modules = [(name, module) for header in headers for name, module in header.modules.items()]
+    rank = max((module.rank for _, module in modules), default=8)
+    adapted = {name.rpartition(".")[2] for name, _ in modules} or {"q_proj", "v_proj"}
+    # A family with other names than Llama's: all modules, which is the most that an adapter can adapt.
+    targets = [name for name in shape.widths if name in adapted] or list(shape.widths)
     settings = profile.generation
-    rank, targets = 8, ["q_proj", "v_proj"]
-    shape = ModelShape.of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    first = profile.local_path(profile.adapter_location(pool[0].model_name)) if pool else None
-    if first is not None and (first / ADAPTER_FILES[0]).is_file():
-        config = json.loads((first / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-        rank, named = config.get("r", rank), config.get("target_modules")
-        targets = [name for name in shape.widths if name in named] if isinstance(named, list) else list(shape.widths)
-    parameters = _parameters(folder)
-    # Of batches sized by tokens, those of short prompts have more rows, and so more pairs.
     used = max(
         (
             predicted_memory(
@@ -165,12 +301,12 @@ def _predicted(profile: Profile, pool: list[PoolEntry], folder: Path) -> MemoryU
                 rows=settings.rows_that_fit(length),
                 length=length,
                 new_tokens=settings.max_new_tokens,
-                adapters=len(pool),
+                adapters=adapters,
                 rank=rank,
                 targets=targets,
                 pair_rank=profile.retrieval.k * rank,
             )
-            for length in range(1, settings.max_prompt_tokens + 1)
+            for length in turning_points(profile)
         ),
         key=lambda used: used.total,
     )
@@ -178,31 +314,51 @@ def _predicted(profile: Profile, pool: list[PoolEntry], folder: Path) -> MemoryU
     return used if limit is None else replace(used, adapters=min(limit, used.adapters))
 
 
-def _parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, from their headers."""
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                count += size
-    return count
+def turning_points(profile: Profile) -> list[int]:
+    """The lengths of prompts at which a batch may need most memory, in tokens.
+
+    With a fixed number of rows, longer prompts need more. So the longest prompt counts and, where `batch_tokens` bounds
+    a batch, the longest prompt of which a given number of rows still fits: for the largest numbers of rows, and for the
+    smallest.
+    """
+    settings = profile.generation
+    longest = settings.max_prompt_tokens
+    if settings.batch_tokens is None:
+        return [longest]
+    most = settings.rows_that_fit(1)
+    near_most = range(max(1, most - BATCH_SHAPES // 2), most + 1)
+    near_least = range(1, min(most, BATCH_SHAPES // 2) + 1)
+    lengths = {settings.batch_tokens // rows - settings.max_new_tokens for rows in (*near_most, *near_least)}
+    return sorted({min(max(1, length), longest) for length in lengths} | {longest})
 
 
-def _free_memory(device: str) -> int:
+def free_memory(device: str) -> int:
+    """The free memory of a device, in bytes."""
+    import torch
+
     if device == BALANCED:
         return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # macOS does not say what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _examine_disk(results: Path, needed: int) -> Finding:
-    there = next(folder for folder in (results.resolve(), *results.resolve().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        return Finding("problem", f"results folder {results}: {there} cannot be written")
-    free = shutil.disk_usage(there).free
+    """The results folder: it can be made and held, and the answers fit onto its disk."""
+    try:
+        there = next(folder for folder in (results.resolve(), *results.resolve().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            return Finding("problem", f"results folder {results}: {there} cannot be written")
+        if results.is_dir():
+            with locked(results) as folder:
+                folder.require_writable()
+        free = shutil.disk_usage(there).free
+    except UserError as error:
+        return Finding("problem", str(error))
+    except (OSError, ValueError) as error:
+        return Finding("problem", f"results folder {results}: cannot be looked at ({one_line_of(error)})")
     text = f"disk: about {needed / GIB:.3f} GiB of answers, {free / GIB:.1f} GiB free under {there}"
     return Finding("ok" if free > 2 * needed else "problem", text)

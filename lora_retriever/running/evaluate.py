@@ -43,6 +43,7 @@ from lora_retriever.running.code import (
 )
 from lora_retriever.running.error_log import ErrorLog
 from lora_retriever.running.inputs import changed_inputs
+from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
 from lora_retriever.running.plan import check_backend, check_names, check_pool_size, configuration
 from lora_retriever.running.results_folder import DISK_ERRORS, FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
@@ -115,10 +116,8 @@ def evaluate(
         ids = [row.id for row in benchmark.rows]
         unfinished = [run for run in runs if not run.file.is_finished(ids)]
         finished = f"{len(runs) - len(unfinished)} of {len(variants)} runs of {len(ids)} rows are finished in {results}"
-        console.print(for_rich(finished))
+        console.print(for_rich(finished), soft_wrap=True)
         if unfinished:
-            for warning in benchmark.warnings:
-                console.print(for_rich(f"warning: {warning}"))
             folder.require_writable()
             answer_runs(profile, benchmark, unfinished, results, console, failures)
     raise_for(failures)
@@ -194,14 +193,17 @@ def answer_runs(
     import torch
 
     from lora_retriever.generation.generator import make_prompts
-    from lora_retriever.generation.loading import load_tokenizer
 
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
-    with console.status("loading the base model and the adapters"):
-        prompts = make_prompts(
-            [row.inputs for row in benchmark.rows], load_tokenizer(benchmark.base), profile.generation
-        )
+    with console.status("looking at the base model and the adapters"):
+        base = inspect_base(benchmark.base, profile.generation)
+        adapters = inspect_adapters(benchmark.adapters, base.skeleton)
+        check_adapters(adapters)
+        prompts = make_prompts([row.inputs for row in benchmark.rows], base.tokenizer, profile.generation)
+    for warning in (*benchmark.warnings, *base.warnings, *adapters.warnings):
+        console.print(for_rich(f"warning: {warning}"), soft_wrap=True)
+    with console.status("loading the base model and the adapters"), without_adapter_warnings():
         backend = load_backend(profile, benchmark)
     cache = AnswerCache(versions(profile.backend), answering_hashes(profile.backend))
     if profile.reuse_answers:

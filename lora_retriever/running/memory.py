@@ -1,4 +1,4 @@
-"""How much memory an evaluation takes, from a model's shape alone; docs/performance.md has the formulas and measures.
+"""The memory that an evaluation needs, predicted from the shape of the model. docs/performance.md has the measurements.
 
 peak = weights + resident adapters + keys and values + the batch's pairs + activations of the prefill
 """
@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lora_retriever.generation.shape import shape_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a decoder-only model's configuration its memory depends on. Widths are numbers of values."""
+    """The numbers of a decoder-only model's configuration that decide its memory. Widths are numbers of values."""
 
     layers: int
     hidden: int
@@ -24,10 +29,10 @@ class ModelShape:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """From the content of a config.json.
+        """The shape by a configuration's numbers, under the names that Llama uses.
 
         Raises:
-            KeyError: the configuration does not name one of these as Llama's does.
+            KeyError: a number is missing.
         """
         heads = config["num_attention_heads"]
         return cls(
@@ -39,6 +44,15 @@ class ModelShape:
             head_width=config.get("head_dim") or config["hidden_size"] // heads,
             vocabulary=config["vocab_size"],
         )
+
+    @classmethod
+    def of_model(cls, config: PretrainedConfig) -> ModelShape:
+        """The shape by a loaded configuration of any family.
+
+        Raises:
+            UserError: the configuration does not tell one of the numbers.
+        """
+        return cls.of_config(shape_of(config))
 
     @property
     def widths(self) -> dict[str, int]:
@@ -57,7 +71,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes by what they are for."""
+    """Bytes of memory, by their use."""
 
     weights: int
     adapters: int
@@ -67,12 +81,12 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """The peak, in bytes."""
         return self.weights + self.adapters + self.cache + self.pairs + self.activations
 
 
 def low_rank_bytes(shape: ModelShape, rank: int, targets: Sequence[str], value_bytes: int) -> int:
-    """A's and B's of this rank on all layers: those of one adapter, or of one row's pair."""
+    """The size of all A and B of one rank on all layers, in bytes: of one adapter, or of the pair of one row."""
     return shape.layers * rank * sum(shape.widths[target] for target in targets) * value_bytes
 
 
@@ -89,17 +103,19 @@ def predicted_memory(
     targets: Sequence[str],
     pair_rank: int,
 ) -> MemoryUse:
-    """The peak of answering one batch.
+    """The peak of the memory while one batch is answered.
 
     Args:
-        value_bytes: of a value in the base's dtype: 4 or 2.
-        rows, length: of the batch, with padding.
-        adapters, rank: those resident, and their rank; their stacks grow by doubling, the empty slot included.
-        pair_rank: R of a row's pair: k times `rank` for a mixture, `rank` for a fusion.
+        value_bytes: size of a value of the base's dtype, in bytes: 4 or 2.
+        rows: number of rows of the batch.
+        length: length of its prompts with padding, in tokens.
+        adapters: number of adapters in memory. Their stacks grow by doubling, and one more slot is empty.
+        rank: rank of these adapters.
+        pair_rank: rank R of a row's pair: k times `rank` for a mixture, `rank` for a fusion.
     """
     slots = 1 << adapters.bit_length() if adapters else 0
     per_position = 2 * shape.layers * shape.kv_heads * shape.head_width  # a key and a value in every layer
-    # At the widest place of a layer, its MLP: gate and up, the product of both; the residual and the normed input.
+    # The MLP is the widest part of a layer: gate, up and their product, the residual, and the normalized input.
     widest = 3 * shape.intermediate + 2 * shape.hidden
     return MemoryUse(
         weights=parameters * value_bytes,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from places import TINY
-from rich.console import Console
+from tiny_runs import QUIET, answers_of, lines_of
 
 from lora_retriever.backends.local import LocalBackend
 from lora_retriever.data.rows import Row
@@ -28,7 +28,6 @@ from lora_retriever.running.evaluate import evaluate
 from lora_retriever.running.plan import configuration
 from peft_composition import AdapterError
 
-QUIET = Console(file=io.StringIO())
 ADAPTERS = {folder.name: folder for folder in sorted((TINY / "adapters").iterdir()) if folder.is_dir()}
 
 
@@ -145,22 +144,16 @@ def test_an_adapter_that_cannot_be_read_costs_its_own_rows_alone(
     assert len(outcome.answers) + len(outcome.failures) == 6
 
 
-def answers_of(results: Path, name: str) -> list[str]:
-    lines = (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["predicted_answer"] for line in lines]
-
-
 def timings_of(results: Path, name: str) -> dict[str, Any]:
     timings: dict[str, Any] = json.loads((results / f"{name}.meta.json").read_text())["timings"]
     return timings
 
 
-def test_a_pool_larger_than_its_memory_gives_the_same_answers(tmp_path: Path, tiny: Profile) -> None:
+def test_a_pool_larger_than_its_memory_gives_the_same_answers(paper_runs: Path, tmp_path: Path, tiny: Profile) -> None:
     adapter = sum(file.stat().st_size for file in ADAPTERS[min(ADAPTERS)].glob("*.safetensors"))
     adapters = tiny.adapters.model_copy(update={"memory": 6 * adapter})  # of 19; a batch of 19 rows wants more
-    evaluate(tiny, ["mixture"], tmp_path / "all", 1, QUIET)
-    evaluate(tiny.model_copy(update={"adapters": adapters}), ["mixture"], tmp_path / "few", 1, QUIET)
-    assert answers_of(tmp_path / "few", "mixture") == answers_of(tmp_path / "all", "mixture")
+    evaluate(tiny.model_copy(update={"adapters": adapters}), ["mixture"], tmp_path, 1, QUIET)
+    assert answers_of(tmp_path, "mixture") == answers_of(paper_runs, "mixture")
 
 
 def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
@@ -177,8 +170,7 @@ def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
         assert timings_of(tmp_path / "apart", name)["reused"] == 0
     used: dict[str, list[tuple[str, str]]] = {name: [] for name in methods}
     for name in methods:
-        for line in (tmp_path / "together" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            used[name].append((json.loads(line)["inputs"], json.loads(line)["adapters"][0]))
+        used[name] += [(line["inputs"], line["adapters"][0]) for line in lines_of(tmp_path / "together", name)]
     assert sum(sizes) == len(set().union(*used.values()))  # one forward for every pair of prompt and composition
     assert timings_of(tmp_path / "together", "best_selection")["reused"] == sum(
         pair in used["selection"] + used["selection_ood"] for pair in used["best_selection"]
@@ -230,8 +222,9 @@ def test_a_failure_is_listed_for_every_row_it_concerns(
     assert len(answers_of(tmp_path / "results", "base")) == 2
 
 
-def test_answers_made_under_other_conditions_are_not_taken(tmp_path: Path, tiny: Profile) -> None:
-    evaluate(tiny, ["selection"], tmp_path, 1, QUIET)
+def test_answers_made_under_other_conditions_are_not_taken(paper_runs: Path, tmp_path: Path, tiny: Profile) -> None:
+    for path in paper_runs.glob("selection.*"):
+        shutil.copy(path, tmp_path)
     meta_path = tmp_path / "selection.meta.json"
     meta = json.loads(meta_path.read_text())
     for change in ({"versions": {"torch": "0"}}, {"configuration": {**meta["configuration"], "dtype": "bfloat16"}}):

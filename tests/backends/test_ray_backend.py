@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import io
 import json
 import logging
 import os
@@ -22,14 +21,13 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-import yaml
-from places import ROOT, TINY
-from rich.console import Console
+from places import TINY
+from tiny_runs import QUIET, tiny_profile
 
 from lora_retriever.backends.base import Outcome
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import open_benchmark
-from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.answer import Answer
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.loading import ModelSource
@@ -47,21 +45,12 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError  # noqa: E402
 from lora_retriever.backends.ray import RayBackend, load  # noqa: E402
 from lora_retriever.backends.ray_actors import ATTEMPTS, Desk  # noqa: E402
 
-QUIET = Console(file=io.StringIO())
-
-
-def tiny_profile(folder: Path, **changes: Any) -> Profile:
-    """The bundled profile in batches of 3 rows, with some changes, as a user would write it."""
-    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
-    content |= {"generation": {**content["generation"], "batch_size": 3}, **changes}
-    path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(content).replace("../../data", str(ROOT / "data")))
-    return load_profile(str(path))
+IN_THREES = {"generation": {"batch_size": 3}}
 
 
 def ray_profile(folder: Path, **changes: Any) -> Profile:
-    """The same with two workers on Ray, which leave some of a machine's two CPUs to the rest."""
-    return tiny_profile(folder, **{"backend": "ray", "ray": {"workers": 2, "cpus": 0.4}, **changes})
+    """Batches of 3 rows on two workers of Ray, which leave some of a machine's two CPUs to the rest."""
+    return tiny_profile(folder, **{"backend": "ray", "ray": {"workers": 2, "cpus": 0.4}, **IN_THREES, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +106,9 @@ def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: P
 
 
 def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: None, runs_in_threes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = ["selection", "mixture_ood", "fusion"]
-    evaluate(tiny_profile(tmp_path), methods, tmp_path / "local", limit=2, console=QUIET)
-
     append, seen, killed = RunFile.append, [], []
 
     def append_and_kill(run: RunFile, lines: Sequence[Line]) -> None:
@@ -138,7 +125,7 @@ def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(
     assert len(seen[0]) == 2
     assert seen[0] - set(killed) <= seen[-1]  # the same worker in the last run as in the first
     for name in methods:
-        of_ray, of_local = ((tmp_path / results / f"{name}.jsonl").read_text() for results in ("ray", "local"))
+        of_ray, of_local = ((results / f"{name}.jsonl").read_text() for results in (tmp_path / "ray", runs_in_threes))
         assert of_ray == of_local
         meta = json.loads((tmp_path / "ray" / f"{name}.meta.json").read_text())
         assert meta["finished"] is True
@@ -186,7 +173,7 @@ def test_a_users_own_composer_and_gate_reach_the_workers(cluster: None, tmp_path
     (tmp_path / "own_of_ray.py").write_text(dedent(OWN))
     methods = {"methods": ["own_of_ray:METHODS"]}
     try:
-        evaluate(tiny_profile(tmp_path, **methods), None, tmp_path / "local", limit=1, console=QUIET)
+        evaluate(tiny_profile(tmp_path, **IN_THREES, **methods), None, tmp_path / "local", limit=1, console=QUIET)
         evaluate(ray_profile(tmp_path, **methods), None, tmp_path / "ray", limit=1, console=QUIET)
     finally:
         sys.modules.pop("own_of_ray", None)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from places import ROOT, TINY
+from places import TINY
 from safetensors.torch import load_file, save_file
+from tiny_runs import write_profile
 
 from lora_retriever import AdapterIndex
 from lora_retriever.cli import main
-from lora_retriever.experiment.profile import PROFILES
 
 
 @pytest.fixture
@@ -27,10 +27,8 @@ def benchmark(tmp_path: Path) -> Path:
     (tmp_path / "pool.json").write_text(json.dumps(pool))
     for name in names:
         shutil.copytree(TINY / "adapters" / name, tmp_path / "adapters" / name)
-    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text().replace("../../data", str(ROOT / "data")))
-    content["adapters"]["location"] = "./adapters/{adapter}"
-    content["data"] = {"rows": "rows.json", "pool": "pool.json"}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    own = {"adapters": {"location": "./adapters/{adapter}"}, "data": {"rows": "rows.json", "pool": "pool.json"}}
+    write_profile(tmp_path, **own)
     return tmp_path
 
 
@@ -204,7 +202,8 @@ def test_the_doctor_finds_what_is_missing(benchmark: Path, capsys: pytest.Captur
     (benchmark / "rows.json").unlink()
     assert main(doctor) == 2
     findings = capsys.readouterr().out
-    assert f"problem  adapter {adapter.name}: {adapter} lacks adapter_model.safetensors" in findings
+    assert f"problem  adapter '{adapter.name}': '{adapter}' holds no adapter_model.safetensors" in findings
+    assert "3 of 4 are there" in findings
     assert "problem  rows:" in findings
     assert "2 problems" in findings
 

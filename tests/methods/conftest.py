@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from made_up import reading_everything
-from rich.console import Console
+from tiny_runs import QUIET
 
 from lora_retriever.experiment.benchmark import Benchmark, model_source, open_benchmark
 from lora_retriever.experiment.profile import Profile
@@ -38,7 +38,7 @@ def context_of(tiny: Profile, benchmark: Benchmark, generator: Generator, tmp_pa
     def make(masked: bool = False, results: Path = tmp_path, rows: object = None, **settings: object) -> Context:
         profile = tiny.replaced(settings, "the test")
         shown = benchmark if rows is None else replace(benchmark, rows=rows)
-        resources = Resources(profile, shown, results, Console(quiet=True), lambda: generator)
+        resources = Resources(profile, shown, results, QUIET, lambda: generator)
         return Context(resources, profile, reading_everything(masked))
 
     return make

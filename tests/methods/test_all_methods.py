@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from places import ROOT
-from rich.console import Console
+from tiny_runs import QUIET, lines_of, tiny_profile
 
 from lora_retriever.cli import main
-from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.answer import Answer
 from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Method, registered
 from lora_retriever.running.evaluate import evaluate
 
-QUIET = Console(file=io.StringIO())
 QUICK = {"samples": 1, "epochs": 1}
 OPTIONS = {
     "lorahub": {"adapters": 4, "samples": 1, "steps": 3},
@@ -36,12 +32,7 @@ GATED = pytest.mark.parametrize("method", [m for m in METHODS if m.gate is not N
 
 def small_profile(folder: Path, batch_size: int = 64) -> Profile:
     """The bundled profile with options that learn little, and short answers."""
-    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
-    generation = {**content["generation"], "max_new_tokens": 6, "batch_size": batch_size}
-    path = folder / "small.yaml"
-    text = yaml.safe_dump({**content, "generation": generation, "options": OPTIONS}, default_flow_style=False)
-    path.write_text(text.replace("../../data", str(ROOT / "data")))
-    return load_profile(str(path))
+    return tiny_profile(folder, generation={"max_new_tokens": 6, "batch_size": batch_size}, options=OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +46,6 @@ def results(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     evaluate(profile, ["all"], folder, 1, QUIET)
     return folder
-
-
-def lines_of(results: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @EVERY

@@ -112,25 +112,34 @@ def test_seeds_share_what_was_probed(context_of: Any, benchmark: Benchmark, batc
     np.testing.assert_array_equal(first.share, second.share)
 
 
+@pytest.mark.parametrize("step", ["read", "write_bytes"])
 def test_an_interrupted_pass_goes_on_to_the_same_signals(
-    context_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int]
+    context_of: Any,
+    benchmark: Benchmark,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batches: list[int],
+    step: str,
 ) -> None:
+    """While the third batch is read, or while its signals are saved."""
     whole = probe(in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "whole")))
     interrupted = in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "interrupted"))
-    read, calls = probing.read, []
+    done, calls = getattr(probing, step), []
 
     def interrupting(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return read(*args)
+        return done(*args)
 
     batches.clear()
-    monkeypatch.setattr(probing, "read", interrupting)
+    monkeypatch.setattr(probing, step, interrupting)
     with pytest.raises(KeyboardInterrupt):
         probe(interrupted)
+    read_once = {"read": [2, 2], "write_bytes": [2, 2, 2]}[step]
+    assert batches == read_once
     signals = probe(interrupted)
-    assert batches == [2, 2, 2], "the two batches that were done are not read again"
+    assert batches == [*read_once, 2], "the two batches that were saved are not read again"
     for name in ("norm", "certainty", "share"):
         np.testing.assert_array_equal(getattr(signals, name), getattr(whole, name))
 

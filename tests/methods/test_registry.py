@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
@@ -14,13 +13,11 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-import yaml
-from places import ROOT
-from rich.console import Console
+from tiny_runs import QUIET, tiny_profile, write_profile
 
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
-from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.files import hash_path
 from lora_retriever.methods import (
     Composition,
@@ -38,7 +35,6 @@ from lora_retriever.running import evaluate as evaluate_module
 from lora_retriever.running.evaluate import evaluate
 from lora_retriever.running.sweep import expand
 
-QUIET = Console(file=io.StringIO())
 EIGHT = ["base", "selection", "selection_ood", "fusion", "fusion_ood", "mixture", "mixture_ood", "best_selection"]
 
 # A method as a user would write it, in a file beside the profile.
@@ -101,14 +97,6 @@ def toy(tmp_path: Path) -> Path:
     """A folder with the module `toy`."""
     (tmp_path / "toy.py").write_text(dedent(TOY))
     return tmp_path
-
-
-def write_profile(folder: Path, **changes: Any) -> str:
-    """The bundled miniature's profile with some changes, as a user would write it."""
-    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text()) | changes
-    path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(content).replace("../../data", str(ROOT / "data")))
-    return str(path)
 
 
 def names(methods: list[Method]) -> list[str]:
@@ -199,7 +187,7 @@ def test_options_reach_router_composer_and_gate_and_the_twin(toy: Path) -> None:
 
 
 def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
-    profile = load_profile(write_profile(tmp_path, methods=["all"], options={"mixture": {"k": 2}}))
+    profile = tiny_profile(tmp_path, methods=["all"], options={"mixture": {"k": 2}})
     found = {method.name: method for method in methods_of(profile)}
     assert {name: found[name].adapters_needed(3) for name in ("mixture", "mixture_ood", "fusion")} == {
         "mixture": 2, "mixture_ood": 2, "fusion": 3,
@@ -257,7 +245,7 @@ def test_a_users_own_method_runs_from_its_file_beside_the_profile(toy: Path) -> 
     assert meta["finished"]
     router = meta["configuration"]["method"]["router"]
     assert router == {"kind": "Always", "adapter": "city_qa", "module": "toy", "source": hash_path(toy / "toy.py")}
-    other = load_profile(write_profile(toy, methods=["toy:ALWAYS"]))
+    other = tiny_profile(toy, methods=["toy:ALWAYS"])
     with pytest.raises(UserError, match=r"another configuration: method\.router\.adapter: city_qa → passive"):
         evaluate(other, None, toy / "results", 1, QUIET)
 

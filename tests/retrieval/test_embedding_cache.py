@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -21,9 +20,9 @@ import numpy as np
 import pytest
 from made_up import no_model
 from places import TINY
-from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tiny_runs import QUIET
 from tokenizers import Tokenizer
 
 from lora_retriever.cli import main
@@ -370,10 +369,10 @@ def tiny_texts(tiny_rows: list[Any]) -> list[str]:
 def test_the_second_start_of_an_evaluation_encodes_nothing(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(tiny, ["selection"], tmp_path / "first", 1, Console(file=io.StringIO()))
+    evaluate(tiny, ["selection"], tmp_path / "first", 1, QUIET)
     monkeypatch.delattr(SentenceEncoder, "encode")
     monkeypatch.setattr(setting_module, "load_encoder", no_encoder)
-    evaluate(tiny, ["selection"], tmp_path / "second", 1, Console(file=io.StringIO()))
+    evaluate(tiny, ["selection"], tmp_path / "second", 1, QUIET)
     first, second = ((tmp_path / name / "selection.jsonl").read_bytes() for name in ("first", "second"))
     assert first == second
 
@@ -381,7 +380,7 @@ def test_the_second_start_of_an_evaluation_encodes_nothing(
 def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile, tmp_path: Path) -> None:
     without = tiny.model_copy(update={"encoder": tiny.encoder.model_copy(update={"cache": False})})
     benchmark = open_benchmark(tiny, limit=1)
-    _, queries = Resources(without, benchmark, tmp_path, Console(quiet=True), no_model).embeddings
+    _, queries = Resources(without, benchmark, tmp_path, QUIET, no_model).embeddings
     assert len(queries) == len(benchmark.rows)
     assert not list(cache_folder().iterdir())
     first, second = (configuration(profile, benchmark, registered()["selection"]) for profile in (tiny, without))

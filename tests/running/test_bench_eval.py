@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -11,19 +10,16 @@ import bench_eval
 import bench_pool
 import check_batches
 import pytest
-from rich.console import Console
 
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.running.evaluate import evaluate
 from lora_retriever.running.run_file import read_lines
 
 
-def test_the_original_s_loop_answers_as_ours_does(tmp_path: Path, tiny: Profile) -> None:
+def test_the_original_s_loop_answers_as_ours_does(paper_runs: Path, tiny: Profile) -> None:
     names = ["base", "fusion", "mixture_ood"]
-    evaluate(tiny, names, tmp_path, 1, Console(file=io.StringIO()))
     measured = bench_eval.run_original(tiny, 1, names)
     for name in names:
-        ours = {id: line["predicted_answer"] for id, line in read_lines(tmp_path, name).items()}
+        ours = {id: line["predicted_answer"] for id, line in read_lines(paper_runs, name).items()}
         assert measured.answers[name] == ours
     assert set(measured.seconds) == set(names)
     assert measured.total > sum(measured.seconds.values())

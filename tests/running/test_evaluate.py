@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from made_up import made_up_context
-from places import ROOT, TINY
-from rich.console import Console
+from places import TINY
 from safetensors.torch import load_file
+from tiny_runs import QUIET, lines_of, tiny_profile
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_retriever import AdapterIndex
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import RowsFailedError, UserError
-from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.batches import Request, plan_batches
 from lora_retriever.generation.loading import load_composable
 from lora_retriever.generation.prompt import ALPACA, Prompt
@@ -35,29 +33,7 @@ from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.methods import Composition, Method, registered
 from lora_retriever.methods.paper import METHODS, Nearest, Nothing, Own
 from lora_retriever.running.evaluate import evaluate
-
-QUIET = Console(file=io.StringIO())
-
-
-def tiny_profile(folder: Path, **generation: Any) -> Profile:
-    """The bundled profile with other generation settings, as a user would write it."""
-    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
-    text = yaml.safe_dump({**content, "generation": {**content["generation"], **generation}})
-    path = folder / "mine.yaml"
-    path.write_text(text.replace("../../data", str(ROOT / "data")))
-    return load_profile(str(path))
-
-
-def lines_of(results: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def one_row_a_task(tmp_path_factory: pytest.TempPathFactory, tiny: Profile) -> Path:
-    """All eight methods on the first row of every task."""
-    results = tmp_path_factory.mktemp("results")
-    evaluate(tiny, None, results, limit=1, console=QUIET)
-    return results
+from lora_retriever.running.run_file import Line, RunFile
 
 
 def dense_answer(line: dict[str, Any], mode: str, max_new_tokens: int) -> str:
@@ -90,17 +66,17 @@ def dense_answer(line: dict[str, Any], mode: str, max_new_tokens: int) -> str:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_every_answer_is_the_dense_models(one_row_a_task: Path, tiny: Profile, method: Method) -> None:
-    lines = lines_of(one_row_a_task, method.name)
+def test_every_answer_is_the_dense_models(paper_runs: Path, tiny: Profile, method: Method) -> None:
+    lines = lines_of(paper_runs, method.name)
     assert len(lines) == len({line["task"] for line in lines}) >= 16
     for line in lines[::4]:
         assert line["predicted_answer"] == dense_answer(line, method.mode, tiny.generation.max_new_tokens), line
 
 
-def test_a_line_holds_the_row_and_what_was_used(one_row_a_task: Path, tiny_rows: list[Row]) -> None:
+def test_a_line_holds_the_row_and_what_was_used(paper_runs: Path, tiny_rows: list[Row]) -> None:
     rows = {row.id: row for row in tiny_rows}
     for method in METHODS:
-        for line in lines_of(one_row_a_task, method.name):
+        for line in lines_of(paper_runs, method.name):
             row = rows[line["id"]]
             assert Row.model_validate(line) == row
             assert len(line["adapters"]) == len(line["weights"]) == len(line["scores"])
@@ -118,13 +94,13 @@ def test_a_line_holds_the_row_and_what_was_used(one_row_a_task: Path, tiny_rows:
                 assert row.task not in line["adapters"]
 
 
-def test_later_batches_are_composed_like_the_first(one_row_a_task: Path, tmp_path: Path) -> None:
+def test_later_batches_are_composed_like_the_first(paper_runs: Path, tmp_path: Path) -> None:
     """Fault 1 of the original: from the second batch on it composes nothing. Batches of 2 and of 32 must agree."""
-    small = tiny_profile(tmp_path, batch_size=2)
+    small = tiny_profile(tmp_path, generation={"batch_size": 2})
     evaluate(small, ["mixture"], tmp_path / "results", limit=1, console=QUIET)
     answers = [
         [line["predicted_answer"] for line in lines_of(results, "mixture")]
-        for results in (tmp_path / "results", one_row_a_task)
+        for results in (tmp_path / "results", paper_runs)
     ]
     assert answers[0] == answers[1]
 
@@ -138,44 +114,74 @@ def test_rotary_frequencies_stay_float32() -> None:
     assert all(buffer.dtype == torch.float32 for buffer in frequencies)
 
 
-def test_a_finished_folder_is_left_alone(one_row_a_task: Path, tiny: Profile) -> None:
-    before = {path: path.stat().st_mtime_ns for path in one_row_a_task.glob("*.json*")}
-    evaluate(tiny, None, one_row_a_task, limit=1, console=QUIET)
-    assert {path: path.stat().st_mtime_ns for path in one_row_a_task.glob("*.json*")} == before
+@pytest.fixture
+def finished(paper_runs: Path, tmp_path: Path) -> Path:
+    """A copy of the eight runs, to be evaluated again."""
+    return shutil.copytree(paper_runs, tmp_path / "finished")
 
 
-def test_a_changed_setting_never_mixes_into_old_files(one_row_a_task: Path, tmp_path: Path) -> None:
-    other = tiny_profile(tmp_path, max_new_tokens=5)
+def test_a_finished_folder_is_left_alone(finished: Path, tiny: Profile) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")}
+    evaluate(tiny, None, finished, limit=1, console=QUIET)
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")} == before
+
+
+def test_a_changed_setting_never_mixes_into_old_files(finished: Path, tmp_path: Path) -> None:
+    other = tiny_profile(tmp_path, generation={"max_new_tokens": 5})
     with pytest.raises(UserError, match=r"another configuration: generation\.max_new_tokens: 24 → 5"):
-        evaluate(other, ["base"], one_row_a_task, limit=1, console=QUIET)
+        evaluate(other, ["base"], finished, limit=1, console=QUIET)
 
 
-def without_timings(results: Path) -> dict[str, Any]:
-    content: dict[str, Any] = {path.name: path.read_bytes() for path in results.glob("*.jsonl*")}
-    for path in results.glob("*.meta.json"):
-        content[path.name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "timings"}
-    return content
+def without_timings(results: Path, name: str) -> tuple[bytes, dict[str, Any]]:
+    record = json.loads((results / f"{name}.meta.json").read_text())
+    return (results / f"{name}.jsonl").read_bytes(), {key: record[key] for key in record if key != "timings"}
 
 
-def test_killed_runs_go_on_to_the_very_files_of_an_undisturbed_run(tmp_path: Path) -> None:
-    profile = tiny_profile(tmp_path, batch_size=3)
-    methods = ["selection", "mixture_ood"]
-    evaluate(profile, methods, tmp_path / "undisturbed", limit=2, console=QUIET)
-    killed = tmp_path / "killed"
-    command = [
-        *(sys.executable, "-m", "lora_retriever", "run", "--profile", str(tmp_path / "mine.yaml")),
-        *("--results", str(killed), "--only", ",".join(methods), "--limit", "2"),
-    ]
+FORKED = multiprocessing.get_context("fork")
+
+
+def kill_midway(profile: Profile, methods: list[str], results: Path, name: str, batches: int, seconds: float) -> None:
+    """Evaluate in another process, and kill the process some seconds after the run `name` has saved so many batches.
+
+    The process waits after every batch beyond these, so that the kill comes midway however slow this machine is.
+    """
+    allowed = FORKED.Semaphore(batches)
+    append = RunFile.append
+
+    def append_and_wait(run: RunFile, lines: list[Line]) -> None:
+        append(run, lines)
+        if run.name == name:
+            allowed.acquire()
+
+    def work() -> None:
+        RunFile.append = append_and_wait  # type: ignore[method-assign]
+        evaluate(profile, methods, results, limit=2, console=QUIET)
+
+    process = FORKED.Process(target=work)
+    process.start()
+    try:
+        while process.is_alive() and allowed.get_value() > 0:
+            time.sleep(0.002)
+        time.sleep(seconds)
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    saved = (results / f"{name}.jsonl.partial").read_text(encoding="utf-8").splitlines()
+    assert batches <= len(saved) < 38
+    assert not (results / f"{name}.jsonl").exists()
+
+
+def test_killed_runs_go_on_to_the_very_files_of_an_undisturbed_run(runs_in_threes: Path, tmp_path: Path) -> None:
+    profile = tiny_profile(tmp_path, generation={"batch_size": 3})
+    methods, killed = ["selection", "mixture_ood"], tmp_path / "killed"
     moment = random.Random(0)
-    for name in methods:
-        partial = killed / f"{name}.jsonl.partial"
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and not partial.exists():
-                time.sleep(0.002)
-            time.sleep(moment.random() * 0.2)
-            process.send_signal(signal.SIGKILL)
+    for name, batches in (("selection", 2), ("selection", 3), ("mixture_ood", 5)):
+        kill_midway(profile, methods, killed, name, batches, moment.random() * 0.2)
     evaluate(profile, methods, killed, limit=2, console=QUIET)
-    assert without_timings(killed) == without_timings(tmp_path / "undisturbed")
+    assert not list(killed.glob("*.partial"))
+    for name in methods:
+        assert without_timings(killed, name) == without_timings(runs_in_threes, name)
 
 
 def test_rows_without_an_adapter_fail_alone_and_are_listed(tmp_path: Path, tiny_rows: list[Row]) -> None:
@@ -194,7 +200,7 @@ def test_rows_without_an_adapter_fail_alone_and_are_listed(tmp_path: Path, tiny_
 
 
 def test_truncation_is_counted(tmp_path: Path) -> None:
-    profile = tiny_profile(tmp_path, max_prompt_tokens=52)
+    profile = tiny_profile(tmp_path, generation={"max_prompt_tokens": 52})
     evaluate(profile, ["base"], tmp_path / "results", limit=1, console=QUIET)
     cut = [line["truncated_tokens"] for line in lines_of(tmp_path / "results", "base")]
     assert any(tokens > 0 for tokens in cut)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from made_up import made_up_context
-from rich.console import Console
+from tiny_runs import QUIET, lines_of
 
 from lora_retriever.cli import main
 from lora_retriever.data.rows import Row
@@ -34,15 +33,9 @@ from lora_retriever.running.evaluate import evaluate
 from lora_retriever.running.plan import configuration
 from lora_retriever.running.sweep import expand
 
-QUIET = Console(file=io.StringIO())
-
 
 def names(profile: Profile, methods: list[str], *sweep: str) -> list[str]:
     return [variant.name for variant in expand(profile, find_methods(methods), sweep)]
-
-
-def lines_of(results: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +63,12 @@ def test_settings_are_named_in_one_order_and_make_a_cross_product(tiny: Profile)
         for scorer in ("cosine", "mean_ip")
         for seed in (0, 1)
     ]
-    last = variants[-1].profile
-    assert (last.retrieval.k, last.retrieval.scorer, last.retrieval.temperature, last.seed) == (4, "mean_ip", None, 1)
-    assert last.replaced({"k": 3, "scorer": "cosine", "seed": 0}, "the test") == tiny
+    for variant in variants:
+        k, scorer, seed = (part.partition("=")[2] for part in variant.name.partition("@")[2].split(","))
+        retrieval = variant.profile.retrieval
+        assert (retrieval.k, retrieval.scorer, retrieval.temperature) == (int(k), scorer, None)
+        assert variant.profile.seed == int(seed)
+        assert variant.profile.replaced({"k": 3, "scorer": "cosine", "seed": 0}, "the test") == tiny
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_tasks_held_out_are_among_the_chosen_and_not_trained_on(tiny_pool: list[
         ({"tasks": ["people_qa", "nothing"]}, "no task nothing"),
         ({"tasks": ["people_qa"]}, "at least two must be left"),
         ({"validation": 7}, "8 of 19 tasks are chosen and 7 of them held out"),
+        ({"validation": 12}, "8 of 19 tasks are chosen and 12 of them held out"),
     ],
 )
 def test_a_choice_that_cannot_be_trained_on_is_refused(
