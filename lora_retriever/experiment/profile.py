@@ -8,6 +8,7 @@ adapter's name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +31,7 @@ MAX_LOCATION = 4096
 """Maximum length of a location, in characters."""
 BALANCED = "balanced"
 """The device of a model that accelerate spreads evenly over all GPUs."""
+DEVICES = re.compile(r"auto|balanced|cpu|(cuda|mps|xpu|npu|hpu)(:\d{1,3})?")
 INSTRUCTION = "Represent the sentence for similar task retrieval: "
 """The text before every input of the paper's encoder."""
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
@@ -174,9 +176,16 @@ class Profile(Section):
     backend: Literal["local", "vllm", "ray"] = "local"
     ray: RaySection = RaySection()
     reuse_answers: bool = True
-    methods: tuple[str, ...] = ("paper",)
+    methods: tuple[str, ...] = Field(("paper",), min_length=1)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     metrics: tuple[Location, ...] = ()
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        if not DEVICES.fullmatch(device):
+            raise ValueError(f"unknown device {device[:40]!r}; write auto, cpu, cuda, cuda:1, mps, xpu or balanced")
+        return device
 
     @field_validator("name")
     @classmethod
@@ -214,12 +223,18 @@ class Profile(Section):
         """The device of the base model: the profile's; for `auto`, `cuda` if torch finds such a device, else `cpu`.
 
         Raises:
-            UserError: the profile asks for a CUDA device, and torch finds none.
+            UserError: the profile asks for a CUDA device that torch does not find.
         """
         if self.device == "auto":
             return "cuda" if has_gpu_driver() and cuda_is_available() else "cpu"
         if (self.device.startswith("cuda") or self.device == BALANCED) and not cuda_is_available():
             raise UserError(f"profile {self.name}: device is {self.device}, but torch finds no CUDA device; say cpu")
+        index = self.device.partition("cuda:")[2]
+        if index and int(index) >= cuda_device_count():
+            raise UserError(
+                f"profile {self.name}: device is {self.device}, but torch finds {cuda_device_count()} CUDA devices, "
+                "counted from 0"
+            )
         return self.device
 
     @property
@@ -271,6 +286,13 @@ def cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def cuda_device_count() -> int:
+    """The number of CUDA devices that torch finds."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def load_profile(name_or_file: str) -> Profile:

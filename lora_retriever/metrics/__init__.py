@@ -8,13 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from lora_retriever.data.rows import METRICS
+from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.metrics.base import Metric, Reference, RowError
 from lora_retriever.metrics.own import Evaluated, find_metric, load_metric
-from lora_retriever.metrics.texts import main_script
+from lora_retriever.metrics.texts import in_one_form, main_script
 
 MAIN_SCORE = {"em": "em", "bleu": "bleu", "rouge": "rouge-1"}
 """The score by which a task counts in means over tasks; for a user's metric, the metric's first score."""
@@ -129,17 +128,14 @@ def read_kinds(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read or has another form.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(content, dict) or not all(kind in ("qa", "choice") for kind in content):
+    content = read_yaml(path)
+    if not all(kind in ("qa", "choice") for kind in content):
         raise UserError(f"{path}: expected lists of tasks under `qa` and `choice`")
     kinds: dict[str, str] = {}
     for kind, tasks in content.items():
         if not isinstance(tasks, (list, type(None))):
             raise UserError(f"{path}: expected a list of tasks under `{kind}`, found {tasks!r}")
-        for task in map(str, tasks or ()):
+        for task in (in_one_form(str(task)) for task in tasks or ()):
             if kinds.setdefault(task, kind) != kind:
                 raise UserError(f"{path}: task {task!r} is under `qa` and under `choice`; a task is of one kind")
     return kinds

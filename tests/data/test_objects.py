@@ -150,6 +150,11 @@ def test_the_advised_command_makes_json_lines_of_a_table(tmp_path: Path, separat
     assert read_objects(tmp_path / "new.jsonl") == [{**ROW, "targets": "007"}]
 
 
+def test_results_may_have_numbers_that_json_lacks(tmp_path: Path) -> None:
+    (found,) = read_objects(written(tmp_path, '{"scores": [NaN, -Infinity, 1.5], "predicted_answer": ""}'), may_have_nan=True)
+    assert str(found["scores"]) == "[nan, -inf, 1.5]"
+
+
 DEEP = 100_000
 REFUSED = {
     "empty": ("", "the file is empty"),

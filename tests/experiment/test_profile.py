@@ -63,6 +63,9 @@ def test_locations_start_at_the_profiles_folder_or_are_hub_ids(tmp_path: Path) -
         ({"seed": -1}, "seed"),
         ({"dtype": "int8"}, "dtype"),
         ({"folder": "/"}, "folder: is no field of a profile"),
+        ({"device": "gpu"}, "device: unknown device 'gpu'; write auto, cpu, cuda"),
+        ({"device": "cuda:99999999999"}, "device: unknown device 'cuda:99999999999'"),
+        ({"methods": []}, "methods: Tuple should have at least 1 item"),
         ({"retrieval": {"k": True}}, "retrieval.k: is true, a truth value; write a number or a text"),
         ({"seed": False}, "seed: is false, a truth value"),
         ({"name": True}, "name: is true, a truth value"),
@@ -177,3 +180,11 @@ def test_a_model_larger_than_a_gpu_is_spread_and_its_encoder_is_not(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="device is balanced, but torch finds no CUDA device"):
         _ = profile.torch_device
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert load_profile(write(tmp_path, {**MINIMAL, "device": "cuda:1"})).torch_device == "cuda:1"
+    with pytest.raises(UserError, match="device is cuda:2, but torch finds 2 CUDA devices, counted from 0"):
+        _ = load_profile(write(tmp_path, {**MINIMAL, "device": "cuda:2"})).torch_device

@@ -230,6 +230,8 @@ def test_which_scores_a_task_gets_is_data(tmp_path: Path) -> None:
     (tmp_path / "kinds.yaml").write_text("qa: [a task of mine]")
     mine = Scoring("standard", read_kinds(tmp_path / "kinds.yaml"))
     assert names(mine.metrics_of("a task of mine", "em")) == ["em", "f1"]
+    (tmp_path / "kinds.yaml").write_text("qa: [2024-99-99, 7, cafe\u0301]")
+    assert read_kinds(tmp_path / "kinds.yaml") == {"2024-99-99": "qa", "7": "qa", "caf\u00e9": "qa"}
     (tmp_path / "kinds.yaml").write_text("riddle: [x]")
     with pytest.raises(UserError, match="`qa` and `choice`"):
         read_kinds(tmp_path / "kinds.yaml")
@@ -240,10 +242,12 @@ def test_which_scores_a_task_gets_is_data(tmp_path: Path) -> None:
     [
         ("qa: 5", "a list of tasks under `qa`, found 5"),
         ("qa: [x]\nchoice: [x]", "'x' is under `qa` and under `choice`"),
-        ("qa: [2024-99-99]", "not readable as YAML"),
-        ("[" * 100_000, "not readable as YAML"),
-        ("- x", "expected lists of tasks"),
-        ("[a]: [x]", "expected lists|not readable"),
+        ("qa: [x]\nqa: [y]", "line 2: field 'qa' is there more than once"),
+        ("[" * 100_000, "line 1: more than 20 levels of lists and mappings"),
+        ("- x", "expected fields and values, found list"),
+        ("[a]: [x]", "line 1: a field's name must be a text"),
+        ("qa: !!python/name:os.system", "line 1: tag 'tag:yaml.org,2002:python/name:os.system'"),
+        ("qa: [", "not readable as YAML: line 1"),
     ],
 )
 def test_an_unusable_file_of_kinds_gives_one_message(tmp_path: Path, content: str, message: str) -> None:
