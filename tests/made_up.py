@@ -1,12 +1,16 @@
-"""A method's view of rows and a pool whose embeddings a test chooses, instead of an encoder."""
+"""Things that a test makes up: a method's view of rows and a pool without an encoder, and a small T5."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+from places import TINY
 from rich.console import Console
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from lora_retriever.data.rows import PoolEntry, Row, Sample
 from lora_retriever.experiment.benchmark import Benchmark
@@ -50,3 +54,14 @@ def reading_everything(masked: bool = False) -> Declaration:
 def no_model() -> Generator:
     """In place of a model, where none may be asked for."""
     raise AssertionError("there is no model to look into")
+
+
+def tiny_t5(folder: Path) -> PreTrainedModel:
+    """A small T5 with the miniature's tokenizer, written to `folder`."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 566, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / "base" / name, folder / name)
+    return model

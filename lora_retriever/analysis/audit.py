@@ -186,18 +186,13 @@ def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_toke
         UserError: there is no such tokenizer or template, or the template alone is too long.
     """
     # Importing transformers takes seconds, and `summarize` imports this module without needing prompts.
-    from transformers import AutoTokenizer
-
+    from lora_retriever.generation.loading import load_tokenizer
     from lora_retriever.generation.prompt import TEMPLATES, encode_prompt
     from lora_retriever.hub import folder_or_id
 
     if "{inputs}" not in template and template not in TEMPLATES:
         raise UserError(f"unknown template {template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})")
-    folder = folder_or_id(tokenizer, TOKENIZER_WANTED)
-    try:
-        loaded = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"tokenizer {tokenizer}: cannot be loaded ({shortened(str(error))})") from error
+    loaded = load_tokenizer(folder_or_id(tokenizer, TOKENIZER_WANTED))
     too_long = []
     for row in rows:
         try:

@@ -10,15 +10,14 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.backends.base import Outcome
 from lora_retriever.backends.memory_folder import MemoryFolder
@@ -29,7 +28,8 @@ from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.generation.batches import Request, unfinished
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator, answer_of
-from lora_retriever.generation.loading import ModelSource, load_tokenizer
+from lora_retriever.generation.limits import check_length, check_tokens, limits_of
+from lora_retriever.generation.loading import ModelSource, load_tokenizer, skeleton
 from lora_retriever.generation.special_tokens import eos_token_ids
 from peft_composition import AdapterError, Composer, CompositionError, CompositionWriter, Gate
 
@@ -104,6 +104,7 @@ class VllmEngine:
             self._llm = vllm.LLM(
                 model=str(source.base),
                 skip_tokenizer_init=True,
+                trust_remote_code=False,
                 dtype=source.dtype,
                 tensor_parallel_size=torch.cuda.device_count() if source.device == BALANCED else 1,
                 max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
@@ -155,8 +156,14 @@ class VllmBackend:
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         adapters_of_a_row: int,
+        vocabulary: int,
     ) -> None:
-        """`start` makes an engine of a highest rank; the first one serves any `adapters_of_a_row`."""
+        """`start` makes an engine of a highest rank; the first one serves any `adapters_of_a_row`.
+
+        Args:
+            vocabulary: number of tokens that the base has an embedding for.
+        """
+        self._vocabulary = vocabulary
         self._start = start
         self._writer = writer
         self._tokenizer = tokenizer
@@ -207,7 +214,10 @@ class VllmBackend:
         served: dict[int, Served | None] = {}
         for request in chunk:
             try:
+                check_tokens(request.prompt.token_ids, self._vocabulary)
                 served[request.id] = self._written(request.composition, mode)
+            except UserError as error:
+                failures[request.id] = str(error)
             except (CompositionError, SafetensorError, OSError) as error:
                 failures[request.id] = f"its composition could not be written: {error}"
         ready = [request for request in chunk if request.id in served]
@@ -287,20 +297,23 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
     check_vllm(profile)
     source = model_source(profile, benchmark)
     base, tokenizer = skeleton(source.base), load_tokenizer(source.base)
+    limits = limits_of(base)
+    check_length(limits, source.generation)
     writer = CompositionWriter(base, source.torch_dtype)
     try:
         for name, folder in source.adapters.items():
             writer.load_adapter(folder, name)
     except AdapterError as error:
         raise UserError(str(error)) from error
-    eos_ids = eos_token_ids(base.generation_config, tokenizer)
+    eos_ids = eos_token_ids(base.generation_config, tokenizer, base.config)
 
     def start(max_rank: int) -> Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # vLLM wants nearly all memory, and torch still holds the encoder's
         return VllmEngine(source, max_rank, eos_ids)
 
-    return VllmBackend(start, writer, tokenizer, source.generation.batch_size, profile.retrieval.k)
+    size, k = source.generation.batch_size, profile.retrieval.k
+    return VllmBackend(start, writer, tokenizer, size, k, limits.vocabulary)
 
 
 def check_vllm(profile: Profile) -> None:
@@ -325,20 +338,3 @@ def check_vllm(profile: Profile) -> None:
             f"{found} (the first one, unless CUDA_VISIBLE_DEVICES says otherwise); "
             "for a CPU there is scripts/backends/test_vllm.sh"
         )
-
-
-def skeleton(base: Path) -> PreTrainedModel:
-    """A base model without weights: its modules, their shapes, and how it ends.
-
-    Raises:
-        UserError: the folder's configuration cannot be read.
-    """
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"base model {base}: its configuration cannot be used: {error}") from error
-    with suppress(OSError):  # without such a file the configuration says it, as for a model with its weights
-        model.generation_config = GenerationConfig.from_pretrained(base)
-    assert isinstance(model, PreTrainedModel)
-    return model

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer, GateUse
@@ -83,13 +82,6 @@ def gate_uses(model: ComposableModel, names: Sequence[str]) -> list[GateUse]:
 def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """The answer that the generated tokens of one row stand for."""
     return Answer(extract_answer(str(tokenizer.decode(tokens, skip_special_tokens=True))), len(tokens))
-
-
-def vocabulary_of(base: PreTrainedModel) -> int:
-    """The number of tokens that a base model has an embedding for."""
-    embedding = base.get_input_embeddings()
-    assert isinstance(embedding.weight, Tensor)
-    return len(embedding.weight)
 
 
 def make_prompts(

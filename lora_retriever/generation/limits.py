@@ -52,7 +52,16 @@ def limits_of(model: PreTrainedModel) -> Limits:
         table = int(config.max_seq_len)
     if table is not None and trained is not None:
         table = min(table, trained)
-    return Limits(len(model.get_input_embeddings().weight), table, trained, _window(config))
+    return Limits(vocabulary_of(model), table, trained, _window(config))
+
+
+def vocabulary_of(base: PreTrainedModel) -> int:
+    """The number of tokens that a base model has an embedding for."""
+    from torch import Tensor
+
+    embedding = base.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
+    return len(embedding)
 
 
 def check_length(limits: Limits, settings: GenerationSection) -> None:

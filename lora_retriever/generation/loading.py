@@ -24,6 +24,7 @@ from lora_retriever.generation.batches import ran_out_of_memory
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.limits import check_length, limits_of
 from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.generation.special_tokens import configured_eos_ids
 from peft_composition import AdapterError, ComposableModel
 
 REASON_LENGTH = 300
@@ -123,10 +124,11 @@ def skeleton(folder: Path) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-    model = loaded(f"base model {folder}", build)
+    model: PreTrainedModel = loaded(f"base model {folder}", build)
     generation_config = load_generation_config(folder)
     if generation_config is not None:  # without the file, the model takes the EOS tokens of its configuration
         model.generation_config = generation_config
+    loaded(f"base model {folder}", lambda: configured_eos_ids(model.generation_config, config))
     return model
 
 

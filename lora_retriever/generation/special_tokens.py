@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -25,6 +24,9 @@ def configured_eos_ids(generation_config: GenerationConfig | None, config: Pretr
     """The EOS tokens that the base names, in its generation configuration or in its configuration, in ascending order.
 
     Of a configuration with parts (text, images), the text model's part counts, too.
+
+    Raises:
+        ValueError: a configuration names something else than ids.
     """
     sources = [generation_config, config, None if config is None else config.get_text_config(decoder=True)]
     return sorted({id for source in sources for id in _given(getattr(source, "eos_token_id", None))})
@@ -40,7 +42,13 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int, configured
     return next((token for token in candidates if token is not None and 0 <= token < vocabulary), 0)
 
 
-def _given(ids: int | Collection[int] | None) -> Collection[int]:
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else ids
+def _given(ids: object) -> list[int]:
+    """The ids that a configuration or a tokenizer gives: one id, several, or none.
+
+    Raises:
+        ValueError: something else is given.
+    """
+    found: list[Any] = [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+    if not all(isinstance(id, int) and not isinstance(id, bool) for id in found):
+        raise ValueError(f"eos_token_id is {ids!r:.80}; it must be a token's id, or a list of ids")
+    return found

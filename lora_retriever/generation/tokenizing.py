@@ -78,8 +78,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     if kept is not None and kept[0] == state:
         return kept[1]
     added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = {str(token): tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
-    found = {text: id for text, id in {**named, **added}.items() if text and id is not None}
+    named = {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in tokenizer.all_special_tokens}
+    found = {text: id for text, id in {**named, **added}.items() if text and isinstance(id, int)}
     _SPECIAL[tokenizer] = state, found
     return found
 
@@ -100,7 +100,9 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Frame, _Body
         start = next((index for index, mark in enumerate(added) if not mark), None)
         if start is not None:
             end = len(ids) - next(index for index, mark in enumerate(reversed(added)) if not mark)
-            return Frame(tuple(ids[:start]), tuple(ids[end:])), _Body(ids[start:end], whole["offset_mapping"][start:end])
+            return Frame(tuple(ids[:start]), tuple(ids[end:])), _Body(
+                ids[start:end], whole["offset_mapping"][start:end]
+            )
     else:
         ids, own = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
         places = range(len(ids) - len(own) + 1)
@@ -189,17 +191,26 @@ def _tokens_by_parts(
     """`_literal_tokens` for a tokenizer written in Python: the texts between special tokens one by one."""
     # Of tokens that begin alike the longest is meant, as in every tokenizer.
     pattern = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
-    tokens: list[int] = []
-    rest = ""
+    added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+    texts, written = [""], []  # the texts between special tokens, and the special tokens
     for index, part in enumerate(parts):
-        rest += inputs if index else ""
+        texts[-1] += inputs if index else ""
         end = 0
         for found in pattern.finditer(part):
-            tokens += _split(tokenizer, rest + part[end : found.start()])
-            tokens.append(special[found[0]])
-            rest, end = "", found.end()
-        rest += part[end:]
-    return tokens + _split(tokenizer, rest)
+            texts[-1] += part[end : found.start()]
+            texts.append("")
+            written.append(found[0])
+            end = found.end()
+        texts[-1] += part[end:]
+    for index, token in enumerate(written):  # a token may take the white space around it
+        if token in added and added[token].lstrip:
+            texts[index] = texts[index].rstrip()
+        if token in added and added[token].rstrip:
+            texts[index + 1] = texts[index + 1].lstrip()
+    tokens = _split(tokenizer, texts[0])
+    for token, text in zip(written, texts[1:], strict=True):
+        tokens += [special[token], *_split(tokenizer, text)]
+    return tokens
 
 
 def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -271,9 +282,7 @@ def _rename(content: dict[str, Any], special: Mapping[str, int], stand_ins: Mapp
         model["merges"] = [merge for merge, (a, b) in pairs if not {a, b, a + b} & special.keys()]
 
 
-def _renamed_pieces(
-    pieces: list[list[Any]], ids: Mapping[str, int], stand_ins: Mapping[str, str]
-) -> list[list[Any]]:
+def _renamed_pieces(pieces: list[list[Any]], ids: Mapping[str, int], stand_ins: Mapping[str, str]) -> list[list[Any]]:
     """The pieces of a Unigram model with the stand-ins, and with all added tokens at their ids."""
     lowest = min((score for _, score in pieces), default=0.0)  # the score of an unknown piece depends on the lowest
     by_id = {id: token for token, id in ids.items()}

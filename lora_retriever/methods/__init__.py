@@ -107,7 +107,7 @@ def load_methods(location: str, folder: Path | None = None) -> list[Method]:
         sys.path.insert(0, str(folder))
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's own code may raise anything
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"method {location}: cannot be loaded: {reason}") from error
     finally:

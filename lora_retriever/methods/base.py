@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -83,6 +83,21 @@ class Method:
     reads: frozenset[Reads] = frozenset({"adapters"})
     settings: frozenset[Settings] = frozenset()
 
+    def __post_init__(self) -> None:
+        """Check the parts, so that a mistake in a user's own method is found when its file is loaded.
+
+        Raises:
+            ValueError: the router has no `route`, or `reads` or `settings` name something unknown.
+        """
+        if not callable(getattr(self.router, "route", None)):
+            raise ValueError(f"the router of method {self.name} is {self.router!r:.80}, which has no `route`")
+        for field, known in (("reads", get_args(Reads)), ("settings", get_args(Settings))):
+            named = getattr(self, field)
+            if isinstance(named, str) or (strange := sorted(map(str, set(named) - set(known)))):
+                shown = named if isinstance(named, str) else strange[0]
+                raise ValueError(f"method {self.name}: `{field}` names {shown!r} (known: {', '.join(known)})")
+            object.__setattr__(self, field, frozenset(named))
+
     @property
     def declaration(self) -> Declaration:
         """What the method declares to read."""
@@ -126,7 +141,9 @@ class Method:
         """
         found: Any = self.router.route(context)
         if not isinstance(found, list | tuple):
-            raise UserError(f"method {self.name}: its router gave {type(found).__name__}, and not a list of Composition")
+            raise UserError(
+                f"method {self.name}: its router gave {type(found).__name__}, and not a list of Composition"
+            )
         rows = context.rows
         if len(found) != len(rows):
             raise UserError(f"method {self.name}: its router gave {len(found)} compositions for {len(rows)} rows")

@@ -253,7 +253,7 @@ class Context:
             "name": name,
             "options": dict(depends_on),
             **({"seed": self.seed} if seeded else {}),
-            **{use: self._value_of(use) for use in sorted(uses)},
+            **{str(use): self._value_of(use) for use in sorted(uses)},
             **{part: benchmark.hashes[part] for part in ("base", "adapters", "pool")},
             "template": generation.template_text,
             "max_prompt_tokens": generation.max_prompt_tokens,

@@ -31,8 +31,8 @@ from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json
 from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, LeftPadding, check_examples, encode_example
-from lora_retriever.generation.generator import vocabulary_of
 from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA
 from lora_retriever.generation.special_tokens import pad_token_id
 

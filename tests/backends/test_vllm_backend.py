@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,7 +33,6 @@ from lora_retriever.backends.vllm import (
     allowed_rank,
     load,
     plan_chunks,
-    skeleton,
 )
 from lora_retriever.data.rows import Row
 from lora_retriever.errors import UserError
@@ -40,7 +40,7 @@ from lora_retriever.experiment.benchmark import open_benchmark
 from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.generator import Generator, make_prompts
-from lora_retriever.generation.loading import load_composable
+from lora_retriever.generation.loading import load_composable, skeleton
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.methods import Composition, registered
 from lora_retriever.running.evaluate import evaluate
@@ -93,7 +93,7 @@ class Setup:
         writer = CompositionWriter(skeleton(TINY / "base"), torch.float32)
         for name in POOL:
             writer.load_adapter(TINY / "adapters" / name, name)
-        self.backend = VllmBackend(self.start, writer, tokenizer, batch_size, adapters_of_a_row)
+        self.backend = VllmBackend(self.start, writer, tokenizer, batch_size, adapters_of_a_row, 566)
 
     def start(self, max_rank: int) -> UpstreamEngine:
         self.engines.append(UpstreamEngine(max_rank))
@@ -204,6 +204,13 @@ def test_an_engine_that_fails_costs_its_chunk_alone(setup, tiny, tokenizer, tiny
     assert [engine.running for engine in setup.engines] == [False, True]
 
 
+def test_a_row_with_a_token_that_the_base_lacks_fails_alone(setup, tokenizer, tiny, tiny_rows):
+    good, bad = tiny_requests(tiny, tokenizer, tiny_rows[:2], [ONE, ONE])
+    outcome = together(setup.backend.answers([good, replace(bad, prompt=Prompt([1, 566], 0))], "mixture", done=[]))
+    assert outcome.failures == {bad.id: "token 566 is outside the base's vocabulary of 566"}
+    assert outcome.answers.keys() == {good.id}
+
+
 def test_the_engine_serves_the_pools_largest_mixtures_and_grows_for_a_sweep(tokenizer, tiny, tiny_rows):
     setup = Setup(tokenizer, adapters_of_a_row=1)
     assert [engine.max_rank for engine in setup.engines] == [8]
@@ -221,7 +228,7 @@ def test_the_skeleton_ends_where_the_model_does(tmp_path):
     (tmp_path / "config.json").write_text((TINY / "base" / "config.json").read_text())
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     assert skeleton(tmp_path).generation_config.eos_token_id == [2, 7]
-    with pytest.raises(UserError, match=r"base model .*nowhere: its configuration cannot be used"):
+    with pytest.raises(UserError, match=r"base model .*nowhere: cannot be loaded: "):
         skeleton(tmp_path / "nowhere")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import peft
 import pytest
 import torch
 from composition_cases import tiny_gpt2
+from made_up import tiny_t5
 from places import TINY
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -331,12 +333,37 @@ def test_the_command_saves_what_it_learned_as_a_checkpoint(
     torch.testing.assert_close(loaded, composed, atol=1e-4, rtol=1e-4)
 
 
+def test_the_command_passes_over_folders_that_are_no_adapters_and_names_them(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "adapters"
+    for name in ("city_qa", "animal_qa"):
+        shutil.copytree(TINY / "adapters" / name, folder / name)
+    for name in ("runs", "[bold]checkpoint-8", ".hidden"):
+        (folder / name).mkdir()
+    assert command(task, "--adapters", str(folder), "--steps", "6") == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "passed over, no adapter_config.json: [bold]checkpoint-8, runs" in said.replace("  ", " ")
+    assert ".hidden" not in said
+    weights = json.loads((task.parent / "learned" / "lorahub.json").read_text())["weights"]
+    assert sorted(Path(location).name for location in weights) == ["animal_qa", "city_qa"]
+
+
+def test_the_command_refuses_an_encoder_decoder_base_in_one_line(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_t5(tmp_path / "t5")
+    assert command(task, "--adapter", ADAPTER, "--base", str(tmp_path / "t5")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "t5 is an encoder-decoder model" in line
+
+
 def test_the_command_refuses_a_folder_that_is_there_before_it_loads_anything(
     task: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (task.parent / "learned").mkdir()
     assert command(task, "--adapter", "nowhere", "--base", "nowhere") == 2
-    assert f"--out {task.parent / 'learned'}: it is there already" in capsys.readouterr().err
+    assert f"--out {task.parent / 'learned'}: exists already" in capsys.readouterr().err
 
 
 def test_the_command_sees_first_that_it_can_write(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,7 +377,8 @@ ADAPTER = str(TINY / "adapters" / "to_velan")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name each --adapter, or --adapters"),
+        ([], "name each --adapter, or a folder of adapters with --adapters"),
+        (["--adapters", str(TINY)], "none of its folders has an adapter_config.json"),
         (["--adapter", ADAPTER, "--adapter", ADAPTER], "is named twice"),
         (["--adapter", str(TINY)], "adapter_config.json"),
         (["--adapters", "/nowhere"], "--adapters /nowhere: there is no such folder"),

@@ -44,7 +44,8 @@ from lora_retriever.generation.examples import (
     encode_example,
     example_losses,
 )
-from lora_retriever.generation.generator import Generator, vocabulary_of
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.progress import progress_bar
@@ -170,6 +171,8 @@ def adapter_folders(named: Sequence[str], folder: Path | None) -> tuple[list[str
     within: list[Path] = []
     passed_over: list[Path] = []
     if folder is not None:
+        if not folder.is_dir():
+            raise UserError(f"--adapters {folder}: there is no such folder")
         try:
             inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         except OSError as error:
