@@ -7,8 +7,8 @@
     inputs      bad inputs of every kind
     fuzz        mutated rows, pools, profiles, adapters, results files and indices
 
-Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped. The exit status is 1 if a
-promise was broken.
+Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped. The exit status is 1 if
+a promise was broken.
 """
 
 from __future__ import annotations
@@ -90,6 +90,16 @@ def disks(args: argparse.Namespace, log: Log, scratch: Path) -> None:
     disks.at_operations(args.count)
 
 
+def inputs(args: argparse.Namespace, log: Log, scratch: Path) -> None:
+    """`--count` bad inputs, spread evenly over all; by default all."""
+    from campaign.bad_inputs import try_all
+    from campaign.world import make_world, warm_up
+
+    world = make_world(scratch / "world")
+    warm_up(world, scratch / "warm")
+    try_all(world, scratch, log, args.count)
+
+
 def _small_world(scratch: Path) -> World:
     """A world whose runs have few file operations: two batches each."""
     from campaign.world import make_world, warm_up
@@ -99,7 +109,7 @@ def _small_world(scratch: Path) -> World:
     return world
 
 
-EXPERIMENTS = {"kills": kills, "operations": operations, "signals": signals, "disks": disks}
+EXPERIMENTS = {"kills": kills, "operations": operations, "signals": signals, "disks": disks, "inputs": inputs}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -138,7 +138,8 @@ def pools() -> Iterator[Case]:
     yield Case("pool", "a name twice", change(POOL, lambda pool: [*pool, pool[0]]), (POOL, "more than once"))
     yield Case("pool", "names that look alike", fields(POOL, 1, model_name="People_qa"), ("differ only",))
     samples: dict[str, Any] = {
-        "null": None, "empty": [], "a text": "a", "an object": {"inputs": "a", "targets": "b"}, "a list of texts": ["a"],
+        "null": None, "empty": [], "a text": "a", "an object": {"inputs": "a", "targets": "b"},
+        "a list of texts": ["a"],
         "a list of null": [None], "without inputs": [{"targets": "b"}], "without targets": [{"inputs": "a"}],
         "with empty inputs": [{"inputs": "", "targets": "b"}], "with NUL": [{"inputs": "a\0", "targets": "b"}],
         "with half a surrogate pair": [{"inputs": "a", "targets": SURROGATE}],

@@ -1,7 +1,7 @@
 """Disks that fail: at every file operation of every command that writes, and small file systems that are really full.
 
-What must hold: one message and exit status 2 (or 0 where the command can do without the file), nothing half-written, and
-the next start on a sound disk ends with the files of an undisturbed command.
+What must hold: one message and exit status 2 (or 0 where the command can do without the file), nothing half-written,
+and the next start on a sound disk ends with the files of an undisturbed command.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import os
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 from campaign.figures import Log

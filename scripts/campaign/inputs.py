@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from campaign.world import TINY
 
+from campaign.world import TINY
 from lora_retriever.experiment.profile import PROFILES
 
 TASKS = ("people_qa", "movie_review", "to_velan", "passive")

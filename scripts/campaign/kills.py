@@ -22,7 +22,6 @@ from typing import Any
 from campaign.figures import Log
 from campaign.operations import Act, Operations, die, tear_and_die
 from campaign.world import TINY, Start, World, emptied, files_of, start
-
 from lora_retriever.running.run_file import read_lines
 
 MOST_KILLS = 12

@@ -168,7 +168,7 @@ def tear_and_die(operation: Operation) -> NoReturn:
 
 
 def failing(code: int) -> Act:
-    """An act that fails the operation with this error, after the first half of a write if the disk is full or broken."""
+    """An act that fails the operation with this error; a full or broken disk takes the first half of a write."""
 
     def fail(operation: Operation) -> None:
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EIO):

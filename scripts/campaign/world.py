@@ -1,7 +1,7 @@
 """What the campaign runs: a small benchmark of the bundled miniature, and commands in forked processes.
 
-This process imports everything once. Each start of a command is a fork of this process, so that a start takes a fraction
-of a second. A stand-in for the base model answers by a hash of the prompt and the composition.
+This process imports everything once. Each start of a command is a fork of this process, so that a start takes a
+fraction of a second. A stand-in for the base model answers by a hash of the prompt and the composition.
 """
 
 from __future__ import annotations
@@ -134,13 +134,16 @@ class Start:
     acknowledged: Path
     status: int | None = None
     seconds: float = 0.0
+    memory: int = 0
+    """The most memory that the process had, in bytes; known at its end."""
     _began: float = field(default_factory=time.monotonic)
 
     def poll(self) -> int | None:
         """The exit status, or minus the number of the signal that ended the process. None: the process goes on."""
         if self.status is None:
-            process, status = os.waitpid(self.process, os.WNOHANG)
+            process, status, usage = os.wait4(self.process, os.WNOHANG)
             if process:
+                self.memory = usage.ru_maxrss << 10
                 self.status = os.waitstatus_to_exitcode(status)
                 self.seconds = time.monotonic() - self._began
         return self.status
@@ -155,7 +158,8 @@ class Start:
         while self.poll() is None:
             if time.monotonic() > end:
                 self.kill(signal.SIGKILL)
-                raise TimeoutError(f"process {self.process} did not end within {seconds} s; output: {self.text()[-500:]}")
+                output = self.text()[-500:]
+                raise TimeoutError(f"process {self.process} did not end within {seconds} s; output: {output}")
             time.sleep(0.002)
         assert self.status is not None
         return self.status
