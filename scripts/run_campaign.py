@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,13 @@ def inputs(args: argparse.Namespace, log: Log, scratch: Path) -> None:
     try_all(world, scratch, log, args.count)
 
 
+def fuzz(args: argparse.Namespace, log: Log, scratch: Path) -> None:
+    """Mutated files for `--seconds`."""
+    from campaign.fuzzing import fuzz
+
+    fuzz(scratch, log, args.seconds)
+
+
 def _small_world(scratch: Path) -> World:
     """A world whose runs have few file operations: two batches each."""
     from campaign.world import make_world, warm_up
@@ -109,7 +117,14 @@ def _small_world(scratch: Path) -> World:
     return world
 
 
-EXPERIMENTS = {"kills": kills, "operations": operations, "signals": signals, "disks": disks, "inputs": inputs}
+EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Log, Path], None]] = {
+    "kills": kills,
+    "operations": operations,
+    "signals": signals,
+    "disks": disks,
+    "inputs": inputs,
+    "fuzz": fuzz,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -46,12 +46,12 @@ CONFIG_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "r true": ({"r": True}, "r"),
     "r 10^30": ({"r": 10**30}, "r"),
     "r another": ({"r": 4}, "lora_A|rank|shape"),
-    "lora_alpha null": ({"lora_alpha": None}, "lora_alpha"),
-    "lora_alpha a text": ({"lora_alpha": "big"}, "lora_alpha"),
-    "lora_alpha NaN": ({"lora_alpha": float("nan")}, "lora_alpha|NaN"),
-    "lora_alpha infinite": ({"lora_alpha": float("inf")}, "lora_alpha|Infinity"),
-    "lora_alpha of 400 digits": ({"lora_alpha": 10**400}, "lora_alpha"),
-    "lora_alpha a list": ({"lora_alpha": [16]}, "lora_alpha"),
+    "lora_alpha null": ({"lora_alpha": None}, "alpha must be"),
+    "lora_alpha a text": ({"lora_alpha": "big"}, "alpha must be"),
+    "lora_alpha NaN": ({"lora_alpha": float("nan")}, "alpha must be"),
+    "lora_alpha infinite": ({"lora_alpha": float("inf")}, "alpha must be"),
+    "lora_alpha of 400 digits": ({"lora_alpha": 10**400}, "alpha must be"),
+    "lora_alpha a list": ({"lora_alpha": [16]}, "alpha must be"),
     "target_modules null": ({"target_modules": None}, "target_modules"),
     "target_modules [null]": ({"target_modules": [None]}, "target_modules"),
     "target_modules 5": ({"target_modules": 5}, "target_modules"),
@@ -60,12 +60,12 @@ CONFIG_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "target_modules that hang": ({"target_modules": HANGS}, "target_modules|movie_review"),
     "exclude_modules that hang": ({"target_modules": "all-linear", "exclude_modules": HANGS}, "movie_review|exclude"),
     "rank_pattern 5": ({"rank_pattern": 5}, "rank_pattern"),
-    "rank_pattern of texts": ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern"),
-    "rank_pattern 0": ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
-    "rank_pattern that is no expression": ({"rank_pattern": {"(": 4}}, "rank_pattern"),
+    "rank_pattern of texts": ({"rank_pattern": {"q_proj": "x"}}, "rank must be"),
+    "rank_pattern 0": ({"rank_pattern": {"q_proj": 0}}, "rank must be"),
+    "rank_pattern that is no expression": ({"rank_pattern": {"(": 4}}, "regular expression"),
     "alpha_pattern a list": ({"alpha_pattern": [1]}, "alpha_pattern"),
-    "alpha_pattern NaN": ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern|NaN"),
-    "alpha_pattern of 400 digits": ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern"),
+    "alpha_pattern NaN": ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha must be"),
+    "alpha_pattern of 400 digits": ({"alpha_pattern": {"q_proj": 10**400}}, "alpha must be"),
     "layers_to_transform a text": ({"layers_to_transform": "all"}, "layers_to_transform"),
     "layers_to_transform 99": ({"layers_to_transform": [99]}, "movie_review"),
     "layers_pattern no expression": ({"layers_to_transform": [0], "layers_pattern": "("}, "layers_pattern"),
@@ -79,13 +79,17 @@ CONFIG_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "peft_type a list": ({"peft_type": ["LORA"]}, "peft_type"),
     "fan_in_fan_out": ({"fan_in_fan_out": True}, "fan_in_fan_out|movie_review"),
     "use_bdlora": ({"use_bdlora": {"a": 1}}, "bdlora|movie_review"),
-    "arrow_config": ({"arrow_config": {"top_k": 1}}, "arrow_config"),
-    "megatron_config": ({"megatron_config": {"a": 1}}, "megatron_config"),
+    "arrow_config": ({"arrow_config": {"top_k": 1}}, "Arrow"),
+    "megatron_config": ({"megatron_config": {"a": 1}}, "Megatron"),
     "layer_replication": ({"layer_replication": [[0, 2]]}, "layer_replication"),
     "target_parameters": ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
     "trainable_token_indices": ({"trainable_token_indices": [1]}, "trainable_token_indices"),
     "a key of tomorrow": ({"use_tomorrow": True}, "use_tomorrow"),
 }
+
+
+ACCEPTED = ("exclude_modules that hang", "fan_in_fan_out")
+"""Settings that change nothing here, in PEFT as well: the adapter is used."""
 
 
 def header(content: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -183,7 +187,10 @@ def adapters() -> Iterator[Case]:
     for name, (content, says) in CONFIG_FILES.items():
         yield Case("adapter", f"configuration {name}", put(CONFIG, content), ("movie_review", says))
     for name, (changes, says) in CONFIG_FIELDS.items():
-        yield Case("adapter", name, fields(CONFIG, **changes), ("movie_review", says))
+        if name in ACCEPTED:
+            yield Case("adapter", name, fields(CONFIG, **changes), (), statuses=(0,))
+        else:
+            yield Case("adapter", name, fields(CONFIG, **changes), ("movie_review", says))
     for name, bytes_ in WEIGHT_FILES.items():
         yield Case("adapter", f"weights: {name}", put(WEIGHTS, bytes_), ("movie_review",))
     for name, (edit, says) in WEIGHT_EDITS.items():

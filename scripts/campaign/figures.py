@@ -49,7 +49,8 @@ class Log:
         self.trials: dict[str, Trial] = {}
         lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
         if lines and json.loads(lines[0]).get("code") == code:
-            self.trials = {trial.key: trial for trial in map(_trial, lines[1:])}
+            trials = {trial.key: trial for trial in map(_trial, lines[1:])}
+            self.trials = {key: trial for key, trial in trials.items() if not trial.problems}  # the others again
             return
         if lines:
             os.replace(self._path, self._path.with_suffix(f".{json.loads(lines[0]).get('code', '')[:12]}.jsonl"))

@@ -99,7 +99,7 @@ def problems_of_output(case: Case, status: int, text: str) -> list[str]:
     if len(text) > MAX_MESSAGE:
         problems.append(f"the output has {len(text)} characters")
     messages = text.count("\nlora-retriever: ") + text.startswith("lora-retriever: ")
-    if status == 2 and messages != 1 and " error: " not in text and "problems" not in text:
+    if status == 2 and messages != 1 and " error: " not in text and "problem" not in text:
         problems.append(f"{messages} messages")
     if "\x1b]" in text or "\x1b[2J" in text:
         problems.append("a terminal escape reached the output")
