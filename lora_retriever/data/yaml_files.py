@@ -126,7 +126,7 @@ def _check(root: yaml.Node) -> None:
 
 
 def _check_values(value: Any, field: str) -> None:
-    """Check what is left of a file's values.
+    """Check the values that were made of a file's nodes.
 
     Raises:
         ValueError: a field's name is no text, a number is NaN or infinite, or a text has a NUL or half of a surrogate
