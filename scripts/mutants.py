@@ -73,6 +73,8 @@ only_mutate=
 do_not_mutate_patterns=
     raise \\w+
     ^\\s+f?"
+    SCORERS\\[name\\] =
+    needs_samples: bool = False
 also_copy=
     data
     scripts
@@ -84,7 +86,8 @@ pytest_add_cli_args=
 pytest_add_cli_args_test_selection=
     {tests}
 """
-"""The settings of mutmut. Messages are not mutated: lines that raise an error, and lines that are a text."""
+"""The settings of mutmut. Messages are not mutated: lines that raise an error, and lines that are a text. Nor is the
+registration of scorers, which is done at import: before mutmut chooses a mutant."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -306,6 +306,8 @@ def test_of_a_large_pool_a_bounded_number_is_left_out_and_single_samples_never()
     assert 0 not in own
     assert places[0] == 1
     assert places[-1] == 5003
+    assert len(spared(np.full(3000, 2))[0]) == 1333  # four million scores of 3000 adapters
+    assert len(spared(np.full(60_000, 2))[0]) == 100
 
 
 @pytest.mark.parametrize(("scores", "left_out"), [(5000, 500), (500, 100), (10**9, 2000)])
