@@ -197,7 +197,7 @@ def _decisive(grouped: Mapping[str, Sequence[AnsweredRow]], scoring: Scoring) ->
 
 
 def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:
-    """From the scores [names, ...] of every task to all quantities [...]: tasks, domains, mean over tasks."""
+    """All quantities [...] from the scores [names, ...] of every task: tasks, domains, mean over tasks."""
     found: dict[Quantity, Array] = {}
     domains: dict[Quantity, list[Array]] = {}
     for name, task in tasks.items():
@@ -210,7 +210,7 @@ def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> di
 
 
 def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[ScoredTask, int]]:
-    """The tasks of whose scores a quantity is the mean, each with the index of the score among the task's scores."""
+    """The tasks whose scores a quantity averages, each with the index of the score among the task's scores."""
     concerned = [
         task
         for task in tasks.values()

@@ -86,7 +86,7 @@ Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
 
 
 class Sample(BaseModel):
-    """One example of a task: what is asked, and what is to be answered."""
+    """One sample of a task: the input, and the target or targets."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

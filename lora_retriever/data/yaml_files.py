@@ -1,7 +1,7 @@
 """Fields and values of a YAML file that a user writes, as plain values: texts, numbers, truth values, lists, mappings.
 
 A file is refused, with its line where there is one, where YAML could surprise: a key twice, a tag such as
-`!!python/object`, aliases that make much out of little, many levels. Dates stay texts.
+`!!python/object`, aliases that expand to very many values, many levels. Dates stay texts.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _check(root: yaml.Node) -> None:
 
 
 def _check_values(value: Any, field: str) -> None:
-    """Check what is left of a file's values.
+    """Check the values that were made of a file's nodes.
 
     Raises:
         ValueError: a field's name is no text, a number is NaN or infinite, or a text has a NUL or half of a surrogate

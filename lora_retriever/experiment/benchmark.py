@@ -1,4 +1,4 @@
-"""What a profile names: rows, pool and model folders, read or found, with the hashes that identify them."""
+"""The files that a profile names: rows, pool and model folders, read or found, with the hashes that identify them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class RunRows:
 
     Attributes:
         answers: index of the answer in `Rows.texts`; -1: not answered.
-        used: index in `Rows.used` of what the answer used; -1: not answered.
+        used: index in `Rows.used` of the adapters that the answer used; -1: not answered.
         scores: the row's metric score; None: not answered.
     """
 

@@ -1,4 +1,5 @@
-"""Which adapters each run used, and how often its answers were right after right and after wrong retrieval."""
+"""Which adapters each run used, and how often its answers were right where retrieval was right and where it was
+wrong."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ class Use:
 
 
 def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
-    """Count what a run used."""
+    """Count the adapters that a run used."""
     domains = {task.name: task.domain for task in tasks}
     rows, scores = list(run.run.rows.values()), row_scores(run)
     found: dict[str, list[AnsweredRow]] = {}

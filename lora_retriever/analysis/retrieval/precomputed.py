@@ -2,7 +2,7 @@
 
 A file holds four arrays: `names` [n] of the adapters, `pool` [n, m, d] of their samples' embeddings, `tasks` [q] of the
 rows, `queries` [q, d] of their inputs' embeddings. No pickle is read, so a file cannot bring code. Sizes are read from
-the headers and compared with the file before any array is read, so a small file cannot ask for much memory.
+the headers and compared with the file before any array is read, so a small file cannot take much memory.
 """
 
 from __future__ import annotations

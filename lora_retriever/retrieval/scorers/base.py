@@ -129,7 +129,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A way to compare queries with adapters.
+    """A rule by which queries are compared with adapters.
 
     Attributes:
         fit: fits the scorer to a pool.

@@ -40,7 +40,7 @@ Matrix = Any
 
 
 class View(Protocol):
-    """One way of looking at samples."""
+    """A view: it turns samples into vectors."""
 
     def fit(self, samples: Samples) -> Matrix:
         """Learn the features of a pool's samples; give the samples' vectors."""
@@ -139,7 +139,8 @@ class Discriminated:
         return self.linear.score(Samples(self.space.coordinates_of(queries)))
 
     def held_out(self) -> HeldOut | None:
-        """The scores of samples that were left out of the discriminant. The views saw the samples, but no adapters."""
+        """The scores of samples left out of the discriminant. The views were fitted with these samples, without
+        adapters."""
         return self.linear.held_out()
 
 
