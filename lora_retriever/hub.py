@@ -60,6 +60,6 @@ def is_cached(repository: str, revision: str | None) -> bool:
 
     try:
         snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
-    except Exception:  # not in the cache, a cache that cannot be read, a name that is none
+    except Exception:  # not in the cache, an unreadable cache, an invalid name
         return False
     return True

@@ -1,4 +1,4 @@
-"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool, found before a run.
+"""`lora-retriever audit`: finds, before a run, everything that is wrong or odd in a benchmark's rows and its pool.
 
 Two texts are the same here if they differ only by white space or by Unicode form, which encoders and tokenizers hardly
 distinguish. The module reads no runs and no answers. It measures prompts only where a tokenizer is named.

@@ -215,8 +215,7 @@ def _bleu(tokenizer: str) -> sacrebleu.BLEU:
 
 
 def _documents(references: Sequence[Sequence[str]]) -> list[list[Any]]:
-    """References per row as sacrebleu's documents: every row's first, every row's second, ...; None if there are
-    fewer."""
+    """References per row as sacrebleu's documents: every row's first, every row's second, ...; None: no more."""
     return [list(document) for document in zip_longest(*references)]
 
 

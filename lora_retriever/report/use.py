@@ -1,5 +1,4 @@
-"""Which adapters each run used, and how often its answers were right where retrieval was right and where it was
-wrong."""
+"""The adapters that each run used, and how often its answers were right after right and after wrong retrieval."""
 
 from __future__ import annotations
 

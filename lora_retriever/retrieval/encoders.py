@@ -68,8 +68,7 @@ class SentenceEncoder:
         self._check_room()
 
     def encode(self, texts: Sequence[str]) -> Embeddings:
-        """Vectors [n, dim] of the texts, in their order; float32. As in the original, white space at the ends is
-        removed.
+        """Vectors [n, dim] of the texts, in their order; float32. White space at the ends is cut, as in the original.
 
         Each text is encoded once, in batches of about equal token counts. sentence-transformers itself sorts by
         characters, whose number predicts the number of tokens badly where languages mix. On the official pool, padding

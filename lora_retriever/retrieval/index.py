@@ -200,8 +200,7 @@ class AdapterIndex:
         exclude: Sequence[str | None] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Hits:
-        """The `k` best adapters for each query [n, dim]. For equal scores, the adapter that was added first comes
-        first.
+        """The `k` best adapters for each query [n, dim]. For equal scores, the adapter that was added earlier is first.
 
         Args:
             exclude: per query the adapter that is masked (out-of-domain), or None; a name that the pool does not have

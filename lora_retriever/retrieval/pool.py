@@ -122,8 +122,7 @@ class AdapterPool:
             self._scatter = self._scatter + _scatter_of([adapter])
 
     def remove(self, name: str) -> None:
-        """Remove an adapter. If its samples are unknown, its part of the scatter stays until all such adapters are
-        gone."""
+        """Remove an adapter. The scatter keeps the part of an adapter without samples until all of these are gone."""
         adapter = self._adapters.pop(name)
         self._means = None
         if not self._adapters:

@@ -203,8 +203,7 @@ def _cells(figure: ReproducedFigure | None, intervals: bool) -> list[Cell | str 
 
 
 def _notes(reproduction: Reproduction, level: str, intervals: bool) -> list[str]:
-    """The notes: first the reservations against the comparison, then how to read the table, then the counts of
-    verdicts."""
+    """The notes: reservations against the comparison, then how to read the table, then the counts of verdicts."""
     runs, paper = reproduction.runs, reproduction.paper
     lines = [*_reservations(runs, paper), *notes([run.run for run in runs], intervals)]
     where = source("table1.csv" if level == "domain" else "tables4_5.csv")

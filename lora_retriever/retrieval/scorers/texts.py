@@ -139,8 +139,7 @@ class Discriminated:
         return self.linear.score(Samples(self.space.coordinates_of(queries)))
 
     def held_out(self) -> HeldOut | None:
-        """The scores of samples left out of the discriminant. The views were fitted with these samples, without
-        adapters."""
+        """The scores of samples left out of the discriminant. The views are fitted to all samples, not to adapters."""
         return self.linear.held_out()
 
 
