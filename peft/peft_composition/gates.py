@@ -1,9 +1,9 @@
 """Gates: they weigh the adapters of a composition for every token, y = Wx + (g(x) ⊙ (x A)) B.
 
-A token-level router (Arrow, SpectR, a learned mixture of experts) is a `Gate`. For each module and each set of adapters
-it first prepares what it needs from their tensors. Then, at every call of the module, it returns the weights of the
-tokens. This file has the types that a gate receives, the store of what gates prepared, and the running means of their
-weights. It contains no gate, and does not deal with models or hooks.
+A token-level router (Arrow, SpectR, a learned mixture of experts) is a `Gate`. For each module and each set of
+adapters, the gate first prepares what it needs from the adapters' tensors. Then, at every call of the module, the gate
+returns the weights of the tokens. This file has the types that a gate receives, the store of what gates prepared, and
+the running means of their weights. It contains no gate, and does not deal with models or hooks.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class Tokens:
     Padding is read from an attention mask [rows, positions]. All tokens count as real, and a gate that takes means
     counts padding too, in three cases: without a mask; with a mask of other dimensions, as `generate` makes for a
     static cache; and in a module that receives another number of positions than the pass has, such as cross-attention,
-    whose inputs are the encoder's. (The head may receive the last positions only; there padding is known.)
+    whose inputs are the encoder's. (The head may receive the last positions only; padding is known for these
+    positions.)
 
-    All tensors are on the module's device. None may be written to.
+    All tensors are on the module's device. A gate must not write to these tensors.
     """
 
     x: Tensor  # the module's input, [batch, n, d_in]
@@ -55,7 +56,7 @@ class Tokens:
     offered: Tensor  # [batch, P] bool: the row's weight of the adapter is not 0, and the adapter targets the module
     real: Tensor  # [batch, n] bool: False where padding
     rows: Tensor  # [batch] int64: indices of these rows in the batch as it was composed
-    first: bool  # True if this pass reads the prompts: the cache, if it can tell, is empty before the pass
+    first: bool  # True if this pass reads the prompts: the cache, if it shows its length, is empty before the pass
     memory: dict[str, Tensor]  # the gate's memory of this module while the composition lasts; empty at first
     batch: int  # number of rows of the batch as it was composed
 
@@ -85,9 +86,9 @@ class Gate(Protocol):
     def prepare(self, offered: Offered) -> Any:
         """Return what `weights` needs from the adapters, such as Arrow's prototypes, or None.
 
-        The call is made without gradients, for each module and set of adapters. It is repeated after the module was
-        moved or cast, and after the result was dropped for lack of room. The result must not depend on parameters that
-        are being trained.
+        The call is made without gradients, for each module and set of adapters. The call is repeated after the module
+        was moved or cast, and after the result was dropped for lack of room. The result must not depend on parameters
+        that are being trained.
         """
         ...
 
@@ -152,7 +153,7 @@ class PreparedGates:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing prepared."""
+        """Make an empty store."""
         self._sets: OrderedDict[tuple[_Known, tuple[str, ...]], dict[str, _Prepared]] = OrderedDict()
 
     def of(self, gate: Gate, offered: Offered) -> Any:

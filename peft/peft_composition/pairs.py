@@ -125,7 +125,8 @@ class ModuleStack:
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
     """Return a batch's weights [batch, adapters] without zeros. Column i holds the weights of `slots[i]`.
 
-    Returns None if every weight is zero. The adapters of a row keep the order of the columns, and are summed in it.
+    Returns None if every weight is zero. The adapters of a row keep the order of the columns, and are summed in this
+    order.
     """
     columns = torch.tensor(slots, device=weights.device)  # [adapters]
     nonzero = weights != 0  # [batch, adapters]
