@@ -36,7 +36,7 @@ def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
 
 
 def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
-    """The local copy of those files of a Hub repository that match `wanted`.
+    """The local copy of the files of a Hub repository that match `wanted`.
 
     Raises:
         UserError: the Hub does not give the repository.

@@ -65,7 +65,7 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
 
 
 def problems_of(error: ValidationError, quote: str = "") -> list[str]:
-    """What is wrong with each field, as `FIELD: reason`; `quote` stands around the field's name."""
+    """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name."""
     found = []
     for problem in error.errors(include_input=False, include_url=False):
         field = ".".join(str(part) for part in problem["loc"])

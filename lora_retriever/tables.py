@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A label and one cell (or None, or a text) per column in every row. Notes stand under the table.
+    """A label and one cell (or None, or a text) per column in every row. The notes are printed under the table.
 
     Attributes:
         bounds: whether intervals are shown by their ends, `[1.2, 3.4]`, instead of half their width, `±1.1`.

@@ -60,7 +60,7 @@ class SameInputs:
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """Inputs that rows of several tasks have, with the rows' ids by task. No retriever can tell these rows apart."""
+    """Inputs that rows of several tasks share, with the rows' ids by task. Retrieval cannot distinguish these rows."""
 
     inputs: str
     ids: dict[str, tuple[int, ...]]

@@ -38,7 +38,7 @@ class AnsweredRow(BaseModel):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the answer is nothing but white space and dots."""
+        """Whether the answer has only white space and dots."""
         return not self.answer.replace(".", "").strip()
 
 
@@ -275,6 +275,6 @@ def _begins_with(path: Path, sign: str) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:
-    """A key by which k=8 stands before k=10."""
+    """A key that sorts k=8 before k=10."""
     parts = name.replace("=", " ").replace(",", " ").replace("@", " ").split()
     return [(0, float(part), "") if part.replace(".", "", 1).isdigit() else (1, 0.0, part) for part in parts]

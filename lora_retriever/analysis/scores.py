@@ -177,7 +177,7 @@ def _metrics(run: Run, first: AnsweredRow, scoring: Scoring) -> list[Metric]:
 
 
 def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:
-    """What each row of a task adds to the metric's sums, [rows, statistics]."""
+    """The statistics that each row of a task adds to the metric's sums, [rows, statistics]."""
     try:
         return metric.statistics([row.answer for row in rows], [row.targets for row in rows])
     except RowError as error:

@@ -46,7 +46,7 @@ class Benchmark:
 def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     """Read the rows and the pool, find or fetch the models, and hash all of them.
 
-    All rows are checked, also those that `limit` leaves out.
+    All rows are checked, also the rows that `limit` leaves out.
 
     Raises:
         UserError: something is missing or malformed. The message names all that is inconsistent in rows and pool, or

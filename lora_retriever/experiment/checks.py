@@ -1,4 +1,4 @@
-"""What is inconsistent in a benchmark's rows and pool, found before the first row is answered.
+"""Checks that find inconsistencies in a benchmark's rows and pool before the first row is answered.
 
 `run` refuses a benchmark with problems, and `doctor` lists them. Both call `benchmark_problems`, so what `doctor`
 accepts is what `run` takes.
@@ -39,7 +39,7 @@ def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
 
 
 def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
-    """What is odd in a profile's rows and pool without stopping a run, one line per finding."""
+    """The oddities in a profile's rows and pool that do not stop a run, one line per finding."""
     domains = {entry.model_name: entry.domain for entry in pool}
     found = []
     if len(pool) > 1 and ADAPTER not in profile.adapters.location:

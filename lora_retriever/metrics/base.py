@@ -31,7 +31,7 @@ class Metric(Protocol):
         """The names of the metric's scores, the main score first."""
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
-        """What each row adds to the sums, [rows, statistics].
+        """The statistics that each row adds to the sums, [rows, statistics].
 
         Raises:
             RowError: a row cannot be scored, or its statistics are not finite.

@@ -145,8 +145,8 @@ class _Words:
 def rouge_metric(stemming: bool) -> RowMean:
     """`rouge-1`, `rouge-2`, `rouge-l`: F scores of the package rouge-score, averaged over rows.
 
-    The words are those of `texts.words`. rouge-l is computed here, since rouge-score's table of two texts of 8,000
-    words has 64 million entries; the value is the same.
+    The words come from `texts.words`. rouge-l is computed here, since rouge-score's table of two texts of 8,000 words
+    has 64 million entries; the value is the same.
     """
     tokenizer = _Words(stemming)
 

@@ -30,7 +30,7 @@ def in_one_form(text: str) -> str:
 
     A letter with an accent can be one character or two; a reader sees no difference. NFC makes the two equal and
     changes nothing that a reader sees. NFKC would change more: `x²` would equal `x2`, `½` would equal `1⁄2`, and
-    full-width letters would equal ordinary letters, so answers that a reader tells apart would score as equal.
+    full-width letters would equal ordinary letters, so answers that a reader distinguishes would score as equal.
     """
     if text.isascii() and "\r" not in text:
         return text

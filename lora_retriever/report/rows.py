@@ -62,7 +62,7 @@ class Rows:
 
 
 class _Numbered(Generic[Item]):
-    """Distinct items, in the order in which `index` was first asked for them."""
+    """Distinct items, in the order in which `index` first got them."""
 
     def __init__(self) -> None:
         self._indices: dict[Item, int] = {}

@@ -152,7 +152,7 @@ class EmbeddingCache:
             self._in_transaction(lambda database: _delete(database, keys), None)
 
     def _in_transaction(self, action: Callable[[sqlite3.Connection], Result], otherwise: Result) -> Result:
-        """What `action` returns, or `otherwise` and one line on standard error if the file cannot be used."""
+        """The result of `action`, or `otherwise` and one line on standard error if the file cannot be used."""
         if self._given_up:
             return otherwise
         try:

@@ -1,7 +1,7 @@
 """Sentence encoders: texts to vectors, by sentence-transformers.
 
 Two layouts of checkpoint are read: the layout of sentence-transformers, and *Instructor* (a T5 encoder, mean pooling
-over all tokens but those of the instruction, a dense layer, division by the length), whose vectors equal those of the
+over all tokens except the instruction's, a dense layer, division by the length), whose vectors equal the vectors of the
 InstructorEmbedding package. This file does not deal with adapters or scores. sentence-transformers takes seconds to
 import, so the functions import it: a run that finds all vectors in the cache (`embedding_cache`) never imports it.
 """

@@ -40,7 +40,7 @@ TENSORS = {
 
 @dataclass(frozen=True)
 class Hits:
-    """What a search found, best first.
+    """The adapters that a search found, best first.
 
     Attributes:
         names: [n][k].
@@ -56,7 +56,7 @@ class Hits:
 
 
 class _State:
-    """What is computed from a pool at its first search, and discarded when the pool changes."""
+    """Everything that is computed from a pool at its first search, and discarded when the pool changes."""
 
     def __init__(self, fitted: Fitted, temperature: float | None) -> None:
         self.fitted = fitted

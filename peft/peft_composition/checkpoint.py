@@ -34,7 +34,7 @@ from peft_composition.names import base_parameter, named_tensors, other_module
 
 @dataclass(frozen=True)
 class LoraModule:
-    """What an adapter holds for one module: the update is y = Wx + scaling · B A x."""
+    """The tensors of an adapter for one module: the update is y = Wx + scaling · B A x."""
 
     down: Tensor  # A: [r, d_in]
     up: Tensor  # B: [d_out, r]

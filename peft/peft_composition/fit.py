@@ -155,7 +155,7 @@ def _module_header(
 ) -> ModuleHeader:
     """Return the header of one module, whose two tensors must exist with the right shape and dtype.
 
-    Without a base, d_in and d_out are those of the file.
+    Without a base, d_in and d_out come from the file.
     """
     rank, scaling = rank_and_scaling
     keys, found = [], []

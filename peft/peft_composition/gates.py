@@ -126,7 +126,7 @@ class Tally:
         """Add the weights [batch, n, P] of the tokens that are real [batch, n] to the sums of `rows` [batch]."""
         there = real[..., None]  # [batch, n, 1]
         weights = weights.to(self.sums.dtype) * there  # [batch, n, P]
-        sizes = weights.abs()  # the shares of negative weights are those of their sizes
+        sizes = weights.abs()  # a negative weight has the share of its absolute value
         total = sizes.sum(dim=2, keepdim=True)  # [batch, n, 1]
         shares = sizes / total.clamp(min=torch.finfo(total.dtype).tiny)  # [batch, n, P]
         entropy = torch.special.entr(shares).sum(dim=2, keepdim=True)  # [batch, n, 1]
@@ -147,7 +147,7 @@ _Known = Gate | weakref.ref[Gate]
 
 
 class PreparedGates:
-    """What gates prepared from adapters, kept from batch to batch for a few sets of adapters.
+    """The results that gates prepared from adapters, kept from batch to batch for a few sets of adapters.
 
     A gate that is hashed by identity is not kept alive, because no other gate could use its prepared state.
     """

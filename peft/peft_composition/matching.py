@@ -36,7 +36,7 @@ class TargetMatcher:
     """Matches names of modules with one configuration. All its calls together have `MATCHING_SECONDS`."""
 
     def __init__(self, config: LoraConfig, targets: str | Collection[str] | None = None) -> None:
-        """Match with `config`. `targets` stands in for the target_modules of the configuration, if given."""
+        """Match with `config`. `targets` replaces the target_modules of the configuration, if given."""
         self._config = config
         self._targets: str | Collection[str] = (targets if targets is not None else config.target_modules) or ()
         self._compiled: dict[str, Any] = {}

@@ -29,7 +29,7 @@ except ImportError:  # an older PEFT, or one beside transformers 4: there PEFT m
     conversion = None
 
 KEY_PREFIX = "base_model.model."
-"""What PEFT writes before the name of a module of the base."""
+"""The prefix that PEFT writes before the name of a module of the base."""
 
 Half = Literal["lora_A", "lora_B"]
 

@@ -79,7 +79,7 @@ class ModuleStack:
             new_slots = slots if slot < slots else max(slot + 1, 2 * slots)
             if self._most_slots is not None:
                 new_slots = min(new_slots, self._most_slots)
-            # Assigned together, so that both have grown or neither if memory runs out.
+            # Assigned together, so that either both tensors have grown or, if memory runs out, no tensor.
             self.down, self.up = (_enlarged(half, new_slots, max(rank, r_max)) for half in (self.down, self.up))
         # Set before the copies, so that a half-written slot does not count as empty.
         self.ranks[slot], self.scalings[slot], self.adapters[slot] = rank, scaling, adapter

@@ -150,7 +150,7 @@ class GatedAdapters:
         return add_outer(y, weighted(inner, weights, self.mode).flatten(2), self.up)
 
     def at(self, rows: Tensor | slice) -> GatedAdapters:
-        """Return the update of these rows. Memory and tally remain those of the batch as it was composed."""
+        """Return the update of these rows. Memory and tally still have all rows of the batch as it was composed."""
         return replace(self, weights=self.weights[rows], offered=self.offered[rows], rows=self.rows[rows])
 
 

@@ -1,4 +1,4 @@
-"""`discriminant`: directions that tell adapters apart count, directions that vary within all adapters do not."""
+"""`discriminant`: directions that distinguish adapters count; directions that vary within all adapters do not."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """`lexical` and `hybrid`: the words and the form of the texts, alone or beside their meaning.
 
 A *view* turns samples into vectors of length 1. Views are joined with equal weights: the similarity of two samples is
-the mean of their similarities in the views. The discriminant tells the adapters apart in the space of this similarity.
-Its shrinkage is chosen by leaving samples out. The views were chosen on the official benchmark, with knowledge of its
-test figures (docs/results/retrieval.md).
+the mean of their similarities in the views. The discriminant distinguishes the adapters in the space of this
+similarity. Its shrinkage is chosen by leaving samples out. The views were chosen on the official benchmark, with
+knowledge of its test figures (docs/results/retrieval.md).
 """
 
 from __future__ import annotations
