@@ -1,4 +1,4 @@
-"""The command `lora-retriever`: arguments in, exit status out. Each command is a file of `commands`.
+"""The command `lora-retriever`, from its arguments to its exit status. Each command is a file of `commands`.
 
 Exit status: 0 everything was done, 1 rows failed, 2 arguments, input or environment are unusable, 128 plus the number
 of the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).

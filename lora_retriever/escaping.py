@@ -138,7 +138,7 @@ def for_markdown(text: str) -> str:
 def for_csv(value: object) -> object:
     """A cell for CSV. A text that a spreadsheet would compute as a formula gets an apostrophe before it.
 
-    Numbers stay numbers, also as texts such as `-1.5`. `csv.writer` quotes what the cell still needs quoted.
+    Numbers stay numbers, also as texts such as `-1.5`. `csv.writer` adds the quotation marks that a cell still needs.
     """
     if not isinstance(value, str):
         return value

@@ -160,7 +160,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def read_run(name: str, path: Path) -> Run:
-    """One run's answers. Rows without an `id`, as the original's, are counted from 0.
+    """One run's answers. Rows without an `id`, such as the original's rows, are counted from 0.
 
     Raises:
         UserError: the file is no list of answered rows, or its `NAME.meta.json` is no record.

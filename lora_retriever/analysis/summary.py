@@ -139,7 +139,7 @@ def summarize(runs: Sequence[Run], scoring: Scoring) -> list[RunSummary]:
 
 
 def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The summary as JSON. Intervals stand beside the scores, under keys of their own."""
+    """The summary as JSON. Intervals are written beside the scores, under their own keys."""
     return {
         "scoring": scoring.name,
         "scoring_details": scoring.details,

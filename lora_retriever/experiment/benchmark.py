@@ -49,8 +49,8 @@ def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     All rows are checked, also the rows that `limit` leaves out.
 
     Raises:
-        UserError: something is missing or malformed. The message names all that is inconsistent in rows and pool, or
-            all adapters that are missing.
+        UserError: something is missing or malformed. The message names everything that is inconsistent in rows and
+            pool, or all missing adapters.
     """
     notes: list[str] = []
     rows = read_rows(profile.rows_path, notes=notes)

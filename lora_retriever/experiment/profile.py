@@ -101,7 +101,7 @@ class DataSection(Section):
 
 
 class RetrievalSection(Section):
-    """How adapters are found for a row, how many of them mixture and fusion take, and with which weights.
+    """How adapters are found for a row, how many adapters mixture and fusion use, and with which weights.
 
     Attributes:
         scorer: the name of a scorer.
@@ -240,7 +240,7 @@ class Profile(Section):
 
     @property
     def encoder_device(self) -> str:
-        """The device of the encoder: the base model's, or the first GPU if the base model is spread over all.
+        """The device of the encoder: the base model's, or the first GPU if the base model is on all GPUs.
 
         Raises:
             UserError: as for `torch_device`.

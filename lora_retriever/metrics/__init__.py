@@ -143,7 +143,7 @@ def _count(target: Reference) -> int:
 
 
 def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[str, str], int]) -> str:
-    """The tasks with targets of fewer than four words, `task (2 of 30)`; of several targets all must be short."""
+    """The tasks with targets of fewer than four words, `task (2 of 30)`; with several targets, all must be short."""
     found = []
     for name, targets in tasks.items():
         short = sum(all(length(text, name) < 4 for text in _texts([target])) for target in targets)

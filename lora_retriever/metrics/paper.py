@@ -73,7 +73,7 @@ def _rouge_l(target: str, answer: str) -> float:
 
 
 def _sentences(text: str) -> list[tuple[str, ...]]:
-    """The distinct sentences between dots, each as its words; a sentence of white space alone is one empty word."""
+    """The distinct sentences between dots, each as its words; a sentence of only white space has one empty word."""
     parts = [" ".join(part.split()) for part in text.split(".") if part]
     return [tuple(part.split(" ")) for part in dict.fromkeys(parts)]
 

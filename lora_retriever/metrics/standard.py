@@ -90,7 +90,7 @@ class Chrf:
         return np.array(self._chrf._extract_corpus_statistics(answers, _documents(targets)), dtype=np.float64)
 
     def combine(self, sums: Array) -> Array:
-        """F of mean precision and mean recall over the orders that both sides have."""
+        """The F score of mean precision and mean recall over the orders that both sides have."""
         counts = sums.reshape(*sums.shape[:-1], -1, 3)
         answer, reference, shared = counts[..., 0], counts[..., 1], counts[..., 2]  # [..., orders]
         effective = (answer > 0) & (reference > 0)

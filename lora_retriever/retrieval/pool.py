@@ -122,7 +122,7 @@ class AdapterPool:
             self._scatter = self._scatter + _scatter_of([adapter])
 
     def remove(self, name: str) -> None:
-        """Remove an adapter. The scatter keeps the part of an adapter without samples until all of these are gone."""
+        """Remove an adapter. The scatter keeps the parts of adapters without samples until all are removed."""
         adapter = self._adapters.pop(name)
         self._means = None
         if not self._adapters:

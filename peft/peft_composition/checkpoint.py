@@ -42,7 +42,7 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """A verified adapter without its tensors: all that is needed to read them."""
+    """A verified adapter without its tensors: everything that is needed to read the tensors."""
 
     name: str
     folder: Path

@@ -79,7 +79,7 @@ class Gate(Protocol):
     If a gate's class has the default hash (by identity), its prepared state is dropped together with the gate.
 
     Rows can leave a batch, and prompts may be read in parts. A gate that remembers something of a prompt must therefore
-    use `tokens.remember` and `tokens.recall`. It must remember again whenever `tokens.first` is True, because one
+    use `tokens.remember` and `tokens.recall`. The gate must remember again whenever `tokens.first` is True, because one
     composition may serve several generations.
     """
 

@@ -47,7 +47,7 @@ class Evaluation:
 
     Attributes:
         calibration_error: in percent; None if no probabilities are stated.
-        seen: over the rows whose template some sample of their own adapter has; None: templates are not known, or
+        seen: over the rows whose template occurs in a sample of their own adapter; None: templates are not known, or
             there is no such row.
         unseen: over the other rows; None: templates are not known, or there is no such row.
         left_out: over all rows, each without its own adapter's samples of its template; None: the user did not ask for
