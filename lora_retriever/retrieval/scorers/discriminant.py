@@ -29,8 +29,7 @@ def discriminant(pool: Pool) -> Linear:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything that the discriminant reads of a pool: means [adapters, dim], counts [adapters], scatter [dim,
-    dim]."""
+    """What the discriminant reads from a pool: means [adapters, dim], counts [adapters], scatter [dim, dim]."""
 
     means: NDArray[np.float64]
     counts: Positions

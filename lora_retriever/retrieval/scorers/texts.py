@@ -89,8 +89,7 @@ def shape(text: str) -> str:
 
 
 def texts_alone() -> list[View]:
-    """Views of 1 to 3 words, of phrases of 2 to 6 words that several samples have, and of 2 to 5 characters of the
-    form."""
+    """Views of 1 to 3 words, of phrases of 2 to 6 words in several samples, and of 2 to 5 characters of the form."""
     return [
         NGrams(token_pattern=TOKEN, ngram_range=(1, 3)),
         NGrams(token_pattern=TOKEN, ngram_range=(2, 6), min_df=2, lowercase=False),
