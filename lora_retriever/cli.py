@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         status = _failed("out of memory; lower generation.batch_size, or close other programs", UNUSABLE)
     except Exception as error:  # any other error: the user gets one line, and the traceback is kept
+        if isinstance(error, OSError) and _flushed(DONE) != DONE:
+            return UNUSABLE  # standard output was the reason
         status = _failed(_unforeseen(error), UNUSABLE)
     return _flushed(status)
 

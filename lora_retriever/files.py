@@ -351,7 +351,7 @@ def _take_over(descriptor: int, status: os.stat_result) -> None:
 
 
 def _write_into(path: Path, data: bytes) -> None:
-    """Write into the device, pipe or file that is there. A pipe that no process reads is an error, not a wait."""
+    """Write into a device, a pipe or a file without replacing it. A pipe that no process reads is an error."""
     if stat.S_ISBLK(os.stat(path).st_mode):
         raise OSError(errno.EPERM, "it is a disk")
     try:

@@ -71,3 +71,11 @@ class _Tolerant:
 def tolerant(stream: IO[str]) -> IO[str]:
     """A stream that never fails: a closed pipe or a full disk behind the progress must not end hours of work."""
     return cast(IO[str], _Tolerant(stream))
+
+
+def quieten_transformers() -> None:
+    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

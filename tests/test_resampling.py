@@ -36,6 +36,7 @@ def means_of(rows: Sequence[NDArray[np.float32]], positions: Sequence[Indices]) 
     return np.mean(tasks, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rates", "size"),
     [([0.6], 50), ([0.3], 200), ([0.2, 0.5, 0.9], 50), ([0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.6], 30)],
@@ -47,6 +48,7 @@ def test_the_interval_of_right_and_wrong_rows_covers_the_truth(rates: list[float
     assert 93 <= coverage(bounds, float(np.mean(rates))) <= 97
 
 
+@pytest.mark.slow
 def test_the_interval_of_graded_rows_covers_the_truth() -> None:
     generator = np.random.default_rng(2)
     sizes = [50, 45, 50]
@@ -55,6 +57,7 @@ def test_the_interval_of_graded_rows_covers_the_truth() -> None:
     assert 93 <= coverage(bounds, 0.4) <= 97
 
 
+@pytest.mark.slow
 def test_the_interval_over_tasks_covers_the_mean_of_tasks_not_drawn() -> None:
     generator = np.random.default_rng(3)
     scores = generator.normal(60, 25, (DATASETS, 48))

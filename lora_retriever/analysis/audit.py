@@ -187,11 +187,13 @@ def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_toke
     """
     # Importing transformers takes seconds, and `summarize` imports this module without needing prompts.
     from lora_retriever.generation.loading import load_tokenizer
-    from lora_retriever.generation.prompt import TEMPLATES, encode_prompt
+    from lora_retriever.generation.prompt import TEMPLATES, check_template, encode_prompt
     from lora_retriever.hub import folder_or_id
 
-    if "{inputs}" not in template and template not in TEMPLATES:
-        raise UserError(f"unknown template {template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})")
+    try:
+        check_template(template)
+    except ValueError as error:
+        raise UserError(f"--template: {error}") from error
     loaded = load_tokenizer(folder_or_id(tokenizer, TOKENIZER_WANTED))
     too_long = []
     for row in rows:

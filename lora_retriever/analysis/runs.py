@@ -166,7 +166,7 @@ def read_run(name: str, path: Path) -> Run:
         UserError: the file is no list of answered rows, or its `NAME.meta.json` is no record.
     """
     rows: dict[int, AnsweredRow] = {}
-    for place, record in enumerate(read_objects(path), start=1):
+    for place, record in enumerate(read_objects(path, may_have_nan=True), start=1):
         row = _validated(AnsweredRow, {"id": place - 1, **record}, f"{path}: row {place}")
         if row.id in rows:
             raise UserError(f"{path}: row {place}: id {row.id} is there already")

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count, penalty, seed
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
 from lora_retriever.files import writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "learn the weights of a fusion from a task's few examples"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_profile, count, names
-from lora_retriever.commands.shared import quieten_transformers, runs_and_notes
+from lora_retriever.commands.shared import runs_and_notes
 from lora_retriever.errors import RowsFailedError, RunsFailedError, UserError
 from lora_retriever.escaping import for_rich, for_shell
 
@@ -62,7 +62,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
-    quieten_transformers()
     failed: RowsFailedError | RunsFailedError | None = None
     with stopping_on_signals():
         try:

@@ -86,14 +86,6 @@ def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
     return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
 
 
-def quieten_transformers() -> None:
-    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def check_scorer(name: str) -> None:
     """Check that a scorer of this name exists.
 

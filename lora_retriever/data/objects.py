@@ -58,11 +58,15 @@ class WrittenFloat(float):
     text: str
 
 
-def read_objects(path: Path) -> list[dict[str, Any]]:
+def read_objects(path: Path, may_have_nan: bool = False) -> list[dict[str, Any]]:
     """The objects of a file, in the file's order.
 
     Fractions are `WrittenFloat`s. Texts are unchanged. `plain_text` later refuses texts that other programs cannot
     read.
+
+    Args:
+        may_have_nan: whether NaN and Infinity are read as numbers, which JSON does not have. Python writes them into
+            results.
 
     Raises:
         UserError: the file cannot be read, is another kind of file, is empty or too large, or has a line or a row that
@@ -73,7 +77,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     if kind:
         raise UserError(f"{path}: this is {kind}")
     objects = []
-    for number, value in enumerate(_values(path, text), start=1):
+    for number, value in enumerate(_values(path, text, _LENIENT if may_have_nan else _STRICT), start=1):
         if not isinstance(value, dict):
             raise UserError(f"{path}: row {number}: expected an object, found {_kind(value)}")
         objects.append(value)
@@ -188,32 +192,37 @@ def _kind_of_zip(content: bytes) -> str:
     return "a zip archive" + _UNREAD
 
 
-def _values(path: Path, text: str) -> Iterable[Any]:
+def _values(path: Path, text: str, decoder: json.JSONDecoder) -> Iterable[Any]:
     """The values of a list, of the only list in an object, or of lines."""
     start = _skip_space(text, 0)
     if text[start] == "[":
-        values, end = _list(path, text, start)
+        values, end = _list(path, text, decoder, start)
         if (end := _skip_space(text, end)) < len(text):
             raise UserError(f"{path}: line {_line(text, end)}: not valid JSON (more after the list's end)")
         return values
     wrapped = _WRAPPED.match(text, start)
     if wrapped and wrapped.group(1) not in ROW_FIELDS:  # read here, so that an error names the row within the list
-        values, end = _list(path, text, wrapped.end())
+        values, end = _list(path, text, decoder, wrapped.end())
         end = _skip_space(text, end)
-        if text[end : end + 1] == "}" and _skip_space(text, end + 1) == len(text):
+        if _are_rows(values) and text[end : end + 1] == "}" and _skip_space(text, end + 1) == len(text):
             return values
-    first, end = _value(path, text, start, "row 1")
+    first, end = _value(path, text, decoder, start, "row 1")
     if isinstance(first, dict) and _skip_space(text, end) == len(text) and not ROW_FIELDS & first.keys():
-        lists = [name for name, value in first.items() if isinstance(value, list)]
+        lists = [name for name, value in first.items() if isinstance(value, list) and _are_rows(value)]
         if len(lists) > 1:
             listed = ", ".join(map(_shown, lists[:8]))
             raise UserError(f"{path}: one object with several lists: {listed}; write the list of rows to its own file")
         if lists:
             return cast("list[Any]", first[lists[0]])
-    return _lines(path, text, first, end)
+    return _lines(path, text, decoder, first, end)
 
 
-def _lines(path: Path, text: str, first: Any, end: int) -> Iterator[Any]:
+def _are_rows(values: list[Any]) -> bool:
+    """Whether a list in an object can be the list of the file's rows, and not a list of texts or numbers of one row."""
+    return not values or isinstance(values[0], dict)
+
+
+def _lines(path: Path, text: str, decoder: json.JSONDecoder, first: Any, end: int) -> Iterator[Any]:
     """The value `first`, which ends at `end`, and the values on the lines after it."""
     yield first
     number = 1
@@ -221,18 +230,18 @@ def _lines(path: Path, text: str, first: Any, end: int) -> Iterator[Any]:
         number += 1
         if "\n" not in text[end:start] and "\r" not in text[end:start]:
             raise UserError(f"{path}: line {_line(text, start)}: not valid JSON (more after the object's end)")
-        value, end = _value(path, text, start, f"row {number}")
+        value, end = _value(path, text, decoder, start, f"row {number}")
         yield value
 
 
-def _list(path: Path, text: str, start: int) -> tuple[list[Any], int]:
+def _list(path: Path, text: str, decoder: json.JSONDecoder, start: int) -> tuple[list[Any], int]:
     """The values of the list that begins at `start`, and the position after the list."""
     values: list[Any] = []
     position = _skip_space(text, start + 1)
     if text[position : position + 1] == "]":
         return values, position + 1
     while True:
-        value, end = _value(path, text, position, f"row {len(values) + 1}")
+        value, end = _value(path, text, decoder, position, f"row {len(values) + 1}")
         values.append(value)
         position = _skip_space(text, end)
         if text[position : position + 1] == "]":
@@ -243,10 +252,10 @@ def _list(path: Path, text: str, start: int) -> tuple[list[Any], int]:
         position = _skip_space(text, position + 1)
 
 
-def _value(path: Path, text: str, start: int, where: str) -> tuple[Any, int]:
+def _value(path: Path, text: str, decoder: json.JSONDecoder, start: int, where: str) -> tuple[Any, int]:
     """The JSON value that begins at `start`, and the position after it."""
     try:
-        return _DECODER.raw_decode(text, start)
+        return decoder.raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg})") from error
     except RecursionError as error:
@@ -284,9 +293,10 @@ def _bounded(text: str) -> str:
     return text
 
 
-_DECODER = json.JSONDecoder(
+_STRICT = json.JSONDecoder(
     object_pairs_hook=_without_repeats, parse_constant=_constant, parse_int=_integer, parse_float=_fraction
 )
+_LENIENT = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_int=_integer, parse_float=_fraction)
 
 
 def _skip_space(text: str, position: int) -> int:

@@ -19,6 +19,9 @@ from lora_retriever.hub import ENCODER_WANTED, WANTED, fetch
 if TYPE_CHECKING:
     from lora_retriever.generation.loading import ModelSource
 
+MAX_LISTED = 50
+"""Maximum number of problems that one message lists."""
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -30,7 +33,7 @@ class Benchmark:
         encoder: the folder of the encoder.
         adapters: the folder of each adapter, by the adapter's name.
         hashes: SHA-256 of `rows`, `pool`, `base`, `encoder` and of each adapter in `adapters`.
-        warnings: what is odd in rows and pool without stopping a run.
+        warnings: findings about rows and pool that do not stop a run, one line each.
     """
 
     rows: list[Row]
@@ -120,8 +123,11 @@ def _folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[st
 
 
 def _listed(title: str, problems: Sequence[str]) -> str:
-    """One problem as it is, several as lines under a title."""
-    return problems[0] if len(problems) == 1 else "\n".join([f"{title}: {len(problems)} problems", *problems])
+    """One problem as it is, several as lines under a title, of which at most `MAX_LISTED` are shown."""
+    if len(problems) == 1:
+        return problems[0]
+    more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    return "\n".join([f"{title}: {len(problems)} problems", *problems[:MAX_LISTED], *more])
 
 
 def model_source(profile: Profile, benchmark: Benchmark) -> ModelSource:

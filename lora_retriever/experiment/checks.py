@@ -39,7 +39,7 @@ def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
 
 
 def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
-    """The oddities in a profile's rows and pool that do not stop a run, one line per finding."""
+    """Findings about a profile's rows and pool that do not stop a run, one line each."""
     domains = {entry.model_name: entry.domain for entry in pool}
     found = []
     if len(pool) > 1 and ADAPTER not in profile.adapters.location:

@@ -96,7 +96,7 @@ def _project_files(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
 def _folder_of(package: str) -> Path | None:
     """The folder of one of the project's packages, which need not be imported."""
     if package == "lora_retriever":
-        return Path(__file__).parents[1]
+        return Path(__file__).resolve().parents[1]
     spec = find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 

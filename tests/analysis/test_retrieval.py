@@ -170,6 +170,7 @@ def test_intervals_hold_their_means_and_narrow_with_rows(evaluation: Evaluation)
         assert cell.high - cell.low < 0.7 * (once.high - once.low)
 
 
+@pytest.mark.slow
 def test_scorers_that_read_texts_are_given_them(tiny_pool: list[PoolEntry], tiny_rows: list[Row]) -> None:
     encoder, pool = load_encoder(TINY / "encoder"), tiny_pool[:5]
     rows = [row for row in tiny_rows if row.task in {entry.model_name for entry in pool}][::5]
@@ -389,6 +390,7 @@ def written(path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_json_has_the_four_shares_of_every_scorer(tmp_path: Path) -> None:
     result = written(tmp_path / "f.json", *BENCHMARK, "--encoder", str(TINY / "encoder"), "--scorer", "nearest", "knn")
     assert result["rows"] == 570
@@ -402,6 +404,7 @@ def test_the_json_has_the_four_shares_of_every_scorer(tmp_path: Path) -> None:
     assert low <= result["scorers"]["knn"]["top1"] <= high
 
 
+@pytest.mark.slow
 def test_embeddings_give_the_figures_of_the_encoder_that_made_them(tmp_path: Path, tiny_embeddings: Path) -> None:
     encoder, scorers = str(TINY / "encoder"), ["--scorer", "cosine", "nearest"]
     both = ["--embeddings", str(tiny_embeddings), *BENCHMARK, "--encoder", encoder, *scorers]
@@ -414,6 +417,7 @@ def test_embeddings_give_the_figures_of_the_encoder_that_made_them(tmp_path: Pat
     assert alone["details"]["cosine"]["unseen"] == {}, "without texts no templates"
 
 
+@pytest.mark.slow
 def test_every_table_asked_for_is_printed(tiny_embeddings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--by", "task", "--confusions", "2", "--samples", "1", "5", "--leave-out-templates", "--templates"]
     data = [*BENCHMARK, "--embeddings", str(tiny_embeddings), "--scorer", "mean_ip", "cosine"]
@@ -444,6 +448,7 @@ def one_sample_less(pool: list[Any]) -> list[Any]:
     return [{**pool[0], "sample": pool[0]["sample"][1:]}, *pool[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

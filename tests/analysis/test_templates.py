@@ -152,6 +152,7 @@ def test_templates_of_official_tasks_are_found_as_a_reader_finds_them(
     assert parts(group_by_template(texts), range(70)) == parts(by_eye, range(70))
 
 
+@pytest.mark.slow
 def test_the_official_benchmark_has_about_ten_templates_a_task(official: Path) -> None:
     """FLAN has ten. By its published templates 216 of the 2,395 rows are unseen; the rule finds some more."""
     pool, rows = read_pool(official / "config2.json"), read_rows(official / "combined_test.json")

@@ -45,6 +45,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError  # noqa: E402
 from lora_retriever.backends.ray import RayBackend, load  # noqa: E402
 from lora_retriever.backends.ray_actors import ATTEMPTS, Desk  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 IN_THREES = {"generation": {"batch_size": 3}}
 
 

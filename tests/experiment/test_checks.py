@@ -177,6 +177,16 @@ def test_all_problems_are_one_message_and_nothing_is_hashed(tmp_path: Path, monk
     assert ["adapter '../..'" in problems[0], "'B'" in problems[1], "2 metrics" in problems[2]] == [True] * 3
 
 
+def test_a_message_lists_fifty_problems_and_counts_the_others(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([row("t0").model_dump()]))
+    entries = [entry.model_dump() for entry in pool_of(*(f"../{number}" for number in range(70)))]
+    (tmp_path / "pool.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError) as error:
+        open_benchmark(profile_of(tmp_path), None)
+    title, *problems, more = str(error.value).splitlines()
+    assert (title.endswith(": 70 problems"), len(problems), more) == (True, 50, "and 20 more")
+
+
 def test_all_adapters_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([row("city_qa").model_dump()]))
     (tmp_path / "pool.json").write_text(json.dumps([e.model_dump() for e in pool_of("city_qa", "x", "y")]))

@@ -14,6 +14,7 @@ from lora_retriever.methods.parts import probing
 from lora_retriever.running.results_folder import locked
 
 
+@pytest.mark.slow
 def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "figures.json"
     arguments = ["--methods", "mixture,arrow", "--rows", "3", "--new-tokens", "2", "--rounds", "1", "--json", str(out)]
@@ -27,6 +28,7 @@ def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pyt
     assert all(figure["answering_ratio"] > 0 for figure in figures.values())
 
 
+@pytest.mark.slow
 def test_every_method_pays_for_its_own_probing_unless_results_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def in_batches_of(size: int, context: Context) -> Context:
     return Context(resources, old.profile, context._declared)
 
 
+@pytest.mark.slow
 def test_signals_are_those_of_dense_matrices(context_of: Any, benchmark: Benchmark, generator: Generator) -> None:
     context = context_of(rows=benchmark.rows[:5])
     assert len({len(row.inputs) for row in context.rows}) > 1, "rows are to be padded"
@@ -59,6 +60,7 @@ def test_signals_are_those_of_dense_matrices(context_of: Any, benchmark: Benchma
         np.testing.assert_allclose(getattr(actual, name), values.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signal", "name"), [("norm", "norm"), ("entropy", "certainty")])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_strongest_adapters_are_kept_with_their_signals_as_weights(
@@ -80,6 +82,7 @@ def test_a_pool_smaller_than_top_k_is_used_whole(context_of: Any, benchmark: Ben
         assert set(composition.adapters) == set(context.names) - {row.task}
 
 
+@pytest.mark.slow
 def test_a_route_does_not_depend_on_the_batch(
     context_of: Any, benchmark: Benchmark, tmp_path: Path, batches: list[int]
 ) -> None:
@@ -112,6 +115,7 @@ def test_seeds_share_what_was_probed(context_of: Any, benchmark: Benchmark, batc
     np.testing.assert_array_equal(first.share, second.share)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["read", "write_bytes"])
 def test_an_interrupted_pass_goes_on_to_the_same_signals(
     context_of: Any,
@@ -157,6 +161,7 @@ def test_probing_leaves_the_base_as_it_is_and_shows_its_progress(context_of: Any
     assert "probing" in shown.getvalue() and "3/3" in shown.getvalue()
 
 
+@pytest.mark.slow
 def test_an_adapter_without_the_module_has_no_signal_there(tmp_path: Path) -> None:
     model, parts = model_with_pool(tmp_path)
     gate, names = Probe(), list(parts)
@@ -199,6 +204,7 @@ def test_a_pool_that_memory_does_not_hold_is_reported(
         probe(context_of(rows=benchmark.rows[:2]))
 
 
+@pytest.mark.slow
 def test_a_pool_larger_than_adapters_memory_is_reported(context_of: Any, benchmark: Benchmark, tiny: Profile) -> None:
     room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
     small = load_generator(replace(model_source(tiny, benchmark), adapter_memory=room))
@@ -215,6 +221,7 @@ OUT_OF_MEMORY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
     context_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -228,6 +235,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
         np.testing.assert_allclose(getattr(divided, name), getattr(expected, name), rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_a_prompt_too_large_by_itself_is_reported_and_what_was_read_is_kept(
     context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -67,6 +67,7 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=30)
 TEXTS = st.lists(st.sampled_from(["a ", "b ", "c ", "d ", "a", ". ", ".", "  ", "\n"]), max_size=40).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(WORDS, WORDS)
 def test_the_length_of_a_subsequence_is_that_of_the_table(x: list[str], y: list[str]) -> None:
@@ -94,6 +95,7 @@ def test_of_several_longest_subsequences_the_packages_is_found(x: list[str], y: 
     assert lcs_words(x, y) == walked(x, y)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, TEXTS)
 @example("a b. c . a b", "b a. a b")

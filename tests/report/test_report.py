@@ -432,6 +432,7 @@ def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(results: Path
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_files(results: Path, tmp_path: Path) -> None:
     for name in ("once", "twice"):
         assert (
@@ -443,6 +444,7 @@ def test_the_same_results_give_the_same_files(results: Path, tmp_path: Path) -> 
         assert plot.read_bytes() == (tmp_path / "twice" / plot.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_plot_is_a_png_and_an_svg(results: Path, tmp_path: Path) -> None:
     save_plots(content_of(results), tmp_path / "plots")
     written = list((tmp_path / "plots").iterdir())

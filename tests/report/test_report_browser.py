@@ -22,6 +22,8 @@ from report_cases import DOMAIN, HOSTILE, RUNS, write_full_size
 from lora_retriever.cli import main
 from lora_retriever.data.rows import Row
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",

@@ -15,6 +15,7 @@ from lora_retriever.retrieval.calibration import (
 from lora_retriever.retrieval.scorers import HeldOut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])
 def test_the_temperature_that_made_the_data_is_found(scale: float) -> None:
     generator = np.random.default_rng(0)

@@ -144,6 +144,7 @@ def test_the_order_of_the_texts_does_not_change_a_bit(tiny_texts: list[str], tmp
     assert same_bits(*found)
 
 
+@pytest.mark.slow
 def test_a_cache_that_holds_a_part_moves_vectors_by_rounding_only(tiny_texts: list[str], tmp_path: Path) -> None:
     encoder = load_encoder(TINY / "encoder", instruction=INSTRUCTION, batch_size=4)
     partly = CachedEncoder(lambda: encoder, EmbeddingCache(tmp_path), {})
@@ -227,6 +228,7 @@ def is_sound(cache: EmbeddingCache) -> bool:
         return database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(100)]
     shares = [texts[:60], texts[30:], texts[::-1]]
@@ -242,6 +244,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.aside"))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_a_sound_file(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(200)]
     for pause in (0.05, 0.1, 0.2):
@@ -324,6 +327,7 @@ def test_a_file_that_is_damaged_or_foreign_is_put_aside(
     assert same_bits(through(cache).encode(texts), expected)
 
 
+@pytest.mark.slow
 def test_wherever_a_file_is_damaged_the_vectors_are_right(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(12)]
     cache, expected = EmbeddingCache(tmp_path), np.stack([vector_of(text) for text in texts])
@@ -507,6 +511,7 @@ def tiny_texts(tiny_rows: list[Any]) -> list[str]:
     return list(dict.fromkeys(row.inputs for row in tiny_rows[::12]))
 
 
+@pytest.mark.slow
 def test_the_second_start_of_an_evaluation_encodes_nothing(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,6 +523,7 @@ def test_the_second_start_of_an_evaluation_encodes_nothing(
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile, tmp_path: Path) -> None:
     without = tiny.model_copy(update={"encoder": tiny.encoder.model_copy(update={"cache": False})})
     benchmark = open_benchmark(tiny, limit=1)
@@ -528,6 +534,7 @@ def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile
     assert first == second
 
 
+@pytest.mark.slow
 def test_retrieval_and_index_use_the_cache_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ["--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder")]
     retrieval = ["retrieval", *encoder, "--inputs", str(TINY / "test.json"), "--scorer", "cosine"]

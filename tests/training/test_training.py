@@ -75,6 +75,7 @@ def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(tiny_pool: list[Pool
         encode_example(tokenizer, tiny_pool[0].sample[0], OPTIONS.template, OPTIONS.max_tokens)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_base(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_training_lowers_the_loss_and_leaves_the_base(
     assert json.loads((tmp_path / "adapter" / "training.json").read_text()) == record
 
 
+@pytest.mark.slow
 def test_a_pool_is_trained_task_by_task_and_resumed(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_pool: list[PoolEntry]
 ) -> None:
