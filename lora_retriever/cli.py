@@ -1,4 +1,4 @@
-"""The command `lora-retriever`: arguments in, exit status out. Each command is a file of `commands`.
+"""The command `lora-retriever`, from its arguments to its exit status. Each command is a file of `commands`.
 
 Exit status: 0 everything was done, 1 rows failed, 2 arguments, input or environment are unusable, 128 plus the number
 of the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         status: int = args.run(args, Console(file=tolerant(sys.stderr)))
-    except BrokenPipeError as error:  # `| head` has read enough
+    except BrokenPipeError as error:  # a reader such as `head` has read enough
         status = _closed_pipe(error)
     except RowsFailedError as error:
         status = _failed(str(error), ROWS_FAILED)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _failed(missing_package(error) or _unforeseen(error), UNUSABLE)
     except MemoryError:
         status = _failed("out of memory; lower generation.batch_size, or close other programs", UNUSABLE)
-    except Exception as error:  # the last resort: a person gets one line, and the traceback is kept
+    except Exception as error:  # any other error: the user gets one line, and the traceback is kept
         if isinstance(error, OSError) and _flushed(DONE) != DONE:
             return UNUSABLE  # standard output was the reason
         status = _failed(_unforeseen(error), UNUSABLE)
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """What to do about a package that is not installed. None: the missing module is one of this project's."""
+    """The advice for a package that is not installed. None: the missing module is one of this project's."""
     package = (error.name or "").partition(".")[0]
     if not package or package == "lora_retriever":
         return None
@@ -80,13 +80,13 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def _failed(message: str, status: int) -> int:
-    with suppress(OSError, ValueError):  # standard error may be closed or full; the status says it all the same
+    with suppress(OSError, ValueError):  # standard error may be closed or full; the exit status still tells
         print(for_terminal(f"lora-retriever: {message}"), file=sys.stderr)
     return status
 
 
 def _unforeseen(error: Exception) -> str:
-    """An error that nobody foresaw, in one line, with the file that has the traceback."""
+    """An unexpected error in one line, with the file that has the traceback."""
     text = for_terminal("".join(traceback.format_exception(error)))
     try:
         descriptor, path = tempfile.mkstemp(prefix="lora-retriever-error-", suffix=".log")
@@ -98,10 +98,10 @@ def _unforeseen(error: Exception) -> str:
 
 
 def _closed_pipe(error: BrokenPipeError) -> int:
-    """The status when the reader of standard output is gone."""
+    """The exit status when the reader of standard output has closed the pipe."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-        return _failed(_unforeseen(error), UNUSABLE)  # the pipe was another one
+        return _failed(_unforeseen(error), UNUSABLE)  # it was another pipe
     return _discard_output()
 
 
@@ -120,6 +120,6 @@ def _flushed(status: int) -> int:
     except OSError as error:
         _discard_output()
         return _failed(f"standard output cannot be written ({error.strerror or error})", max(status, UNUSABLE))
-    except ValueError:  # it is closed
+    except ValueError:  # standard output is closed
         pass
     return status

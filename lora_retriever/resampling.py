@@ -62,7 +62,7 @@ def bootstrap(sizes: Sequence[int], statistic: Callable[[Sequence[Indices]], Arr
 
 
 def over_tasks(values: Sequence[float]) -> Array:
-    """95 % interval [2] of the mean of one value per task, for tasks that are a sample, too: whole tasks are drawn.
+    """95 % interval [2] of the mean of one value per task, if the tasks are a sample, too: whole tasks are drawn.
 
     This is the cluster bootstrap; a cluster is a task with its rows.
     """

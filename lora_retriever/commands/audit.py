@@ -1,4 +1,4 @@
-"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool."""
+"""`lora-retriever audit`: names everything that is wrong or odd in a benchmark's rows and its pool."""
 
 from __future__ import annotations
 

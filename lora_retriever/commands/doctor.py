@@ -1,4 +1,4 @@
-"""`lora-retriever doctor`: what a run would meet, before anything is loaded."""
+"""`lora-retriever doctor`: the problems that a run would have, found before anything is loaded."""
 
 from __future__ import annotations
 

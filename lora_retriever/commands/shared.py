@@ -1,4 +1,4 @@
-"""What several commands do in the same way: read runs, score runs, load an encoder."""
+"""Functions that several commands share: reading runs, scoring runs, loading an encoder."""
 
 from __future__ import annotations
 

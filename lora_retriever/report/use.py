@@ -1,4 +1,4 @@
-"""Which adapters each run used, and how often its answers were right after right and after wrong retrieval."""
+"""The adapters that each run used, and how often its answers were right after right and after wrong retrieval."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Use:
 
 
 def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
-    """Count what a run used."""
+    """Count the adapters that a run used."""
     domains = {task.name: task.domain for task in tasks}
     rows, scores = list(run.run.rows.values()), row_scores(run)
     found: dict[str, list[AnsweredRow]] = {}
