@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -116,7 +117,7 @@ def test_seeds_share_what_was_probed(context_of: Any, benchmark: Benchmark, batc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["read", "write_bytes"])
+@pytest.mark.parametrize("step", ["read", "replace"])
 def test_an_interrupted_pass_goes_on_to_the_same_signals(
     context_of: Any,
     benchmark: Benchmark,
@@ -125,22 +126,24 @@ def test_an_interrupted_pass_goes_on_to_the_same_signals(
     batches: list[int],
     step: str,
 ) -> None:
-    """While the third batch is read, or while its signals are saved."""
+    """While the third batch is read, or while its signals are saved: they are written, but not in their place yet."""
     whole = probe(in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "whole")))
     interrupted = in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "interrupted"))
-    done, calls = getattr(probing, step), []
+    module = {"read": probing, "replace": os}[step]
+    done, calls = getattr(module, step), []
 
     def interrupting(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
+        if step == "read" or Path(args[1]).name == probing.FILE:
+            calls.append(args)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
         return done(*args)
 
     batches.clear()
-    monkeypatch.setattr(probing, step, interrupting)
+    monkeypatch.setattr(module, step, interrupting)
     with pytest.raises(KeyboardInterrupt):
         probe(interrupted)
-    read_once = {"read": [2, 2], "write_bytes": [2, 2, 2]}[step]
+    read_once = {"read": [2, 2], "replace": [2, 2, 2]}[step]
     assert batches == read_once
     signals = probe(interrupted)
     assert batches == [*read_once, 2], "the two batches that were saved are not read again"

@@ -74,6 +74,25 @@ def test_presence_wants_three_adapters() -> None:
         fit_presence(HeldOut(np.zeros((4, 2)), np.zeros(4, dtype=int)))
 
 
+def test_three_adapters_are_enough_for_presence() -> None:
+    planted = planted_presence(2_000, seed=3)
+    own = planted.scores[np.arange(2_000), planted.own]
+    others = np.sort(planted.scores, axis=1)[:, [0, 1]]
+    presence = fit_presence(HeldOut(np.column_stack([own, others]), np.zeros(2_000, dtype=int)))
+    assert all(slope > 0 for slope in presence.weights[1:])
+
+
+def test_the_order_of_the_adapters_does_not_matter_to_presence() -> None:
+    """Of many adapters, where a partial sort leaves the best scores in any order unless they are asked for."""
+    random = np.random.default_rng(4)
+    scores, own = random.normal(size=(300, 80)), random.integers(80, size=300)
+    scores[np.arange(300), own] += 1
+    order = random.permutation(80)
+    there = np.argsort(order)  # where each adapter stands in the other order
+    first, second = fit_presence(HeldOut(scores, own)), fit_presence(HeldOut(scores[:, order], there[own]))
+    assert first.weights == pytest.approx(second.weights, rel=1e-9)
+
+
 def test_what_may_not_be_found_has_no_probability() -> None:
     assert softmax(np.array([[0.0, -np.inf, 0.0]]), 2.0) == pytest.approx(np.array([[0.5, 0.0, 0.5]]))
 
@@ -147,3 +166,6 @@ def test_presence_of_extreme_scores_is_0_or_1_without_a_warning(recwarn: pytest.
     presence = Presence((0.0, 1.0, 0.0))
     assert presence.probability(np.array([[-1e6, -2e6], [1e6, 0.0], [0.0, 0.0]])).tolist() == [0, 1, 0.5]
     assert not recwarn.list
+    assert expected_calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
+    apart = expected_calibration_error(np.array([0.85, 0.95]), np.array([True, False]), bins=10)
+    assert apart == pytest.approx(0.15 / 2 + 0.95 / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from lora_retriever import AdapterIndex
 from lora_retriever.retrieval.pool import AdapterPool
 from lora_retriever.retrieval.scorers import SCORERS, HeldOut, Samples
+from lora_retriever.retrieval.scorers import texts as texts_scorers
 from lora_retriever.retrieval.scorers.base import HELD_OUT, spared, unit
-from lora_retriever.retrieval.scorers.discriminant import SHRINKAGES, Statistics, leave_out
-from lora_retriever.retrieval.scorers.neighbours import NEIGHBOURS
+from lora_retriever.retrieval.scorers.discriminant import SHRINKAGES, WITHOUT_SAMPLES, Statistics, leave_out
+from lora_retriever.retrieval.scorers.neighbours import NEIGHBOURS, best_means
 from lora_retriever.retrieval.scorers.texts import shape, texts_alone
 
 Vectors = NDArray[np.float64]
@@ -157,6 +159,57 @@ def test_a_pool_without_samples_has_none_to_leave_out(scorer: str) -> None:
     known = pool_of(POOL)
     pool = AdapterPool.of_means(NAMES, known.means, known.counts, known.scatter)
     assert SCORERS[scorer].fit(pool).held_out() is None
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_the_highest_similarities_are_averaged_and_unknown_ones_left_out(k: int) -> None:
+    similarities = RANDOM.normal(size=(3, 8))
+    similarities[[0, 1, 1], [2, 4, 6]] = np.nan
+    (found,) = best_means(similarities, np.array([1, 3, 4]), [k])
+    for row, values in enumerate(similarities):
+        for adapter, part in enumerate((values[:1], values[1:4], values[4:])):
+            highest = sorted((value for value in part if not math.isnan(value)), reverse=True)[:k]
+            assert found[row, adapter] == pytest.approx(sum(highest) / len(highest))
+
+
+def test_a_pool_of_single_samples_leaves_none_out() -> None:
+    pool = pool_of([samples[:1] for samples in POOL])
+    assert SCORERS["nearest"].fit(pool).held_out() is None
+    assert SCORERS["knn"].fit(pool).held_out() is None
+    assert SCORERS["knn"].fit(pool).constants == {"neighbours": NEIGHBOURS[0]}
+    assert SCORERS["discriminant"].fit(pool).constants == {"shrinkage": WITHOUT_SAMPLES}
+
+
+def test_without_samples_the_discriminant_has_the_shrinkage_that_was_recorded() -> None:
+    pool = pool_of(POOL)
+    for constants, shrinkage in (({}, WITHOUT_SAMPLES), ({"shrinkage": 0.3}, 0.3)):
+        known = SimpleNamespace(
+            means=pool.means, counts=pool.counts, scatter=pool.scatter, has_samples=False, constants=constants
+        )
+        assert SCORERS["discriminant"].fit(known).constants == {"shrinkage": shrinkage}  # type: ignore[arg-type]
+
+
+def test_vectors_are_divided_by_their_length_and_zeros_stay() -> None:
+    assert unit(np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]])).tolist() == [[0.6, 0.8], [0, 0], [0, 1]]
+    assert unit(np.array([3.0, 4.0])).tolist() == [0.6, 0.8]
+
+
+@pytest.mark.parametrize("scorer", ["lexical", "hybrid"])
+def test_scores_do_not_depend_on_the_size_of_blocks(scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = Samples(QUERIES, tuple(QUERY_TEXTS))
+    expected = SCORERS[scorer].fit(pool_of(POOL, TEXTS)).score(queries)
+    monkeypatch.setattr(texts_scorers, "BLOCK", 2)
+    assert SCORERS[scorer].fit(pool_of(POOL, TEXTS)).score(queries) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_the_space_of_a_large_pool_is_spanned_by_some_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At even distances, the first and the last among them."""
+    monkeypatch.setattr(texts_scorers, "LANDMARKS", 4)
+    fitted = texts_scorers.lexical(pool_of(POOL, TEXTS))
+    every = [text for texts in TEXTS for text in texts]
+    for view, landmarks in fitted.space.views:
+        chosen = view.vectors(Samples(np.zeros((4, 1)), tuple(every[place] for place in (0, 2, 5, 8))))
+        assert (landmarks.toarray() == chosen.toarray()).all()
 
 
 def tf_idf(
