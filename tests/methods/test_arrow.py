@@ -108,9 +108,8 @@ def test_everything_offers_the_pool_and_gives_the_rows_own_no_weight_where_it_is
     everything = Composition.of(dict.fromkeys(context.names, 1.0))
     assert Everything().route(context) == [everything] * len(context.rows)
     for row, composition in zip(masked.rows, Everything().route(masked), strict=True):
-        weights = dict(zip(composition.adapters, composition.weights, strict=True))
-        assert list(weights) == masked.names
-        assert weights == {name: float(name != row.task) for name in masked.names}
+        assert list(composition.weights) == masked.names
+        assert composition.weights == {name: float(name != row.task) for name in masked.names}
 
 
 def test_small_batches_of_a_masked_run_share_what_is_prepared(
