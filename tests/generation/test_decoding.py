@@ -54,7 +54,7 @@ def ends_at_different_times(answers: Sequence[Sequence[int]]) -> list[int]:
 
 
 def cut(answer: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """An answer up to and with its end mark."""
+    """An answer up to and with its EOS token."""
     ends = [i for i, token in enumerate(answer) if token in eos_ids]
     return list(answer[: ends[0] + 1] if ends else answer)
 

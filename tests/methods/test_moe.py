@@ -286,7 +286,7 @@ def test_another_error_in_training_is_not_taken_for_want_of_memory(
         CHEAP.fit(context_of())
 
 
-def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
+def test_a_tokenizer_without_an_eos_token_is_a_users_mistake(
     context_of: ContextOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator.tokenizer, "_special_tokens_map", {})

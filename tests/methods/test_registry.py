@@ -144,13 +144,13 @@ def test_every_method_describes_itself_in_json_with_its_options(name: str) -> No
     assert hash(registered()[name]) == hash(find_methods([name])[0])
 
 
-def test_an_out_of_domain_twin_is_its_method_masked() -> None:
-    twins = [name for name in registered() if name.endswith("_ood")]
-    assert {"selection_ood", "fusion_ood", "mixture_ood"} <= set(twins)
+def test_an_out_of_domain_variant_is_its_method_masked() -> None:
+    variants = [name for name in registered() if name.endswith("_ood")]
+    assert {"selection_ood", "fusion_ood", "mixture_ood"} <= set(variants)
     for name, method in registered().items():
-        assert method.masked == (name in twins)
-    for twin in twins:
-        assert with_ood(registered()[twin.removesuffix("_ood")])[1] == registered()[twin]
+        assert method.masked == (name in variants)
+    for variant in variants:
+        assert with_ood(registered()[variant.removesuffix("_ood")])[1] == registered()[variant]
 
 
 def test_two_files_that_register_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_results_are_read_without_torch() -> None:
 # Options
 
 
-def test_options_reach_router_composer_and_gate_and_the_twin(toy: Path) -> None:
+def test_options_reach_router_composer_and_gate_and_the_variant(toy: Path) -> None:
     options = {"made": {"adapter": "city_qa", "density": 0.5, "sharpness": 2.0}}
     found = find_methods(["toy:MADE"], options, toy)
     assert names(found) == ["made", "made_ood"]
