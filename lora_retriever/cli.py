@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         status: int = args.run(args, Console(file=tolerant(sys.stderr)))
-    except BrokenPipeError as error:  # a reader such as `head` has read enough
-        status = _closed_pipe(error)
     except RowsFailedError as error:
         status = _failed(str(error), ROWS_FAILED)
     except UserError as error:
@@ -48,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _failed(missing_package(error) or _unforeseen(error), UNUSABLE)
     except MemoryError:
         status = _failed("out of memory; lower generation.batch_size, or close other programs", UNUSABLE)
-    except Exception as error:  # any other error: the user gets one line, and the traceback is kept
-        if isinstance(error, OSError) and _flushed(DONE) != DONE:
-            return UNUSABLE  # standard output was the reason
+    except Exception as error:  # the last resort: a person gets one line, and the traceback is kept
+        output_error = _output_error() if isinstance(error, OSError) and error.filename is None else None
+        if output_error is not None:
+            return _without_output(output_error, DONE)
         status = _failed(_unforeseen(error), UNUSABLE)
     return _flushed(status)
 
@@ -97,29 +96,32 @@ def _unforeseen(error: Exception) -> str:
     return f"unexpected error: {one_line_of(error)}; the traceback is in {path}, please report it"
 
 
-def _closed_pipe(error: BrokenPipeError) -> int:
-    """The exit status when the reader of standard output has closed the pipe."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        return _failed(_unforeseen(error), UNUSABLE)  # it was another pipe
-    return _discard_output()
-
-
-def _discard_output() -> int:
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
+def _output_error() -> OSError | None:
+    """Why standard output takes nothing more. None: it takes an empty line."""
+    try:
+        print(flush=True)
+    except OSError as error:
+        return error
+    except ValueError:  # it is closed
+        pass
+    return None
 
 
 def _flushed(status: int) -> int:
     """Write what is left in the buffer of standard output, and return the status that this gives."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_output()
     except OSError as error:
-        _discard_output()
-        return _failed(f"standard output cannot be written ({error.strerror or error})", max(status, UNUSABLE))
-    except ValueError:  # standard output is closed
+        return _without_output(error, status)
+    except ValueError:  # it is closed
         pass
     return status
+
+
+def _without_output(error: OSError, status: int) -> int:
+    """The status when standard output takes nothing more. `| head` has read enough, which is no error."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return status
+    return _failed(f"standard output cannot be written ({error.strerror or error})", max(status, UNUSABLE))
