@@ -10,6 +10,7 @@ import errno
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from campaign.figures import Log
@@ -32,16 +33,19 @@ class Disks:
         self.scratch = kills.scratch
         self.log = log
 
-    def at_operations(self, count: int | None = None) -> None:
+    def at_operations(self, count: int | None = None, names: Sequence[str] = ()) -> None:
         """Every operation of every scenario fails, reads included: alone, and with all operations after it.
 
         The errors take turns, so that an operation fails by two of them.
 
         Args:
             count: maximum number of trials, spread evenly over all. None: all.
+            names: scenarios. Empty: all.
         """
         planned = []
         for scenario in scenarios():
+            if names and scenario.name not in names:
+                continue
             for number, operation in enumerate(self.kills.operations(scenario, reads=True)):
                 for lasting in (False, True):
                     planned.append((scenario, number, operation, CODES[(number + lasting) % len(CODES)], lasting))

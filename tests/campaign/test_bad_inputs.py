@@ -13,7 +13,7 @@ from places import ROOT
 
 from lora_retriever.cli import main
 
-IN_PROCESS = 60
+IN_PROCESS = 45
 """Number of cases of the table that these tests try. `make campaign` tries all."""
 WITHOUT_MODELS = ("rows", "pool", "profile", "adapter", "results", "index", "embeddings", "arguments")
 """Kinds whose bad inputs are found before a model is loaded."""

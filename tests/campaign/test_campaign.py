@@ -19,7 +19,7 @@ from run_campaign import PART
 
 from lora_retriever.errors import UserError
 
-FILES = 25
+FILES = 10
 """Number of mutated files of each reader."""
 
 
