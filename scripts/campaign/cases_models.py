@@ -130,7 +130,11 @@ def tensors(name: str, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch
         content = load_file(folder / name)
         edited = edit(content)
         made = content if edited is None else edited
-        save_file({key: value.contiguous() for key, value in made.items()}, folder / name, {"format": "pt"})
+        save_file(
+            {key: value.clone(memory_format=torch.contiguous_format) for key, value in made.items()},
+            folder / name,
+            {"format": "pt"},
+        )
 
     return spoil
 

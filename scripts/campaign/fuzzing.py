@@ -1,4 +1,4 @@
-"""Fuzzing of the readers, within a time budget: mutated files of each kind give only errors of the project."""
+"""Fuzzing: mutated files through every reader, by hypothesis. A reader gives a value or an error of the project."""
 
 from __future__ import annotations
 
