@@ -12,11 +12,13 @@ adapter replaces it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count
 from lora_retriever.methods.parts.top_k import RETRIEVAL
 
 if TYPE_CHECKING:
@@ -27,11 +29,7 @@ if TYPE_CHECKING:
 class AdapterSoup:
     """The `k` adapters nearest to the mean of all rows' inputs, with equal weights."""
 
-    k: int = 3
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; it must be at least 1")
+    k: Count = 3
 
     def route(self, context: Context) -> list[Composition]:
         """The same composition for every row. A row whose own adapter is masked gets the best k other adapters."""

@@ -13,12 +13,14 @@ default it keeps all adapters, and averages their parameters by token, (Σ_p w_p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count, Positive
 from lora_retriever.methods.parts.everything import Everything
-from lora_retriever.methods.parts.weighing import check_top_k, softmax_of_offered
+from lora_retriever.methods.parts.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +34,8 @@ CITATION = "Ostapenko et al. 2024, arXiv 2405.11157"
 class Arrow:
     """Weighs the `top_k` adapters whose prototypes are nearest to a token, by a softmax at `temperature`."""
 
-    top_k: int = 3
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_top_k(self.top_k, self.temperature)
+    top_k: Count = 3
+    temperature: Positive = 1.0
 
     def prepare(self, offered: Offered) -> Tensor:
         """The prototypes [P, d_in], of length 1; zeros for an adapter without an effect at this module."""

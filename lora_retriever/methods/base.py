@@ -225,7 +225,7 @@ def typed(part: Any, option: str, value: Any) -> Any:
         ValueError: the value cannot be converted.
     """
     try:
-        return TypeAdapter(get_type_hints(type(part))[option]).validate_python(value)
+        return TypeAdapter(get_type_hints(type(part), include_extras=True)[option]).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"option {option} is {value!r}: {error.errors()[0]['msg']}") from error
 

@@ -14,15 +14,16 @@ adapter was trained on, both with their own adapters and with these masked (docs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.parts.top_k import RECORDED, RETRIEVAL, SCORED, check_k, compositions_of
+from lora_retriever.methods.options import Count, Share
+from lora_retriever.methods.parts.top_k import RECORDED, RETRIEVAL, SCORED, compositions_of
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -40,15 +41,10 @@ class Calibrated:
         floor: minimum c of an input that gets adapters. An input below gets none.
     """
 
-    trust: float = 1.0
-    nearest: int = 3
+    trust: Share = 1.0
+    nearest: Count = 3
     least: float = 0.05
     floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_k(self.nearest)
-        if not 0 <= self.trust <= 1:
-            raise ValueError(f"trust is {self.trust}; it must be from 0 to 1")
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters found, with their weights.

@@ -12,10 +12,12 @@ adapters of the row before; here it runs with the base model alone, so a row's r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count
 from lora_retriever.methods.parts.responses import PROBED, by_name, strongest
 
 if TYPE_CHECKING:
@@ -31,13 +33,7 @@ class LoGo:
     """The `top_k` adapters with the strongest signals, or all adapters of a smaller pool."""
 
     signal: Signal = "norm"
-    top_k: int = 20
-
-    def __post_init__(self) -> None:
-        if self.signal not in get_args(Signal):
-            raise ValueError(f"signal is {self.signal!r}; choose one of: {', '.join(get_args(Signal))}")
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; a row needs one adapter at least")
+    top_k: Count = 20
 
     def route(self, context: Context) -> list[Composition]:
         """The kept adapters with their weights, the strongest first. A row to which no adapter responds gets none."""

@@ -9,14 +9,17 @@ these weights. If a row's own adapter is masked, its weight is 0 for that row, a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.context import RECORD_FILE
+from lora_retriever.methods.options import Count, NotNegative, Positive
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -36,18 +39,11 @@ class LoraHub:
         bound: maximum absolute value of a weight.
     """
 
-    adapters: int = 20
-    samples: int = 20
-    steps: int = 40
-    l1: float = 0.05
-    bound: float = 1.5
-
-    def __post_init__(self) -> None:
-        for name in ("adapters", "samples", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.l1 < 0 or self.bound <= 0:
-            raise ValueError(f"l1 is {self.l1} and bound {self.bound}; they must be 0 or more, and more than 0")
+    adapters: Count = 20
+    samples: Count = 20
+    steps: Count = 40
+    l1: NotNegative = 0.05
+    bound: Positive = 1.5
 
     def route(self, context: Context) -> list[Composition]:
         """The learned composition for every row, learned now if necessary, without masked adapters.

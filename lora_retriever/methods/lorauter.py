@@ -8,12 +8,14 @@ adapter for each task, which is the best one, and the pool's samples are used as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.parts.top_k import RETRIEVAL, check_k, compositions_of, recorded, weights_of
+from lora_retriever.methods.options import Count, Positive
+from lora_retriever.methods.parts.top_k import RETRIEVAL, compositions_of, recorded, weights_of
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -23,13 +25,8 @@ if TYPE_CHECKING:
 class Similar:
     """The `k` adapters nearest by cosine under any profile, weighted by softmax(cosine / temperature)."""
 
-    k: int = 3
-    temperature: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be more than 0")
+    k: Count = 3
+    temperature: Positive = 0.2
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters that the search finds, with their weights."""

@@ -7,12 +7,14 @@ here, and not on the product BA, so the result stays of low rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.parts.top_k import RETRIEVAL, TOP_K, Nearest, check_k, compositions_of, recorded, weights_of
+from lora_retriever.methods.options import Count, Power
+from lora_retriever.methods.parts.top_k import RETRIEVAL, TOP_K, Nearest, compositions_of, recorded, weights_of
 from peft_composition.merges import Dare, Svd, Ties
 
 if TYPE_CHECKING:
@@ -28,13 +30,8 @@ class Raised:
     `power` 0: every weight is 1.
     """
 
-    power: int
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-        if self.power < 0:
-            raise ValueError(f"power is {self.power}; it must be 0 or more")
+    power: Power
+    k: Count | None = None
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters that retrieval finds, with their weights."""

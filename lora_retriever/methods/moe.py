@@ -10,10 +10,13 @@ out-of-domain column for these methods, and the project has no out-of-domain var
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.methods.base import Method
+from lora_retriever.methods.options import Count
 from lora_retriever.methods.parts.experts import Experts, Training
 from lora_retriever.methods.parts.weighing import softmax_of_offered
 
@@ -31,12 +34,7 @@ CITATION = "Zhao et al. 2024, arXiv 2402.09997, baselines"
 class MoE(Training):
     """The gate, with the options of its training. `top_k` None keeps all experts."""
 
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+    top_k: Count | None = None
 
     def fit(self, context: Context) -> TokenGate:
         """The gate with its matrices, trained now if necessary."""
@@ -45,7 +43,7 @@ class MoE(Training):
         return TokenGate(trained_matrices(context, self.options, "moe", "mixture", token_weights), self.top_k)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TokenGate:
     """Weighs the experts for every token by the module's input."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -31,11 +33,7 @@ class Drawn:
     the adapters that a larger k draws. If the row's own adapter is masked, only this adapter is replaced.
     """
 
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"k is {self.k}; it must be at least 1")
+    k: Count | None = None
 
     def route(self, context: Context) -> list[Composition]:
         """The drawn adapters of each row."""

@@ -17,8 +17,10 @@ With a static cache, whose masks have four dimensions, padding counts as text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.methods.base import Method
 from lora_retriever.methods.parts.experts import Experts, Training
@@ -46,7 +48,7 @@ class Smear(Training):
         return PromptGate(trained_matrices(context, self.options, "smear", "fusion", prompt_weights))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PromptGate:
     """Weighs the experts by the prompt. At a module, all tokens of a row have the same weights."""
 

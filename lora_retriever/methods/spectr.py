@@ -14,12 +14,14 @@ outputs are averaged, as in Arrow. So the two methods differ in the score and in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count, Positive
 from lora_retriever.methods.parts.everything import Everything
-from lora_retriever.methods.parts.weighing import check_top_k, softmax_of_offered
+from lora_retriever.methods.parts.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +39,9 @@ class SpectR:
         singular_values: whether each direction of an adapter is weighted by its singular value.
     """
 
-    top_k: int = 4
-    temperature: float = 1.0
+    top_k: Count = 4
+    temperature: Positive = 1.0
     singular_values: bool = False
-
-    def __post_init__(self) -> None:
-        check_top_k(self.top_k, self.temperature)
 
     def prepare(self, offered: Offered) -> Tensor:
         """The matrices [P, r, r] that map A x to V^T x, or to r numbers whose length is that of s B A x."""

@@ -32,20 +32,22 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from lora_retriever.analysis.retrieval.evaluation import CUTS
+from lora_retriever.analysis.retrieval.rankings import Ranking, encode_data, rank
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import hash_path, write_json
 from lora_retriever.resampling import over_tasks, permutation_test
-from lora_retriever.retrieval.encoders import Embeddings, Layout, SentenceEncoder, load_encoder
-from lora_retriever.retrieval.index import AdapterIndex
+from lora_retriever.retrieval.encoders import Layout, SentenceEncoder, load_encoder
+from lora_retriever.retrieval.pool import AdapterPool
 from lora_retriever.retrieval.pooling import encode_samples
+from lora_retriever.retrieval.scorers import SCORERS, Samples
 from lora_retriever.running.run_file import differences
 
 RECORD_FILE = "training.json"
 MEASURED = ("cosine", "mean_ip")
 
-Places = NDArray[np.int64]
+Ranks = NDArray[np.float64]
 
 
 class RetrieverOptions(BaseModel):
@@ -282,17 +284,17 @@ def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, 
         return record["evaluation"]
     pool, rows = read_pool(pool_file), read_rows(rows_file)
     layout, instruction = record["configuration"]["layout"], record["configuration"]["options"]["instruction"]
-    before = own_places(load_encoder(base, layout, instruction, device=device), pool, rows)
-    after = own_places(load_encoder(out, "auto", instruction, device=device), pool, rows)
+    before = own_ranks(load_encoder(base, layout, instruction, device=device), pool, rows)
+    after = own_ranks(load_encoder(out, "auto", instruction, device=device), pool, rows)
     groups = {
         **{name: np.array([row.task in record["tasks"][name] for row in rows]) for name in record["tasks"]},
         "all": np.ones(len(rows), dtype=bool),
     }
     groups = {name: member for name, member in groups.items() if member.any()}
 
-    def shares_by_group(places: dict[str, Places]) -> dict[str, Any]:
+    def shares_by_group(ranks: dict[str, Ranks]) -> dict[str, Any]:
         return {
-            scorer: {name: shares(found[member]) for name, member in groups.items()} for scorer, found in places.items()
+            scorer: {name: shares(found[member]) for name, member in groups.items()} for scorer, found in ranks.items()
         }
 
     record["evaluation"] = {
@@ -311,44 +313,39 @@ def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, 
     return record["evaluation"]
 
 
-def own_places(encoder: SentenceEncoder, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> dict[str, Places]:
-    """For each scorer, the rank (from 0) of every row's own adapter among the pool's adapters."""
-    names, embeddings = (
-        [entry.model_name for entry in pool],
-        encode_samples(encoder, [[sample.inputs for sample in entry.sample] for entry in pool]),
-    )
-    queries = encoder.encode([row.inputs for row in rows])
-    return {
-        scorer: _places(AdapterIndex.from_embeddings(names, embeddings, scorer), queries, [row.task for row in rows])
-        for scorer in MEASURED
-    }
+def own_ranks(encoder: SentenceEncoder, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> dict[str, Ranks]:
+    """For each scorer, the rank (from 1) of every row's own adapter [rows]; infinite if the pool lacks the adapter."""
+    data = encode_data(encoder, pool, rows)
+    return {scorer: rank(data, scorer).ranks for scorer in MEASURED}
 
 
 def held_out_shares(encoder: SentenceEncoder, pool: Sequence[PoolEntry], tasks: Sequence[str]) -> dict[str, float]:
-    """Shares of the samples of `tasks` that find their own adapter, by cosine. A sample is left out of its own task."""
-    names, embeddings = (
-        [entry.model_name for entry in pool],
-        encode_samples(encoder, [[sample.inputs for sample in entry.sample] for entry in pool]),
-    )
-    places = []
-    for task in tasks:
-        own = names.index(task)
-        for sample in range(len(embeddings[own])):
-            others = [*embeddings[:own], np.delete(embeddings[own], sample, axis=0), *embeddings[own + 1 :]]
-            index = AdapterIndex.from_embeddings(names, others, "cosine")
-            places.append(_places(index, embeddings[own][sample : sample + 1], [task]))
-    return shares(np.concatenate(places))
+    """Shares of the samples of `tasks` that find their own adapter, by cosine. A sample is left out of its own task.
+
+    Raises:
+        UserError: no task has two samples.
+    """
+    adapters = AdapterPool()
+    texts = [[sample.inputs for sample in entry.sample] for entry in pool]
+    for entry, embeddings in zip(pool, encode_samples(encoder, texts), strict=True):
+        adapters.add(entry.model_name, Samples(embeddings))
+    held_out = SCORERS["cosine"].fit(adapters).held_out()
+    if held_out is None:
+        raise UserError("no task of the pool has two samples, so no sample can be left out to validate the encoder")
+    chosen = np.isin(held_out.own, [adapters.names.index(task) for task in tasks])
+    order = np.argsort(-held_out.scores[chosen], axis=1, kind="stable")  # [samples, adapters]
+    return shares(Ranking(order, held_out.own[chosen], None).ranks)
 
 
-def shares(places: Places) -> dict[str, float]:
-    """Percent of ranks below k, and the mean reciprocal rank, which varies less on few rows."""
-    found = {f"top{k}": round(100 * float((places < k).mean()), 2) for k in CUTS}
-    return {**found, "mrr": round(100 * float((1 / (places + 1)).mean()), 2)}
+def shares(ranks: Ranks) -> dict[str, float]:
+    """Percent of ranks up to k, and the mean reciprocal rank, which varies less on few rows."""
+    found = {f"top{k}": round(100 * float((ranks <= k).mean()), 2) for k in CUTS}
+    return {**found, "mrr": round(100 * float((1 / ranks).mean()), 2)}
 
 
-def top1_change(rows: Sequence[Row], before: Places, after: Places, members: NDArray[np.bool_]) -> dict[str, Any]:
+def top1_change(rows: Sequence[Row], before: Ranks, after: Ranks, members: NDArray[np.bool_]) -> dict[str, Any]:
     """Change of the top-1 share over some rows: points, p of the paired permutation test, interval over tasks."""
-    change = ((after == 0).astype(float) - (before == 0))[members]  # [rows], 1: found now, −1: lost
+    change = ((after == 1).astype(float) - (before == 1))[members]  # [rows], 1: found now, −1: lost
     tasks = np.array([row.task for row in rows])[members]
     by_task = [change[tasks == task].mean() for task in dict.fromkeys(tasks)]
     p_value = permutation_test(len(change), lambda swapped: ((1 - 2 * swapped) @ change)[..., None])
@@ -357,12 +354,6 @@ def top1_change(rows: Sequence[Row], before: Places, after: Places, members: NDA
         "p_value": round(float(p_value[0]), 4),
         "over_tasks": [round(100 * float(end), 2) for end in over_tasks(by_task)],
     }
-
-
-def _places(index: AdapterIndex, queries: Embeddings, own: Sequence[str]) -> Places:
-    """The rank (from 0) of each query's own adapter. An adapter that the pool lacks has the rank behind the last."""
-    hits = index.search(queries, k=len(index.names))
-    return np.array([[*names, name].index(name) for names, name in zip(hits.names, own, strict=True)])
 
 
 def _last_checkpoint(partial: Path) -> str | None:

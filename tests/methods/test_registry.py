@@ -211,10 +211,10 @@ def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
          "method made has no option 'x' (known: adapter, density, sharpness)"),
         ({"methods": ["toy:MADE"], "options": {"made": {"sharpness": -1}}},
          "method made: sharpness is -1.0, but must be above 0"),
-        ({"options": {"mixture": {"k": 0}}}, "method mixture: k is 0; it must be at least 1"),
+        ({"options": {"mixture": {"k": 0}}}, "method mixture: option k is 0: Input should be greater than or equal"),
         ({"options": {"mixture": {"k": "three"}}}, "method mixture: option k is 'three': Input should be a valid int"),
-        ({"options": {"lorauter": {"temperature": 0}}}, "method lorauter: temperature is 0.0; it must be more than 0"),
-        ({"options": {"calibrated": {"nearest": 0}}}, "method calibrated: k is 0; it must be at least 1"),
+        ({"options": {"lorauter": {"temperature": 0}}}, "option temperature is 0: Input should be greater than 0"),
+        ({"options": {"calibrated": {"nearest": 0}}}, "option nearest is 0: Input should be greater than or equal"),
     ],
 )  # fmt: skip
 def test_an_unknown_method_or_option_is_named_with_what_is_known(

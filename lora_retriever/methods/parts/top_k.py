@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition, Retrieved
 from lora_retriever.methods.base import Reads, Settings
+from lora_retriever.methods.options import Count
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -26,10 +27,7 @@ TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
 class Nearest:
     """The `k` adapters that retrieval finds. None: the profile's k."""
 
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
+    k: Count | None = None
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters found, with equal weights, or weighted by the profile's temperature if the profile sets one."""
@@ -37,16 +35,6 @@ class Nearest:
         hits = context.search(recorded(k, context))
         temperature = context.temperature if k > 1 else None  # the weight of a single adapter is 1
         return compositions_of(hits, weights_of(hits.scores[:, :k], temperature))
-
-
-def check_k(k: int | None) -> None:
-    """Check a router's option k: a number of adapters, or None.
-
-    Raises:
-        ValueError: k is less than 1.
-    """
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
 
 
 def recorded(k: int, context: Context) -> int:

@@ -5,23 +5,10 @@ The module computes with tensors only, and registers no method.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def check_top_k(top_k: int, temperature: float) -> None:
-    """Check the options of a gate that keeps the `top_k` best adapters of a token.
-
-    Raises:
-        ValueError: `top_k` is less than 1, or `temperature` is not a positive number.
-    """
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; a token needs one adapter at least")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be a number greater than 0")
 
 
 def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None, temperature: float = 1.0) -> Tensor:
