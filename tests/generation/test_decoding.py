@@ -48,7 +48,7 @@ def generated(model: ComposableModel, prompts: Sequence[Sequence[int]], **option
 
 
 def ends_at_different_times(answers: Sequence[Sequence[int]]) -> list[int]:
-    """End marks that some rows meet early, some late, some never: the rarest of the answers' tokens."""
+    """EOS tokens that some rows meet early, some late, some never: the rarest tokens of the answers."""
     tokens = [token for answer in answers for token in answer]
     return sorted(set(tokens), key=lambda token: (tokens.count(token), token))[:4]
 

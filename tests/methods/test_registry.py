@@ -391,7 +391,7 @@ def test_what_is_drawn_follows_the_profiles_seed(tiny: Profile) -> None:
 
 
 def test_weights_of_other_number_types_become_floats() -> None:
-    """Results files are JSON, which knows no numpy."""
+    """Results files are JSON, which cannot hold numpy's numbers."""
     composition = Composition.of({"a": np.float32(0.5), "b": np.int64(2), "c": 0})
     assert composition.weights == {"a": 0.5, "b": 2.0}
     assert {type(weight) for weight in composition.weights.values()} == {float}
