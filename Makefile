@@ -2,6 +2,7 @@
 # make test         the tests
 # make test-quick   the quick tests of every folder
 # make lint         ruff, mypy, and the rule of the layout
+# make mutants      mutation testing of the formulas, some hours; a stopped run goes on
 # make docs         the documentation as a site, in site/
 PYTHON ?= python3
 BIN = .venv/bin
@@ -9,7 +10,7 @@ BIN = .venv/bin
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: eval test test-quick lint docs
+.PHONY: eval test test-quick lint mutants docs
 eval: .venv/installed
 	bash eval_all.sh
 
@@ -25,6 +26,9 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutants: .venv/installed-mutants
+	$(BIN)/python scripts/mutants.py
+
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
@@ -35,6 +39,10 @@ docs: .venv/installed-docs
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/installed-mutants: .venv/installed-dev requirements-mutants.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-mutants.txt
 	touch $@
 
 .venv/installed-docs: .venv/installed requirements-docs.txt
