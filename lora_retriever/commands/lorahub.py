@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.data.rows import read_samples
-    from lora_retriever.escaping import for_rich
+    from lora_retriever.escaping import for_rich, for_terminal
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.prompt import TEMPLATES
@@ -79,5 +79,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
         generator = Generator(model, load_tokenizer(base), settings)
     learned = learn_checkpoint(generator, samples, args.out, args.steps, args.l1, args.seed, console)
     print(terminal(weights_table(learned)), end="")
-    print(f"{args.out}: fusion of {len(drawn)} adapters")
+    print(for_terminal(f"{args.out}: fusion of {len(drawn)} adapters"))
     return 0
