@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-PART = {"kills": 8, "operations": 8, "signals": 4, "disks": 8}
+PART = {"kills": 5, "operations": 6, "signals": 3, "disks": 6}
 """Number of trials of each experiment of `part`."""
+PART_SCENARIOS = ("run", "run goes on")
+"""The scenarios of `part`; others have to load a model."""
 
 
 def main() -> int:
@@ -62,7 +64,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> bool:
     broken = False
     for experiment, count in counts.items():
         log = Log(args.out, experiment)
-        EXPERIMENTS[experiment](world, scratch, log, count)
+        EXPERIMENTS[experiment](world, scratch, log, count, PART_SCENARIOS if args.experiment == "part" else ())
         broken = _shown(log) or broken
     return broken
 
@@ -84,44 +86,44 @@ def _world(scratch: Path, is_small: bool) -> World:
     return world
 
 
-def _kills(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _kills(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.kills import Kills
 
     Kills(world, scratch, log).random(count or 1000)
 
 
-def _operations(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _operations(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.kills import Kills
 
-    Kills(world, scratch, log).at_operations(count)
+    Kills(world, scratch, log).at_operations(count, names)
 
 
-def _signals(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _signals(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.signals import Signals
 
     signals, some = Signals(world, scratch, log), count or 300
     signals.random(some)
-    signals.pipes(some)
+    signals.pipes(1 if names else None)
     signals.two_processes(-(-some // 10))
     signals.readers(-(-some // 10))
 
 
-def _disks(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _disks(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.disks import Disks
     from campaign.kills import Kills
 
     disks = Disks(Kills(world, scratch, log), log)
     disks.small_file_systems(count)
-    disks.at_operations(count)
+    disks.at_operations(count, names)
 
 
-def _inputs(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _inputs(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.bad_inputs import try_all
 
     try_all(world, scratch, log, count)
 
 
-EXPERIMENTS: dict[str, Callable[[World, Path, Log, int | None], None]] = {
+EXPERIMENTS: dict[str, Callable[[World, Path, Log, int | None, Sequence[str]], None]] = {
     "kills": _kills,
     "operations": _operations,
     "signals": _signals,
