@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
-PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: eval test test-quick lint docs
 eval: .venv/installed

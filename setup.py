@@ -32,6 +32,7 @@ setup(
         "scipy>=1.15",
         "scikit-learn>=1.7",
         "faiss-cpu",
+        "filelock>=4.1",
         "nevergrad>=1",
         "pandas>=2.3",
         "nltk",

@@ -19,6 +19,13 @@ from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.running.evaluate import evaluate
 
+LONGEST = ("test_ray_backend.py", "test_report_browser.py", "test_composition_bases.py", "test_retriever_training.py")
+"""The files that take longest come first: when pytest-xdist runs files side by side, no worker waits for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

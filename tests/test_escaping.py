@@ -88,6 +88,7 @@ def test_a_name_breaks_no_line_of_any_table(name: str) -> None:
         assert len(lines) == len(FORMATS[format](plain).split("\n")) + extra, format
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY_NAMES)
 def test_the_terminal_shows_every_name_whole(name: str) -> None:
     text = FORMATS["table"](everywhere(name))
@@ -241,6 +242,7 @@ def test_a_shell_takes_a_name_as_one_word(name: str) -> None:
     assert done.stdout == f"{name}:end".encode("utf-8", errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY_NAMES)
 def test_json_holds_the_name_itself(name: str) -> None:
     text = as_json({name: [name, 1.5]})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from lora_retriever.resampling import (
     BATCH,
@@ -20,6 +21,7 @@ from lora_retriever.resampling import (
     over_tasks,
     permutation_test,
     widened,
+    wilson_interval,
 )
 
 DATASETS = 1000
@@ -36,6 +38,7 @@ def means_of(rows: Sequence[NDArray[np.float32]], positions: Sequence[Indices]) 
     return np.mean(tasks, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rates", "size"),
     [([0.6], 50), ([0.3], 200), ([0.2, 0.5, 0.9], 50), ([0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.6], 30)],
@@ -47,6 +50,7 @@ def test_the_interval_of_right_and_wrong_rows_covers_the_truth(rates: list[float
     assert 93 <= coverage(bounds, float(np.mean(rates))) <= 97
 
 
+@pytest.mark.slow
 def test_the_interval_of_graded_rows_covers_the_truth() -> None:
     generator = np.random.default_rng(2)
     sizes = [50, 45, 50]
@@ -55,6 +59,7 @@ def test_the_interval_of_graded_rows_covers_the_truth() -> None:
     assert 93 <= coverage(bounds, 0.4) <= 97
 
 
+@pytest.mark.slow
 def test_the_interval_over_tasks_covers_the_mean_of_tasks_not_drawn() -> None:
     generator = np.random.default_rng(3)
     scores = generator.normal(60, 25, (DATASETS, 48))
@@ -150,3 +155,9 @@ def test_the_same_rows_give_the_same_interval_and_a_single_row_none() -> None:
     assert bootstrap([4, 1], statistic).tolist() == bootstrap([4, 1], statistic).tolist()
     (alone,) = bootstrap([1], lambda positions: rows[positions[0] + 2].mean(axis=-1)[None])
     assert alone.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (499, 1000)])
+def test_wilsons_interval_is_scipys(hits: int, rows: int) -> None:
+    expected = stats.binomtest(hits, rows).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, rows) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)

@@ -1,8 +1,8 @@
-"""A folder for files that live shortly: in memory where there is room for them, and never left behind for long.
+"""A folder for temporary files: in memory where there is room, and removed even after a crash.
 
-What is left in memory after a crash would be lost to the machine until its next start. So every folder is locked by
-the process that made it; the lock goes with the process, however it ends, and the next process removes what it finds
-unlocked.
+Files left in memory after a crash would take that memory until the machine is started again. So every folder is locked
+by the process that made it. The lock ends with the process, however the process ends, and the next process removes all
+folders that are not locked.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import shutil
 import tempfile
 from pathlib import Path
 
-MEMORY = Path("/dev/shm")  # Linux's memory-backed file system; elsewhere there is none under this name
-PREFIX = ".lora-retriever-compositions-"  # a name that nobody else gives: what is unlocked under it is removed
+from lora_retriever.errors import UserError
+
+MEMORY = Path("/dev/shm")
+"""The file system in memory of Linux. Other systems have none of this name."""
+PREFIX = ".lora-retriever-compositions-"
+"""The beginning of the folders' names. Folders of such a name that are not locked are removed."""
+ATTEMPTS = 100
+"""Maximum number of folders that are made before one is locked."""
 
 
 class MemoryFolder:
-    """A new, empty folder, this process's own until it is closed.
+    """A new, empty folder that belongs to this process until it is closed.
 
     Attributes:
-        path: where it is.
+        path: the folder.
     """
 
     def __init__(self, room: int) -> None:
-        """`room` is how many bytes it must be able to hold; with less memory left it is on disk."""
+        """Make the folder: in memory if at least `room` bytes are free there, else on disk."""
         disk = Path(tempfile.gettempdir())
         places = [MEMORY, disk] if os.access(MEMORY, os.W_OK | os.X_OK) else [disk]
         for place in places:
@@ -35,7 +41,7 @@ class MemoryFolder:
         self._lock: int | None = lock
 
     def close(self) -> None:
-        """Remove the folder with all that is in it. Closing it again does nothing."""
+        """Remove the folder and its files. Closing the folder again does nothing."""
         if self._lock is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
@@ -43,7 +49,7 @@ class MemoryFolder:
 
 
 def remove_abandoned(place: Path) -> None:
-    """Remove the folders in `place` that belong to no living process; those of other users are left alone."""
+    """Remove the folders in `place` that belong to no living process. Folders of other users stay."""
     for folder in place.glob(f"{PREFIX}*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -53,20 +59,27 @@ def remove_abandoned(place: Path) -> None:
             if os.fstat(lock).st_uid == os.getuid():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
+        except OSError:  # a living process holds the folder, or the file system has no locks
             pass
         finally:
             os.close(lock)
 
 
 def _locked_folder(place: Path) -> tuple[Path, int]:
-    while True:
+    for _ in range(ATTEMPTS):
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # another process took it for abandoned before it was locked
+        except FileNotFoundError:  # another process removed the folder before it was locked
             continue
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process is removing the folder
+            os.close(lock)
+            continue
+        except OSError:  # the file system has no locks, so no process can remove the folder by mistake
+            return path, lock
         if path.is_dir():
             return path, lock
         os.close(lock)
+    raise UserError(f"no folder can be made and locked in {place}; another program removes folders there")

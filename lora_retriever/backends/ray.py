@@ -1,14 +1,14 @@
-"""The backend of any number of GPUs or machines: a Ray Data pipeline over actors that hold a model each.
+"""The backend of any number of GPUs or machines: a Ray Data pipeline over actors, each with a model of its own.
 
-    batches ─► Ray Data ─► desk ─► the worker that is free ─► outcomes, as they come
+    batches ─► Ray Data ─► desk ─► the first free worker ─► outcomes, in any order
 
-Every run is a dataset of its batches, the very ones of the local backend. Ray Data's own pools of actors end with their
-dataset (Ray's issue 46479), and would load the base model anew for each of a benchmark's methods. So the workers stand
-beside it for as long as the backend does, and the pipeline's step is to ask the desk, which gives a batch to the first
-worker that is free. A worker that dies is started again; its batch goes to the next one.
+Every run is a dataset of its batches, which are the batches of the local backend. The pools of actors that Ray Data
+itself offers end with their dataset (Ray's issue 46479), and would load the base model anew for each method. Therefore
+the workers live as long as the backend, outside the pipeline. The one step of the pipeline asks the desk, and the desk
+gives the batch to the first free worker. Ray starts a worker that died again, and its batch goes to another worker.
 
-Every machine of a cluster needs the package and the model folders, at the same paths. This process, which encodes,
-plans and writes, decides the device for all.
+Every machine of a cluster needs the package and the folders of the models, at the same paths. This process encodes,
+plans and writes, and it decides the device for all workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from lora_retriever.backends.base import Outcome
+from lora_retriever.backends.base import BackendError, Outcome
+from lora_retriever.backends.signals import keeping_handlers
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile, RaySection
@@ -34,11 +35,16 @@ from peft_composition import Composer, Gate
 try:
     import ray
     import ray.data
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
     from lora_retriever.backends.ray_actors import RESTARTS, Desk, Worker, reason_of
 except ImportError as error:
     raise UserError("backend: ray needs the ray extra: pip install -e '.[ray]'") from error
+
+LOADING_TIME = 3600.0
+"""Maximum time that all workers together may take to start and load their models, in seconds."""
+CONNECTION_TIME = 10.0
+"""Maximum time that the address of a cluster may take to answer, in seconds."""
 
 
 class RayBackend:
@@ -48,8 +54,8 @@ class RayBackend:
         """`source` is the model that methods may look into; it is loaded beside the workers when first asked for."""
         self.workers = list(workers)
         self._source = source
-        self._owns_cluster = owns_cluster  # whether this is who began Ray, or joined its cluster
-        # The run's own bar shows the progress; Ray Data's errors are raised, and need not be logged beside that.
+        self._owns_cluster = owns_cluster  # whether this process started Ray or joined the cluster
+        # The run has a progress bar of its own. Errors of Ray Data are raised, so they need no log as well.
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.raise_original_map_exception = False, True
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -62,38 +68,38 @@ class RayBackend:
         """The outcomes, each as soon as a worker has it.
 
         Raises:
-            UserError: Ray itself failed.
+            BackendError: Ray itself failed.
         """
         batches = unfinished(plan_batches(requests, self._source.generation), done)
         if not batches:
             return
-        desk, way = self._desk, pickle.dumps((mode, gate))
+        desk, how = self._desk, pickle.dumps((mode, gate))
 
         def ask(item: dict[str, Any]) -> dict[str, Any]:
-            outcome, failure = ray.get(desk.answer.remote(item["batch"], way))
-            return {"place": item["place"], "outcome": outcome, "failure": failure}
+            outcome, failure = ray.get(desk.answer.remote(item["batch"], how))
+            return {"index": item["index"], "outcome": outcome, "failure": failure}
 
-        items = [{"place": place, "batch": pickle.dumps(batch)} for place, batch in enumerate(batches)]
-        # One more at the desk than there are workers, so who gets free need not wait for the pipeline.
+        items = [{"index": index, "batch": pickle.dumps(batch)} for index, batch in enumerate(batches)]
+        # The desk is asked once more than there are workers, so that a free worker need not wait for the pipeline.
         at_once = ray.data.TaskPoolStrategy(size=min(len(self.workers) + 1, len(items)))
         pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map(ask, compute=at_once, num_cpus=0)
-        # What is fetched ahead would reach the disk later.
+        # Blocks that are fetched in advance would be written to disk later.
         blocks: Iterable[Any] = pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         try:
             for block in blocks:
                 for answered in block.to_pylist():
                     if answered["failure"]:
-                        failed = batches[answered["place"]]
+                        failed = batches[answered["index"]]
                         yield Outcome(failures={request.id: answered["failure"] for request in failed})
                     else:
                         yield pickle.loads(answered["outcome"])
         except RayError as error:
-            raise UserError(
-                f"backend: ray: {reason_of(error)}; start the run again, what is answered is kept"
+            raise BackendError(
+                f"backend: ray: {reason_of(error)}; start the run again: the rows done so far are on disk"
             ) from error
 
     def generator(self) -> Generator:
-        """A model in this process, beside those of the workers.
+        """A model in this process, in addition to the models of the workers.
 
         Raises:
             UserError: the model cannot be loaded.
@@ -101,7 +107,7 @@ class RayBackend:
         return load_generator(self._source)
 
     def close(self) -> None:
-        """End the workers, and Ray if it was begun for them."""
+        """End the workers, and Ray if this process started Ray for them."""
         for actor in (self._desk, *self.workers):
             with suppress(RayError):
                 ray.kill(actor)
@@ -113,9 +119,9 @@ def load(profile: Profile, benchmark: Benchmark) -> RayBackend:
     """The workers of a profile, each with its model loaded.
 
     Raises:
-        UserError: there is no such cluster, it has no room for the workers, or one cannot load its model.
+        UserError: there is no such cluster, the cluster has no room for the workers, or a worker cannot load its model.
     """
-    device = profile.torch_device.partition(":")[0]  # of its GPUs, Ray shows each worker only those that it may take
+    device = profile.torch_device.partition(":")[0]  # Ray shows each worker only the GPUs that the worker may use
     source = model_source(profile, benchmark)
     own_methods = tuple(name for name in profile.methods if ":" in name)
     owns_cluster = _connect(profile.ray)
@@ -125,7 +131,7 @@ def load(profile: Profile, benchmark: Benchmark) -> RayBackend:
         actors = ray.remote(Worker).options(**resources, max_restarts=RESTARTS)
         given = replace(source, device=device)
         workers += [actors.remote(given, own_methods, profile.folder) for _ in range(count)]
-        ray.get([worker.load.remote() for worker in workers])
+        ray.get([worker.load.remote() for worker in workers], timeout=LOADING_TIME)
         return RayBackend(workers, source, owns_cluster)
     except BaseException as error:
         for worker in workers:
@@ -133,25 +139,33 @@ def load(profile: Profile, benchmark: Benchmark) -> RayBackend:
                 ray.kill(worker)
         if owns_cluster:
             ray.shutdown()
+        if isinstance(error, GetTimeoutError):
+            raise UserError(
+                f"backend: ray: the workers were not ready within {LOADING_TIME / 60:.0f} minutes; the cluster may "
+                "be in use by others: lower ray.workers, or try again later"
+            ) from error
         if isinstance(error, RayError):
             raise UserError(reason_of(error)) from error
         raise
 
 
 def _connect(settings: RaySection) -> bool:
-    """See that Ray runs; whether it had to be begun or joined for that.
+    """See that Ray runs. Returns whether this process had to start Ray, or join the cluster.
 
     Raises:
         UserError: there is no such cluster.
     """
     host, _, port = (settings.address or "").removeprefix("ray://").rpartition(":")
     try:
-        if port.isdigit():  # Ray itself would go on trying for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTION_TIME).close()
         if ray.is_initialized():
             return False
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports its use to its makers
-        ray.init(address=settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports its use to its makers
+        with keeping_handlers():
+            ray.init(
+                address=settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
     except (OSError, ValueError, RuntimeError, RayError) as error:
         what = f"no cluster at {settings.address!r}" if settings.address else "Ray could not be started here"
         raise UserError(f"backend: ray: {what}: {reason_of(error)}") from error
@@ -159,14 +173,14 @@ def _connect(settings: RaySection) -> bool:
 
 
 def _plan_workers(settings: RaySection, on_gpus: bool) -> tuple[int, dict[str, float]]:
-    """How many workers there are to be, and what each takes of the cluster.
+    """The number of workers, and the resources of the cluster that each of them takes.
 
     Raises:
-        UserError: the cluster has less, so that some would never start.
+        UserError: the cluster has fewer resources, so that some workers would never start.
     """
     gpus = float(on_gpus) if settings.gpus is None else settings.gpus
     wanted = [(name, each) for name, each in (("CPU", settings.cpus), ("GPU", gpus)) if each]
-    # A worker is on one machine. Of 2 CPUs there are 5 times 0.4.
+    # A worker runs on one machine. 2 CPUs have room for 5 workers of 0.4 CPUs.
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     rooms = [int(min((machine.get(name, 0) / each for name, each in wanted), default=1) + 1e-6) for machine in machines]
     count = settings.workers or (max(1, sum(rooms)) if gpus else 1)

@@ -1,12 +1,13 @@
-"""What runs in Ray's processes for `backends.ray`: workers that hold a model each, and a desk that gives them batches.
+"""The actors of `backends.ray`: workers, each with a model of its own, and a desk that gives batches to the workers.
 
-Ray imports this module in every process that speaks to one of these actors, and pays for torch only where `Worker` has
-its model: batches and outcomes are bytes elsewhere, and the heavy imports stand inside the method that needs them.
+Ray imports this module in every process that calls one of these actors. Only a worker needs torch: the other processes
+see batches and outcomes as bytes, and the method that needs torch imports it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from lora_retriever.backends.base import BackendError
 from lora_retriever.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,22 +24,22 @@ if TYPE_CHECKING:
     from lora_retriever.generation.loading import ModelSource
 
 ATTEMPTS = 3
-"""A batch is given up when so many workers died of it."""
+"""Maximum number of workers that a batch is given to when one after the other dies of it."""
 RESTARTS = 20
-"""A worker is given up when it died more often; it may be short of memory for its model, and would die for ever."""
-KILLED = "killed, or out of memory"
+"""Maximum number of times that a worker is started again. A worker without enough memory for its model always dies."""
+KILLED = "killed, out of memory, or with a broken device"
 
 
 class Worker:
-    """An actor that answers with a model of its own."""
+    """An actor that answers batches with a model of its own."""
 
     def __init__(self, source: ModelSource, own_methods: Sequence[str], folder: Path) -> None:
         """Remember what to load.
 
         Args:
-            own_methods: a user's own methods, `module:object`. Once their modules are imported, their gates and
+            own_methods: a user's own methods, `module:object`. Their modules must be imported before their gates and
                 composers can be unpickled.
-            folder: where these modules are looked for, beside Python's own path.
+            folder: where Python looks for these modules, in addition to its own path.
         """
         self._source = source
         self._own_methods = own_methods
@@ -54,17 +56,23 @@ class Worker:
         return LocalBackend(load_generator(self._source))
 
     def load(self) -> None:
-        """Have the model loaded, and the modules of the profile's methods.
+        """Load the model and the modules of the profile's methods, if they are not loaded.
 
         Raises:
-            UserError: one of them cannot be loaded.
+            UserError: the model or a module cannot be loaded.
         """
         _ = self._backend
 
-    def answer(self, batch: bytes, way: bytes) -> bytes:
-        """The pickled outcome of a pickled list of requests, composed in a pickled way: a mode and a gate."""
-        backend = self._backend  # before anything is unpickled: it knows a user's own modules
-        return pickle.dumps(backend.answer(pickle.loads(batch), *pickle.loads(way)))
+    def answer(self, batch: bytes, how: bytes) -> bytes:
+        """The pickled outcome of a pickled list of requests, under a pickled mode and gate.
+
+        A worker whose device is broken ends its process. Ray starts the worker again, on a device that works.
+        """
+        backend = self._backend  # first: loading imports a user's own modules, which unpickling needs
+        try:
+            return pickle.dumps(backend.answer(pickle.loads(batch), *pickle.loads(how)))
+        except BackendError:
+            os._exit(1)
 
 
 class Desk:
@@ -74,11 +82,14 @@ class Desk:
         self._free: asyncio.Queue[Any] = asyncio.Queue()
         for worker in workers:
             self._free.put_nowait(worker)
-        self._able = len(workers)  # workers that answer, or will again
+        self._able = len(workers)  # number of workers that answer, or will answer again
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def answer(self, batch: bytes, way: bytes) -> tuple[bytes, str]:
-        """A batch's outcome; or nothing, and why: worker after worker died of it, one raised an error, none is left."""
+    async def answer(self, batch: bytes, how: bytes) -> tuple[bytes, str]:
+        """The outcome of a batch and "", or nothing and the reason.
+
+        The reasons: worker after worker died of the batch, a worker raised an error, or no worker is left.
+        """
         reason = ""
         for _ in range(ATTEMPTS):
             worker = await self._free.get()
@@ -86,8 +97,8 @@ class Desk:
                 self._free.put_nowait(None)  # for the next batch
                 return b"", reason or "all workers have died"
             try:
-                outcome: bytes = await worker.answer.remote(batch, way)
-            except RayTaskError as error:  # raised by the worker's own code: it lives
+                outcome: bytes = await worker.answer.remote(batch, how)
+            except RayTaskError as error:  # the worker's code raised an error, and the worker lives
                 self._free.put_nowait(worker)
                 return b"", reason_of(error)
             except RayError:  # the worker, its machine or its answer is lost
@@ -101,9 +112,9 @@ class Desk:
         return b"", reason
 
     async def _welcome_back(self, worker: Any) -> None:
-        """Wait for a worker that died, and let it go if it cannot come back."""
+        """Wait until Ray has started a worker again that died. A worker that cannot be started is given up."""
         try:
-            await worker.load.options(max_task_retries=-1).remote()  # waits until Ray has started it again
+            await worker.load.options(max_task_retries=-1).remote()
         except RayError:
             self._able -= 1
             if not self._able:
@@ -113,7 +124,7 @@ class Desk:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says for a person: what an actor itself raised, without the traceback that Ray puts around it."""
+    """The text of an error that an actor raised, without the traceback that Ray adds."""
     while isinstance(error, RayTaskError):
         error = error.cause
     if isinstance(error, RayActorError):

@@ -1,7 +1,7 @@
-"""The backend of vLLM: every composition is written as one LoRA checkpoint, and vLLM serves many of them at a time.
+"""The backend of vLLM: every composition is written as one LoRA checkpoint, and vLLM serves many checkpoints at once.
 
-The base's weights are loaded by vLLM alone. Compositions go through a folder in memory: written once for all rows that
-share them, and removed after the last of these.
+Only vLLM loads the weights of the base. The checkpoints are written to a folder in memory. Rows that share a
+composition share its checkpoint, which is removed after the last of these rows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -19,10 +20,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.backends.base import Outcome
+from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
 from lora_retriever.backends.memory_folder import MemoryFolder
 from lora_retriever.data.rows import shortened
-from lora_retriever.errors import UserError
+from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.generation.batches import Request, unfinished
@@ -34,22 +35,27 @@ from lora_retriever.generation.special_tokens import eos_token_ids
 from peft_composition import AdapterError, Composer, CompositionError, CompositionWriter, Gate
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for `max_lora_rank`."""
+"""The values that vLLM allows for `max_lora_rank`."""
 
 BATCHES_IN_CHUNK = 4
-"""vLLM is given so many batches at once: it fills the places of ended rows, and progress is seen after each chunk."""
+"""Number of batches that vLLM is given at once, as one chunk. vLLM fills the slots of ended rows with waiting rows."""
 
 LORAS = 32
-"""At most so many compositions are computed with at once."""
+"""Maximum number of compositions that vLLM computes with at once."""
 
-REASON_LENGTH = 300  # characters of vLLM's own messages that are passed on
+REASON_LENGTH = 300
+"""Maximum length of the part of vLLM's own message that a message shows, in characters."""
 
 Key = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Served:
-    """A composition on disk, as vLLM is told of it. A `number` is never used twice: vLLM knows LoRAs by it."""
+    """A composition on disk, as vLLM is told of it.
+
+    Attributes:
+        number: the number by which vLLM knows the LoRA. No number is used twice.
+    """
 
     number: int
     path: Path
@@ -57,19 +63,19 @@ class Served:
 
 
 class EngineError(Exception):
-    """An engine that could not answer; it is of no use any more."""
+    """An engine that could not answer, and cannot answer any more."""
 
 
 class Engine(Protocol):
-    """What makes the tokens. `max_rank` is the highest that it serves."""
+    """A source of tokens. `max_rank` is the highest rank of a LoRA that the engine serves."""
 
     max_rank: int
 
     def generate(self, prompts: Sequence[list[int]], compositions: Sequence[Served | None]) -> list[list[int]]:
-        """The tokens made for every prompt, the end mark included. Either all have compositions or none has.
+        """The generated tokens of every prompt, with the EOS token. Either all prompts have compositions or none has.
 
         Raises:
-            EngineError: they could not be made.
+            EngineError: the tokens could not be generated.
         """
         ...
 
@@ -79,20 +85,20 @@ class Engine(Protocol):
 
 
 class VllmEngine:
-    """vLLM in processes of its own. They outlive this one if it is killed rather than interrupted."""
+    """vLLM in processes of its own. These processes stay if this process is killed by SIGKILL."""
 
     def __init__(self, source: ModelSource, max_rank: int, eos_ids: Sequence[int]) -> None:
         """Start vLLM, which takes a minute.
 
         Raises:
-            UserError: it does not start.
+            UserError: vLLM does not start.
         """
         import vllm
 
         self.max_rank = max_rank
         settings = source.generation
         on_cpu = vllm.platforms.current_platform.is_cpu()
-        # Ending is decided by the end marks alone, as in the local backend: vLLM would add its own choice of them.
+        # Answers end at the EOS tokens of `eos_ids` only, as in the local backend. vLLM would add others.
         self._decoding = vllm.SamplingParams(
             temperature=0,
             max_tokens=settings.max_new_tokens,
@@ -110,15 +116,15 @@ class VllmEngine:
                 max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
                 max_num_seqs=settings.batch_size,
                 enable_lora=True,
-                # Each has its place in the device's memory, in every linear layer; rows beyond them wait their turn.
+                # Each LoRA has a slot in the memory of the device, in every linear layer. Other rows wait for a slot.
                 max_loras=min(settings.batch_size, LORAS),
                 max_lora_rank=max_rank,
-                # Rows seldom share a composition, and what rows share of a prompt cannot be used across compositions.
+                # Rows rarely share a composition, and a prefix is not shared between compositions.
                 enable_prefix_caching=False,
-                # To compile for a CPU takes longer than it saves, and needs a compiler.
+                # On a CPU, compiling takes more time than it saves, and needs a compiler.
                 enforce_eager=on_cpu,
             )
-        except Exception as error:  # whatever a foreign engine may raise
+        except Exception as error:  # vLLM may raise anything
             reason = shortened(str(error), REASON_LENGTH)
             raise UserError(f"vLLM does not start on {source.base}: {reason}") from error
 
@@ -134,7 +140,7 @@ class VllmEngine:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts], self._decoding, lora_request=loras, use_tqdm=False
             )
-        except Exception as error:  # vLLM's own errors share no narrower class with those it lets through
+        except Exception as error:  # vLLM's errors have no common class but this one
             reason = shortened(str(error) or type(error).__name__, REASON_LENGTH)
             raise EngineError(f"vLLM failed: {reason}") from error
         return [list(output.outputs[0].token_ids) for output in outputs]
@@ -158,9 +164,10 @@ class VllmBackend:
         adapters_of_a_row: int,
         vocabulary: int,
     ) -> None:
-        """`start` makes an engine of a highest rank; the first one serves any `adapters_of_a_row`.
+        """Start the first engine, for the highest rank that any `adapters_of_a_row` adapters of the pool can have.
 
         Args:
+            start: starts an engine of a given highest rank.
             vocabulary: number of tokens that the base has an embedding for.
         """
         self._vocabulary = vocabulary
@@ -172,13 +179,13 @@ class VllmBackend:
         self._served: dict[Key, Served] = {}  # the compositions in the folder, all of one mode
         rank = allowed_rank(sum(sorted(writer.ranks.values())[-adapters_of_a_row:]))
         self._engine: Engine | None = start(rank)
-        # Twice what a chunk takes: vLLM keeps memory of its own there, and must not find it full.
+        # Twice the size of a chunk: vLLM uses the same file system, which must not become full.
         self._folder = MemoryFolder(room=2 * self._chunk_size * writer.size(rank))
 
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
     ) -> Iterator[Outcome]:
-        """The outcomes, chunk by chunk; rows of the base alone come first, in chunks of their own.
+        """The outcomes, chunk by chunk. Rows without adapters come first, in chunks of their own.
 
         Raises:
             UserError: there is a gate.
@@ -211,6 +218,7 @@ class VllmBackend:
 
     def _answer(self, chunk: Sequence[Request], mode: str | Composer) -> Outcome:
         failures: dict[int, str] = {}
+        tracebacks: dict[int, str] = {}
         served: dict[int, Served | None] = {}
         for request in chunk:
             try:
@@ -220,21 +228,27 @@ class VllmBackend:
                 failures[request.id] = str(error)
             except (CompositionError, SafetensorError, OSError) as error:
                 failures[request.id] = f"its composition could not be written: {error}"
+            except Exception as error:  # a user's own composer may raise anything
+                if is_broken_device(error):
+                    raise broken_device(error) from error
+                failures[request.id] = f"its composition could not be written: {one_line_of(error)}"
+                tracebacks[request.id] = "".join(traceback.format_exception(error))
         ready = [request for request in chunk if request.id in served]
         if not ready:
-            return Outcome(failures=failures)
+            return Outcome(failures=failures, tracebacks=tracebacks)
         compositions = [served[request.id] for request in ready]
         engine = self._engine_for(max((composition.rank for composition in compositions if composition), default=0))
         try:
             rows = engine.generate([request.prompt.token_ids for request in ready], compositions)
         except EngineError as error:
-            self._stop()  # the next chunk gets a new one
-            return Outcome(failures=failures | dict.fromkeys([request.id for request in ready], str(error)))
+            self._stop()  # the next chunk gets a new engine
+            failures |= dict.fromkeys([request.id for request in ready], str(error))
+            return Outcome(failures=failures, tracebacks=tracebacks)
         answers = {request.id: answer_of(row, self._tokenizer) for request, row in zip(ready, rows, strict=True)}
-        return Outcome(answers, failures)
+        return Outcome(answers, failures, tracebacks)
 
     def _written(self, composition: Composition, mode: str | Composer) -> Served | None:
-        """The checkpoint of a composition, written if it is not there; None for the base alone."""
+        """The checkpoint of a composition, written now if it is not there. None: the composition has no adapters."""
         if not composition.weights:
             return None
         key = key_of(composition)
@@ -252,7 +266,7 @@ class VllmBackend:
             shutil.rmtree(self._served.pop(key).path, ignore_errors=True)
 
     def _engine_for(self, rank: int) -> Engine:
-        """An engine that serves this rank: the running one, or a new one where a sweep came to a larger rank."""
+        """An engine that serves this rank: the running engine, or a new one if a sweep needs a larger rank."""
         if self._engine is not None and self._engine.max_rank < rank:
             self._stop()
         if self._engine is None:
@@ -266,10 +280,10 @@ class VllmBackend:
 
 
 def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Requests in chunks of `size`: those without adapters apart, those of one composition side by side.
+    """Requests in chunks of `size`. Rows without adapters have chunks of their own. Equal compositions are neighbours.
 
-    vLLM 0.32 on a CPU answers a row without a LoRA, in a batch with rows that have one, with one of theirs: it looks
-    for the LoRA at place -1, which is the last one.
+    vLLM 0.32 on a CPU answers a row without a LoRA wrongly if another row of the batch has a LoRA: it takes the LoRA of
+    index -1, which is the last one.
     """
     plain = sorted((request for request in requests if not request.composition.weights), key=lambda r: r.id)
     composed = [request for request in requests if request.composition.weights]
@@ -278,12 +292,12 @@ def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
 
 
 def key_of(composition: Composition) -> Key:
-    """What makes two compositions of one mode the same: adapters and weights, in whatever order."""
+    """The key of a composition within its mode: adapters and weights, whatever their order."""
     return tuple(sorted(composition.weights.items()))
 
 
 def allowed_rank(rank: int) -> int:
-    """The rank that an engine is started for: the smallest that vLLM allows and that is enough, or else the highest."""
+    """The smallest rank that vLLM allows and that is at least `rank`, or else the highest rank that vLLM allows."""
     return next((allowed for allowed in RANKS if allowed >= rank), RANKS[-1])
 
 
@@ -291,8 +305,8 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
     """The vLLM backend of a profile.
 
     Raises:
-        UserError: vLLM is not installed or does not start, it is for another device than the profile's, or an adapter
-            cannot be composed exactly.
+        UserError: vLLM is not installed or does not start, vLLM is built for another device than the profile's, or an
+            adapter cannot be composed exactly.
     """
     check_vllm(profile)
     source = model_source(profile, benchmark)
@@ -309,7 +323,7 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
 
     def start(max_rank: int) -> Engine:
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # vLLM wants nearly all memory, and torch still holds the encoder's
+            torch.cuda.empty_cache()  # vLLM takes nearly all memory, and torch still holds the encoder's
         return VllmEngine(source, max_rank, eos_ids)
 
     size, k = source.generation.batch_size, profile.retrieval.k
@@ -317,12 +331,14 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
 
 
 def check_vllm(profile: Profile) -> None:
-    """See that vLLM is there, and computes on the profile's device.
+    """Check that vLLM is installed and computes on the profile's device.
 
     Raises:
-        UserError: it is not, or does not.
+        UserError: vLLM is not installed, or computes on another device.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read on import; it would write over the progress bars
+    os.environ.setdefault(
+        "VLLM_LOGGING_LEVEL", "ERROR"
+    )  # vLLM reads it on import; its log would disturb the progress bars
     try:
         from vllm.platforms import current_platform
     except ImportError as error:

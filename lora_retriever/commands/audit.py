@@ -1,4 +1,4 @@
-"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool."""
+"""`lora-retriever audit`: names everything that is wrong or odd in a benchmark's rows and its pool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.escaping import for_rich, for_terminal
 from lora_retriever.files import write_json, writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "what is wrong or odd in a benchmark's rows and its pool"
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             prompts = measure_prompts(rows, args.tokenizer, args.template, args.max_prompt_tokens)
     found = audit(rows, pool, prompts)
     for note in notes:
-        console.print(for_rich(note))
+        console.print(for_rich(note), soft_wrap=True)
     print(for_terminal(to_text(found)), end="")
     if args.json:
         with writing(args.json):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
 from lora_retriever.files import writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "save a composition as an ordinary PEFT checkpoint"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count, penalty, seed
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
 from lora_retriever.files import writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "learn the weights of a fusion from a task's few examples"
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError("--device cuda: torch finds no CUDA device")
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
     samples = read_samples(args.examples)
-    with writing(args.out):  # found now, and not when all is learned
+    with writing(args.out):  # an unusable path is refused before the learning
         args.out.parent.mkdir(parents=True, exist_ok=True)
     locations, passed_over = adapter_folders(args.adapter, args.adapters)
     if passed_over:

@@ -1,4 +1,4 @@
-"""What several commands do in the same way: read runs, score runs, load an encoder."""
+"""Functions that several commands share: reading runs, scoring runs, loading an encoder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lora_retriever.files import hash_path
 if TYPE_CHECKING:
     from lora_retriever.analysis.runs import Run
     from lora_retriever.metrics import Scoring
-    from lora_retriever.report.content import Content
+    from lora_retriever.report.content import ReportContent
     from lora_retriever.retrieval.encoders import Encoder
     from lora_retriever.retrieval.index import AdapterIndex
 
 
-def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> Content:
+def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
     """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
     from lora_retriever.analysis.comparison import compare
     from lora_retriever.analysis.summary import summarize
@@ -84,14 +84,6 @@ def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
     folder = folder_or_id(encoder, ENCODER_WANTED)
     load = partial(load_encoder, folder, args.layout, args.instruction)
     return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
-
-
-def quieten_transformers() -> None:
-    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def check_scorer(name: str) -> None:

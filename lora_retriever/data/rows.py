@@ -10,6 +10,7 @@ whatever program wrote the file.
 
 from __future__ import annotations
 
+import pkgutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,8 +24,8 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import is_location
 from lora_retriever.settings import plain_text, problems_of
 
-METRICS = ("em", "bleu", "rouge")
-"""The metrics that a row may name without bringing its own."""
+METRICS = tuple(name for _, name, _ in pkgutil.iter_modules([str(Path(__file__).parents[1] / "metrics" / "named")]))
+"""The metrics that a row may name without bringing its own: the names of the files of `metrics/named`."""
 EXAMPLE_LENGTH = 100
 """Maximum length of a text that messages and audits show, in characters."""
 MAX_TEXT_LENGTH = 1_000_000
@@ -50,7 +51,11 @@ def _one_form(name: str) -> str:
 
 
 def _targets(targets: Any) -> str | tuple[str, ...]:
-    """Numbers as the file writes them, lists as tuples; what is neither a text nor a number is refused."""
+    """The targets of a row in the form of `Sample.targets`: numbers as the file writes them, lists as tuples.
+
+    Raises:
+        ValueError: the targets are no text, no number, and no list of texts and numbers.
+    """
     if not isinstance(targets, (list, tuple)):
         return _text(targets)
     if not targets:
@@ -85,7 +90,7 @@ Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
 
 
 class Sample(BaseModel):
-    """One example of a task: what is asked, and what is to be answered."""
+    """A sample of a pool, or an example to learn from: inputs and targets of one task."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,7 +99,7 @@ class Sample(BaseModel):
 
     @property
     def target(self) -> str:
-        """The only target, or the first of several: the one to learn."""
+        """The only target, or the first of several. Training learns this target."""
         return self.targets if isinstance(self.targets, str) else self.targets[0]
 
 
@@ -121,11 +126,10 @@ class PoolEntry(BaseModel):
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def read_rows(path: Path, limit_per_task: int | None = None, notes: list[str] | None = None) -> list[Row]:
+def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
     """The rows of a benchmark file, in the file's order.
 
     Args:
-        limit_per_task: maximum number of rows of each task, the first ones. None: all rows.
         notes: a list to which a line is added that names the fields which are not used, if there are any.
 
     Raises:
@@ -143,7 +147,7 @@ def read_rows(path: Path, limit_per_task: int | None = None, notes: list[str] | 
         if unused:
             listed = ", ".join(shortened(name, 40) for name in list(unused)[:8]) + (", …" if len(unused) > 8 else "")
             notes.append(f"{path}: fields of rows that are not used: {listed}")
-    return rows if limit_per_task is None else limited(rows, limit_per_task)
+    return rows
 
 
 def limited(rows: Iterable[Row], per_task: int) -> list[Row]:

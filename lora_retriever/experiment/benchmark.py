@@ -1,4 +1,4 @@
-"""What a profile names: rows, pool and model folders, read or found, with the hashes that identify them."""
+"""The files that a profile names: rows, pool and model folders, read or found, with the hashes that identify them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from lora_retriever.hub import ENCODER_WANTED, WANTED, fetch
 if TYPE_CHECKING:
     from lora_retriever.generation.loading import ModelSource
 
+MAX_LISTED = 50
+"""Maximum number of problems that one message lists."""
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -30,7 +33,7 @@ class Benchmark:
         encoder: the folder of the encoder.
         adapters: the folder of each adapter, by the adapter's name.
         hashes: SHA-256 of `rows`, `pool`, `base`, `encoder` and of each adapter in `adapters`.
-        warnings: what is odd in rows and pool without stopping a run.
+        warnings: findings about rows and pool that do not stop a run, one line each.
     """
 
     rows: list[Row]
@@ -46,11 +49,11 @@ class Benchmark:
 def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     """Read the rows and the pool, find or fetch the models, and hash all of them.
 
-    All rows are checked, also those that `limit` leaves out.
+    All rows are checked, also the rows that `limit` leaves out.
 
     Raises:
-        UserError: something is missing or malformed. The message names all that is inconsistent in rows and pool, or
-            all adapters that are missing.
+        UserError: something is missing or malformed. The message names everything that is inconsistent in rows and
+            pool, or all missing adapters.
     """
     notes: list[str] = []
     rows = read_rows(profile.rows_path, notes=notes)
@@ -120,8 +123,11 @@ def _folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[st
 
 
 def _listed(title: str, problems: Sequence[str]) -> str:
-    """One problem as it is, several as lines under a title."""
-    return problems[0] if len(problems) == 1 else "\n".join([f"{title}: {len(problems)} problems", *problems])
+    """One problem as it is, several as lines under a title, of which at most `MAX_LISTED` are shown."""
+    if len(problems) == 1:
+        return problems[0]
+    more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    return "\n".join([f"{title}: {len(problems)} problems", *problems[:MAX_LISTED], *more])
 
 
 def model_source(profile: Profile, benchmark: Benchmark) -> ModelSource:

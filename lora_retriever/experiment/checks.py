@@ -1,4 +1,4 @@
-"""What is inconsistent in a benchmark's rows and pool, found before the first row is answered.
+"""Checks that find inconsistencies in a benchmark's rows and pool before the first row is answered.
 
 `run` refuses a benchmark with problems, and `doctor` lists them. Both call `benchmark_problems`, so what `doctor`
 accepts is what `run` takes.
@@ -29,7 +29,7 @@ _VARIATION_SELECTORS = "\ufe0e\ufe0f"
 
 
 def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
-    """Why a profile's rows and pool cannot be used together, one line per problem. Empty: they can."""
+    """The reasons why a profile's rows and pool cannot be used together, one line each. Empty: they can be used."""
     return [
         *_problems_of_adapters(profile, pool),
         *_problems_of_names(profile, rows, pool),
@@ -39,9 +39,14 @@ def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
 
 
 def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
-    """What is odd in a profile's rows and pool without stopping a run, one line per finding."""
+    """Findings about a profile's rows and pool that do not stop a run, one line each."""
     domains = {entry.model_name: entry.domain for entry in pool}
     found = []
+    if len(pool) > 1 and ADAPTER not in profile.adapters.location:
+        found.append(
+            f"adapters.location {profile.adapters.location!r} is the same for all {len(pool)} adapters of the pool; "
+            f"write {ADAPTER} where an adapter's name belongs"
+        )
     without = [task for task in tasks_of(rows) if task not in domains]
     if without and pool:
         found.append(
@@ -59,7 +64,7 @@ def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
 
 
 def folded(name: str) -> str:
-    """The name without what a reader does not see or easily overlooks.
+    """The name without differences that a reader does not see or easily overlooks.
 
     Two names of one folded form differ by Unicode form, by case, by white space, by characters without a glyph, by
     kind of dash, or by letters of other scripts that look alike.
@@ -83,21 +88,16 @@ def alike_names(names: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]]]
 
 
 def _problems_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> Iterator[str]:
-    """Names of adapters that lead out of the adapters' folder, and a location that is the same for all adapters."""
+    """Names of adapters that lead out of the adapters' folder."""
     for place, entry in enumerate(pool, start=1):
         try:
             safe_name(entry.model_name, "adapter", may_have_folders=True)
         except UserError as error:
             yield f"{profile.pool_path}: row {place}: {error}"
-    if len(pool) > 1 and ADAPTER not in profile.adapters.location:
-        yield (
-            f"profile {profile.name}: adapters.location {profile.adapters.location!r} is one place for all "
-            f"{len(pool)} adapters of the pool; write {ADAPTER} where an adapter's name belongs"
-        )
 
 
 def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> Iterator[str]:
-    """Names that are meant to be one name: a mask on a row's own adapter compares a task with adapters' names."""
+    """Names that seem to mean one name: masking an own adapter needs equal names of task and adapter."""
     files = {"task": profile.rows_path, "adapter": profile.pool_path}
     names = [("task", task) for task in tasks_of(rows)] + [("adapter", entry.model_name) for entry in pool]
     for alike in alike_names(names):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_retriever.generation.tokenizing import prompt_tokens
-from lora_retriever.settings import one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +27,9 @@ def check_template(template: str) -> str:
     Raises:
         ValueError: the template is neither.
     """
-    return template if "{inputs}" in template else one_of(template, TEMPLATES, "template (or a text with {inputs})")
+    if "{inputs}" not in template and template not in TEMPLATES:
+        raise ValueError(f"unknown template {template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})")
+    return template
 
 
 @dataclass(frozen=True)

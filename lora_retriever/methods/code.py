@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import lora_retriever
-
 OWN_PACKAGES = ("lora_retriever", "peft_composition")
 """The project's own packages."""
 SEAMS = ("lora_retriever/methods/__init__.py", "lora_retriever/methods/base.py", "lora_retriever/methods/context.py")
@@ -98,7 +96,7 @@ def _project_files(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
 def _folder_of(package: str) -> Path | None:
     """The folder of one of the project's packages, which need not be imported."""
     if package == "lora_retriever":
-        return Path(lora_retriever.__file__).parent
+        return Path(__file__).resolve().parents[1]
     spec = find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 

@@ -1,9 +1,9 @@
 """LoRAuter: Effective LoRA Adapter Routing using Task Representations (Dhasade et al., 2026, arXiv 2601.21795).
 
-An input is compared with tasks rather than adapters: a task's embedding is the mean of its validation samples', and the
-similarity the cosine. The adapters of the k = 3 nearest tasks are mixed with weights softmax(similarity / 0.2). Which
-adapter serves a task best, the paper finds on the validation samples; in a pool of one adapter a task, as here, that is
-the task's own, and the pool's samples take the place of the validation set.
+An input is compared with tasks and not with adapters. A task's embedding is the mean embedding of its validation
+samples, and the similarity is the cosine. The adapters of the k = 3 nearest tasks are mixed with the weights
+softmax(similarity / 0.2). The paper finds the best adapter of a task on the validation samples. Here the pool has one
+adapter for each task, which is the best one, and the pool's samples are used as the validation samples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Similar:
-    """The `k` adapters nearest by cosine, whatever the profile's scorer, weighted by softmax(cosine / temperature)."""
+    """The `k` adapters nearest by cosine under any profile, weighted by softmax(cosine / temperature)."""
 
     k: int = 3
     temperature: float = 0.2
@@ -32,7 +32,7 @@ class Similar:
             raise ValueError(f"temperature is {self.temperature}; it must be more than 0")
 
     def route(self, context: Context) -> list[Composition]:
-        """The adapters found, with their weights."""
+        """The adapters that the search finds, with their weights."""
         hits = context.search(recorded(self.k, context), scorer="cosine")
         return compositions_of(hits, weights_of(hits.scores[:, : self.k], self.temperature))
 

@@ -12,11 +12,9 @@ from lora_retriever.data.rows import METRICS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.metrics.base import Metric, Reference, RowError
+from lora_retriever.metrics.named import StandardOptions, named_metric
 from lora_retriever.metrics.own import Evaluated, find_metric, load_metric
 from lora_retriever.metrics.texts import in_one_form, main_script
-
-MAIN_SCORE = {"em": "em", "bleu": "bleu", "rouge": "rouge-1"}
-"""The score by which a task counts in means over tasks; for a user's metric, the metric's first score."""
 
 KINDS = Path(str(files("lora_retriever"))) / "metrics" / "kinds.yaml"
 ScoringName = Literal["paper", "standard"]
@@ -25,10 +23,10 @@ SCORINGS: tuple[ScoringName, ...] = ("paper", "standard")
 
 @dataclass
 class Scoring:
-    """A way of scoring: which metrics a task gets, given the metric that the task's rows name.
+    """The rule that says which metrics a task gets, given the metric that the task's rows name.
 
     Attributes:
-        kinds: the kind of a task, `choice` or `qa`; standard scoring adds scores by kind.
+        kinds: the kind of each task, `choice` or `qa`; standard scoring adds scores by kind.
         stemming: whether standard ROUGE stems words.
         allow_hub: whether the code of a metric of the Hub may be fetched and run.
         metric_folders: folders whose metrics may run. The code of a metric in any other folder never runs.
@@ -51,23 +49,13 @@ class Scoring:
             if metric not in self._loaded:
                 self._loaded[metric] = load_metric(metric, self.allow_hub, self.metric_folders)
             return [self._loaded[metric]]
-        # The libraries behind the two take seconds to import.
         if self.name == "paper":
-            from lora_retriever.metrics.paper import PAPER
-
-            return [PAPER[metric]]
-        from lora_retriever.metrics import standard
-
-        if metric == "bleu":
-            return [standard.BLEU, standard.CHRF]
-        if metric == "rouge":
-            return [standard.rouge_metric(self.stemming)]
-        extra = {"qa": [standard.F1], "choice": [standard.ACCURACY]}
-        return [standard.EXACT_MATCH, *extra.get(self.kinds.get(task, ""), [])]
+            return named_metric(metric).paper()
+        return named_metric(metric).standard(StandardOptions(self.kinds.get(task, ""), self.stemming))
 
     @property
     def details(self) -> dict[str, str]:
-        """How each score was made, for whoever quotes the score."""
+        """How each score was computed, for readers who quote the score."""
         if self.name == "paper":
             return {"all": "the original's own: nltk sentence BLEU, PyPI rouge, exact match without dots and case"}
         from lora_retriever.metrics import standard
@@ -75,7 +63,7 @@ class Scoring:
         return standard.details(self.stemming)
 
     def notes(self, tasks: Mapping[str, tuple[str, Sequence[Reference]]]) -> list[str]:
-        """What a reader of these tasks' scores must know: notes for under a table.
+        """The notes under a table of these tasks' scores: facts that a reader must know.
 
         Args:
             tasks: per task, the metric that its rows name and the targets of its rows.
@@ -122,6 +110,11 @@ class Scoring:
         return lines
 
 
+def main_score(metric: str) -> str | None:
+    """The score of a metric that counts in means over tasks. None: a user's own metric, whose first score counts."""
+    return named_metric(metric).MAIN_SCORE if metric in METRICS else None
+
+
 def read_kinds(path: Path) -> dict[str, str]:
     """The kinds of tasks of a YAML file, `{qa: [task, …], choice: [task, …]}`, as {task: kind}.
 
@@ -150,7 +143,7 @@ def _count(target: Reference) -> int:
 
 
 def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[str, str], int]) -> str:
-    """The tasks with targets of fewer than four words, `task (2 of 30)`; of several targets all must be short."""
+    """The tasks with targets of fewer than four words, `task (2 of 30)`; with several targets, all must be short."""
     found = []
     for name, targets in tasks.items():
         short = sum(all(length(text, name) < 4 for text in _texts([target])) for target in targets)
@@ -161,7 +154,6 @@ def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[s
 
 __all__ = [
     "KINDS",
-    "MAIN_SCORE",
     "METRICS",
     "SCORINGS",
     "Metric",
@@ -170,5 +162,6 @@ __all__ = [
     "Scoring",
     "ScoringName",
     "find_metric",
+    "main_score",
     "read_kinds",
 ]

@@ -1,6 +1,6 @@
-"""The report of a results folder: one HTML file that needs nothing else, and the plots of a paper.
+"""The report of a results folder: one HTML file that loads no other file, and plots for a paper.
 
-`content` computes what is shown, `page.html.j2` with its styles and scripts shows it, `plots` draws it.
+`content` computes the figures, `page.html.j2` with its styles and scripts shows them, `plots` draws them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from lora_retriever.report.content import Content, make_content
+from lora_retriever.escaping import visible
+from lora_retriever.report.content import ReportContent, make_content
 
 SCRIPTS = ("dom.js", "tables.js", "matrix.js", "sweeps.js", "use.js", "reader.js", "page.js")
-"""The page's scripts; they are joined, in this order, into one."""
+"""The page's scripts. `render` joins them in this order."""
 
 
-def render(content: Content, title: str) -> str:
-    """The report as one page. The same content gives the same text: no date stands in it.
+def render(content: ReportContent, title: str) -> str:
+    """The report as one page. The same content gives the same text: the page holds no date.
 
-    The browser is told to run the page's script and use its style and nothing else, by their hashes.
+    The page's content security policy names the hashes of the page's own script and style. A browser runs no other.
     """
     style, script = _read("page.css"), "".join(map(_read, SCRIPTS))
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        _read("page.html.j2")
-    )
-    return template.render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
+    return environment.from_string(_read("page.html.j2")).render(
         title=title,
         content=content,
         style=style,
@@ -38,13 +37,18 @@ def render(content: Content, title: str) -> str:
     )
 
 
-def data_for_script(content: Content) -> str:
-    """Its JSON, which can stand in a `<script>` element whatever texts it holds: no `<` ends it or begins a comment.
+def data_for_script(content: ReportContent) -> str:
+    """The content as JSON for a `<script>` element: no `<` in a text can end the element or begin a comment.
 
-    A lone surrogate, which UTF-8 cannot write, becomes JSON's own escape.
+    Half a surrogate pair, which UTF-8 cannot write, becomes JSON's own escape.
     """
     text = json.dumps(content, default=vars, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _shown(value: object) -> object:
+    """The text that the template writes for a value: hidden characters become visible; markup stays unchanged."""
+    return visible(value, line_ends=True) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 @cache

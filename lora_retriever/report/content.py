@@ -1,4 +1,4 @@
-"""Everything the report shows, as plain data: computed once, for the page and for the plots."""
+"""Everything that the report shows, as plain data, computed once for the page and for the plots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CellContent = str | list[float | str | None] | None
 
 @dataclass(frozen=True)
 class TableContent:
-    """A table of scores; the last rows, from `foot` on, stay at the bottom however the others are sorted."""
+    """A table of scores. Sorting moves the rows before index `foot`; the later rows stay at the bottom."""
 
     name: str
     columns: list[str]
@@ -35,7 +35,7 @@ class TableContent:
 
 @dataclass(frozen=True)
 class RunContent:
-    """A run's name, its mean over tasks with the interval, if it has one, and what its record says of its making."""
+    """A run: its name, its mean over tasks, the mean's interval (None: none known), and what its record says."""
 
     name: str
     rows: int
@@ -45,12 +45,12 @@ class RunContent:
 
 
 @dataclass(frozen=True)
-class Content:
+class ReportContent:
     """The report.
 
     Attributes:
-        scoring: its name, then how each score was made.
-        tables: by domain, by task, and, if asked for, the comparison with one run.
+        scoring: the scoring's name, then a line per score that says how the score is computed.
+        tables: the scores by domain, by task, and, if asked for, the comparison with one run.
     """
 
     scoring: list[str]
@@ -68,12 +68,13 @@ def make_content(
     comparisons: Sequence[Comparison] = (),
     index: AdapterIndex | None = None,
     left_out: Sequence[str] = (),
-) -> Content:
+) -> ReportContent:
     """Compute a report of scored runs.
 
     Args:
-        comparisons: every run against one, for a table of their differences.
-        index: the pool's, for the similarity of its adapters; without it tasks are compared by what was retrieved.
+        comparisons: every run compared with one run, for a table of the differences.
+        index: the pool's index, for the similarity of its adapters. Without an index, tasks are compared by the
+            adapters that were retrieved for them.
         left_out: notes on rows that were left out.
     """
     scored, scoring = [run.scored for run in runs], runs[0].scored.scoring
@@ -85,7 +86,7 @@ def make_content(
     }
     if comparisons:
         tables[f"against {comparisons[0].other}"] = comparison_table(comparisons, scoring.name, left_out)
-    return Content(
+    return ReportContent(
         scoring=[scoring.name, *(f"{score}: {how}" for score, how in scoring.details.items())],
         runs=[
             RunContent(run.name, run.rows, run.values[MEAN], run.intervals.get(MEAN), _made(run.scored.run))
@@ -112,12 +113,14 @@ def _cell(cell: Cell | str | None) -> CellContent:
 
 
 def _made(run: Run) -> dict[str, str]:
-    """What a run's record says, a line per field."""
+    """The contents of a run's record, a line per field."""
     meta: dict[str, Any] = run.meta
     configuration = meta.get("configuration", {})
-    versions = ", ".join(f"{package} {version}" for package, version in meta.get("versions", {}).items())
+    versions, adapters = meta.get("versions"), configuration.get("adapters")
+    if isinstance(versions, dict):
+        versions = ", ".join(f"{package} {version}" for package, version in versions.items())
     settings = {name: value for name, value in configuration.items() if name not in ("adapters", "method")}
-    settings |= {"adapters": f"{len(configuration['adapters'])} files' hashes"} if "adapters" in configuration else {}
+    settings |= {"adapters": f"{len(adapters)} files' hashes"} if isinstance(adapters, dict) else {}
     fields = {
         "configuration hash": meta.get("configuration_hash"),
         "profile": meta.get("profile"),

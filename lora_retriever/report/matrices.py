@@ -1,4 +1,4 @@
-"""Which adapters were retrieved for which tasks, and how alike adapters are: labelled matrices, domain by domain."""
+"""Labelled matrices, ordered by domain: which adapters were retrieved for which tasks, and how similar adapters are."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Matrix:
     """A labelled matrix of values between 0 and 1 (cosines may lie below).
 
     Attributes:
-        title: what is shown, for a heading or a choice among several.
-        counts: where values are shares of benchmark rows, how many of them stand behind each row of the matrix.
+        title: what the matrix shows, for a heading or a choice among several matrices.
+        counts: number of benchmark rows behind each row of the matrix, if the values are shares of benchmark rows;
+            else empty.
     """
 
     title: str
@@ -66,15 +67,16 @@ def retrieval_maps(runs: Sequence[ScoredRun], tasks: Sequence[Task]) -> list[Mat
 def adapter_similarity(index: AdapterIndex, tasks: Sequence[Task]) -> Matrix:
     """Cosine of the adapters' mean embeddings: the paper's figure 3."""
     labels = _labels(index.names, tasks)
-    places = [index.names.index(label.name) for label in labels]
-    values = index.similarity()[np.ix_(places, places)]
+    position_of = {name: position for position, name in enumerate(index.names)}
+    positions = [position_of[label.name] for label in labels]
+    values = index.similarity()[np.ix_(positions, positions)]
     return Matrix("Adapters: cosine of their mean embeddings.", labels, labels, _listed(values), [])
 
 
 def task_similarity(runs: Sequence[ScoredRun], tasks: Sequence[Task]) -> Matrix | None:
-    """What results alone can say in its place: the cosine between tasks' shares of retrieved adapters.
+    """The cosine between tasks' shares of retrieved adapters, which needs results alone and no index.
 
-    The shares are those of the run that retrieved most adapters a row; None where no run retrieved any.
+    The shares come from the run that retrieved most adapters per row. None if no run retrieved any adapter.
     """
     candidates = [run for run in runs if retrieves(run)]
     if not candidates:
@@ -85,7 +87,7 @@ def task_similarity(runs: Sequence[ScoredRun], tasks: Sequence[Task]) -> Matrix 
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     title = (
         f"Tasks: cosine of the shares in which {widest.name} retrieved each adapter for them. Results hold no "
-        "embeddings; with --index FOLDER this shows how similar the adapters themselves are."
+        "embeddings. With --index FOLDER this section shows how similar the adapters themselves are."
     )
     return Matrix(title, found.rows, found.rows, _listed(unit @ unit.T), [])
 
@@ -95,8 +97,8 @@ def _shares(run: ScoredRun, tasks: Sequence[Task], k: int | None) -> Matrix:
     present = [task for task in tasks if task.name in run.tasks]
     found = [(row.task, row.adapters[:k]) for row in run.run.rows.values()]
     columns = _labels(dict.fromkeys(name for _, adapters in found for name in adapters), tasks)
-    row_of = {task.name: place for place, task in enumerate(present)}
-    column_of = {label.name: place for place, label in enumerate(columns)}
+    row_of = {task.name: row for row, task in enumerate(present)}
+    column_of = {label.name: column for column, label in enumerate(columns)}
     counts = np.zeros((len(present), len(columns)))
     for task, adapters in found:
         for name in adapters:
@@ -107,7 +109,7 @@ def _shares(run: ScoredRun, tasks: Sequence[Task], k: int | None) -> Matrix:
 
 
 def _labels(adapters: Sequence[str] | dict[str, None], tasks: Sequence[Task]) -> list[Label]:
-    """Adapters in the order of the tasks they are named for; those of no task at the end."""
+    """Adapters in the order of the tasks that have their names; adapters without such a task come last."""
     known = [Label(task.name, task.domain) for task in tasks if task.name in adapters]
     names = {label.name for label in known}
     return known + [Label(name, NO_DOMAIN) for name in adapters if name not in names]

@@ -1,34 +1,35 @@
-// Heat maps: a table whose cells are shaded by their value, to be walked through with the arrow keys.
+// Heat maps: tables whose cells are shaded by their value. The arrow keys move between cells.
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
-/** A matrix with a line that spells out the cell under the pointer or the focus. `digits`: write percentages into it. */
+/** A matrix, and a line that describes the cell under the pointer or the focus. `digits`: cells show percentages. */
 function heatMap(matrix, digits) {
-  const readout = element("output", { class: "readout" }, "A cell's value stands here.");
+  const readout = element("output", { class: "readout" }, "The value of the chosen cell is shown here.");
   const cells = matrix.values.map((values) =>
     values.map((value, column) => heatCell(value, digits, edge(matrix.columns, column))));
-  const columnHeads = matrix.columns.map((label, place) =>
-    element("th", { scope: "col", class: edge(matrix.columns, place) }, element("span", {}, label.name)));
-  const lines = matrix.rows.map((label, place) => {
-    const first = place === 0 || matrix.rows[place - 1].domain !== label.domain;
+  const columnHeads = matrix.columns.map((label, column) =>
+    element("th", { scope: "col", class: edge(matrix.columns, column) }, element("span", {}, label.name)));
+  const lines = matrix.rows.map((label, row) => {
+    const first = row === 0 || matrix.rows[row - 1].domain !== label.domain;
     const size = matrix.rows.filter((other) => other.domain === label.domain).length;
-    return element("tr", { class: edge(matrix.rows, place) },
+    return element("tr", { class: edge(matrix.rows, row) },
       ...(first ? [element("th", { scope: "rowgroup", rowspan: String(size), class: "domain" }, label.domain)] : []),
       element("th", { scope: "row" }, label.name),
-      ...cells[place]);
+      ...cells[row]);
   });
   const table = element("table", { class: "heat" },
     element("thead", {}, element("tr", {}, element("td", { colspan: "2" }), ...columnHeads)),
     element("tbody", {}, ...lines));
   cells[0][0].tabIndex = 0;
 
-  const placeOf = (cell) => {
+  const positionOf = (cell) => {
     const row = lines.indexOf(cell.parentNode);
     return [row, cells[row].indexOf(cell)];
   };
   const spell = (cell) => {
-    const [row, column] = placeOf(cell);
-    readout.textContent = `${matrix.rows[row].name} → ${matrix.columns[column].name}: ${spelled(matrix, row, column)}`;
+    const [row, column] = positionOf(cell);
+    readout.textContent = visible(
+      `${matrix.rows[row].name} → ${matrix.columns[column].name}: ${spelled(matrix, row, column)}`);
   };
   const body = table.tBodies[0];
   body.addEventListener("pointerover", ({ target }) => { if (target.tagName === "TD") spell(target); });
@@ -37,7 +38,7 @@ function heatMap(matrix, digits) {
     const step = STEPS[event.key];
     if (!step) return;
     event.preventDefault();
-    const [row, column] = placeOf(event.target);
+    const [row, column] = positionOf(event.target);
     const next = cells[row + step[0]]?.[column + step[1]];
     if (!next) return;
     event.target.removeAttribute("tabindex"); // one cell at a time is a stop of the Tab key
@@ -47,11 +48,11 @@ function heatMap(matrix, digits) {
   return element("div", {}, readout, element("div", { class: "scroll" }, table));
 }
 
-/** The class of the first label of a domain, before which a line is drawn. */
-const edge = (labels, place) => (place && labels[place - 1].domain !== labels[place].domain ? "edge" : null);
+/** The class of the first label of a domain: a line is drawn before this label. */
+const edge = (labels, at) => (at && labels[at - 1].domain !== labels[at].domain ? "edge" : null);
 
-function heatCell(value, digits, place) {
-  const cell = element("td", { class: place });
+function heatCell(value, digits, edgeClass) {
+  const cell = element("td", { class: edgeClass });
   const share = Math.max(0, Math.min(1, value));
   if (share > 0) cell.style.setProperty("--share", `${(100 * share).toFixed(0)}%`);
   if (share > 0.62) cell.classList.add("strong"); // where dark and light text are equally readable
@@ -68,19 +69,19 @@ function spelled(matrix, row, column) {
 
 function showRetrieval(maps) {
   const choice = byId("retrieval-run");
-  choice.append(...maps.map((map, place) => element("option", { value: String(place) }, map.title)));
+  choice.append(...maps.map((map, index) => element("option", { value: String(index) }, map.title)));
   const show = () => byId("retrieval-map").replaceChildren(heatMap(maps[choice.value], true));
   choice.addEventListener("change", show);
   drawLater(byId("retrieval-map"), maps[0], show);
 }
 
 function showSimilarity(matrix) {
-  const place = byId("similarity-map");
-  drawLater(place, matrix, () => place.append(heatMap(matrix, false)));
+  const box = byId("similarity-map");
+  drawLater(box, matrix, () => box.append(heatMap(matrix, false)));
 }
 
-/** A full-size heat map costs a tenth of a second: it is drawn when it is looked at, its room is kept before. */
-function drawLater(place, matrix, draw) {
-  place.style.setProperty("--room", `${1.3 * matrix.rows.length + 8}rem`);
-  whenNear(place, draw);
+/** A full-size heat map takes a tenth of a second, so it is drawn when it comes into view. Its room is reserved before. */
+function drawLater(box, matrix, draw) {
+  box.style.setProperty("--room", `${1.3 * matrix.rows.length + 8}rem`);
+  whenNear(box, draw);
 }

@@ -1,4 +1,4 @@
-// The page: the data in, every section shown, and the mark that says it can be used.
+// The page: reads the data, shows every section, and marks the time from which the page is usable.
 
 const content = JSON.parse(byId("data").textContent);
 showTables(content.tables);

@@ -1,7 +1,8 @@
-// The reader of rows: filters, a list of which only what is in view exists, and one row with every run's answer.
+// The reader of rows: filters, a list that holds only the visible items, and one row with every run's answer.
 
 const ITEM_HEIGHT = 52; // pixels; page.css gives list items the same
-const MARGIN = 10; // items made above and below those in view
+const MARGIN = 10; // number of items made above and below the visible items
+const MOST_MARKS = 1000; // maximum number of matches that are marked in one text
 const FIELDS = ["text", "domain", "task", "run", "verdict", "retrieval", "disagree", "threshold"];
 
 /** Set up the reader on `rows`, the packed rows, and the runs' names. */
@@ -10,8 +11,8 @@ function showReader(rows, runs) {
   const list = byId("list");
   const inner = byId("list-inner");
   const searchable = searchTexts(rows);
-  let found = []; // places of the rows that pass the filters
-  let chosen = 0; // the place in `found` of the row that is shown
+  let found = []; // indices of the rows that pass the filters
+  let chosen = 0; // index in `found` of the row that is shown
 
   fillChoices(controls, rows, runs);
   const defaults = filters();
@@ -21,18 +22,18 @@ function showReader(rows, runs) {
     return Object.fromEntries(FIELDS.map((field) => [field, read(controls[field])]));
   }
 
-  /** Filter anew; the row that was shown stays if it passes. */
+  /** Filter again. The row that was shown stays if it passes the filters. */
   function filter(wanted = rows.ids[found[chosen]]) {
     const passes = rowFilter(rows, runs, filters(), searchable);
-    found = rows.ids.map((_, place) => place).filter(passes);
-    chosen = Math.max(0, found.findIndex((place) => rows.ids[place] === wanted));
+    found = rows.ids.map((_, row) => row).filter(passes);
+    chosen = Math.max(0, found.findIndex((row) => rows.ids[row] === wanted));
     byId("filter-count").textContent = `${found.length} of ${rows.ids.length} rows`;
     inner.style.height = `${found.length * ITEM_HEIGHT}px`;
     choose(chosen);
   }
 
-  function choose(place) {
-    chosen = Math.max(0, Math.min(found.length - 1, place));
+  function choose(item) {
+    chosen = Math.max(0, Math.min(found.length - 1, item));
     const top = chosen * ITEM_HEIGHT;
     if (top < list.scrollTop) list.scrollTop = top;
     const overhang = top + ITEM_HEIGHT - list.clientHeight;
@@ -48,14 +49,14 @@ function showReader(rows, runs) {
     const last = Math.min(found.length, Math.ceil((list.scrollTop + list.clientHeight) / ITEM_HEIGHT) + MARGIN);
     const { run, threshold } = filters();
     const items = [];
-    for (let place = first; place < last; place += 1) {
-      const item = listItem(rows, found[place], rows.runs[run], Number(threshold));
-      item.id = `item-${place}`;
-      item.style.top = `${place * ITEM_HEIGHT}px`;
-      item.setAttribute("aria-selected", String(place === chosen));
-      item.setAttribute("aria-posinset", String(place + 1));
+    for (let position = first; position < last; position += 1) {
+      const item = listItem(rows, found[position], rows.runs[run], Number(threshold));
+      item.id = `item-${position}`;
+      item.style.top = `${position * ITEM_HEIGHT}px`;
+      item.setAttribute("aria-selected", String(position === chosen));
+      item.setAttribute("aria-posinset", String(position + 1));
       item.setAttribute("aria-setsize", String(found.length));
-      item.addEventListener("click", () => move(place));
+      item.addEventListener("click", () => move(position));
       items.push(item);
     }
     inner.replaceChildren(...items);
@@ -63,7 +64,7 @@ function showReader(rows, runs) {
     else list.removeAttribute("aria-activedescendant");
   }
 
-  /** The address names the row, and every filter that is not as it was at first; runs by their names. */
+  /** The address names the row and every filter that differs from its default; runs by their names. */
   function writeAddress() {
     const state = new URLSearchParams();
     for (const [field, value] of Object.entries(filters())) {
@@ -73,7 +74,7 @@ function showReader(rows, runs) {
     history.replaceState(null, "", `#reader?${state}`);
   }
 
-  /** Take over what an address says, unknown values aside; false if it says nothing of the reader's. */
+  /** Apply the filters and the row that an address names; unknown values are ignored. False: the address names none. */
   function readAddress() {
     if (!location.hash.startsWith("#reader?")) return false;
     const state = new URLSearchParams(location.hash.slice("#reader?".length));
@@ -96,8 +97,8 @@ function showReader(rows, runs) {
     filter();
     writeAddress();
   };
-  const move = (place) => {
-    choose(place);
+  const move = (item) => {
+    choose(item);
     writeAddress();
   };
   const form = byId("filters");
@@ -129,89 +130,92 @@ function fillChoices(controls, rows, runs) {
   const tasksOf = (domain) => rows.tasks.filter((task) => task.domain === domain).map((task) => option(task.name));
   controls.task.append(
     option("", "all"), ...domains.map((domain) => element("optgroup", { label: domain }, ...tasksOf(domain))));
-  controls.run.append(...runs.map((name, place) => option(String(place), name)));
+  controls.run.append(...runs.map((name, index) => option(String(index), name)));
 }
 
-/** The lower-cased text of a row, input, target and all answers: made when first asked for. */
+/** Gives a row's lower-cased text: input, target and all answers. The texts of all rows are made at the first call. */
 function searchTexts(rows) {
   let texts;
-  return (place) => {
+  return (wanted) => {
     texts ??= rows.ids.map((_, row) => {
       const answers = new Set(rows.runs.map((run) => rows.texts[run.answers[row]] ?? ""));
       return [rows.inputs[row], rows.targets[row], ...answers].join("\n").toLowerCase();
     });
-    return texts[place];
+    return texts[wanted];
   };
 }
 
-/** A function that says whether the row at a place passes. */
+/** A function that says whether the row at an index passes. */
 function rowFilter(rows, runs, { text, domain, task, run, verdict, retrieval, disagree, threshold }, searchable) {
   const wanted = text.toLowerCase();
   const answered = rows.runs[run];
-  return (place) => {
-    const its = rows.tasks[rows.task[place]];
+  return (at) => {
+    const its = rows.tasks[rows.task[at]];
     return (!domain || its.domain === domain)
       && (!task || its.name === task)
-      && (!verdict || verdictOf(answered, place, threshold) === verdict)
-      && (!retrieval || retrievalOf(rows, answered, place) === retrieval)
-      && (!disagree || disagreeing(rows, place, threshold))
-      && (!wanted || searchable(place).includes(wanted));
+      && (!verdict || verdictOf(answered, at, threshold) === verdict)
+      && (!retrieval || retrievalOf(rows, answered, at) === retrieval)
+      && (!disagree || disagreeing(rows, at, threshold))
+      && (!wanted || searchable(at).includes(wanted));
   };
 }
 
-/** Whether some run's answer is right and another's wrong. */
-function disagreeing(rows, place, threshold) {
-  const verdicts = rows.runs.map((run) => verdictOf(run, place, threshold));
+/** Whether one run's answer is right and another run's is wrong. */
+function disagreeing(rows, at, threshold) {
+  const verdicts = rows.runs.map((run) => verdictOf(run, at, threshold));
   return verdicts.includes("right") && verdicts.includes("wrong");
 }
 
-function verdictOf(run, place, threshold) {
-  if (run.answers[place] === -1) return "absent";
-  return run.scores[place] >= threshold ? "right" : "wrong";
+function verdictOf(run, at, threshold) {
+  if (run.answers[at] === -1) return "absent";
+  return run.scores[at] >= threshold ? "right" : "wrong";
 }
 
-/** Where the row's own adapter stands among those used; "" where nothing was. */
-function retrievalOf(rows, run, place) {
-  const [adapters] = rows.used[run.used[place]] ?? [[]];
-  const own = adapters.findIndex((adapter) => rows.adapters[adapter] === rows.tasks[rows.task[place]].name);
+/** The position of the row's own adapter among the used adapters; "" if no adapter was used. */
+function retrievalOf(rows, run, at) {
+  const [adapters] = rows.used[run.used[at]] ?? [[]];
+  const own = adapters.findIndex((adapter) => rows.adapters[adapter] === rows.tasks[rows.task[at]].name);
   if (own === 0) return "first";
   if (own > 0) return "among";
   return adapters.length ? "absent" : "";
 }
 
-function listItem(rows, place, run, threshold) {
-  const verdict = verdictOf(run, place, threshold);
-  const name = rows.tasks[rows.task[place]].name;
+/** The first characters of a text; no half of a surrogate pair is left at the end. */
+const start = (text, length) => text.slice(0, length).replace(/[\ud800-\udbff]$/, "");
+
+function listItem(rows, at, run, threshold) {
+  const verdict = verdictOf(run, at, threshold);
+  const name = rows.tasks[rows.task[at]].name;
   return element("div", { class: "item", role: "option" },
-    element("div", {}, scoreMark(verdict, run.scores[place]), ` ${rows.ids[place]} · ${name}`),
-    element("div", { class: "excerpt" }, rows.inputs[place].slice(0, 160)));
+    element("div", {}, scoreMark(verdict, run.scores[at]), ` ${rows.ids[at]} · ${name}`),
+    element("div", { class: "excerpt" }, start(rows.inputs[at], 160)));
 }
 
-/** A score with a sign for right or wrong, so that colour is not all that tells them apart. */
+/** A score with a sign for right or wrong, so that readers need no colour to tell them apart. */
 function scoreMark(verdict, score) {
   const sign = { right: "✓", wrong: "✗", absent: "–" }[verdict];
   const number = verdict === "absent" ? "" : ` ${score === null ? "?" : Number(score.toFixed(1))}`;
   return element("span", { class: `mark ${verdict}` }, sign + number);
 }
 
-function rowDetail(rows, runs, place, { run: chosenRun, text, threshold }) {
-  const task = rows.tasks[rows.task[place]];
+function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
+  const task = rows.tasks[rows.task[at]];
   const lines = rows.runs.map((run, number) => {
-    const verdict = verdictOf(run, place, threshold);
-    const answer = verdict === "absent" ? ["not answered"] : marked(rows.texts[run.answers[place]], text);
+    const verdict = verdictOf(run, at, threshold);
+    const answer = verdict === "absent" ? ["not answered"] : marked(rows.texts[run.answers[at]], text);
     return element("tr", { class: String(number) === chosenRun ? "chosen" : null },
       element("th", { scope: "row" }, ...breakable(runs[number])),
       element("td", { class: "text" }, ...answer),
-      element("td", {}, scoreMark(verdict, run.scores[place])),
-      element("td", { class: "adapters" }, ...adapterLines(rows, run, place, task.name)));
+      element("td", {}, scoreMark(verdict, run.scores[at])),
+      element("td", { class: "adapters" }, ...adapterLines(rows, run, at, task.name)));
   });
   const heads = ["run", "answer", "score", "adapter · weight · retrieval score"];
   return [
-    element("h3", {}, `Row ${rows.ids[place]} · ${task.name}`, element("small", {}, ` ${task.domain}, ${task.metric}`)),
+    element("h3", {}, `Row ${rows.ids[at]} · ${task.name}`, element("small", {}, ` ${task.domain}, ${task.metric}`)),
     element("h4", {}, "Input"),
-    element("div", { class: "text boxed" }, ...marked(rows.inputs[place], text)),
+    element("div", { class: "text boxed" }, ...marked(rows.inputs[at], text)),
     element("h4", {}, "Target"),
-    element("div", { class: "text boxed" }, ...marked(rows.targets[place], text)),
+    element("div", { class: "text boxed" }, ...marked(rows.targets[at], text)),
     element("h4", {}, "Answers"),
     element("table", { class: "answers" },
       element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
@@ -219,27 +223,30 @@ function rowDetail(rows, runs, place, { run: chosenRun, text, threshold }) {
   ];
 }
 
-function adapterLines(rows, run, place, own) {
-  const [adapters, weights, scores] = rows.used[run.used[place]] ?? [[], [], []];
+function adapterLines(rows, run, at, own) {
+  const [adapters, weights, scores] = rows.used[run.used[at]] ?? [[], [], []];
   if (!adapters.length) return ["–"];
   return adapters.map((adapter, rank) => {
     const name = rows.adapters[adapter];
+    const weight = typeof weights[rank] === "number" ? Number(weights[rank].toFixed(3)) : "?";
     const score = typeof scores[rank] === "number" ? ` · ${scores[rank].toFixed(3)}` : "";
     return element("div", {},
       name === own ? element("strong", { title: "the row's own adapter" }, `${name} (own)`) : name,
-      element("span", { class: "weight" }, ` · ${Number(weights[rank].toFixed(3))}${score}`));
+      element("span", { class: "weight" }, ` · ${weight}${score}`));
   });
 }
 
-/** A text as nodes, what was searched for marked. */
+/** A text as nodes, with up to `MOST_MARKS` matches of the search marked. */
 function marked(text, wanted) {
   const low = text.toLowerCase();
-  if (!wanted || low.length !== text.length) return [text]; // lower-casing can lengthen a text: places would be off
+  if (!wanted || low.length !== text.length) return [text]; // lower-casing can lengthen a text, which shifts positions
   const nodes = [];
-  let start = 0;
-  for (let at = low.indexOf(wanted.toLowerCase()); at !== -1; at = low.indexOf(wanted.toLowerCase(), start)) {
-    nodes.push(text.slice(start, at), element("mark", {}, text.slice(at, at + wanted.length)));
-    start = at + wanted.length;
+  let end = 0; // of the last match
+  let at = low.indexOf(wanted.toLowerCase());
+  while (at !== -1 && nodes.length < 2 * MOST_MARKS) {
+    nodes.push(text.slice(end, at), element("mark", {}, text.slice(at, at + wanted.length)));
+    end = at + wanted.length;
+    at = low.indexOf(wanted.toLowerCase(), end);
   }
-  return [...nodes, text.slice(start)];
+  return [...nodes, text.slice(end)];
 }

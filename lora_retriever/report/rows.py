@@ -1,4 +1,4 @@
-"""The rows as the page's reader takes them: every text once, every answer a number that points to it."""
+"""The rows in the form that the page's reader takes: each text is stored once, and answers are indices of texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Used = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the benchmark; its name is that of its own adapter, too."""
+    """A task of the benchmark. The task's own adapter has the same name."""
 
     name: str
     domain: str
@@ -28,7 +28,13 @@ class Task:
 
 @dataclass(frozen=True)
 class RunRows:
-    """One run's part, a number per row: places of the answer and of what was used (-1: not answered), the score."""
+    """One run, with one entry per row.
+
+    Attributes:
+        answers: index of the answer in `Rows.texts`; -1: not answered.
+        used: index in `Rows.used` of the adapters that the answer used; -1: not answered.
+        scores: the row's metric score; None: not answered.
+    """
 
     answers: list[int]
     used: list[int]
@@ -40,8 +46,8 @@ class Rows:
     """All rows, in the file's order, and every run's answers to them.
 
     Attributes:
-        task: per row, the place of its task.
-        used: what was used for some answer: places of adapters, their weights, their retrieval scores.
+        used: each distinct use of adapters: indices in `adapters`, their weights, their retrieval scores.
+        task: per row, the index of its task in `tasks`.
     """
 
     tasks: list[Task]
@@ -55,35 +61,35 @@ class Rows:
     runs: list[RunRows]
 
 
-class _Places(Generic[Item]):
-    """Items in the order in which they were first met; `of` gives an item's place."""
+class _Numbered(Generic[Item]):
+    """Distinct items, in the order in which `index` first got them."""
 
     def __init__(self) -> None:
-        self._places: dict[Item, int] = {}
+        self._indices: dict[Item, int] = {}
 
-    def of(self, item: Item) -> int:
-        return self._places.setdefault(item, len(self._places))
+    def index(self, item: Item) -> int:
+        return self._indices.setdefault(item, len(self._indices))
 
     @property
     def items(self) -> list[Item]:
-        return list(self._places)
+        return list(self._indices)
 
 
 def all_rows(runs: Sequence[RunSummary]) -> list[AnsweredRow]:
-    """Every row that some run answered, once, in the order of ids; its answer is of no meaning."""
+    """Every row that some run answered, once, in the order of ids. The answers in these rows have no meaning."""
     rows = {id: row for run in reversed(runs) for id, row in run.scored.run.rows.items()}
     return [rows[id] for id in sorted(rows)]
 
 
 def tasks_of(rows: Sequence[AnsweredRow]) -> list[Task]:
-    """The tasks, those of a domain together, in the order in which rows bring them up."""
+    """The tasks, ordered by domain; domains and their tasks are in the order of their first rows."""
     domains = list(dict.fromkeys(row.domain for row in rows))
     tasks = {row.task: Task(row.task, row.domain, row.metric) for row in rows}
     return sorted(tasks.values(), key=lambda task: domains.index(task.domain))
 
 
 def row_scores(run: ScoredRun) -> dict[int, float]:
-    """The main score of every row alone, by id: 0 or 100 for exact match, the row's own BLEU or ROUGE for others."""
+    """The main score of each single row, by id: 0 or 100 for exact match, else the row's own BLEU or ROUGE."""
     found: dict[int, float] = {}
     for task in run.tasks.values():
         scores = np.concatenate([metric.combine(statistics) for metric, statistics in task.parts], axis=-1)
@@ -93,26 +99,26 @@ def row_scores(run: ScoredRun) -> dict[int, float]:
 
 def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Sequence[Task]) -> Rows:
     """The rows with the answers of all runs."""
-    texts, adapters, used = _Places[str](), _Places[str](), _Places[Used]()
+    texts, adapters, used = _Numbered[str](), _Numbered[str](), _Numbered[Used]()
     packed = []
     for run in runs:
         scores = row_scores(run.scored)
         answered = [run.scored.run.rows.get(row.id) for row in rows]
         packed.append(
             RunRows(
-                answers=[texts.of(row.answer) if row else -1 for row in answered],
-                used=[used.of(_used(row, adapters)) if row else -1 for row in answered],
+                answers=[texts.index(row.answer) if row else -1 for row in answered],
+                used=[used.index(_used(row, adapters)) if row else -1 for row in answered],
                 scores=[rounded(scores[row.id], 1) if row else None for row in answered],
             )
         )
-    places = {task.name: place for place, task in enumerate(tasks)}
+    task_index = {task.name: index for index, task in enumerate(tasks)}
     return Rows(
         tasks=list(tasks),
         adapters=adapters.items,
         texts=texts.items,
         used=used.items,
         ids=[row.id for row in rows],
-        task=[places[row.task] for row in rows],
+        task=[task_index[row.task] for row in rows],
         inputs=[row.inputs for row in rows],
         targets=[joined(row.targets) for row in rows],
         runs=packed,
@@ -120,13 +126,13 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
 
 
 def rounded(value: float | None, digits: int) -> float | None:
-    """A number as short as JSON can have it, 50 instead of 50.0; None for what JSON has no word for."""
+    """A rounded number, whole numbers as `int` to keep the JSON short. None for NaN and infinity, which JSON lacks."""
     if value is None or not np.isfinite(value):
         return None
     short = round(value, digits)
     return int(short) if short == int(short) else short
 
 
-def _used(row: AnsweredRow, adapters: _Places[str]) -> Used:
+def _used(row: AnsweredRow, adapters: _Numbered[str]) -> Used:
     weights = tuple(round(weight, 4) for weight in row.weights)
-    return tuple(map(adapters.of, row.adapters)), weights, tuple(rounded(score, 4) for score in row.scores)
+    return tuple(map(adapters.index, row.adapters)), weights, tuple(rounded(score, 4) for score in row.scores)

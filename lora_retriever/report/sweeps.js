@@ -33,7 +33,7 @@ function sweepPlot(sweep) {
   const top = Math.ceil(Math.max(bottom + 1, ...points.map((point) => point.high ?? point.mean)) / 5) * 5;
   const { width, height } = PLOT;
   const step = (width - PLOT.left - PLOT.right) / sweep.values.length;
-  const x = (value, line) =>  // lines stand beside each other, so that whiskers can be told apart
+  const x = (value, line) =>  // lines are drawn beside each other, so that their whiskers do not overlap
     PLOT.left + step * (sweep.values.indexOf(value) + 0.5) + 7 * (line - (sweep.lines.length - 1) / 2);
   const y = (score) => height - PLOT.bottom - ((score - bottom) / (top - bottom)) * (height - PLOT.bottom - PLOT.top);
   const plot = drawn("svg", {
@@ -51,15 +51,15 @@ function sweepPlot(sweep) {
     plot.append(drawn("text", { x: middle, y: height - 20, "text-anchor": "middle" }, value));
   }
   plot.append(drawn("text", { x: (PLOT.left + width) / 2, y: height - 3, "text-anchor": "middle" }, sweep.setting));
-  sweep.lines.forEach((line, place) => {
-    const path = line.points.map((point) => `${x(point.value, place)},${y(point.mean)}`).join(" ");
-    const group = drawn("g", { class: `line line-${place % MARKERS.length}` }, drawn("polyline", { points: path }));
+  sweep.lines.forEach((line, index) => {
+    const path = line.points.map((point) => `${x(point.value, index)},${y(point.mean)}`).join(" ");
+    const group = drawn("g", { class: `line line-${index % MARKERS.length}` }, drawn("polyline", { points: path }));
     for (const point of line.points) {
-      const at = x(point.value, place);
+      const at = x(point.value, index);
       group.append(
         drawn("line", { x1: at, x2: at, y1: y(point.low ?? point.mean), y2: y(point.high ?? point.mean) }),
         drawn("text", { class: "marker", x: at, y: y(point.mean) + 4.5, "text-anchor": "middle" },
-          MARKERS[place % MARKERS.length],
+          MARKERS[index % MARKERS.length],
           drawn("title", {}, `${point.run}: ${shown(point.mean)} [${shown(point.low)}, ${shown(point.high)}]`)));
     }
     plot.append(group);
@@ -68,7 +68,7 @@ function sweepPlot(sweep) {
 }
 
 function sweepLegend({ lines }) {
-  return element("figcaption", {}, ...lines.map((line, place) =>
-    element("span", { class: `legend line-${place % MARKERS.length}` },
-      element("span", { class: "marker" }, MARKERS[place % MARKERS.length]), ` ${line.name}`)));
+  return element("figcaption", {}, ...lines.map((line, index) =>
+    element("span", { class: `legend line-${index % MARKERS.length}` },
+      element("span", { class: "marker" }, MARKERS[index % MARKERS.length]), ` ${line.name}`)));
 }

@@ -1,4 +1,4 @@
-"""Scores against a setting that a sweep varied: accuracy against k is the paper's figure 4a."""
+"""Scores against a setting that a sweep varied, such as accuracy against k (the paper's figure 4a)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_retriever.analysis.summary import RunSummary
 
 @dataclass(frozen=True)
 class Point:
-    """A run's mean over tasks with its 95 % interval, if it has one, at one value of the setting."""
+    """A run's mean over tasks at one value of the setting, and the mean's 95 % interval (None: none known)."""
 
     value: str
     run: str
@@ -23,7 +23,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ in the setting alone: a method, and the other settings its sweep fixed."""
+    """Runs that differ in the swept setting alone; named by their method and their other settings."""
 
     name: str
     points: list[Point]
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A swept setting; its values are numbers if `numeric`, else names."""
+    """A swept setting. Its values are numbers if `numeric` is true, else names."""
 
     setting: str
     numeric: bool
@@ -40,9 +40,9 @@ class Sweep:
 
 
 def sweeps_of(runs: Sequence[RunSummary]) -> list[Sweep]:
-    """Every setting that some method was run with two values of.
+    """Every setting for which some method has runs with two or more values.
 
-    A run that no sweep named, plain `mixture`, has the value its record says it was run with.
+    A run that no sweep made, such as plain `mixture`, has the value that its record states.
     """
     settings = dict.fromkeys(setting for run in runs for setting in run.scored.run.settings)
     sweeps = []

@@ -2,23 +2,23 @@
 
 const NEXT_ORDER = { none: "descending", descending: "ascending", ascending: "none" };
 
-/** The tables of the page, one of them shown at a time; printed are all. */
+/** The tables of the page. The screen shows one table at a time, a print shows all. */
 function showTables(tables) {
-  const buttons = tables.map((table, place) => {
-    const button = element("button", { type: "button", "aria-pressed": String(place === 0) }, table.name);
-    button.addEventListener("click", () => show(place));
+  const buttons = tables.map((table, index) => {
+    const button = element("button", { type: "button", "aria-pressed": String(index === 0) }, table.name);
+    button.addEventListener("click", () => show(index));
     return button;
   });
-  const panels = tables.map((table, place) => {
-    const panel = element("div", { class: "panel", "data-shown": String(place === 0) },
+  const panels = tables.map((table, index) => {
+    const panel = element("div", { class: "panel", "data-shown": String(index === 0) },
       element("h3", { class: "print-only" }, table.name));
     whenNear(panel, () => panel.append(
       scoreTable(table), ...table.notes.map((note) => element("p", { class: "note" }, note))));
     return panel;
   });
   const show = (chosen) => {
-    panels.forEach((panel, place) => { panel.dataset.shown = String(place === chosen); });
-    buttons.forEach((button, place) => button.setAttribute("aria-pressed", String(place === chosen)));
+    panels.forEach((panel, index) => { panel.dataset.shown = String(index === chosen); });
+    buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === chosen)));
   };
   byId("table-choice").append(...buttons);
   byId("tables").append(...panels);
@@ -26,7 +26,7 @@ function showTables(tables) {
 
 /**
  * A scrollable, sortable table of numbers [value, low, high, mark], texts or nothing; rows from `foot` on stay below.
- * Whiskers lie on the given scale, or each row on its own, which then stands at its end.
+ * Whiskers lie on the given scale. Without one each row has its own scale, shown at the end of the row.
  */
 function scoreTable({ name, corner = "score", columns, rows, foot, signed, scale }) {
   const ofWords = (column) => rows.some(([, cells]) => typeof cells[column - 1] === "string");
@@ -49,15 +49,15 @@ function scoreTable({ name, corner = "score", columns, rows, foot, signed, scale
       const order = NEXT_ORDER[head.getAttribute("aria-sort")];
       heads.forEach((other) => other.setAttribute("aria-sort", "none"));
       head.setAttribute("aria-sort", order);
-      const places = rows.slice(0, foot).map((_, place) => place);
-      if (order !== "none") places.sort((a, b) => compared(value(rows[a], column), value(rows[b], column), order));
-      body.append(...places.map((place) => lines[place]));
+      const sorted = rows.slice(0, foot).map((_, row) => row);
+      if (order !== "none") sorted.sort((a, b) => compared(value(rows[a], column), value(rows[b], column), order));
+      body.append(...sorted.map((row) => lines[row]));
     });
   });
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table ${name}` }, table);
 }
 
-/** The order of two values; what is missing comes last either way. */
+/** The order of two values. Missing values come last in both orders. */
 function compared(a, b, order) {
   if (a === null || b === null) return (a === null) - (b === null);
   const less = typeof a === "string" ? a.localeCompare(b) : a - b;

@@ -1,4 +1,4 @@
-// What each run used, and how often it was right, by how retrieval ended.
+// Which adapters each run used, and how often it was right, by the outcome of retrieval.
 
 const USE_COLUMNS = {
   "adapters a row": (use) => use.adapters_per_row,

@@ -1,4 +1,4 @@
-"""What every run used, and how often it was right when retrieval was right or wrong."""
+"""The adapters that each run used, and how often its answers were right after right and after wrong retrieval."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from lora_retriever.analysis.runs import AnsweredRow
 from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.report.rows import Task, row_scores
-from lora_retriever.resampling import LEVEL
+from lora_retriever.resampling import wilson_interval
 
 MOST_USED = 5
 
@@ -26,11 +25,12 @@ SITUATIONS = (OWN_FIRST, OWN_AMONG, SAME_DOMAIN, OTHER_DOMAIN, NOTHING)
 
 @dataclass(frozen=True)
 class Situation:
-    """The rows for which retrieval ended alike.
+    """The rows for which retrieval had the same outcome.
 
     Attributes:
-        exact: rows of exact-match tasks; `right` is the percentage of them that were right, with its 95 % interval.
-        others: rows of other tasks; `score` is the mean of their scores.
+        exact: number of rows of exact-match tasks. `right` is the percentage of right answers among them, `low` and
+            `high` its 95 % interval.
+        others: number of rows of other tasks. `score` is the mean of their metric scores.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Use:
-    """One run's use of the pool; shares are percentages of its rows, `situations` are all of `SITUATIONS`."""
+    """How one run used the pool. Shares are percentages of the run's rows; `situations` has all of `SITUATIONS`."""
 
     run: str
     adapters_per_row: float
@@ -57,7 +57,7 @@ class Use:
 
 
 def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
-    """Count what a run used."""
+    """Count the adapters that a run used."""
     domains = {task.name: task.domain for task in tasks}
     rows, scores = list(run.run.rows.values()), row_scores(run)
     found: dict[str, list[AnsweredRow]] = {}
@@ -79,7 +79,7 @@ def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
 
 
 def situation_of(row: AnsweredRow, domains: Mapping[str, str]) -> str:
-    """How retrieval ended for a row. `domains` gives an adapter's, which is that of the task it is named for."""
+    """The outcome of retrieval for a row. `domains` maps a task's name, which is its adapter's name, to its domain."""
     if not row.adapters:
         return NOTHING
     if row.task in row.adapters:
@@ -94,5 +94,5 @@ def _situation(name: str, rows: Sequence[AnsweredRow], scores: Mapping[int, floa
     if exact:
         hits = sum(score == 100 for score in exact)
         right = 100 * hits / len(exact)
-        low, high = (100 * bound for bound in stats.binomtest(hits, len(exact)).proportion_ci(LEVEL, method="wilson"))
+        low, high = wilson_interval(hits, len(exact))
     return Situation(name, len(exact), right, low, high, len(others), float(np.mean(others)) if others else None)

@@ -1,7 +1,7 @@
-"""From scores to probabilities, fitted on pool samples left out in turn.
+"""From retrieval scores to probabilities, fitted on pool samples that are left out in turn.
 
-Which adapter is an input's own, given that one is: a softmax of a fitted temperature. Whether any of the pool is: a
-logistic regression on the two best scores.
+Given that the pool has the input's own adapter, the probability that an adapter is the own adapter is a softmax with a
+fitted temperature. The probability that the pool has the own adapter is a logistic regression on the two best scores.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lora_retriever.retrieval.scorers import Array, HeldOut
 
 BINS = 15
 RIVALS = 256
-"""In a larger pool a sample's own adapter is weighed against its best so many alone; the others hardly count."""
+"""Maximum number of adapters with which a sample's own adapter is compared: the best ones. Others hardly count."""
 
 
 def fit_temperature(held_out: HeldOut) -> float:
-    """The temperature T under which softmax(scores / T) makes own adapters likeliest (Guo et al., 2017)."""
-    from scipy.optimize import minimize_scalar  # a second to import, and `--help` needs none of it
+    """The temperature T with which softmax(scores / T) gives own adapters the highest likelihood (Guo et al., 2017)."""
+    from scipy.optimize import minimize_scalar  # takes a second to import
 
     own = held_out.scores[np.arange(len(held_out.own)), held_out.own][:, None]
     scores = held_out.scores
@@ -34,21 +34,21 @@ def fit_temperature(held_out: HeldOut) -> float:
         temperature = np.exp(log_temperature)
         return float((np.log(np.exp(scores / temperature).sum(axis=1)) - own / temperature).mean())
 
-    # Scores are of any scale: the search spans a factor of a million around their own spread.
+    # Scores have any scale: the search spans a factor of a million around their standard deviation.
     centre = np.log(max(float(scores[np.isfinite(scores)].std()), 1e-12))
     return float(np.exp(minimize_scalar(loss, bounds=(centre - 9, centre + 5), method="bounded").x))
 
 
 def softmax(scores: Array, temperature: float) -> NDArray[np.float64]:
-    """Probabilities [n, adapters] of scores [n, adapters]; a score of −∞ has none."""
-    scaled = scores.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    """Probabilities [n, adapters] of scores [n, adapters]; a score of −∞ has probability 0."""
+    from scipy import special
+
+    return np.asarray(special.softmax(scores.astype(np.float64) / temperature, axis=1))
 
 
 @dataclass(frozen=True)
 class Presence:
-    """The probability that an input's own adapter is in the pool at all, σ(w₀ + w₁ s₁ + w₂ (s₁ − s₂)), s₁ ≥ s₂ ≥ ….
+    """The probability that an input's own adapter is in the pool: σ(w₀ + w₁ s₁ + w₂ (s₁ − s₂)), with s₁ ≥ s₂ ≥ ….
 
     Attributes:
         weights: w₀, w₁ and w₂, for scores in the scorer's unit.
@@ -58,16 +58,18 @@ class Presence:
 
     def probability(self, scores: Array) -> NDArray[np.float64]:
         """Probabilities [n] from the best scores [n, 2 or more], best first."""
+        from scipy import special
+
         constant, best, gap = self.weights
         logits = constant + best * scores[:, 0] + gap * (scores[:, 0] - scores[:, 1])
-        return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))
+        return np.asarray(special.expit(logits.astype(np.float64)))
 
 
 def fit_presence(held_out: HeldOut) -> Presence:
-    """Fitted on every pool sample twice: left out of its own adapter's samples, and with that adapter masked.
+    """Fit the probability to every pool sample twice: left out of its own adapter, and with the own adapter masked.
 
     Raises:
-        ValueError: the pool has fewer than three adapters, so that a masked sample has no two scores to go by.
+        ValueError: the pool has fewer than three adapters, so a masked sample has no two scores.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -88,17 +90,17 @@ def fit_presence(held_out: HeldOut) -> Presence:
 
 
 def expected_calibration_error(probabilities: Array, correct: NDArray[np.bool_], bins: int = BINS) -> float:
-    """How far stated and true frequency of being right lie apart: Σ over bins of share × |mean stated − share right|.
+    """Mean distance of stated probabilities from shares of right results: Σ over bins of share × |mean − share right|.
 
     Args:
-        probabilities: stated for what was found first, [n].
-        correct: whether that was right, [n].
-        bins: of equal width over 0 to 1.
+        probabilities: stated for the best adapter of each query, [n].
+        correct: whether the best adapter is the own adapter, [n].
+        bins: number of bins of equal width between 0 and 1.
     """
-    places = np.minimum((np.asarray(probabilities) * bins).astype(int), bins - 1)
+    bin_of = np.minimum((np.asarray(probabilities) * bins).astype(int), bins - 1)
     gaps = [
-        (places == place).mean() * abs(probabilities[places == place].mean() - correct[places == place].mean())
-        for place in range(bins)
-        if (places == place).any()
+        (bin_of == number).mean() * abs(probabilities[bin_of == number].mean() - correct[bin_of == number].mean())
+        for number in range(bins)
+        if (bin_of == number).any()
     ]
     return float(np.sum(gaps))

@@ -1,9 +1,9 @@
-"""`AdapterIndex`: which adapters of a pool fit a query. Works on embeddings, and on texts where a scorer reads them."""
+"""`AdapterIndex`: which adapters of a pool fit a query. Works on embeddings, and on texts if the scorer reads texts."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,25 +15,39 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lora_retriever.files import sweep_unfinished, write_bytes
 from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
 from lora_retriever.retrieval.pool import AdapterPool
-from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Places, Samples
+from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples
 from lora_retriever.retrieval.scorers.base import unit
 
 INDEX_FILE = "index.safetensors"
 LARGE = 4096
-"""From so many adapters on, scorers that are inner products are searched by faiss: exact, and faster than sorting."""
+"""Minimum number of adapters for a search of inner products by faiss, which is exact and faster than sorting."""
+LARGEST_VALUE = 1e15
+"""Maximum absolute value in an embedding: the squares of larger values overflow."""
+MOST_SAMPLES = 1 << 31
+"""Maximum number of samples that a file may state for an adapter."""
+TENSORS = {
+    "samples": ({"F16", "F32", "F64"}, 2),
+    "means": ({"F16", "F32", "F64"}, 2),
+    "counts": ({"I32", "I64"}, 1),
+    "scatter": ({"F32", "F64"}, 2),
+    "texts": ({"U8"}, 1),
+}
+"""The tensors of an index file: safetensors' names of the types that are read, and the number of dimensions."""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What a search found, best first.
+    """The adapters that a search found, best first.
 
     Attributes:
         names: [n][k].
         scores: [n, k], on the scorer's own scale.
-        probabilities: [n, k], that this adapter is the input's own, calibrated on the pool; None where no sample could
-            be left out for it. In a pool of `LARGE` or more they are shared among the best `RIVALS` alone.
+        probabilities: [n, k], that the adapter is the input's own, calibrated on the pool; None if no sample could be
+            left out for the calibration. In a pool of `LARGE` adapters or more, only the best `RIVALS` adapters share
+            the probability.
     """
 
     names: list[list[str]]
@@ -42,7 +56,7 @@ class Hits:
 
 
 class _State:
-    """What is computed of a pool when it is first searched, and thrown away when it changes."""
+    """Everything that is computed from a pool at its first search, and discarded when the pool changes."""
 
     def __init__(self, fitted: Fitted, temperature: float | None) -> None:
         self.fitted = fitted
@@ -75,15 +89,15 @@ class _State:
 class AdapterIndex:
     """A pool of adapters, and the scorer that compares queries with them.
 
-    Adapters may be added and removed at any time; what is then found equals what a new index of the same adapters finds
-    (the running sums behind `discriminant` differ by rounding in double precision).
+    Adapters may be added and removed at any time. A search then finds the same as in a new index of the same adapters
+    (the running sums of `discriminant` differ by rounding in double precision).
     """
 
     def __init__(self, scorer: str = "cosine") -> None:
         """An empty index.
 
         Raises:
-            ValueError: no such scorer.
+            ValueError: there is no such scorer.
         """
         if scorer not in SCORERS:
             raise ValueError(f"unknown scorer {scorer!r} (known: {', '.join(SCORERS)})")
@@ -99,17 +113,17 @@ class AdapterIndex:
         scorer: str = "cosine",
         texts: Sequence[Sequence[str]] | None = None,
     ) -> AdapterIndex:
-        """An index of one array [samples_i, dim] per name, and the samples' texts where the scorer reads them.
+        """An index of one array [samples_i, dim] per name, and the samples' texts if the scorer reads texts.
 
         Raises:
-            ValueError: as `add`, or they differ in number.
+            ValueError: as for `add`, or the numbers of names, arrays and lists of texts differ.
         """
         if len(names) != len(embeddings) or (texts is not None and len(texts) != len(names)):
             described = "" if texts is None else f" and {len(texts)} lists of texts"
             raise ValueError(f"{len(names)} names but {len(embeddings)} arrays of embeddings{described}")
         index = cls(scorer)
-        for place, (name, samples) in enumerate(zip(names, embeddings, strict=True)):
-            index.add(name, samples, None if texts is None else texts[place])
+        for position, (name, samples) in enumerate(zip(names, embeddings, strict=True)):
+            index.add(name, samples, None if texts is None else texts[position])
         return index
 
     @property
@@ -119,7 +133,9 @@ class AdapterIndex:
 
     @property
     def temperature(self) -> float | None:
-        """The softmax temperature that makes scores probabilities, fitted on pool samples left out; None: no such.
+        """The softmax temperature that turns scores into probabilities, fitted on left-out pool samples.
+
+        None: no sample can be left out.
 
         Raises:
             ValueError: the index is empty.
@@ -130,7 +146,7 @@ class AdapterIndex:
         """The same pool under another scorer.
 
         Raises:
-            ValueError: no such scorer, or one that needs samples or texts which this index does not have.
+            ValueError: there is no such scorer, or the scorer needs samples or texts that this index does not have.
         """
         index = AdapterIndex(scorer)
         index._pool = self._pool.copy()
@@ -143,13 +159,15 @@ class AdapterIndex:
         return index
 
     def add(self, name: str, embeddings: Array, texts: Sequence[str] | None = None) -> None:
-        """Add an adapter by the embeddings [samples, dim] of its samples, and their texts where the scorer reads them.
+        """Add an adapter by the embeddings [samples, dim] of its samples, and their texts if the scorer reads texts.
 
         Raises:
-            ValueError: the name is taken, the array is empty, of another dimension, or not finite, or the texts are not
-                as many.
+            ValueError: the name is taken or no text, the array is empty, of another dimension, not finite, or beyond
+                `LARGEST_VALUE`, or the number of texts differs.
         """
-        vectors = np.array(embeddings, dtype=np.float32)
+        if not isinstance(name, str):
+            raise ValueError(f"an adapter's name must be a text, not {name!r}")
+        vectors = _float32(embeddings, f"adapter {name!r}")
         if name in self._pool:
             raise ValueError(f"adapter {name!r} is in the index already; remove it first")
         if vectors.ndim != 2 or vectors.size == 0:
@@ -168,7 +186,7 @@ class AdapterIndex:
         """Take an adapter out.
 
         Raises:
-            KeyError: it is not in the index.
+            KeyError: the adapter is not in the index.
         """
         if name not in self._pool:
             raise KeyError(f"adapter {name!r} is not in the index")
@@ -182,16 +200,16 @@ class AdapterIndex:
         exclude: Sequence[str | None] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Hits:
-        """The `k` best adapters for each query [n, dim]; of equal scores the adapter added first wins.
+        """The `k` best adapters for each query [n, dim]. For equal scores, the adapter that was added earlier is first.
 
         Args:
-            exclude: one adapter a query that must not be found (out-of-domain), or None; names that the pool does not
-                have exclude nothing.
-            texts: the queries' texts, where the scorer reads them.
+            exclude: per query the adapter that is masked (out-of-domain), or None; a name that the pool does not have
+                masks no adapter.
+            texts: the queries' texts, if the scorer reads texts.
 
         Raises:
-            ValueError: `k` exceeds the adapters that may be found, the queries' shape or values are wrong, or texts are
-                wanted and not given.
+            ValueError: `k` exceeds the number of adapters that are not masked, the queries' shape or values are wrong,
+                or the scorer reads texts and none are given.
         """
         vectors = np.asarray(queries)
         if vectors.ndim != 2:
@@ -202,40 +220,42 @@ class AdapterIndex:
         if texts is None and SCORERS[self.scorer].needs_texts:
             raise ValueError(f"scorer {self.scorer} reads the queries' texts; give them as well")
         self._check(vectors, "queries")
-        places = {name: place for place, name in enumerate(self.names)}
-        masked = {row: places[name] for row, name in enumerate(exclude or ()) if name in places}
-        available = len(places) - bool(masked)
+        position_of = {name: position for position, name in enumerate(self.names)}
+        masked = {row: position_of[name] for row, name in enumerate(exclude or ()) if name in position_of}
+        available = len(position_of) - bool(masked)
         if not 1 <= k <= available:
-            without = ", one of them excluded" if masked else ""
-            raise ValueError(f"k is {k}, but the pool has {len(places)} adapters{without}: k must be 1 to {available}")
+            without = ", one of them masked" if masked else ""
+            raise ValueError(
+                f"k is {k}, but the pool has {len(position_of)} adapters{without}: k must be 1 to {available}"
+            )
         if not len(vectors):
             return Hits([], np.zeros((0, k)), None)
         state, asked = self._fitted(), Samples(vectors, None if texts is None else tuple(texts))
-        if len(places) >= LARGE and isinstance(state.fitted, Linear):
+        if len(position_of) >= LARGE and isinstance(state.fitted, Linear):
             wanted = k if state.temperature is None else max(k, RIVALS)
             best, scores = _search_large(state, state.fitted, asked, min(wanted, available), masked)
         else:
             best, scores = _search_all(state.fitted, asked, masked)
         probabilities = None if state.temperature is None else softmax(scores, state.temperature)[:, :k]
         names = self.names
-        return Hits([[names[place] for place in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
+        return Hits([[names[position] for position in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
 
     def presence(self, hits: Hits) -> NDArray[np.float64] | None:
-        """The probability [n] that the query's own adapter is in the pool at all, from a search for two or more.
+        """The probability [n] that the query's own adapter is in the pool at all, from a search with k = 2 or more.
 
-        Fitted on pool samples, each scored as if left out and with its own adapter masked. None where no sample can be
-        left out, as in a private index.
+        The probability is fitted on pool samples, each scored as if left out, and scored with its own adapter masked.
+        None if no sample can be left out, as in a private index.
 
         Raises:
-            ValueError: the hits are of fewer than two adapters, or the pool has fewer than three.
+            ValueError: the search was for fewer than two adapters, or the pool has fewer than three.
         """
         if hits.scores.shape[1] < 2:
-            raise ValueError("presence is judged by the two best scores; search for k = 2 or more")
+            raise ValueError("presence needs the two best scores; search with k = 2 or more")
         presence = self._fitted().presence
         return None if presence is None else presence.probability(hits.scores)
 
     def similarity(self) -> NDArray[np.float64]:
-        """Cosine of every adapter's mean embedding with every other's, [adapters, adapters], ordered as `names`."""
+        """Cosines between the adapters' mean embeddings, [adapters, adapters], in the order of `names`."""
         self._check_filled()
         means = unit(self._pool.means.astype(np.float64))
         return np.asarray(means @ means.T)
@@ -243,16 +263,17 @@ class AdapterIndex:
     def save(self, folder: Path | str, private: bool = False) -> None:
         """Write the index to one file in `folder` in one atomic step; an older index stays readable until then.
 
-        Texts are kept only where the scorer reads them.
+        Texts are kept only if the scorer reads texts.
 
         Args:
             private: keep only the adapters' means, their numbers of samples, and the covariance that all share: no text
-                and no single sample. Adapters may still be added to such an index and removed from it; until all of
-                those it was saved with are removed, it keeps their covariance and temperature.
+                and no single sample. Adapters may be added to a private index and removed from it. A private index
+                keeps the covariance and the temperature of the adapters with which it was saved until all these
+                adapters are removed.
 
         Raises:
-            ValueError: a private index is asked for, and it is empty, its scorer cannot do without the samples, or an
-                adapter has a single one, which its mean would give away.
+            ValueError: a private index is asked for, and the index is empty, its scorer needs the samples, or an
+                adapter has a single sample, whose embedding the mean would reveal.
         """
         scorer = SCORERS[self.scorer]
         if private and scorer.needs_samples:
@@ -264,49 +285,69 @@ class AdapterIndex:
             single = [name for name, count in zip(self.names, self._pool.counts, strict=True) if count == 1]
             if single:
                 raise ValueError(f"adapter {single[0]!r} has a single sample, which a private index would give away")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = self._tensors(private)
         metadata = {"names": json.dumps(self.names), "scorer": self.scorer}
-        if private:  # what was fitted on samples that are not kept
+        if private:  # the values that were fitted on samples that are not kept
             metadata["constants"] = json.dumps({**self._fitted().fitted.constants, "temperature": self.temperature})
-        unfinished = folder / f".{INDEX_FILE}.{os.getpid()}"
-        try:
-            unfinished.write_bytes(save(tensors, metadata))
-            os.replace(unfinished, folder / INDEX_FILE)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        sweep_unfinished(Path(folder))
+        write_bytes(Path(folder) / INDEX_FILE, save(self._tensors(private), metadata))
 
     @classmethod
     def load(cls, folder: Path | str) -> AdapterIndex:
-        """Read what `save` wrote; no pickle is involved.
+        """Read the file that `save` wrote; no pickle is involved.
 
         Raises:
-            ValueError: there is no index in the folder, or it is damaged.
+            ValueError: there is no index in the folder, or the file is damaged or holds no sound index.
         """
         path = Path(folder) / INDEX_FILE
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            names, scorer, counts = json.loads(metadata["names"]), metadata["scorer"], tensors["counts"]
-            if "means" in tensors:
-                index = cls(scorer)
-                index._pool = AdapterPool.of_means(names, tensors["means"], counts, tensors["scatter"])
-                index._pool.constants = json.loads(metadata["constants"])
-                return index
-            ends = np.cumsum(counts)
-            arrays = np.split(tensors["samples"], ends[:-1]) if names else []
-            texts = None
-            if "texts" in tensors:
-                every = json.loads(tensors["texts"].tobytes().decode("utf-8", "surrogatepass"))
-                texts = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return cls._read(path)
+        except KeyError as error:
+            raise ValueError(f"{path}: no readable index ({error} is missing)") from error
+        except (OSError, SafetensorError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path}: no readable index ({error})") from error
-        return cls.from_embeddings(names, arrays, scorer, texts)
+
+    @classmethod
+    def _read(cls, path: Path) -> AdapterIndex:
+        """The index of a file.
+
+        Raises:
+            KeyError: a part is missing.
+            ValueError: a part is not sound.
+        """
+        metadata, tensors = _read_parts(path)
+        index, counts = cls(metadata["scorer"]), tensors["counts"]
+        names = _list_of_texts(metadata["names"], "names")
+        if len(set(names)) != len(names):
+            raise ValueError("an adapter is named twice")
+        if len(counts) != len(names) or (len(counts) and not 1 <= counts.min() <= counts.max() <= MOST_SAMPLES):
+            raise ValueError(f"{len(names)} adapters do not have {len(counts)} counts of samples from 1 on")
+        if "means" in tensors:
+            if SCORERS[index.scorer].needs_samples:
+                raise ValueError(f"scorer {index.scorer} needs the samples, which the file does not hold")
+            means = _float32(tensors["means"], "means")
+            if len(means) != len(names) or not means.size:
+                raise ValueError(f"{len(names)} adapters but means of shape {means.shape}")
+            _check_values(means, "means")
+            scatter = tensors["scatter"].astype(np.float64)
+            _check_scatter(scatter, means, counts)
+            index._pool = AdapterPool.of_means(names, means, counts, scatter)
+            index._pool.constants = _constants(metadata["constants"])
+            return index
+        samples = tensors["samples"]
+        ends = np.cumsum(counts, dtype=np.int64)
+        if len(samples) != sum(counts.tolist()):
+            raise ValueError(f"the adapters count {sum(counts.tolist())} samples, but the file holds {len(samples)}")
+        arrays = np.split(samples, ends[:-1]) if names else []
+        texts = None
+        if "texts" in tensors:
+            every = _list_of_texts(tensors["texts"].tobytes().decode("utf-8", "surrogatepass"), "texts")
+            if len(every) != len(samples):
+                raise ValueError(f"{len(every)} texts but {len(samples)} samples")
+            texts = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        return cls.from_embeddings(names, arrays, index.scorer, texts)
 
     def _tensors(self, private: bool) -> dict[str, NDArray[Any]]:
-        """What a file holds: samples, or means and scatter in their place."""
+        """The tensors of a file: samples, or means and scatter instead."""
         if private:
             return {"means": self._pool.means, "counts": self._pool.counts, "scatter": self._pool.scatter}
         samples = self._pool.samples
@@ -332,34 +373,109 @@ class AdapterIndex:
     def _check(self, vectors: Array, what: str) -> None:
         if self._pool.dim is not None and vectors.shape[1] != self._pool.dim:
             raise ValueError(f"{what}: dimension {vectors.shape[1]}, but the index has {self._pool.dim}")
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"{what}: NaN or infinite values")
+        _check_values(vectors, what)
 
 
-def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Places, Array]:
-    """All adapters for every query, best first: places and scores [n, adapters]; the masked come last with −∞."""
+def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Positions, Array]:
+    """All adapters for every query, best first: indices and scores [n, adapters]; masked adapters last, with −∞."""
     scores = np.array(fitted.score(queries))
-    for row, place in masked.items():
-        scores[row, place] = -np.inf
+    for row, position in masked.items():
+        scores[row, position] = -np.inf
     best = np.argsort(-scores, axis=1, kind="stable")
     return best, np.take_along_axis(scores, best, axis=1)
 
 
 def _search_large(
     state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, int]
-) -> tuple[Places, Array]:
-    """The best k for every query by faiss, best first: places and scores [n, k]. Equal scores come in faiss's order."""
+) -> tuple[Positions, Array]:
+    """The best k for every query by faiss, best first: indices and scores [n, k]; equal scores in faiss's order."""
     asked = _with_offset(
         fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
     )
     scores, best = state.faiss.search(asked, k + bool(masked))
-    for row, place in masked.items():
-        kept = np.flatnonzero(best[row] != place)[:k]
+    for row, position in masked.items():
+        kept = np.flatnonzero(best[row] != position)[:k]
         best[row, :k], scores[row, :k] = best[row, kept], scores[row, kept]
     return best[:, :k], scores[:, :k]
 
 
 def _with_offset(vectors: Array, offsets: Array | None) -> NDArray[np.float32]:
-    """Vectors [n, dim] with their offsets [n] as one more dimension, as faiss wants them."""
+    """Vectors [n, dim] with their offsets [n] as one more dimension, in the form that faiss reads."""
     joined = vectors if offsets is None else np.column_stack([vectors, offsets])
     return np.ascontiguousarray(joined, dtype=np.float32)
+
+
+def _float32(values: Any, what: str) -> NDArray[np.float32]:
+    """Values as float32; too large values become infinite.
+
+    Raises:
+        ValueError: the values are not numbers, or their rows differ in length.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what}: embeddings must be rows of numbers ({error})") from error
+
+
+def _check_values(vectors: Array, what: str) -> None:
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{what}: NaN or infinite values")
+    if vectors.size and np.abs(vectors).max() > LARGEST_VALUE:
+        raise ValueError(f"{what}: values beyond {LARGEST_VALUE:g}")
+
+
+def _read_parts(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """The metadata and the tensors of an index file, of the types and dimensions in `TENSORS`."""
+    if not path.is_file():  # a device or a pipe could be read without end
+        raise FileNotFoundError("there is no such file")
+    with safe_open(path, framework="numpy") as file:
+        metadata, tensors = file.metadata() or {}, {}
+        for name in TENSORS.keys() & set(file.keys()):
+            part = file.get_slice(name)
+            types, dimensions = TENSORS[name]
+            if part.get_dtype() not in types or len(part.get_shape()) != dimensions:
+                raise ValueError(f"{name} is of type {part.get_dtype()} and shape {part.get_shape()}")
+            tensors[name] = file.get_tensor(name)
+    return metadata, tensors
+
+
+def _list_of_texts(text: str, what: str) -> list[str]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"{what}: not a list of texts")
+    return found
+
+
+def _constants(text: str) -> dict[str, float]:
+    """The constants of a private index: numbers, and a temperature that may be None."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("constants: not an object")
+    for name, value in found.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number and (name, value) != ("temperature", None):
+            raise ValueError(f"constants: {name} is not a finite number")
+    temperature, shrinkage = found.get("temperature"), found.get("shrinkage", 0)
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"constants: temperature {temperature} is not positive")
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"constants: shrinkage {shrinkage} is not between 0 and 1")
+    return found
+
+
+def _check_scatter(scatter: NDArray[np.float64], means: Array, counts: Positions) -> None:
+    """Check that a matrix can be a sum of outer products xx': finite, symmetric, without negative eigenvalues."""
+    dim = means.shape[1]
+    if scatter.shape != (dim, dim):
+        raise ValueError(f"scatter has shape {scatter.shape}, but the means have dimension {dim}")
+    if not np.isfinite(scatter).all() or np.abs(scatter).max() > LARGEST_VALUE**2:
+        raise ValueError("scatter: NaN, infinite or too large values")
+    # Eigenvalues below these are rounding, as in `scorers.discriminant`.
+    rounding = 1e-6 * np.trace(scatter) / dim + 1e-9 * counts.sum() * float((means.astype(np.float64) ** 2).mean())
+    if not np.allclose(scatter, scatter.T, rtol=1e-6, atol=max(rounding, 0)):
+        raise ValueError("scatter is not symmetric")
+    try:
+        np.linalg.cholesky(scatter + (rounding + np.finfo(float).tiny) * np.eye(dim))
+    except np.linalg.LinAlgError as error:
+        raise ValueError("scatter has a negative eigenvalue") from error

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lora_retriever
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
 from lora_retriever.methods import Method
@@ -71,7 +70,7 @@ def checkout_state() -> dict[str, Any]:
 
     Empty where the project is installed, or git is absent or fails.
     """
-    root = Path(lora_retriever.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {}
 

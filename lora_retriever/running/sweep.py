@@ -1,7 +1,7 @@
-"""Sweeps: the same methods under several values of a setting, each a run of its own.
+"""Sweeps: the same methods under several values of a setting. Each method and value is a run of its own.
 
-A run is named by its method and those swept settings that bear on it: `mixture@k=4,scorer=cosine`. So an experiment has
-one name in every sweep it is part of, and is done once.
+The name of a run has the method and the swept settings that the method depends on: `mixture@k=4,scorer=cosine`. So a
+variant has the same name in every sweep, and is answered once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from lora_retriever.methods.base import Method
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under one choice of the swept settings: its run's `name`, and the `profile` that has them in place."""
+    """A method under one choice of the swept settings.
+
+    Attributes:
+        name: the name of the run.
+        profile: the profile with these settings in place.
+    """
 
     name: str
     method: Method
@@ -26,13 +31,13 @@ class Variant:
 
 
 def expand(profile: Profile, methods: Sequence[Method], sweep: Sequence[str]) -> list[Variant]:
-    """Every method under every combination of a sweep's values; the plain methods where nothing is swept.
+    """Every method under every combination of a sweep's values, or the methods themselves if nothing is swept.
 
     Args:
         sweep: one text per setting, such as `k=1,2,4`.
 
     Raises:
-        UserError: the sweep is malformed, or a value is none that a profile may hold.
+        UserError: the sweep is malformed, or a profile may not have such a value.
     """
     swept = parse_sweep(sweep, profile)
     variants: dict[str, Variant] = {}
@@ -48,13 +53,13 @@ def expand(profile: Profile, methods: Sequence[Method], sweep: Sequence[str]) ->
 
 
 def run_name(method: Method, settings: dict[str, Any]) -> str:
-    """`mixture@k=4,temperature=0.2`: what the files of a run are called."""
+    """The name of a run and of its files, such as `mixture@k=4,temperature=0.2`."""
     varied = ",".join(f"{name}={_text(value)}" for name, value in settings.items())
     return f"{method.name}@{varied}" if varied else method.name
 
 
 def parse_sweep(sweep: Sequence[str], profile: Profile) -> dict[str, list[Any]]:
-    """The values of every swept setting, as the profile would hold them, in the order of a run's name.
+    """The values of every swept setting, with the profile's types, in the order of a run's name.
 
     Raises:
         UserError: a setting is unknown or named twice, or a value is missing, wrong or named twice.
@@ -78,5 +83,5 @@ def parse_sweep(sweep: Sequence[str], profile: Profile) -> dict[str, list[Any]]:
 
 
 def _text(value: Any) -> str:
-    """A value as run names write it: 1.0 is 1, so that no number has two names."""
+    """A value as the names of runs have it: 1.0 is written 1, so that no number has two names."""
     return str(value).removesuffix(".0")

@@ -25,9 +25,8 @@ from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.methods import Composition
 from lora_retriever.methods.context import Context, Resources
 from lora_retriever.methods.paper import METHODS
-from lora_retriever.metrics import MAIN_SCORE
 from lora_retriever.metrics.base import compute
-from lora_retriever.metrics.paper import PAPER
+from lora_retriever.metrics.named import named_metric
 from peft_composition import Composer
 
 SETTINGS = GenerationSection(max_prompt_tokens=128, max_new_tokens=16, batch_size=60)
@@ -131,7 +130,9 @@ def _task_scores(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float
     for task, answered in grouped.items():
         metric, texts = answered[0][0].metric, [text for _, text in answered]
         targets = [row.targets for row, _ in answered]
-        scores[task] = round(compute(PAPER[metric], predictions=texts, references=targets)[MAIN_SCORE[metric]], 1)
+        named = named_metric(metric)
+        found = compute(named.paper()[0], predictions=texts, references=targets)
+        scores[task] = round(found[named.MAIN_SCORE], 1)
     return scores
 
 

@@ -171,6 +171,7 @@ def test_long_prompts_are_measured_as_the_tokenizer_counts(
     assert f"{len(expected):>6}  rows whose prompt has more than {limit} tokens" in to_text(audit(rows, POOL, measured))
 
 
+@pytest.mark.slow
 def test_the_official_benchmark_has_64_leaks(official: Path) -> None:
     """A loop over all pairs finds as many, letter by letter; none comes with its target."""
     rows, pool = read_rows(official / "combined_test.json"), read_pool(official / "config2.json")

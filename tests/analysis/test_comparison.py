@@ -115,6 +115,7 @@ def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(resu
     assert "corrected for 6 comparisons (Holm)" in text
 
 
+@pytest.mark.slow
 def test_a_clear_difference_is_separable_among_many_comparisons(tmp_path: Path) -> None:
     write_run(tmp_path, "all", "1" * 50)
     for number in range(20):
@@ -156,6 +157,7 @@ def test_rows_of_different_benchmarks_are_never_compared(results: Path) -> None:
         read_runs(results)
 
 
+@pytest.mark.slow
 def test_base_and_selection_of_the_official_answers_are_separable_in_every_domain(official_answers: Path) -> None:
     (comparison,) = compared(official_answers, "base")
     assert len({quantity.group for quantity in comparison.differences if quantity.level == "domain"}) == 10

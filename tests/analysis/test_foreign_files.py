@@ -89,7 +89,7 @@ def test_a_damaged_record_is_named(results: Path, capsys: pytest.CaptureFixture[
 def test_a_damaged_run_is_named_with_a_way_out(results: Path) -> None:
     with (results / "base.jsonl").open("a") as file:
         file.write("garbage\n")
-    with pytest.raises(UserError, match=r"base\.jsonl: line 41.*Give the command of this run again, which mends the file"):
+    with pytest.raises(UserError, match=r"base\.jsonl: line 41.*Give the command of this run again, which mends"):
         open_results(results)
 
 

@@ -212,6 +212,7 @@ def official_reproduction(official_answers: Path) -> Reproduction:
     return reproduction_of(official_answers)
 
 
+@pytest.mark.slow
 def test_the_official_answers_stand_beside_the_papers(official: Path, official_reproduction: Reproduction) -> None:
     (run,) = official_reproduction.runs
     assert run.name == "selection"
@@ -231,6 +232,7 @@ def test_the_official_answers_stand_beside_the_papers(official: Path, official_r
     assert run.figures[Quantity("domain", "coreference", "em")].verdict == "cannot tell"  # ±10 points
 
 
+@pytest.mark.slow
 def test_the_table_has_the_layout_of_table_1(official_reproduction: Reproduction) -> None:
     table = reproduction_table(official_reproduction)
     assert table.groups == (("selection", 3),)
@@ -347,6 +349,7 @@ def test_with_an_oracle_normalized_scores_stand_beside_published_ones(tmp_path: 
     assert any("Ours: fusion – / 75.0 ±" in note for note in reproduction_table(reproduction).notes)
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_figures_in_json(official_answers: Path, tmp_path: Path) -> None:
     file = tmp_path / "beside.json"
     folder = str(official_answers)
@@ -381,6 +384,7 @@ def test_what_cannot_be_compared_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_retrieval_prints_table_2_below_its_own_figures(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = ["--pool", str(TINY / "pool.json"), "--inputs", str(TINY / "test.json")]
     assert main(["retrieval", *benchmark, "--encoder", str(TINY / "encoder"), "--scorer", "cosine"]) == 0

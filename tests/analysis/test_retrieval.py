@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from places import TINY
 
+from lora_retriever.analysis.retrieval import precomputed
 from lora_retriever.analysis.retrieval.evaluation import Evaluation, evaluate_retrieval
 from lora_retriever.analysis.retrieval.precomputed import read_embeddings
-from lora_retriever.analysis.retrieval.rankings import Described, RetrievalData, encode_data, rank, rank_left_out
+from lora_retriever.analysis.retrieval.rankings import (
+    RetrievalData,
+    TextsAndDomains,
+    encode_data,
+    rank,
+    rank_left_out,
+)
 from lora_retriever.analysis.retrieval.templates import Templates
 from lora_retriever.cli import main
 from lora_retriever.data.rows import PoolEntry, Row
@@ -42,7 +55,9 @@ DATA = RetrievalData(
     POOL,
     TASKS,
     QUERIES,
-    Described(tuple(("text",) * 6 for _ in NAMES), ("text",) * len(TASKS), DOMAINS, tuple(DOMAINS[p] for p in OWN)),
+    TextsAndDomains(
+        tuple(("text",) * 6 for _ in NAMES), ("text",) * len(TASKS), DOMAINS, tuple(DOMAINS[p] for p in OWN)
+    ),
 )
 
 
@@ -155,6 +170,7 @@ def test_intervals_hold_their_means_and_narrow_with_rows(evaluation: Evaluation)
         assert cell.high - cell.low < 0.7 * (once.high - once.low)
 
 
+@pytest.mark.slow
 def test_scorers_that_read_texts_are_given_them(tiny_pool: list[PoolEntry], tiny_rows: list[Row]) -> None:
     encoder, pool = load_encoder(TINY / "encoder"), tiny_pool[:5]
     rows = [row for row in tiny_rows if row.task in {entry.model_name for entry in pool}][::5]
@@ -229,6 +245,125 @@ def test_a_missing_or_damaged_file_of_embeddings_is_named(tmp_path: Path, conten
         read_embeddings(tmp_path / "e.npz")
 
 
+def spoilt(path: Path, member: str, change: Callable[[zipfile.ZipInfo, bytes], tuple[zipfile.ZipInfo, bytes]]) -> Path:
+    """A file of embeddings in which one array's entry and bytes are changed."""
+    saved(path)
+    with zipfile.ZipFile(path) as file:
+        parts = [(entry, file.read(entry)) for entry in file.infolist()]
+    with zipfile.ZipFile(path, "w") as file:
+        for entry, content in parts:
+            file.writestr(*(change(entry, content) if entry.filename == member else (entry, content)))
+    return path
+
+
+def of_shape(*shape: int) -> Callable[[zipfile.ZipInfo, bytes], tuple[zipfile.ZipInfo, bytes]]:
+    """Let an array's header state another shape."""
+
+    def change(entry: zipfile.ZipInfo, content: bytes) -> tuple[zipfile.ZipInfo, bytes]:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return entry, header.getvalue() + content[-64:]
+
+    return change
+
+
+HEADERS: dict[str, tuple[tuple[int, ...], str]] = {
+    "terabytes": ((1 << 20, 1 << 20, 8), "is 35184372088832 bytes of type float32 by its header, but the file has"),
+    "more than numbers can say": (
+        (1 << 62, 1 << 62, 1 << 62),
+        r"is \d{57} bytes of type float32 by its header, but the file has",
+    ),
+    "less than nothing": ((-1, 4, 4), "is -64 bytes of type float32 by its header"),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_that_asks_for_more_than_the_file_has_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    shape, message = HEADERS[header]
+    path = spoilt(tmp_path / "e.npz", "pool.npy", of_shape(*shape))
+    read_array = np.lib.format.read_array
+
+    def small(content: Any, **options: Any) -> Any:
+        assert content.name != "pool.npy"
+        return read_array(content, **options)
+
+    monkeypatch.setattr(np.lib.format, "read_array", small)
+    with pytest.raises(UserError, match=f"e.npz: no readable file .*: pool.npy {message}"):
+        read_embeddings(path)
+
+
+def test_an_array_that_is_compressed_beyond_belief_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precomputed, "SMALL", 10_000)
+    path = tmp_path / "e.npz"
+    np.savez_compressed(path, **{**ARRAYS, "queries": np.zeros((len(TASKS), 4000))})
+    with pytest.raises(
+        UserError, match=r"queries\.npy has \d+ bytes, compressed to \d+: no embeddings compress like this"
+    ):
+        read_embeddings(path)
+    np.savez_compressed(path, **ARRAYS)
+    assert read_embeddings(path).names == NAMES
+
+
+@pytest.mark.parametrize(("flag", "method", "message"), [(1, 0, "is encrypted"), (0, 99, "compression method")])
+def test_an_array_that_is_encrypted_or_compressed_otherwise_is_refused(
+    tmp_path: Path, flag: int, method: int, message: str
+) -> None:
+    content = bytearray(saved(tmp_path / "e.npz").read_bytes())
+    local, central = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
+    for at in (local + 6, central + 8):
+        content[at : at + 4] = flag.to_bytes(2, "little") + method.to_bytes(2, "little")
+    (tmp_path / "e.npz").write_bytes(content)
+    with pytest.raises(UserError, match=f"e.npz: no readable file of numpy arrays .*{message}"):
+        read_embeddings(tmp_path / "e.npz")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_is_in_the_file_twice_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "e.npz")
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("tasks.npy", b"")
+    with pytest.raises(UserError, match=r"tasks\.npy is in the file 2 times"):
+        read_embeddings(path)
+
+
+def test_a_pipe_is_no_file_of_embeddings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "e.npz")
+    with pytest.raises(UserError, match="there is no such file"):
+        read_embeddings(tmp_path / "e.npz")
+
+
+def test_numbers_beyond_float32_are_named(tmp_path: Path) -> None:
+    pool = np.stack(POOL).astype(np.float64)
+    pool[1, 2, 3] = 1e300
+    with pytest.raises(UserError, match="adapter 'bee': NaN or infinite values"):
+        read_embeddings(saved(tmp_path / "e.npz", pool=pool))
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_bytes_changed_anywhere_are_one_message_or_finite_embeddings(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "e.npz"
+        content = bytearray(saved(path).read_bytes())
+        for _ in range(data.draw(st.integers(1, 5))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+        try:
+            found = read_embeddings(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert np.isfinite(found.queries).all() and all(np.isfinite(samples).all() for samples in found.pool)
+
+
+def test_a_pool_that_a_scorer_cannot_be_fitted_to_is_one_message() -> None:
+    texts = TextsAndDomains((("",) * 6,) * len(NAMES), ("a",) * len(TASKS), DOMAINS, DOMAINS)
+    with pytest.raises(UserError, match="scorer lexical: the samples of the pool are all empty"):
+        rank(RetrievalData(NAMES, POOL, TASKS, QUERIES, texts), "lexical")
+
+
 BENCHMARK = ["--pool", str(TINY / "pool.json"), "--inputs", str(TINY / "test.json")]
 CONTRACT = ["top1", "top3", "top5", "top8"]
 
@@ -255,6 +390,7 @@ def written(path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_json_has_the_four_shares_of_every_scorer(tmp_path: Path) -> None:
     result = written(tmp_path / "f.json", *BENCHMARK, "--encoder", str(TINY / "encoder"), "--scorer", "nearest", "knn")
     assert result["rows"] == 570
@@ -268,6 +404,7 @@ def test_the_json_has_the_four_shares_of_every_scorer(tmp_path: Path) -> None:
     assert low <= result["scorers"]["knn"]["top1"] <= high
 
 
+@pytest.mark.slow
 def test_embeddings_give_the_figures_of_the_encoder_that_made_them(tmp_path: Path, tiny_embeddings: Path) -> None:
     encoder, scorers = str(TINY / "encoder"), ["--scorer", "cosine", "nearest"]
     both = ["--embeddings", str(tiny_embeddings), *BENCHMARK, "--encoder", encoder, *scorers]
@@ -280,6 +417,7 @@ def test_embeddings_give_the_figures_of_the_encoder_that_made_them(tmp_path: Pat
     assert alone["details"]["cosine"]["unseen"] == {}, "without texts no templates"
 
 
+@pytest.mark.slow
 def test_every_table_asked_for_is_printed(tiny_embeddings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--by", "task", "--confusions", "2", "--samples", "1", "5", "--leave-out-templates", "--templates"]
     data = [*BENCHMARK, "--embeddings", str(tiny_embeddings), "--scorer", "mean_ip", "cosine"]
@@ -310,10 +448,11 @@ def one_sample_less(pool: list[Any]) -> list[Any]:
     return [{**pool[0], "sample": pool[0]["sample"][1:]}, *pool[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_order, "at place 0, where the file named beside it has"),
+        (other_order, "at position 0, where the file named beside it has"),
         (one_sample_less, "has 20 samples, but 19 in the pool file"),
         (lambda pool: pool[:-1], "where the file named beside it has None"),
     ],

@@ -76,6 +76,7 @@ def test_tasks_on_which_the_oracle_fails_have_no_ratio(results: Path) -> None:
     assert as_json(results)["mixture"]["normalized"] == 50.0
 
 
+@pytest.mark.slow
 def test_the_official_answers_score_as_expected(official: Path, official_answers: Path) -> None:
     expected = json.loads((official / "expected_paper_scores.json").read_text())
     ours = as_json(official_answers)

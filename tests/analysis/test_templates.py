@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_retriever.analysis.retrieval.templates import find_templates, group_by_template, shared_words
+from lora_retriever.analysis.retrieval.templates import _common_ends, find_templates, group_by_template, shared_words
 from lora_retriever.data.rows import read_pool, read_rows
 
 TEMPLATES = {
@@ -108,6 +108,40 @@ def test_shared_words_show_the_template() -> None:
     assert shared_words(texts[:1]).startswith('Short movie review : " a gripping movie')
 
 
+PATHOLOGICAL = {
+    "dots": "." * 20_000,
+    "words": "yes no " * 10_000,
+    "lines": "a\n" * 20_000,
+    "a long word": "a" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", PATHOLOGICAL)
+def test_long_repetitive_texts_are_compared_by_their_ends(kind: str) -> None:
+    """Word by word, two texts of 20,000 dots have 400 million pairs of equal words."""
+    text = PATHOLOGICAL[kind]
+    texts = [f"Is it so ? {text} {end}" for end in ("yes", "no", "both")]
+    assert group_by_template([*texts, "Is it so ? x yes", "Is it so ? z no"]).shape == (5,)
+    assert shared_words(texts).startswith("Is it so ?")
+    assert shared_words(texts).endswith("…")
+    assert shared_words([texts[0], texts[0]]) == shared_words([texts[0]])
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "common"),
+    [
+        ("a b c d e", "a b x d e", "a b … d e"),
+        ("a b c", "a b c", "a b c"),
+        ("a b c", "x y", "…"),
+        ("a b", "a b c", "a b …"),
+        ("b c", "a b c", "… b c"),
+        ("a a a", "a a", "a a …"),
+    ],
+)
+def test_common_ends_by_hand(left: str, right: str, common: str) -> None:
+    assert _common_ends(left.split(), right.split()) == common.split()
+
+
 @pytest.mark.parametrize(("task", "known"), [("wmt16_translate_deen", TRANSLATIONS), ("rte", ENTAILMENTS)])
 def test_templates_of_official_tasks_are_found_as_a_reader_finds_them(
     official: Path, task: str, known: dict[str, Callable[[str], bool]]
@@ -118,6 +152,7 @@ def test_templates_of_official_tasks_are_found_as_a_reader_finds_them(
     assert parts(group_by_template(texts), range(70)) == parts(by_eye, range(70))
 
 
+@pytest.mark.slow
 def test_the_official_benchmark_has_about_ten_templates_a_task(official: Path) -> None:
     """FLAN has ten. By its published templates 216 of the 2,395 rows are unseen; the rule finds some more."""
     pool, rows = read_pool(official / "config2.json"), read_rows(official / "combined_test.json")

@@ -56,6 +56,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[Sequence[Composi
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -82,6 +83,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
     assert sizes == [16, 8, 4, 4, 8, 4, 4, 2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_row_too_large_by_itself_fails_alone(
     generator: Generator, tiny_rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_row_too_large_by_itself_fails_alone(
     assert len(outcome.answers) == 7
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_costs_no_other_row_whatever_its_error(
     generator: Generator, tiny_rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_broken_device_ends_the_run(
     assert sizes == [3]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_read_costs_its_own_rows_alone(
     generator: Generator, tiny_rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +153,7 @@ def timings_of(results: Path, name: str) -> dict[str, Any]:
     return timings
 
 
+@pytest.mark.slow
 def test_a_pool_larger_than_its_memory_gives_the_same_answers(paper_runs: Path, tmp_path: Path, tiny: Profile) -> None:
     adapter = sum(file.stat().st_size for file in ADAPTERS[min(ADAPTERS)].glob("*.safetensors"))
     adapters = tiny.adapters.model_copy(update={"memory": 6 * adapter})  # of 19; a batch of 19 rows wants more
@@ -156,6 +161,7 @@ def test_a_pool_larger_than_its_memory_gives_the_same_answers(paper_runs: Path, 
     assert answers_of(tmp_path, "mixture") == answers_of(paper_runs, "mixture")
 
 
+@pytest.mark.slow
 def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +200,7 @@ def test_an_answer_is_shared_only_where_its_composition_is_the_same(tiny: Profil
         assert {name for name, key in keys.items() if cache.find(key) == Answer("b", 1)} == sharing
 
 
+@pytest.mark.slow
 def test_equal_rows_are_answered_once(tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     row = json.loads((TINY / "test.json").read_text())[0]
     (tmp_path / "rows.json").write_text(json.dumps([row] * 5))
@@ -205,6 +212,7 @@ def test_equal_rows_are_answered_once(tmp_path: Path, tiny: Profile, monkeypatch
     assert len(answers_of(tmp_path / "results", "mixture")) == 5
 
 
+@pytest.mark.slow
 def test_a_failure_is_listed_for_every_row_it_concerns(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +230,7 @@ def test_a_failure_is_listed_for_every_row_it_concerns(
     assert len(answers_of(tmp_path / "results", "base")) == 2
 
 
+@pytest.mark.slow
 def test_answers_made_under_other_conditions_are_not_taken(paper_runs: Path, tmp_path: Path, tiny: Profile) -> None:
     for path in paper_runs.glob("selection.*"):
         shutil.copy(path, tmp_path)

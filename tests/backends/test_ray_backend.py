@@ -45,6 +45,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError  # noqa: E402
 from lora_retriever.backends.ray import RayBackend, load  # noqa: E402
 from lora_retriever.backends.ray_actors import ATTEMPTS, Desk  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 IN_THREES = {"generation": {"batch_size": 3}}
 
 
@@ -188,11 +190,11 @@ REQUESTS = [Request(id, Prompt([0], 0), Composition()) for id in range(1, 6)]
 
 def test_an_error_fails_its_batch_alone_and_what_is_done_is_not_asked_again(cluster: None) -> None:
     class Toy:  # within a function, as Ray's processes cannot import the tests
-        def answer(self, batch: bytes, way: bytes) -> bytes:
+        def answer(self, batch: bytes, how: bytes) -> bytes:
             (request,) = pickle.loads(batch)
             if request.id == 4:
                 raise LookupError("nobody knows 4\nnor why")
-            mode, gate = pickle.loads(way)
+            mode, gate = pickle.loads(how)
             return pickle.dumps(Outcome({request.id: Answer(f"{request.id} by {mode} and {gate}", 1)}))
 
     toy: Any = ray.remote(Toy)
@@ -218,7 +220,7 @@ class FakeWorker:
     def options(self, max_task_retries: int) -> FakeWorker:
         return self
 
-    async def remote(self, batch: bytes = b"", way: bytes = b"") -> bytes:
+    async def remote(self, batch: bytes = b"", how: bytes = b"") -> bytes:
         self.asked.append(batch)
         if self.lives == 0:
             raise ActorDiedError
@@ -233,12 +235,12 @@ def at_desk(workers: Sequence[FakeWorker], *batches: bytes) -> list[tuple[bytes,
 
     async def ask() -> list[tuple[bytes, str]]:
         desk = Desk(*workers)
-        return [await desk.answer(batch, b"the way") for batch in batches]
+        return [await desk.answer(batch, b"mode and gate") for batch in batches]
 
     return asyncio.run(ask())
 
 
-KILLED = (b"", "its worker died: killed, or out of memory")
+KILLED = (b"", "its worker died: killed, out of memory, or with a broken device")
 
 
 def test_a_batch_goes_to_the_next_worker_when_one_died_of_it_and_is_given_up_in_the_end() -> None:

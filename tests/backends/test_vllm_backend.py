@@ -132,6 +132,7 @@ def together(outcomes: Iterator[Outcome]) -> Outcome:
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_answers_are_the_local_engines(setup, tiny, tokenizer, tiny_rows, mode):
     requests = tiny_requests(tiny, tokenizer, tiny_rows[::40][:8], [MIXED, BASE, ONE])
@@ -154,6 +155,7 @@ def test_rows_without_adapters_never_share_a_chunk_with_others():
     assert max(len(chunk) for chunk in chunks) == 4
 
 
+@pytest.mark.slow
 def test_shared_compositions_are_written_once_and_removed_after_their_last_row(setup, tiny, tokenizer, tiny_rows):
     compositions = [MIXED, BASE, ONE, MIXED_OTHERWISE]
     requests = tiny_requests(tiny, tokenizer, tiny_rows[:4] * 5, compositions)
@@ -174,6 +176,7 @@ def test_shared_compositions_are_written_once_and_removed_after_their_last_row(s
     assert not folder.exists() and not engine.running
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(setup, tiny, tokenizer, tiny_rows):
     requests = tiny_requests(tiny, tokenizer, tiny_rows[:8], [ONE])
     outcome = together(setup.backend.answers(requests, "mixture", done=[r.id for r in requests[:4]]))
@@ -195,6 +198,7 @@ def test_a_gate_is_refused_before_anything_is_written(setup, tiny, tokenizer, ti
     assert setup.engines[0].batches == []
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_costs_its_chunk_alone(setup, tiny, tokenizer, tiny_rows):
     requests = tiny_requests(tiny, tokenizer, tiny_rows[:8], [ONE])
     setup.engines[0].fails = True
@@ -211,6 +215,7 @@ def test_a_row_with_a_token_that_the_base_lacks_fails_alone(setup, tokenizer, ti
     assert outcome.answers.keys() == {good.id}
 
 
+@pytest.mark.slow
 def test_the_engine_serves_the_pools_largest_mixtures_and_grows_for_a_sweep(tokenizer, tiny, tiny_rows):
     setup = Setup(tokenizer, adapters_of_a_row=1)
     assert [engine.max_rank for engine in setup.engines] == [8]

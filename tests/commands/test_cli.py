@@ -36,6 +36,7 @@ def run(benchmark: Path, *arguments: str) -> int:
     return main(["run", "--profile", str(benchmark / "mine.yaml"), "--results", str(benchmark / "r"), *arguments])
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_table_and_json_says_the_same(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(benchmark, "--only", "base,best_selection,mixture", "--table") == 0
     table = capsys.readouterr().out
@@ -142,6 +143,7 @@ def test_failed_rows_exit_with_1(benchmark: Path, capsys: pytest.CaptureFixture[
     assert "best_selection: row 0: no adapter 'unheard_of' in the pool" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_retrieval_counts_own_adapters_as_a_loop_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder")]
     figures = tmp_path / "figures.json"
@@ -162,6 +164,7 @@ def test_retrieval_counts_own_adapters_as_a_loop_does(tmp_path: Path, capsys: py
     assert result["scorers"]["cosine"]["top1"] == pytest.approx(100 * own / len(rows), abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_private_index_holds_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["index", "--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder"), "--out", str(tmp_path)]
     some_text = json.loads((TINY / "pool.json").read_text())[0]["sample"][0]["inputs"].split("\n")[0].encode()

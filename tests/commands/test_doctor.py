@@ -1,4 +1,4 @@
-"""The doctor and a run make the same checks: what the one passes the other takes, and all problems are named at once."""
+"""The doctor and a run make the same checks: what the one passes the other takes. All problems are named at once."""
 
 from __future__ import annotations
 

@@ -65,6 +65,7 @@ def dense_logits(pool: Pool, asked: Composition, mode: str, ids: Tensor) -> Tens
     return torch.cat(rows)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("mode", FORMULAS)
 def test_every_implementation_computes_the_same_with_and_without_a_cache(pool, mode):
@@ -83,6 +84,7 @@ def test_every_implementation_computes_the_same_with_and_without_a_cache(pool, m
     torch.testing.assert_close(pool.base(input_ids=ids).logits, plain, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_upstream_keeps_no_weighted_adapter_of_a_batch(pool):
     assert pool.peft is not None
     for way in ways(pool, CELL, ARGS):
@@ -115,6 +117,7 @@ def test_a_batch_uses_just_the_union_and_every_row_its_k(resident, batch, mode):
     torch.testing.assert_close(asked.weights.sum(dim=1), torch.ones(batch))
 
 
+@pytest.mark.slow
 def test_a_record_has_the_promised_keys_and_the_base_is_1(pool):
     records = measured(pool, CELL, ARGS)
     assert [(record["impl"], record["mode"]) for record in records] == [
@@ -147,6 +150,7 @@ def run(monkeypatch: pytest.MonkeyPatch, file: Path, *options: str) -> list[dict
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_the_grid_is_walked_and_upstream_left_out_where_too_many_are_resident(monkeypatch, tmp_path, capsys):
     options = ["--resident", "4", "3", "--peft-resident-max", "3", "--targets", "qv", "all", "--mode", "fusion"]
     records = run(monkeypatch, tmp_path / "figures.json", *options)
@@ -172,6 +176,7 @@ def test_what_was_measured_before_a_crash_is_kept(monkeypatch, tmp_path):
     assert {record["resident"] for record in json.loads(file.read_text())} == {3}
 
 
+@pytest.mark.slow
 def test_the_profile_shows_base_and_ours(monkeypatch, tmp_path):
     file = tmp_path / "profile.txt"
     options = ["--resident", "3", "--targets", "qv", "--impl", "ours", "--profile", str(file)]

@@ -19,6 +19,8 @@ from peft_composition import AdapterError, ComposableModel, CompositionError
 from peft_composition.pairs import Pair
 from peft_composition.updates import add_pair
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("attention", "full")
 WEIGHTS = torch.tensor([[0.5, 0.25], [1.0, -0.5], [0.0, 0.0]])
 SMALL_WEIGHTS = torch.tensor([[1.0], [0.5], [0.0]])

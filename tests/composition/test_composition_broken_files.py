@@ -89,6 +89,7 @@ def replaced_by_folder(name: str) -> Callable[[Path], object]:
     return replace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -220,6 +221,7 @@ def test_a_rank_that_is_none(base, on_meta, folder, rank, where):
     refused_everywhere(base, on_meta, folder, "module 'model.layers.0.self_attn.q_proj'", "its rank must be")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", ["target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"]
 )
@@ -232,6 +234,7 @@ def test_a_pattern_that_is_none(base, on_meta, folder, where, pattern):
     refused_everywhere(base, on_meta, folder, "regular expression" if len(pattern) < 100_000 else "characters; at most")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", ["target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"]
 )

@@ -64,6 +64,7 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize("adapted", DECODERS, indirect=True)
 def test_logits_are_the_dense_models_in_prefill_and_in_a_cached_step(adapted, mode):
@@ -82,6 +83,7 @@ def test_logits_are_the_dense_models_in_prefill_and_in_a_cached_step(adapted, mo
         assert ((expected - plain).abs().max() > 0.05) == WEIGHTS[row].any(), "the adapters do something"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize("adapted", FAMILIES, indirect=True)
 def test_generated_tokens_are_the_dense_models(adapted, mode):
@@ -95,6 +97,7 @@ def test_generated_tokens_are_the_dense_models(adapted, mode):
         assert tokens[row, -6:].tolist() == expected[0, -6:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize("adapted", ["t5"], indirect=True)
 def test_an_encoder_decoders_logits_are_the_dense_models(adapted, mode):
@@ -120,6 +123,7 @@ def test_an_encoder_decoders_logits_are_the_dense_models(adapted, mode):
     assert_same(with_labels.loss, torch.stack(losses).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", ["t5"], indirect=True)
 def test_an_encoder_decoders_beams_share_their_rows_composition(adapted):
     ids, mask = left_padded(PROMPTS)
@@ -131,6 +135,7 @@ def test_an_encoder_decoders_beams_share_their_rows_composition(adapted):
         assert tokens[2 * row : 2 * row + 2].tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", ["t5"], indirect=True)
 def test_an_encoder_decoders_composition_is_saved_and_read_by_peft(adapted, tmp_path):
     path = tmp_path / "saved"
@@ -144,6 +149,7 @@ def test_an_encoder_decoders_composition_is_saved_and_read_by_peft(adapted, tmp_
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # checkpoints hold float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", FAMILIES, indirect=True)
 def test_an_adapter_of_another_family_is_refused(adapted, tmp_path):
     # GPT-NeoX shares the names of its modules with Falcon, and Llama with OPT, though not where they are.

@@ -33,6 +33,7 @@ def check(model, base, parts, names, weights, mode, seed=3):
     assert ((actual - plain).abs().amax(dim=(1, 2))[used] > 0.05).all(), "the composition must be seen in the logits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "names",
@@ -49,6 +50,7 @@ def test_each_row_is_composed_as_if_alone(model, base, parts, names, mode):
     check(model, base, parts, names, WEIGHTS, mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_kind_of_adapter_meets_in_one_batch(model, base, parts, mode):
     names = list(parts)
@@ -56,6 +58,7 @@ def test_every_kind_of_adapter_meets_in_one_batch(model, base, parts, mode):
     check(model, base, parts, names, weights, mode)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_weights_over_any_adapters(model, base, parts, data):
@@ -110,6 +113,7 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
             assert_same(model(input_ids=ids[row : row + 1]).logits, together[row : row + 1], 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=str)
 def test_fault_7_generation_beams_included_equals_each_row_alone_on_its_merged_model(model, base, parts, mode, options):

@@ -50,6 +50,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
 # What a gate does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize("kind", list(GATES))
 def test_every_token_is_composed_as_a_loop_over_rows_tokens_and_adapters_does(adapted, kind, mode):
@@ -64,6 +65,7 @@ def test_every_token_is_composed_as_a_loop_over_rows_tokens_and_adapters_does(ad
             assert (logits[row] - bare[row])[-len(ids) :].abs().max() > 0.05, "the adapters must be seen in the logits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(GATES))
 def test_rows_may_be_read_in_parts_and_leave(llama, kind):
     gate, plain = GATES[kind]
@@ -101,6 +103,7 @@ def test_rows_may_be_read_in_parts_and_leave(llama, kind):
         torch.testing.assert_close(logits, expected[-1], **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(GATES))
 def test_generation_is_what_full_passes_without_a_cache_say(adapted, kind):
     gate, plain = GATES[kind]
@@ -119,6 +122,7 @@ def test_generation_is_what_full_passes_without_a_cache_say(adapted, kind):
         assert answers[row].tolist() == answer[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=str)
 def test_beams_are_weighed_token_by_token_too(adapted, options):
     options = {"max_new_tokens": NEW, "do_sample": False, **options}
@@ -204,6 +208,7 @@ def test_what_is_prepared_is_kept_until_an_adapter_goes_or_the_base_is_cast(fold
     assert prepared(["plain", "alike"]) == modules, "only a few sets are kept"
 
 
+@pytest.mark.slow
 def test_a_gate_is_known_by_value_where_it_has_one_and_else_no_longer_than_it_lives(model, monkeypatch):
     def compose(gate: Any) -> None:
         with model.composed(["plain", "alike"], torch.ones(1, 2), gate=gate):
@@ -360,6 +365,7 @@ class Constant:
         return torch.full(tokens.inner.shape[:3][-self.dimensions :], 0.5)
 
 
+@pytest.mark.slow
 def test_a_compiled_base_is_gated_as_an_uncompiled_one(tmp_path):
     folder, logits = write_adapter(tmp_path, tiny_llama(layers=1), 1, target_modules=["v_proj"]), []
     for compiled in (False, True):

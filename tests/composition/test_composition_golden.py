@@ -77,6 +77,7 @@ def raw(name: str, layer: int, module: str) -> tuple[torch.Tensor, torch.Tensor]
     return tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_adapters_that_the_original_gets_wrong(golden, inputs, mode):
     names = [*ODD_SCALING, "lora0"]

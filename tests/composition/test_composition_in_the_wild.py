@@ -138,6 +138,7 @@ def qwen2_vl() -> Any:
     return Qwen2VLForConditionalGeneration(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "today", "before"),
     [

@@ -52,6 +52,7 @@ def logits(model: ComposableModel, names: Sequence[str], mode: str = "mixture") 
         return model(input_ids=some_ids(2)).logits
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_what_is_in_memory(alike: dict[str, Path]) -> None:
     everything, few = loaded(alike), loaded(alike, room_for(3))
     for mode in ("mixture", "fusion"):
@@ -63,6 +64,7 @@ def test_answers_do_not_depend_on_what_is_in_memory(alike: dict[str, Path]) -> N
     assert few.adapters == NAMES
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_makes_room(alike: dict[str, Path]) -> None:
     model = loaded(alike, room_for(4))
     assert model.resident_adapters == NAMES[:4]
@@ -198,6 +200,7 @@ def test_a_thread_without_a_composition_does_not_reach_into_anothers(alike: dict
     assert done.is_set()
 
 
+@pytest.mark.slow
 def test_threads_take_turns(alike: dict[str, Path]) -> None:
     """Eight threads compose, read ahead, load and unload on one model that holds three adapters at a time."""
     everything, shared = loaded(alike), loaded(alike, room_for(3))

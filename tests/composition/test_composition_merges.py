@@ -152,6 +152,7 @@ def have_peft_drop_as(dare, monkeypatch):
     monkeypatch.setattr(merge_utils, "random_pruning", random_pruning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("composer", "options"), MERGES, ids=lambda value: str(value)[:40])
 def test_each_row_is_the_merge_that_peft_makes(exact, exact_base, folders, monkeypatch, composer, options):
     names = exact.adapters

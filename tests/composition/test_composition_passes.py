@@ -25,6 +25,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     return adapted_by("llama", tmp_path_factory.mktemp("llama"))
 
 
+@pytest.mark.slow
 def test_a_head_that_sees_the_last_positions_alone_knows_which_are_real(llama):
     # The shortest prompt's padding is at every place but the last, which is all that the head is given.
     gate = Seeing()

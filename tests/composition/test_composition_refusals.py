@@ -33,6 +33,7 @@ def refused(base, folders, folder, *said: str) -> None:
     assert model.adapters == ["alike", "spoilt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

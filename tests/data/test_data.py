@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nasty_names import NASTY_NAMES
 
-from lora_retriever.data.rows import Row, joined, read_pool, read_rows
+from lora_retriever.data.rows import Row, joined, limited, read_pool, read_rows
 from lora_retriever.errors import UserError
 
 ROW = {"inputs": "is this good ?", "targets": "yes", "task": "mood", "domain": "sentiment", "metric": "em"}
@@ -29,7 +34,7 @@ def test_a_json_list_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
 
 def test_a_limit_keeps_the_first_rows_of_every_task_under_their_old_ids(tmp_path: Path) -> None:
     records = [{**ROW, "task": task} for task in "aabba"]
-    rows = read_rows(write(tmp_path / "rows.json", json.dumps(records)), limit_per_task=1)
+    rows = limited(read_rows(write(tmp_path / "rows.json", json.dumps(records))), 1)
     assert [(row.task, row.id) for row in rows] == [("a", 0), ("b", 2)]
 
 
@@ -62,7 +67,7 @@ def test_a_limit_keeps_the_first_rows_of_every_task_under_their_old_ids(tmp_path
         ),
         (json.dumps([ROW, {**ROW, "inputs": "x" * 10_000_000}]), "row 2: field 'inputs': has 10,000,000 characters"),
         (json.dumps([ROW, {**ROW, "targets": "x" * 10_000_000}]), "row 2: field 'targets': has 10,000,000 characters"),
-        (json.dumps([ROW, {**ROW, "metric": "f2"}]), "row 2: unknown metric 'f2' (known: em, bleu, rouge)"),
+        (json.dumps([ROW, {**ROW, "metric": "f2"}]), "row 2: unknown metric 'f2' (known: bleu, em, rouge)"),
     ],
 )
 def test_bad_rows_are_refused_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
@@ -154,6 +159,43 @@ def test_fields_that_are_not_used_are_named_once(tmp_path: Path) -> None:
 def test_several_targets_are_shown_as_one_text() -> None:
     assert joined("yes") == "yes"
     assert joined(("yes", "yeah")) == "yes | yeah"
+
+
+@pytest.mark.parametrize("name", NASTY_NAMES)
+def test_any_name_is_read_or_refused_by_row_and_field(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "rows.json", json.dumps([{**ROW, "task": name, "domain": name}]))
+    try:
+        (row,) = read_rows(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: row 1: field 'task': ")
+        assert not name.strip() or "\0" in name or not name.isprintable()
+    else:
+        assert row.task == row.domain == unicodedata.normalize("NFC", name)
+
+
+VALUES = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats(),
+    st.text(max_size=4) | st.sampled_from(["\ud83d", "", " ", "\0"]),
+    st.lists(st.text(max_size=3) | st.integers() | st.none(), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.none()),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), kind=st.sampled_from(["rows", "pool"]))
+def test_nothing_but_a_message_comes_of_any_values(tmp_path: Path, data: st.DataObject, kind: str) -> None:
+    objects: list[Any] = [json.loads(json.dumps(ROW if kind == "rows" else ENTRY)) for _ in range(3)]
+    for _ in range(data.draw(st.integers(1, 3))):
+        target = data.draw(st.sampled_from(objects))
+        if kind == "pool" and data.draw(st.booleans()) and isinstance(target.get("sample"), list):
+            target = data.draw(st.sampled_from([one for one in target["sample"] if isinstance(one, dict)] or [target]))
+        target[data.draw(st.sampled_from([*target, "other"]))] = data.draw(VALUES)
+    path = write(tmp_path / "file.json", json.dumps(objects))
+    try:
+        found = read_rows(path) if kind == "rows" else read_pool(path)
+        json.dumps([one.model_dump() for one in found], ensure_ascii=False).encode("utf-8")
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -332,6 +332,7 @@ def test_the_official_files_are_as_expected(tmp_path: Path) -> None:
     assert len(OFFICIAL.domains) == 10
 
 
+@pytest.mark.slow
 def test_the_larger_official_configuration_gives_the_same_pool(tmp_path: Path) -> None:
     if not REAL.is_dir():
         pytest.skip("the official files are not beside the repository, in ../shared/official")

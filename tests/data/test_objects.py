@@ -79,6 +79,11 @@ def test_one_pool_entry_on_one_line_is_an_entry_and_not_a_wrapper(tmp_path: Path
     assert read_objects(written(tmp_path, json.dumps(entry))) == [entry]
 
 
+def test_one_object_with_a_list_of_texts_is_a_row(tmp_path: Path) -> None:
+    for content in ({"answers": ["a", "b"]}, {"question": "q", "answers": ["a", "b"]}, {"a": ["b"], "c": 1}):
+        assert read_objects(written(tmp_path, json.dumps(content))) == [content]
+
+
 def test_a_fraction_keeps_the_text_of_its_file(tmp_path: Path) -> None:
     (found,) = read_objects(written(tmp_path, '{"targets": [0.50, 1e3, -2.0]}\n'.replace("targets", "task")))
     assert [number.text for number in found["task"]] == ["0.50", "1e3", "-2.0"]
@@ -140,6 +145,7 @@ def test_another_kind_of_file_is_named(tmp_path: Path, kind: str) -> None:
     assert message_of(written(tmp_path, content)).startswith(f"this is {message}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_the_advised_command_makes_json_lines_of_a_table(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "my table's.csv"
@@ -151,7 +157,8 @@ def test_the_advised_command_makes_json_lines_of_a_table(tmp_path: Path, separat
 
 
 def test_results_may_have_numbers_that_json_lacks(tmp_path: Path) -> None:
-    (found,) = read_objects(written(tmp_path, '{"scores": [NaN, -Infinity, 1.5], "predicted_answer": ""}'), may_have_nan=True)
+    path = written(tmp_path, '{"scores": [NaN, -Infinity, 1.5], "predicted_answer": ""}')
+    (found,) = read_objects(path, may_have_nan=True)
     assert str(found["scores"]) == "[nan, -inf, 1.5]"
 
 
@@ -233,6 +240,7 @@ JSON_TEXTS = st.recursive(
 ).map(json.dumps)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_but_a_message_comes_of_mutated_files(tmp_path: Path, data: st.DataObject) -> None:

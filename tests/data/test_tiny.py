@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 
+import pytest
 from build_tiny import POOL_SAMPLES, TEST_ROWS, TRAIN_ROWS
 from places import TINY
 from tiny_benchmark.corpus import documents
@@ -48,6 +49,7 @@ def test_no_test_input_occurs_in_the_pool(tiny_rows: list[Row], tiny_pool: list[
     assert not seen & {row.inputs for row in tiny_rows}
 
 
+@pytest.mark.slow
 def test_is_what_the_generator_makes_from_the_recorded_seed(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
     seed = json.loads((TINY / "record.json").read_text(encoding="utf-8"))["seed"]
     world = build_world(seed)
@@ -68,6 +70,7 @@ def test_another_seed_makes_another_world() -> None:
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_tokenizer_gives_every_text_back(tiny_rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     for row in tiny_rows:
         for text in (row.targets, row.inputs, ALPACA.format(inputs=row.inputs)):

@@ -129,7 +129,7 @@ def test_a_metric_must_be_known_there_and_allowed(tmp_path: Path) -> None:
     assert "row 1: metric" in forbidden
     assert "code that rows name runs only from allowed folders" in forbidden
     assert f"row 2: metric {missing}: no such folder or script" in absent
-    assert "row 3: unknown metric 'EM' (known: em, bleu, rouge" in unknown
+    assert "row 3: unknown metric 'EM' (known: bleu, em, rouge" in unknown
     allowed = profile_of(tmp_path, metrics=["./metrics"])
     assert benchmark_problems(allowed, [rows[0], rows[3]], pool) == []
 
@@ -147,11 +147,13 @@ def test_adapters_may_lie_in_folders_of_folders(tmp_path: Path) -> None:
     assert benchmark_problems(profile_of(tmp_path), [], pool_of("qa/squad", "a.b", "...", ".hidden", "a b")) == []
 
 
-def test_one_location_for_several_adapters_is_refused(tmp_path: Path) -> None:
+def test_one_location_for_several_adapters_is_warned_of(tmp_path: Path) -> None:
     profile = profile_of(tmp_path, adapters={"location": "./adapter"})
-    (problem,) = benchmark_problems(profile, [], pool_of("a", "b"))
-    assert problem.startswith("profile mine: adapters.location './adapter' is one place for all 2 adapters of the pool")
-    assert benchmark_problems(profile, [], pool_of("a")) == []
+    (warning,) = benchmark_warnings(profile, [], pool_of("a", "b"))
+    assert warning.startswith(
+        "adapters.location './adapter' is the same for all 2 adapters of the pool; write {adapter}"
+    )
+    assert benchmark_warnings(profile, [], pool_of("a")) == []
 
 
 def test_tasks_without_an_adapter_and_other_domains_are_warned_of(tmp_path: Path) -> None:
@@ -173,6 +175,16 @@ def test_all_problems_are_one_message_and_nothing_is_hashed(tmp_path: Path, monk
     title, *problems = str(error.value).splitlines()
     assert title == "profile mine: the benchmark is inconsistent: 3 problems"
     assert ["adapter '../..'" in problems[0], "'B'" in problems[1], "2 metrics" in problems[2]] == [True] * 3
+
+
+def test_a_message_lists_fifty_problems_and_counts_the_others(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([row("t0").model_dump()]))
+    entries = [entry.model_dump() for entry in pool_of(*(f"../{number}" for number in range(70)))]
+    (tmp_path / "pool.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError) as error:
+        open_benchmark(profile_of(tmp_path), None)
+    title, *problems, more = str(error.value).splitlines()
+    assert (title.endswith(": 70 problems"), len(problems), more) == (True, 50, "and 20 more")
 
 
 def test_all_adapters_that_are_missing_are_named(tmp_path: Path) -> None:

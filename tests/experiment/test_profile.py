@@ -148,6 +148,7 @@ def test_a_circle_of_links_is_one_message(tmp_path: Path) -> None:
 TINY_PROFILE = (PROFILES / "tiny.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_but_a_message_comes_of_mutated_profiles(tmp_path: Path, data: st.DataObject) -> None:

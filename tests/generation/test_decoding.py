@@ -54,11 +54,12 @@ def ends_at_different_times(answers: Sequence[Sequence[int]]) -> list[int]:
 
 
 def cut(answer: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """An answer up to and with its end mark."""
+    """An answer up to and with its EOS token."""
     ends = [i for i, token in enumerate(answer) if token in eos_ids]
     return list(answer[: ends[0] + 1] if ends else answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composed", [False, True], ids=["base", "composed"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("model", DECODERS, indirect=True)
@@ -108,6 +109,7 @@ HYBRID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", HYBRID)
 def test_models_with_other_states_than_keys_and_values_keep_their_batches_whole(model_type):
     torch.manual_seed(0)

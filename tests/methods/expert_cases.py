@@ -94,5 +94,5 @@ def greedy(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 
 
 def until(tokens: list[int], end: int) -> list[int]:
-    """The tokens up to the first end mark, included."""
+    """The tokens up to the first EOS token, included."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens

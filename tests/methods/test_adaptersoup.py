@@ -29,6 +29,7 @@ def plain_ranking(context: Context) -> list[tuple[str, float]]:
     return sorted(ranking, key=lambda entry: -entry[1])
 
 
+@pytest.mark.slow
 def test_every_row_gets_the_three_adapters_nearest_to_the_mean_of_all_rows(context_of: ContextOf) -> None:
     context = context_of()
     best = plain_ranking(context)[:3]
@@ -38,6 +39,7 @@ def test_every_row_gets_the_three_adapters_nearest_to_the_mean_of_all_rows(conte
         assert composition.scores == pytest.approx(dict(best), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_next_best_takes_the_place_of_a_masked_adapter(context_of: ContextOf) -> None:
     context = context_of(masked=True)
     ranking = [name for name, _ in plain_ranking(context)]
@@ -48,10 +50,12 @@ def test_the_next_best_takes_the_place_of_a_masked_adapter(context_of: ContextOf
     assert len(changed) == 4  # one of the three is left out, or none
 
 
+@pytest.mark.slow
 def test_the_profiles_scorer_has_no_say(context_of: ContextOf) -> None:
     assert AdapterSoup().route(context_of(scorer="nearest")) == AdapterSoup().route(context_of())
 
 
+@pytest.mark.slow
 def test_the_size_of_the_soup_is_an_option(context_of: ContextOf) -> None:
     (soup, masked) = (method.with_options({"k": 2}) for method in METHODS)
     assert soup.adapters_needed(k=7) == 2
@@ -61,6 +65,7 @@ def test_the_size_of_the_soup_is_an_option(context_of: ContextOf) -> None:
         METHODS[0].with_options({"k": 0})
 
 
+@pytest.mark.slow
 def test_a_soup_of_the_whole_pool_without_a_rows_own(context_of: ContextOf) -> None:
     context = context_of(masked=True)
     for row, composition in zip(context.rows, AdapterSoup(context.available).route(context), strict=True):

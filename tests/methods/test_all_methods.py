@@ -16,6 +16,8 @@ from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Method, registered
 from lora_retriever.running.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"samples": 1, "epochs": 1}
 OPTIONS = {
     "lorahub": {"adapters": 4, "samples": 1, "steps": 3},

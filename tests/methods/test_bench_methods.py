@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bench_methods
@@ -14,19 +15,38 @@ from lora_retriever.methods.parts import probing
 from lora_retriever.running.results_folder import locked
 
 
+@pytest.mark.slow
 def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that gives every method's answers of a round their seconds: a ratio is of seconds of one round."""
+    seconds = {"base": [2.0, 20.0, 4.0], "mixture": [3.0, 40.0, 4.0], "arrow": [10.0, 50.0, 8.0]}
+    mib = {"base": 5.0, "mixture": 7.0, "arrow": 5.5}
+    answer, clock, left = bench_methods.answered, [0.0], {name: iter(values) for name, values in seconds.items()}
+
+    def timed(generator: Any, prompts: Any, routed: Any, *rest: Any) -> None:
+        answer(generator, prompts, routed, *rest)
+        clock[0] += next(left[routed.method.name])
+
+    def peak(act: Any, device: Any) -> float:
+        generator, prompts, routed, *rest = act.args
+        answer(generator, prompts, routed, *rest)
+        return mib[routed.method.name] * 2**20
+
+    monkeypatch.setattr(bench_methods, "answered", timed)
+    monkeypatch.setattr(bench_methods, "peak_bytes", peak)
+    monkeypatch.setattr(bench_methods, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     out = tmp_path / "figures.json"
-    arguments = ["--methods", "mixture,arrow", "--rows", "3", "--new-tokens", "2", "--rounds", "1", "--json", str(out)]
+    arguments = ["--methods", "mixture,arrow", "--rows", "3", "--new-tokens", "2", "--rounds", "3", "--json", str(out)]
     monkeypatch.setattr("sys.argv", ["bench_methods.py", *arguments])
     bench_methods.main()
     figures = {figure["method"]: figure for figure in json.loads(out.read_text())}
     assert list(figures) == ["base", "mixture", "arrow"]
-    assert figures["base"]["answering_ratio"] == 1
-    assert figures["base"]["memory_above_base_mib"] == 0
+    assert [figure["answering_ratio"] for figure in figures.values()] == [1, 1.5, 2.5]
+    assert [figure["answering_seconds_per_row"] for figure in figures.values()] == [4 / 3, 4 / 3, 10 / 3]
+    assert [figure["memory_above_base_mib"] for figure in figures.values()] == [0, 2, 0.5]
     assert figures["mixture"]["reads"] == ["adapters", "encoder", "pool"]
-    assert all(figure["answering_ratio"] > 0 for figure in figures.values())
 
 
+@pytest.mark.slow
 def test_every_method_pays_for_its_own_probing_unless_results_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

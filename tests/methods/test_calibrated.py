@@ -52,6 +52,7 @@ def test_a_sure_row_gets_one_adapter_and_a_strange_one_the_average_of_the_neares
     assert strange.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
 
+@pytest.mark.slow
 def test_a_floor_leaves_strange_rows_to_the_base(context_of: ContextOf) -> None:
     assert all(composition.adapters == () for composition in Calibrated(floor=1.1).route(context_of()))
 
@@ -60,6 +61,7 @@ def largest(composition: Composition) -> float:
     return max(composition.weights.values())
 
 
+@pytest.mark.slow
 def test_rows_are_given_few_adapters_where_their_own_is_there_and_more_where_it_is_masked(
     context_of: ContextOf,
 ) -> None:
@@ -73,6 +75,7 @@ def test_rows_are_given_few_adapters_where_their_own_is_there_and_more_where_it_
         assert sum(composition.weights.values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_scorer_that_can_spare_no_sample_is_refused(context_of: ContextOf, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of()
     monkeypatch.setattr(type(context.index()), "presence", lambda index, hits: None)
@@ -80,6 +83,7 @@ def test_a_scorer_that_can_spare_no_sample_is_refused(context_of: ContextOf, mon
         Calibrated().route(context)
 
 
+@pytest.mark.slow
 def test_an_own_adapter_is_likelier_there_where_it_is_than_where_it_is_masked(context_of: ContextOf) -> None:
     there, masked = (context.index().presence(context.search(3)) for context in (context_of(), context_of(masked=True)))
     assert there is not None and masked is not None
@@ -87,6 +91,7 @@ def test_an_own_adapter_is_likelier_there_where_it_is_than_where_it_is_masked(co
     assert there.mean() > 0.5 > masked.mean()
 
 
+@pytest.mark.slow
 def test_presence_is_not_judged_by_a_single_score(context_of: ContextOf) -> None:
     context = context_of()
     with pytest.raises(ValueError, match="k = 2 or more"):

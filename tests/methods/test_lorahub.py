@@ -73,6 +73,7 @@ def test_the_best_of_all_tries_is_taken_and_the_first_is_the_base() -> None:
     assert (tuple(learned.weights.values()), learned.loss) == (best.weights, best.loss)
 
 
+@pytest.mark.slow
 def test_a_penalty_shrinks_the_weights() -> None:
     learned = {l1: learn_weights(Quadratic(), NAMES, 80, l1) for l1 in (0, 1, 4, 20)}
     sizes = [sum(map(abs, found.weights.values())) for found in learned.values()]
@@ -100,6 +101,7 @@ def test_a_loss_that_is_no_number_counts_as_a_bad_one() -> None:
     assert learn_weights(lambda _: float("inf"), NAMES, steps=3).loss == WORST
 
 
+@pytest.mark.slow
 def test_no_weights_are_tried_twice(tmp_path: Path) -> None:
     """COBYLA begins anew where it has converged, and asks again about the weights that it began with before."""
     calls: list[tuple[float, ...]] = []
@@ -189,6 +191,7 @@ def plain_loss(tokenizer: PreTrainedTokenizerBase, weights: dict[str, float], sa
     return sum(means) / len(means)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_the_loss_is_that_of_a_plain_loop_over_examples(
     generator: Generator, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry], batch_size: int
@@ -234,6 +237,7 @@ def test_long_examples_are_batched_within_the_tokens_allowed(
     assert max(sizes) <= 500
 
 
+@pytest.mark.slow
 def test_all_rows_have_one_composition_that_is_no_worse_than_the_base(context_of: ContextOf) -> None:
     context = context_of()
     compositions = QUICK.route(context)
@@ -249,6 +253,7 @@ def test_all_rows_have_one_composition_that_is_no_worse_than_the_base(context_of
     assert {"seconds", "versions", "conditions"} <= record.keys()
 
 
+@pytest.mark.slow
 def test_a_masked_adapter_has_no_weight_for_its_rows_and_the_others_keep_theirs(context_of: ContextOf) -> None:
     context = context_of(masked=True)
     shared = QUICK.route(context_of())[0]
@@ -258,12 +263,14 @@ def test_a_masked_adapter_has_no_weight_for_its_rows_and_the_others_keep_theirs(
     assert len(list((context._resources.results / "learned").iterdir())) == 1  # nothing is learned anew
 
 
+@pytest.mark.slow
 def test_the_seed_decides_which_adapters_are_taken(context_of: ContextOf, tmp_path: Path) -> None:
     first = QUICK.route(context_of())
     assert QUICK.route(context_of(results=tmp_path / "elsewhere")) == first
     assert set(QUICK.route(context_of(seed=1))[0].adapters) != set(first[0].adapters)
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_fit_into_memory_are_reported(tiny: Profile, benchmark: Benchmark) -> None:
     room = 3 * (benchmark.adapters["people_qa"] / "adapter_model.safetensors").stat().st_size
     generator = load_generator(replace(model_source(tiny, benchmark), adapter_memory=room))
@@ -309,6 +316,7 @@ def command(examples: Path, *more: str) -> int:
     return main(["lorahub", "--base", str(TINY / "base"), "--examples", str(examples), "--out", out, *more])
 
 
+@pytest.mark.slow
 def test_the_command_saves_what_it_learned_as_a_checkpoint(
     task: Path, generator: Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:

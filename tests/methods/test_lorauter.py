@@ -14,6 +14,7 @@ from lora_retriever.methods.context import Context
 ContextOf = Callable[..., Context]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_weights_are_the_softmax_of_cosines_with_the_tasks_mean_samples(context_of: ContextOf, masked: bool) -> None:
     context = context_of(masked=masked, scorer="nearest")  # the profile's scorer and k are not LoRAuter's

@@ -18,6 +18,7 @@ from peft_composition.pairs import ModuleStack, active_slots
 ContextOf = Callable[..., Context]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "weight"), [("ties", 1.0), ("dare", 1 / 9), ("svd", 1 / 3)])
 def test_merges_take_the_papers_adapters_and_weigh_them_for_their_composer(
     context_of: ContextOf, name: str, weight: float
@@ -54,6 +55,7 @@ def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_where_nothing_i
             generator.model.unload_adapter(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, 0.8])
 def test_dare_keeps_its_share_of_entries_and_is_the_adapter_in_expectation(density: float) -> None:
     """Over many seeds: what is kept of each factor, the factors as merged, and their product, as masks are apart."""

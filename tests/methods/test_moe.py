@@ -58,6 +58,7 @@ def mixture_of_experts(x: Tensor, matrix: Tensor, experts: list[Adapter | None],
     return torch.stack(torch.broadcast_tensors(*outputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [None, 1, 3, 9])
 @torch.no_grad()
 def test_a_padded_batch_has_the_outputs_of_every_row_alone_and_token_by_token(case: Case, top_k: int | None) -> None:
@@ -78,6 +79,7 @@ def test_experts_keep_their_own_scores_when_only_some_are_offered(case: Case) ->
     torch.testing.assert_close(logits, dense(input_ids=ids).logits, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [None, 1])
 @torch.no_grad()
 def test_decoding_with_rows_that_end_is_what_full_passes_say(case: Case, top_k: int | None) -> None:
@@ -97,6 +99,7 @@ def test_an_adapter_that_is_no_expert_is_refused(case: Case) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
     """The teacher gives every token the expert that it names; trained on its outputs, the gate chooses the same."""
     base = tiny_llama(layers=1)
@@ -139,6 +142,7 @@ def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
     assert (x @ matrix.T).argmax(dim=1).tolist() == planted.tolist()
 
 
+@pytest.mark.slow
 def test_one_expert_is_drawn_from_every_domain(context_of: ContextOf) -> None:
     context = context_of()
     domains = {entry.model_name: entry.domain for entry in context.pool}
@@ -158,6 +162,7 @@ def test_every_row_is_offered_all_experts_but_its_own_where_that_is_masked(conte
         assert composition.adapters == tuple(name for name in experts if name != row.task)
 
 
+@pytest.mark.slow
 def test_variants_share_one_training_that_lowers_the_loss_and_leaves_the_base(
     context_of: ContextOf, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +190,7 @@ def test_variants_share_one_training_that_lowers_the_loss_and_leaves_the_base(
     assert not list(file.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
     context_of: ContextOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +216,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
     assert matrices == whole[0]  # the very same file
 
 
+@pytest.mark.slow
 def test_another_seed_draws_other_experts_and_trains_anew(context_of: ContextOf) -> None:
     first, second = (MoE(samples=1, epochs=1).fit(context_of(seed=seed)).matrices for seed in (0, 1))
     assert first.experts != second.experts
@@ -234,6 +241,11 @@ def test_a_loss_that_is_no_number_is_a_users_mistake(context_of: ContextOf) -> N
         MoE(samples=1, learning_rate=1e39).fit(context_of())
 
 
+def test_a_learning_rate_beyond_float32_is_a_users_mistake(context_of: ContextOf) -> None:
+    with pytest.raises(UserError, match=r"the option learning_rate is 1e\+300, too large for float32"):
+        MoE(samples=1, learning_rate=1e300).fit(context_of())
+
+
 def test_experts_that_adapters_memory_does_not_hold_are_reported(
     context_of: ContextOf, benchmark: Benchmark, tiny: Profile
 ) -> None:
@@ -246,6 +258,7 @@ def test_experts_that_adapters_memory_does_not_hold_are_reported(
         CHEAP.fit(context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -273,7 +286,7 @@ def test_another_error_in_training_is_not_taken_for_want_of_memory(
         CHEAP.fit(context_of())
 
 
-def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
+def test_a_tokenizer_without_an_eos_token_is_a_users_mistake(
     context_of: ContextOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator.tokenizer, "_special_tokens_map", {})

@@ -12,6 +12,7 @@ from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import find_methods
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_adapter_of_the_largest_share_answers_alone(
     context_of: Any, benchmark: Benchmark, generator: Generator, masked: bool
@@ -25,6 +26,7 @@ def test_the_adapter_of_the_largest_share_answers_alone(
         assert composition.weights == {max(offered, key=lambda n: offered[n]): 1.0}
 
 
+@pytest.mark.slow
 def test_all_routes_are_the_same_again(context_of: Any) -> None:
     (method,) = find_methods(["nearest_weights_ood"])
     first, second = (method.router.route(context_of(masked=True)) for _ in range(2))

@@ -144,13 +144,13 @@ def test_every_method_describes_itself_in_json_with_its_options(name: str) -> No
     assert hash(registered()[name]) == hash(find_methods([name])[0])
 
 
-def test_an_out_of_domain_twin_is_its_method_masked() -> None:
-    twins = [name for name in registered() if name.endswith("_ood")]
-    assert {"selection_ood", "fusion_ood", "mixture_ood"} <= set(twins)
+def test_an_out_of_domain_variant_is_its_method_masked() -> None:
+    variants = [name for name in registered() if name.endswith("_ood")]
+    assert {"selection_ood", "fusion_ood", "mixture_ood"} <= set(variants)
     for name, method in registered().items():
-        assert method.masked == (name in twins)
-    for twin in twins:
-        assert with_ood(registered()[twin.removesuffix("_ood")])[1] == registered()[twin]
+        assert method.masked == (name in variants)
+    for variant in variants:
+        assert with_ood(registered()[variant.removesuffix("_ood")])[1] == registered()[variant]
 
 
 def test_two_files_that_register_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +159,7 @@ def test_two_files_that_register_one_name_are_refused(monkeypatch: pytest.Monkey
         registered.__wrapped__()
 
 
+@pytest.mark.slow
 def test_results_are_read_without_torch() -> None:
     """To print a table need not wait for it; so nothing on that path may import a method's file."""
     check = "import sys, lora_retriever.analysis.runs, lora_retriever.analysis.summary; print('torch' in sys.modules)"
@@ -169,7 +170,7 @@ def test_results_are_read_without_torch() -> None:
 # Options
 
 
-def test_options_reach_router_composer_and_gate_and_the_twin(toy: Path) -> None:
+def test_options_reach_router_composer_and_gate_and_the_variant(toy: Path) -> None:
     options = {"made": {"adapter": "city_qa", "density": 0.5, "sharpness": 2.0}}
     found = find_methods(["toy:MADE"], options, toy)
     assert names(found) == ["made", "made_ood"]
@@ -230,6 +231,7 @@ def test_an_unknown_method_or_option_is_named_with_what_is_known(
 # A user's own
 
 
+@pytest.mark.slow
 def test_a_users_own_method_runs_from_its_file_beside_the_profile(toy: Path) -> None:
     path = write_profile(toy, methods=["toy:ALWAYS", "best_selection"], options={"always": {"adapter": "city_qa"}})
     profile = load_profile(path)
@@ -323,6 +325,7 @@ def test_what_is_no_method_is_refused(toy: Path, location: str, message: str) ->
         find_methods([location], {}, toy)
 
 
+@pytest.mark.slow
 def test_code_of_a_user_that_has_changed_is_another_configuration(toy: Path) -> None:
     path = write_profile(toy, methods=["toy:ALWAYS"], options={"always": {"adapter": "city_qa"}})
     evaluate(load_profile(path), None, toy / "results", 1, QUIET)
@@ -353,6 +356,7 @@ def made(name: str, router: Router, masked: bool = False) -> Method:
     return Method(name, "a toy", "nobody 2026", router, masked=masked)
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_planned_costs_the_others_nothing(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def averaged_experts(x: Tensor, matrix: Tensor, experts: list[Adapter | None], p
     return x @ (up_mean @ down_mean).T
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_padded_batch_has_the_outputs_of_densely_averaged_parameters(case: Case) -> None:
     with case.model.composed(list(EXPERTS), OFFERED, "fusion", gate=PromptGate(case.matrices)):
@@ -100,6 +101,7 @@ def test_in_training_a_head_that_is_given_the_last_positions_takes_the_prompts_o
     torch.testing.assert_close(gate.weights("lm_head", tokens).detach(), expected)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_is_found_again(context_of: Callable[..., Context], tmp_path: Path) -> None:
     smear = Smear(samples=1, epochs=3)
     gate = smear.fit(context_of())

@@ -31,6 +31,7 @@ def spectr_by_svd(top_k: int, temperature: float, singular_values: bool) -> Any:
     return weigh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("singular_values", [False, True])
 @pytest.mark.parametrize(("top_k", "temperature"), [(4, 1.0), (2, 0.3)])
 def test_each_token_is_weighed_as_by_dense_decompositions(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rouge import Rouge
 
 from lora_retriever.metrics.base import RowError, compute
-from lora_retriever.metrics.paper import PAPER, bleu, exact_match, rouge
+from lora_retriever.metrics.paper import BLEU, EXACT_MATCH, ROUGE, bleu, exact_match, rouge
 from lora_retriever.metrics.subsequence import lcs_length, lcs_words
 
 TARGET = "the old town of Ostia lies by the quiet sea and the hills"
@@ -67,6 +67,7 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=30)
 TEXTS = st.lists(st.sampled_from(["a ", "b ", "c ", "d ", "a", ". ", ".", "  ", "\n"]), max_size=40).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(WORDS, WORDS)
 def test_the_length_of_a_subsequence_is_that_of_the_table(x: list[str], y: list[str]) -> None:
@@ -94,6 +95,7 @@ def test_of_several_longest_subsequences_the_packages_is_found(x: list[str], y: 
     assert lcs_words(x, y) == walked(x, y)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, TEXTS)
 @example("a b. c . a b", "b a. a b")
@@ -142,17 +144,17 @@ def test_empty_and_dots_only_answers_score_zero(answer: str) -> None:
 
 
 def test_texts_that_a_reader_sees_as_equal_match() -> None:
-    for metric, scores in (("em", ["em"]), ("bleu", ["bleu"]), ("rouge", ["rouge-1", "rouge-2", "rouge-l"])):
+    for metric in (EXACT_MATCH, BLEU, ROUGE):
         answers, targets = ["un cafe\u0301 au soleil\r\nici"], ["un café au soleil\nici"]
-        found = compute(PAPER[metric], predictions=answers, references=targets)
-        assert found == pytest.approx(dict.fromkeys(scores, 100))
-    assert compute(PAPER["em"], predictions=["yes"], references=["yes\r\n\r\nbecause"]) == {"em": 100}
+        found = compute(metric, predictions=answers, references=targets)
+        assert found == pytest.approx(dict.fromkeys(metric.scores, 100))
+    assert compute(EXACT_MATCH, predictions=["yes"], references=["yes\r\n\r\nbecause"]) == {"em": 100}
 
 
 def test_of_several_targets_the_best_counts_for_each_row() -> None:
     answers, targets = ["yes", "two words", "no"], [["no", "Yes."], ["two words"], "yes"]
-    assert compute(PAPER["em"], predictions=answers, references=targets)["em"] == pytest.approx(200 / 3)
-    found = compute(PAPER["rouge"], predictions=[ANSWER], references=[["nothing of it", TARGET]])
+    assert compute(EXACT_MATCH, predictions=answers, references=targets)["em"] == pytest.approx(200 / 3)
+    found = compute(ROUGE, predictions=[ANSWER], references=[["nothing of it", TARGET]])
     assert found == pytest.approx({name: 100 * score for name, score in rouge(TARGET, ANSWER).items()})
 
 
@@ -166,10 +168,10 @@ def test_bleu_takes_several_targets_at_once() -> None:
     ]
     expected = math.exp(sum(math.log(p) for p in precisions) / 4)
     assert bleu(targets, answer)["bleu"] == pytest.approx(expected)
-    assert compute(PAPER["bleu"], predictions=[answer], references=[targets])["bleu"] == pytest.approx(100 * expected)
+    assert compute(BLEU, predictions=[answer], references=[targets])["bleu"] == pytest.approx(100 * expected)
 
 
 def test_a_row_without_any_target_is_named() -> None:
     with pytest.raises(RowError, match="list of targets is empty") as raised:
-        compute(PAPER["em"], predictions=["a", "b"], references=["a", []])
+        compute(EXACT_MATCH, predictions=["a", "b"], references=["a", []])
     assert raised.value.row == 1

@@ -60,6 +60,7 @@ def test_bleu_and_chrf_of_any_rows_are_sacrebleus(seed: int) -> None:
     assert chrf == pytest.approx(sacrebleu.CHRF().corpus_score(answers, [targets]).score, abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6))
 def test_no_rows_make_bleu_or_chrf_differ(pairs: Sequence[tuple[str, str]]) -> None:
@@ -87,6 +88,7 @@ def test_rouge_is_rouge_scores_f_and_stems_only_when_asked() -> None:
     assert (plain, stemmed) == (0.0, 100.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from("abcd"), max_size=12), st.lists(st.sampled_from("abcd"), max_size=12))
 def test_rouge_l_is_rouge_scores_own(target: list[str], answer: list[str]) -> None:
@@ -96,6 +98,7 @@ def test_rouge_l_is_rouge_scores_own(target: list[str], answer: list[str]) -> No
     assert scores["rouge-l"] == pytest.approx(100 * expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_rouge_of_a_long_text_needs_no_table() -> None:
     words = [f"w{number}" for number in range(20000)]  # a table would have 400 million entries
     scores = compute(rouge_metric(False), predictions=[" ".join(words)], references=[" ".join(words[::2])])
@@ -237,6 +240,7 @@ def test_which_scores_a_task_gets_is_data(tmp_path: Path) -> None:
         read_kinds(tmp_path / "kinds.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -263,6 +267,7 @@ def test_every_exact_match_task_of_the_benchmark_has_a_kind(official: Path) -> N
     assert not {row["task"] for row in rows if row["metric"] != "em"} & kinds.keys()
 
 
+@pytest.mark.slow
 def test_the_official_answers_score_as_measured(official_answers: Path) -> None:
     """Figures taken for this project with other code: per-task scores, averaged over the tasks that have them."""
     scoring = Scoring("standard")
@@ -274,6 +279,7 @@ def test_the_official_answers_score_as_measured(official_answers: Path) -> None:
     assert "no stemming" in summary["scoring_details"]["rouge"]
 
 
+@pytest.mark.slow
 def test_both_scorings_stand_side_by_side(official_answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summarize", str(official_answers), "--scoring", "both", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -27,11 +27,13 @@ def test_texts_that_a_reader_sees_as_equal_have_one_form(text: str, form: str) -
     assert in_one_form(text) == form == in_one_form(form)
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_every_text_and_its_decomposed_form_become_equal(text: str) -> None:
     assert in_one_form(text) == in_one_form(unicodedata.normalize("NFD", text))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.text(st.characters(max_codepoint=127)))
 def test_the_words_of_an_ascii_text_are_those_of_rouge_score(text: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -21,8 +22,9 @@ from lora_retriever.analysis.summary import summarize
 from lora_retriever.cli import main
 from lora_retriever.metrics import Scoring
 from lora_retriever.metrics.paper import rouge
-from lora_retriever.report import make_content, render
-from lora_retriever.report.content import Content
+from lora_retriever.report import make_content, plots, render
+from lora_retriever.report.content import ReportContent
+from lora_retriever.report.matrices import Label, Matrix
 from lora_retriever.report.plots import save_plots
 from lora_retriever.retrieval.index import AdapterIndex
 
@@ -73,7 +75,7 @@ def results(tmp_path: Path) -> Path:
     return folder
 
 
-def content_of(folder: Path, index: AdapterIndex | None = None) -> Content:
+def content_of(folder: Path, index: AdapterIndex | None = None) -> ReportContent:
     return make_content(summarize(read_runs(folder), Scoring("paper")), index=index)
 
 
@@ -221,28 +223,28 @@ def test_the_page_holds_every_line_of_every_file(results: Path) -> None:
     rows, names = data["rows"], [run["name"] for run in data["runs"]]
     assert sorted(names) == sorted(ANSWERS)
     for name, packed in zip(names, rows["runs"], strict=True):
-        for place in range(len(ROWS)):
-            wanted = line(name, rows["ids"][place])
-            adapters, weights, scores = rows["used"][packed["used"][place]]
-            task = rows["tasks"][rows["task"][place]]
+        for index in range(len(ROWS)):
+            wanted = line(name, rows["ids"][index])
+            adapters, weights, scores = rows["used"][packed["used"][index]]
+            task = rows["tasks"][rows["task"][index]]
             assert {
-                "id": rows["ids"][place],
-                "inputs": rows["inputs"][place],
-                "targets": rows["targets"][place],
+                "id": rows["ids"][index],
+                "inputs": rows["inputs"][index],
+                "targets": rows["targets"][index],
                 "task": task["name"],
                 "domain": task["domain"],
                 "metric": task["metric"],
-                "predicted_answer": rows["texts"][packed["answers"][place]],
+                "predicted_answer": rows["texts"][packed["answers"][index]],
                 "adapters": [rows["adapters"][adapter] for adapter in adapters],
                 "weights": weights,
                 "scores": scores,
             } == wanted
             if wanted["metric"] == "em":
                 right = wanted["predicted_answer"].lower().replace(".", "") == wanted["targets"]
-                assert packed["scores"][place] == 100 * right
+                assert packed["scores"][index] == 100 * right
             elif wanted["predicted_answer"]:
                 expected = 100 * rouge(wanted["targets"], wanted["predicted_answer"])["rouge-1"]
-                assert packed["scores"][place] == pytest.approx(expected, abs=0.05)
+                assert packed["scores"][index] == pytest.approx(expected, abs=0.05)
 
 
 def test_rows_that_a_run_lacks_are_marked(results: Path) -> None:
@@ -284,6 +286,124 @@ def test_no_text_becomes_markup(results: Path, text: str) -> None:
     assert set(added) <= {"dt", "dd"}
 
 
+NASTY = [
+    "nul \x00 bell \x07 escape \x1b[31m",
+    "bidi \u202egnp.exe\u2066",
+    "half \ud83d",
+    "other half \udc4d",
+    "line \u2028 paragraph \u2029",
+    "\ufeffbyte order mark",
+    "two\nlines\r\nhere",
+    "$a_b$ and $\\frac$",
+    "\\input{/etc/passwd} %s {0} {{ 7*7 }}",
+    "<b>&amp;\"'`]]>",
+    "_begins with an underscore",
+    "é € 👍 \u00a0",
+    "x" * 5000,
+    "费用",
+    "\uffff\ufffe\x85",
+]
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff\uffff\ufffe]")
+
+
+def escaped(text: str) -> str:
+    """The text with Python's escapes for what must not be shown as it is, character by character."""
+    return "".join(ascii(character)[1:-1] if HIDDEN.match(character) else character for character in text)
+
+
+def write_named(folder: Path, name: str) -> None:
+    """Runs in which a task, a domain, adapters, answers and the values of a record are `name`."""
+    for run in ANSWERS:
+        lines = [line(run, id) for id in range(6)]
+        for changed in lines[:2]:
+            changed |= {"task": name, "domain": name, "inputs": name, "targets": name, "predicted_answer": name}
+            changed |= {"adapters": [name] * len(changed["adapters"])}
+        write(folder, run, lines)
+    configuration = {"k": name, name: name}
+    meta = {"note": name, "profile": name, "versions": {name: name}, "hardware": name, "configuration": configuration}
+    (folder / "mixture.meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_any_name_gives_a_page_that_shows_it_without_hidden_characters(results: Path, name: str) -> None:
+    write_named(results, name)
+    text = render(content_of(results), name).encode("utf-8").decode("utf-8")
+    page = Page(text)
+    assert page.data["rows"]["tasks"][0]["name"] == name, "the data are the file's, unchanged"
+    assert page.tags["script"] == 2
+    assert page.texts["h1"] == [escaped(name)]
+    assert escaped(name) in page.texts["dd"]
+    assert not any(HIDDEN.search(part) for tag, parts in page.texts.items() if tag != "script" for part in parts)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_any_name_is_drawn_as_plain_text(
+    results: Path, tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_named(results, name)
+    save_plots(content_of(results), tmp_path / "plots")
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        f"{plot}.{ending}" for plot in ("means", "retrieval", "similarity", "sweep-k") for ending in ("png", "svg")
+    ]
+    drawn = "".join(ElementTree.parse(tmp_path / "plots" / "retrieval.svg").getroot().itertext())
+    shown = escaped(re.sub("[\n\r\x85\u2028\u2029]+", " ", name))
+    assert (shown if len(shown) <= 60 else shown[:59] + "…") in drawn
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)] == []
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+def test_characters_without_a_font_are_named_in_one_line(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dejavu = [font for font in plots.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(plots.fontManager, "ttflist", dejavu)
+    write_named(results, "费用 and cost")
+    save_plots(content_of(results), tmp_path / "plots")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        "lora-retriever: plots: no installed font has 用 (U+7528), 费 (U+8D39); boxes are drawn instead"
+    )
+
+
+def test_characters_that_another_font_has_are_drawn_in_it(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """matplotlib brings STIX, which has 𝔄 (U+1D504); DejaVu Sans has it not or as well, but nothing may be missing."""
+    write_named(results, "𝔄 \u2a0c \u29eb")
+    save_plots(content_of(results), tmp_path / "plots")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_users_matplotlib_settings_make_no_latex_of_names(results: Path, tmp_path: Path) -> None:
+    write_named(results, "$a_b$ and $\\frac$")
+    with matplotlib.rc_context({"text.usetex": True, "text.parse_math": True}):
+        save_plots(content_of(results), tmp_path / "plots")
+    drawn = "".join(ElementTree.parse(tmp_path / "plots" / "retrieval.svg").getroot().itertext())
+    assert "$a_b$ and $\\frac$" in drawn
+
+
+def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(results: Path, tmp_path: Path) -> None:
+    for name in ("mixture", "mixture@k=1", "mixture@k=10"):
+        (results / f"{name}.jsonl").rename(results / f"_{name}.jsonl")
+    save_plots(content_of(results), tmp_path / "plots")
+    drawn = list(ElementTree.parse(tmp_path / "plots" / "sweep-k.svg").getroot().itertext())
+    assert "_mixture" in [text.strip() for text in drawn]
+
+
+def test_a_large_matrix_is_drawn_at_a_resolution_that_memory_can_hold(tmp_path: Path) -> None:
+    columns = [Label(f"adapter {n}", "d") for n in range(700)]
+    rows = [Label("task", "d")]
+    figure = plots.heat_map(Matrix("m", rows, columns, [[0.5] * 700], []), "cosine")
+    assert plots.resolution(figure) * max(figure.get_size_inches()) <= 10_000
+    assert plots.resolution(plots.heat_map(Matrix("m", rows, columns[:48], [[0.5] * 48], []), "cosine")) == 200
+
+
+@pytest.mark.parametrize("meta", [{"versions": "1.0"}, {"versions": [1]}, {"configuration": {"adapters": 3}}])
+def test_a_record_of_another_shape_is_shown_as_it_is(results: Path, meta: dict[str, Any]) -> None:
+    (results / "mixture.meta.json").write_text(json.dumps(meta))
+    assert "mixture" in render(content_of(results), "title")
+
+
 def test_half_a_character_is_written_as_an_escape(results: Path) -> None:
     lines = [line("base", id) for id in range(6)]
     write(results, "base", [lines[0] | {"predicted_answer": "half \ud83d"}, *lines[1:]])
@@ -292,11 +412,12 @@ def test_half_a_character_is_written_as_an_escape(results: Path) -> None:
 
 
 def test_numbers_that_json_lacks_are_left_empty(results: Path) -> None:
-    lines = [line("mixture", id) for id in range(6)]
-    write(results, "mixture", [lines[0] | {"scores": [math.nan, math.inf]}, *lines[1:]])
-    rows = Page(render(content_of(results), "title")).data["rows"]
-    mixture = [run["name"] for run in Page(render(content_of(results), "title")).data["runs"]].index("mixture")
-    assert rows["used"][rows["runs"][mixture]["used"][0]][2] == [None, None]
+    runs = read_runs(results)
+    (mixture,) = [run for run in runs if run.name == "mixture"]
+    mixture.rows[0] = mixture.rows[0].model_copy(update={"scores": (math.nan, math.inf)})
+    data = Page(render(make_content(summarize(runs, Scoring("paper"))), "title")).data
+    number = [run["name"] for run in data["runs"]].index("mixture")
+    assert data["rows"]["used"][data["rows"]["runs"][number]["used"][0]][2] == [None, None]
 
 
 def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(results: Path) -> None:
@@ -311,6 +432,7 @@ def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(results: Path
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_files(results: Path, tmp_path: Path) -> None:
     for name in ("once", "twice"):
         assert (
@@ -322,6 +444,7 @@ def test_the_same_results_give_the_same_files(results: Path, tmp_path: Path) -> 
         assert plot.read_bytes() == (tmp_path / "twice" / plot.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_plot_is_a_png_and_an_svg(results: Path, tmp_path: Path) -> None:
     save_plots(content_of(results), tmp_path / "plots")
     written = list((tmp_path / "plots").iterdir())

@@ -22,6 +22,8 @@ from report_cases import DOMAIN, HOSTILE, RUNS, write_full_size
 from lora_retriever.cli import main
 from lora_retriever.data.rows import Row
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -337,6 +339,27 @@ def test_it_prints_on_white_with_all_tables_and_without_the_reader(opened: Opene
     assert page.locator("#reader").is_hidden()
     assert page.locator("#tables table").nth(1).is_visible()
     assert page.locator("table.heat").count() == 2  # printing draws what was not looked at yet
+
+
+def test_hidden_characters_are_shown_as_escapes(browser: Browser, tmp_path: Path) -> None:
+    name = "nul \x00 bidi \u202egnp half \ud83d </script><b> \x1b[31m \u2028"
+    shown = "nul \\x00 bidi \\u202egnp half \\ud83d </script><b> \\x1b[31m \\u2028"
+    row = {"inputs": name, "targets": name, "task": name, "domain": name, "metric": "em", "predicted_answer": name}
+    used = {"adapters": [name], "weights": [], "scores": [0.5]}  # a weight is missing, too
+    for run in ("selection", "mixture@k=1", "mixture@k=2"):
+        (tmp_path / f"{run}.jsonl").write_text(json.dumps({"id": 0, **row, **used}) + "\n")
+    assert main(["report", str(tmp_path)]) == 0
+    page, errors = browser.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    wait_until(page, "performance.getEntriesByName('usable').length > 0")
+    assert page.locator("#detail .boxed").all_text_contents() == [shown, shown]
+    assert page.locator("#detail .adapters div").first.text_content() == f"{shown} (own) · ? · 0.500"
+    page.locator("#retrieval-map td[tabindex='0']").focus()
+    assert page.inner_text("#retrieval .readout") == f"{shown} → {shown}: 100 % (1 of 1 rows)"
+    page.select_option("#filter-task", index=1)
+    assert count(page) == 1
+    assert errors == []
 
 
 def test_a_report_without_adapters_opens_too(

@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lora_retriever.retrieval.calibration import expected_calibration_error, fit_presence, fit_temperature, softmax
+from lora_retriever.retrieval.calibration import (
+    Presence,
+    expected_calibration_error,
+    fit_presence,
+    fit_temperature,
+    softmax,
+)
 from lora_retriever.retrieval.scorers import HeldOut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])
 def test_the_temperature_that_made_the_data_is_found(scale: float) -> None:
     generator = np.random.default_rng(0)
@@ -67,6 +74,25 @@ def test_presence_wants_three_adapters() -> None:
         fit_presence(HeldOut(np.zeros((4, 2)), np.zeros(4, dtype=int)))
 
 
+def test_three_adapters_are_enough_for_presence() -> None:
+    planted = planted_presence(2_000, seed=3)
+    own = planted.scores[np.arange(2_000), planted.own]
+    others = np.sort(planted.scores, axis=1)[:, [0, 1]]
+    presence = fit_presence(HeldOut(np.column_stack([own, others]), np.zeros(2_000, dtype=int)))
+    assert all(slope > 0 for slope in presence.weights[1:])
+
+
+def test_the_order_of_the_adapters_does_not_matter_to_presence() -> None:
+    """Of many adapters, where a partial sort leaves the best scores in any order unless they are asked for."""
+    random = np.random.default_rng(4)
+    scores, own = random.normal(size=(300, 80)), random.integers(80, size=300)
+    scores[np.arange(300), own] += 1
+    order = random.permutation(80)
+    there = np.argsort(order)  # where each adapter stands in the other order
+    first, second = fit_presence(HeldOut(scores, own)), fit_presence(HeldOut(scores[:, order], there[own]))
+    assert first.weights == pytest.approx(second.weights, rel=1e-9)
+
+
 def test_what_may_not_be_found_has_no_probability() -> None:
     assert softmax(np.array([[0.0, -np.inf, 0.0]]), 2.0) == pytest.approx(np.array([[0.5, 0.0, 0.5]]))
 
@@ -76,3 +102,70 @@ def test_calibration_error_by_hand() -> None:
     right = np.array([True, True, True, False, True, True])
     assert expected_calibration_error(stated, right, bins=10) == pytest.approx(4 / 6 * 0.2 + 2 / 6 * 0.45)
     assert expected_calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
+    assert expected_calibration_error(np.array([1.0]), np.array([False])) == 1, "1 belongs to the last bin"
+
+
+def test_calibration_error_has_fifteen_bins_unless_told_otherwise() -> None:
+    stated, right = np.array([0.62, 0.68]), np.array([True, False])  # one bin of ten, two of fifteen
+    assert expected_calibration_error(stated, right) == pytest.approx((0.38 + 0.68) / 2)
+    assert expected_calibration_error(stated, right, bins=10) == pytest.approx(abs(0.65 - 0.5))
+
+
+def temperature_by_hand(scores: np.ndarray, own: np.ndarray, rivals: int) -> float:
+    """The temperature with the smallest loss on a fine grid, by a loop over samples and their best adapters."""
+    grid = np.exp(np.linspace(-4, 4, 4001))
+    losses = np.zeros(len(grid))
+    for row, adapter in zip(scores, own, strict=True):
+        compared = {*np.argsort(-row)[:rivals].tolist(), int(adapter)}
+        powers = sum(np.exp((row[other] - row[adapter]) / grid) for other in compared)
+        losses += np.log(powers)
+    return float(grid[losses.argmin()])
+
+
+@pytest.mark.parametrize("rivals", [2, 3, 5, 6, 7])
+def test_of_a_large_pool_the_best_rivals_and_the_own_adapter_count(
+    monkeypatch: pytest.MonkeyPatch, rivals: int
+) -> None:
+    """Six adapters; own adapters of every rank, so also one that is the last of the best or outside of them."""
+    monkeypatch.setattr("lora_retriever.retrieval.calibration.RIVALS", rivals)
+    generator = np.random.default_rng(5)
+    scores = generator.normal(size=(120, 6))
+    own = np.array(
+        [np.argsort(-row)[rank] for row, rank in zip(scores, [0] * 90 + [0, 1, 2, 3, 4, 5] * 5, strict=True)]
+    )
+    assert fit_temperature(HeldOut(scores, own)) == pytest.approx(temperature_by_hand(scores, own, rivals), rel=0.01)
+
+
+def test_a_temperature_far_below_the_spread_of_the_scores_is_found() -> None:
+    generator = np.random.default_rng(6)
+    scores = np.column_stack([generator.normal(scale=0.02, size=(20_000, 2)), np.full((20_000, 2), -10.0)])
+    first = 1 / (1 + np.exp((scores[:, 1] - scores[:, 0]) / 0.01))  # the two others have no chance
+    own = np.where(generator.random(20_000) < first, 0, 1)
+    assert fit_temperature(HeldOut(scores, own)) == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_temperature_far_above_the_spread_of_the_scores_is_found() -> None:
+    generator = np.random.default_rng(7)
+    scores = generator.normal(size=(200_000, 3))
+    chances = np.exp(scores / 20)
+    bounds = np.cumsum(chances / chances.sum(axis=1, keepdims=True), axis=1)
+    own = (generator.random(200_000)[:, None] > bounds).sum(axis=1)
+    assert fit_temperature(HeldOut(scores, own)) == pytest.approx(20, rel=0.2)
+
+
+def test_presence_can_be_learned_from_three_adapters() -> None:
+    generator = np.random.default_rng(8)
+    scores, own = generator.normal(size=(300, 3)), generator.integers(0, 3, 300)
+    scores[np.arange(300), own] += 4
+    presence = fit_presence(HeldOut(scores, own))
+    best = -np.sort(-scores, axis=1)
+    assert (presence.probability(best) > 0.5).mean() > 0.9
+
+
+def test_presence_of_extreme_scores_is_0_or_1_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    presence = Presence((0.0, 1.0, 0.0))
+    assert presence.probability(np.array([[-1e6, -2e6], [1e6, 0.0], [0.0, 0.0]])).tolist() == [0, 1, 0.5]
+    assert not recwarn.list
+    assert expected_calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
+    apart = expected_calibration_error(np.array([0.85, 0.95]), np.array([True, False]), bins=10)
+    assert apart == pytest.approx(0.15 / 2 + 0.95 / 2)

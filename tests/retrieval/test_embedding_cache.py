@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -11,13 +13,16 @@ import resource
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from made_up import no_model
 from places import TINY
 from sentence_transformers import SentenceTransformer
@@ -28,12 +33,12 @@ from tokenizers import Tokenizer
 from lora_retriever.cli import main
 from lora_retriever.experiment.benchmark import open_benchmark
 from lora_retriever.experiment.profile import INSTRUCTION, Profile
-from lora_retriever.files import HASHES_FILE, hash_path
+from lora_retriever.files import cache_folder, hash_path
 from lora_retriever.methods import context as setting_module
 from lora_retriever.methods import registered
 from lora_retriever.methods.context import Resources
 from lora_retriever.retrieval import embedding_cache
-from lora_retriever.retrieval.embedding_cache import CachedEncoder, EmbeddingCache, cache_folder, cached
+from lora_retriever.retrieval.embedding_cache import CachedEncoder, EmbeddingCache, cached
 from lora_retriever.retrieval.encoders import Embeddings, SentenceEncoder, load_encoder
 from lora_retriever.running.evaluate import evaluate
 from lora_retriever.running.plan import configuration
@@ -46,6 +51,12 @@ def vector_of(text: str) -> Embeddings:
     """Any float32 bits but NaN, the same for the same text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+
+
+def with_nan(vector: Embeddings) -> Embeddings:
+    changed = vector.copy()
+    changed[2] = np.nan
+    return changed
 
 
 class CountingEncoder:
@@ -133,6 +144,7 @@ def test_the_order_of_the_texts_does_not_change_a_bit(tiny_texts: list[str], tmp
     assert same_bits(*found)
 
 
+@pytest.mark.slow
 def test_a_cache_that_holds_a_part_moves_vectors_by_rounding_only(tiny_texts: list[str], tmp_path: Path) -> None:
     encoder = load_encoder(TINY / "encoder", instruction=INSTRUCTION, batch_size=4)
     partly = CachedEncoder(lambda: encoder, EmbeddingCache(tmp_path), {})
@@ -216,6 +228,7 @@ def is_sound(cache: EmbeddingCache) -> bool:
         return database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(100)]
     shares = [texts[:60], texts[30:], texts[::-1]]
@@ -231,6 +244,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.aside"))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_a_sound_file(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(200)]
     for pause in (0.05, 0.1, 0.2):
@@ -313,6 +327,7 @@ def test_a_file_that_is_damaged_or_foreign_is_put_aside(
     assert same_bits(through(cache).encode(texts), expected)
 
 
+@pytest.mark.slow
 def test_wherever_a_file_is_damaged_the_vectors_are_right(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(12)]
     cache, expected = EmbeddingCache(tmp_path), np.stack([vector_of(text) for text in texts])
@@ -358,6 +373,136 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureF
     assert is_sound(cache)
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another opening of a file holds its lock."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_lock_that_stays_held_is_waited_for_once_and_then_there_is_no_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_cache, "LOCK_SECONDS", 0.3)
+    encoder = CountingEncoder()
+    through_it = through(EmbeddingCache(tmp_path), encoder)
+    locks: list[Path] = []
+
+    def counted(path: Path, **options: Any) -> FileLock:
+        locks.append(path)
+        return FileLock(path, **options)
+
+    monkeypatch.setattr(embedding_cache, "FileLock", counted)
+    with held(tmp_path / ".lock"):
+        for _ in range(3):
+            assert same_bits(through_it.encode(["a"]), vector_of("a")[None])
+    assert encoder.asked == ["a"] * 3
+    assert locks == [tmp_path / ".lock"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be used, so texts may be encoded again (" in line
+    assert same_bits(through(EmbeddingCache(tmp_path), encoder).encode(["b"]), vector_of("b")[None])
+    assert same_bits(through(EmbeddingCache(tmp_path)).encode(["b"]), vector_of("b")[None])
+
+
+@pytest.mark.parametrize("content", [None, "mine\n"])
+def test_a_lock_file_that_is_a_link_is_not_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    target, folder = tmp_path / "my notes", tmp_path / "cache"
+    folder.mkdir()
+    if content is not None:
+        target.write_text(content)
+    (folder / ".lock").symlink_to(target)
+    assert same_bits(through(EmbeddingCache(folder), CountingEncoder()).encode(["a"]), vector_of("a")[None])
+    assert (target.read_text() if target.exists() else None) == content
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_file_system_without_locks_means_no_cache_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    encoder = CountingEncoder()
+    through_it = through(EmbeddingCache(tmp_path), encoder)
+    for _ in range(2):
+        assert same_bits(through_it.encode(["a"]), vector_of("a")[None])
+    assert encoder.asked == ["a", "a"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert os.strerror(number) in line
+
+
+@pytest.mark.parametrize("place", [None, "~nosuchuser/cache"])
+def test_without_a_home_there_is_no_cache_and_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str | None
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("LORA_RETRIEVER_CACHE")
+    if place:
+        monkeypatch.setenv("LORA_RETRIEVER_CACHE", place)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    encoder = CountingEncoder()
+    through_it = cached(lambda: encoder, "files", "auto", "")
+    for _ in range(2):
+        assert same_bits(through_it.encode(["a"]), vector_of("a")[None])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no-home/embeddings.sqlite cannot be used, so texts may be encoded again (" in line
+    assert line.endswith("LORA_RETRIEVER_CACHE may name another folder")
+
+
+def forge(path: Path, text: str, stored: bytes) -> None:
+    """Put other bytes, with a right checksum, into the entry of a text."""
+    stored_before = vector_of(text).tobytes()
+    with sqlite3.connect(path) as database:
+        (key,) = (
+            key for key, vector in database.execute("SELECT key, vector FROM embeddings")
+            if vector.startswith(stored_before)
+        )  # fmt: skip
+        checksum = zlib.crc32(key + stored).to_bytes(4, "little")
+        database.execute("UPDATE embeddings SET vector = ? WHERE key = ?", [stored + checksum, key])
+
+
+FORGED = {
+    "NaN": with_nan(vector_of("text 3")).tobytes(),
+    "shorter": vector_of("text 3")[:7].tobytes(),
+    "longer": np.ones(2 * DIM, dtype=np.float32).tobytes(),
+    "empty": b"",
+    "half a number": vector_of("text 3").tobytes()[:-2],
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+@pytest.mark.parametrize("asked", [["text 3"], [f"text {n}" for n in range(6)]])
+def test_an_entry_that_is_no_vector_of_the_encoder_is_encoded_again_and_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], forged: str, asked: list[str]
+) -> None:
+    cache = EmbeddingCache(tmp_path)
+    through(cache, CountingEncoder()).encode([f"text {n}" for n in range(6)])
+    forge(cache.path, "text 3", FORGED[forged])
+    encoder, expected = CountingEncoder(), np.stack([vector_of(text) for text in asked])
+    assert same_bits(through(cache, encoder).encode(asked), expected)
+    assert encoder.asked == ["text 3"]
+    assert same_bits(through(cache).encode(asked), expected)
+    assert capsys.readouterr().err == ""
+
+
+def test_texts_longer_than_the_encoder_takes_are_counted_once_for_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedding_cache, "STORED_AT_ONCE", 2)
+    model = load_encoder(TINY / "encoder").model
+    model.max_seq_length = 5
+    capsys.readouterr()
+    CachedEncoder(lambda: SentenceEncoder(model), EmbeddingCache(tmp_path), {}).encode(["a " * n for n in range(1, 12)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert " of 11 texts are longer than the 5 tokens" in line
+
+
 # Where it is used
 
 
@@ -366,6 +511,7 @@ def tiny_texts(tiny_rows: list[Any]) -> list[str]:
     return list(dict.fromkeys(row.inputs for row in tiny_rows[::12]))
 
 
+@pytest.mark.slow
 def test_the_second_start_of_an_evaluation_encodes_nothing(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,22 +523,24 @@ def test_the_second_start_of_an_evaluation_encodes_nothing(
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile, tmp_path: Path) -> None:
     without = tiny.model_copy(update={"encoder": tiny.encoder.model_copy(update={"cache": False})})
     benchmark = open_benchmark(tiny, limit=1)
     _, queries = Resources(without, benchmark, tmp_path, QUIET, no_model).embeddings
     assert len(queries) == len(benchmark.rows)
-    assert {path.name for path in cache_folder().iterdir()} <= {HASHES_FILE}
+    assert not (cache_folder() / "embeddings.sqlite").exists()
     first, second = (configuration(profile, benchmark, registered()["selection"]) for profile in (tiny, without))
     assert first == second
 
 
+@pytest.mark.slow
 def test_retrieval_and_index_use_the_cache_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ["--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder")]
     retrieval = ["retrieval", *encoder, "--inputs", str(TINY / "test.json"), "--scorer", "cosine"]
     assert main([*retrieval, "--json", str(tmp_path / "without.json"), "--no-cache"]) == 0
     assert main(["index", *encoder, "--out", str(tmp_path / "without"), "--no-cache"]) == 0
-    assert {path.name for path in cache_folder().iterdir()} <= {HASHES_FILE}
+    assert not (cache_folder() / "embeddings.sqlite").exists()
     assert main([*retrieval, "--json", str(tmp_path / "first.json")]) == 0
     monkeypatch.delattr(SentenceEncoder, "encode")
     assert main([*retrieval, "--json", str(tmp_path / "second.json")]) == 0

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
 
 from lora_retriever import AdapterIndex
+from lora_retriever.retrieval.index import INDEX_FILE
 from lora_retriever.retrieval.scorers import SCORERS
 
 RANDOM = np.random.default_rng(0)
@@ -84,6 +91,7 @@ TEXTS = [
 QUERY_TEXTS = [f"Is a{place} like bb?" for place in range(len(QUERIES))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", SCORERS)
 @given(st.lists(st.sampled_from(NAMES), max_size=12))
 @settings(max_examples=15, deadline=None)
@@ -258,12 +266,11 @@ def test_scorers_that_need_more_than_they_get_say_so(tmp_path: Path) -> None:
 def test_a_crash_in_the_middle_of_saving_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     AdapterIndex.from_embeddings(NAMES[:2], POOL[:2]).save(tmp_path)
 
-    def half(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def cut(file: int) -> None:
+        os.ftruncate(file, os.fstat(file).st_size // 2)
         raise OSError("the power went")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(os, "fsync", cut)
     with pytest.raises(OSError, match="the power went"):
         AdapterIndex.from_embeddings(NAMES, POOL).save(tmp_path)
     assert AdapterIndex.load(tmp_path).names == NAMES[:2]
@@ -276,6 +283,216 @@ def test_a_missing_or_damaged_index_is_refused(tmp_path: Path, content: bytes | 
         (tmp_path / "index.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="no readable index"):
         AdapterIndex.load(tmp_path)
+
+
+def test_what_a_killed_save_left_behind_is_gone_after_the_next(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        AdapterIndex.from_embeddings(NAMES, POOL).save(tmp_path)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".index.safetensors.")
+    AdapterIndex.from_embeddings(NAMES, POOL).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [INDEX_FILE]
+
+
+# Files that hold no sound index
+
+
+def parts_of(private: bool, scorer: str = "discriminant") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a saved index of three adapters, as `save` writes them."""
+    pool = [POOL[0], POOL[2], POOL[3]]
+    with tempfile.TemporaryDirectory() as folder:
+        AdapterIndex.from_embeddings(["a", "c", "d"], pool, scorer, [TEXTS[0], *TEXTS[2:]]).save(folder, private)
+        with safe_open(Path(folder) / "index.safetensors", framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+
+
+def written(folder: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / INDEX_FILE, metadata)
+    return folder
+
+
+def changed(array: np.ndarray, at: tuple[int, ...], value: float) -> np.ndarray:
+    copy = array.copy()
+    copy[at] = value
+    return copy
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+PRIVATE, PRIVATE_WORDS = parts_of(private=True)
+PLAIN, PLAIN_WORDS = parts_of(private=False, scorer="hybrid")
+MEANS, SCATTER, SAMPLES = PRIVATE["means"], PRIVATE["scatter"], PLAIN["samples"]
+UNSOUND_PRIVATE: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "NaN in a mean": ({"means": changed(MEANS, (1, 2), np.nan)}, "means: NaN"),
+    "infinite mean": ({"means": MEANS.astype(np.float64) * 1e300}, "means: NaN"),
+    "gigantic mean": ({"means": MEANS * 1e20}, "means: values beyond"),
+    "a mean less": ({"means": MEANS[:2]}, "3 adapters but means of shape"),
+    "flat means": ({"means": MEANS.ravel()}, "means is of type F32 and shape"),
+    "means of whole numbers": ({"means": MEANS.astype(int)}, "means is of type I64"),
+    "NaN in the scatter": ({"scatter": changed(SCATTER, (0, 0), np.nan)}, "NaN"),
+    "small scatter": ({"scatter": SCATTER[:5, :5]}, "scatter has shape .5, 5."),
+    "lopsided scatter": ({"scatter": changed(SCATTER, (0, 1), 99)}, "symmetric"),
+    "negative scatter": ({"scatter": -SCATTER}, "has a negative eigenvalue"),
+    "a count of 0": ({"counts": np.array([5, 0, 20])}, "counts of samples from 1 on"),
+    "a count of 2^62": ({"counts": np.array([5, 8, 1 << 62])}, "counts of samples"),
+    "two counts": ({"counts": np.array([5, 8])}, "3 adapters do not have 2 counts"),
+}
+UNSOUND_PLAIN: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "NaN in a sample": ({"samples": changed(SAMPLES, (6, 0), np.nan)}, "'c': NaN"),
+    "a sample less": ({"samples": SAMPLES[1:]}, "count 33 samples, but the file holds 32"),
+    "a sample of nobody": ({"counts": np.array([5, 8, 19])}, "count 32 samples, but the file holds 33"),
+    "texts of a number": ({"texts": np.frombuffer(b"[1]", np.uint8)}, "texts: not a list of texts"),
+    "one text": ({"texts": np.frombuffer(b'["a"]', np.uint8)}, "1 texts but 33 samples"),
+    "deep texts": ({"texts": np.frombuffer(DEEP.encode(), np.uint8)}, "recursion"),
+    "no UTF-8": ({"texts": np.frombuffer(b"\xff", np.uint8)}, "can't decode byte"),
+}
+UNSOUND_WORDS: dict[str, tuple[dict[str, str], str]] = {
+    "names that are numbers": ({"names": "[1, 2, 3]"}, "names: not a list of texts"),
+    "names that are null": ({"names": "null"}, "names: not a list of texts"),
+    "one name twice": ({"names": '["a", "a", "d"]'}, "an adapter is named twice"),
+    "a name more": ({"names": '["a", "b", "c", "d"]'}, "4 adapters do not have 3 counts"),
+    "deep names": ({"names": DEEP}, "recursion"),
+    "a long number": ({"names": "9" * 5000}, "digits"),
+    "unknown scorer": ({"scorer": "bm25"}, "unknown scorer 'bm25'"),
+    "a scorer of samples": ({"scorer": "nearest"}, "scorer nearest needs the samples"),
+    "NaN constant": ({"constants": '{"shrinkage": NaN}'}, "shrinkage is not a finite number"),
+    "long constant": ({"constants": '{"a": 1' + "0" * 400 + "}"}, "too large"),
+    "true constant": ({"constants": '{"temperature": true}'}, "temperature is not a finite"),
+    "negative temperature": ({"constants": '{"temperature": -1}'}, "-1 is not positive"),
+    "shrinkage of 2": ({"constants": '{"shrinkage": 2}'}, "2 is not between 0 and 1"),
+    "listed constants": ({"constants": "[]"}, "constants: not an object"),
+}
+
+
+def refused(folder: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{folder}/index.safetensors: no readable index .*{reason}"):
+        AdapterIndex.load(written(folder, tensors, metadata))
+
+
+@pytest.mark.parametrize("fault", [*UNSOUND_PRIVATE, *UNSOUND_PLAIN, *UNSOUND_WORDS])
+def test_an_unsound_index_is_refused_with_its_file_and_the_reason(tmp_path: Path, fault: str) -> None:
+    if fault in UNSOUND_PRIVATE:
+        tensors, reason = UNSOUND_PRIVATE[fault]
+        refused(tmp_path, {**PRIVATE, **tensors}, PRIVATE_WORDS, reason)
+    elif fault in UNSOUND_PLAIN:
+        tensors, reason = UNSOUND_PLAIN[fault]
+        refused(tmp_path, {**PLAIN, **tensors}, PLAIN_WORDS, reason)
+    else:
+        words, reason = UNSOUND_WORDS[fault]
+        refused(tmp_path, PRIVATE, {**PRIVATE_WORDS, **words}, reason)
+
+
+def test_an_index_that_lacks_a_part_is_refused_with_the_parts_name(tmp_path: Path) -> None:
+    for name in ("scatter", "counts"):
+        refused(tmp_path, {n: t for n, t in PRIVATE.items() if n != name}, PRIVATE_WORDS, f"'{name}' is missing")
+    for name in ("names", "scorer", "constants"):
+        refused(tmp_path, PRIVATE, {n: t for n, t in PRIVATE_WORDS.items() if n != name}, f"'{name}' is missing")
+    for name, reason in (("samples", "'samples' is missing"), ("texts", "reads the samples' texts")):
+        refused(tmp_path, {n: t for n, t in PLAIN.items() if n != name}, PLAIN_WORDS, reason)
+
+
+def test_the_parts_that_unsound_files_are_made_of_are_sound(tmp_path: Path) -> None:
+    for tensors, words in ((PRIVATE, PRIVATE_WORDS), (PLAIN, PLAIN_WORDS)):
+        assert AdapterIndex.load(written(tmp_path, tensors, words)).names == ["a", "c", "d"]
+    more = {**PLAIN, "of another version": np.zeros(3)}
+    assert AdapterIndex.load(written(tmp_path, more, PLAIN_WORDS)).names == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("head", [1 << 62, 99_000_000, 7])
+def test_a_header_that_is_longer_than_the_file_is_refused(tmp_path: Path, head: int) -> None:
+    (tmp_path / INDEX_FILE).write_bytes(head.to_bytes(8, "little") + b'{"a": ' + b" " * 100)
+    with pytest.raises(ValueError, match="no readable index"):
+        AdapterIndex.load(tmp_path)
+
+
+def test_a_pipe_is_no_index_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / INDEX_FILE)
+    with pytest.raises(ValueError, match=r"no readable index \(there is no such file"):
+        AdapterIndex.load(tmp_path)
+    with pytest.raises(ValueError, match="no readable index"):
+        AdapterIndex.load(str(tmp_path / ("x" * 5000)))
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_an_empty_index_can_be_saved_and_loaded(tmp_path: Path, scorer: str) -> None:
+    AdapterIndex(scorer).save(tmp_path)
+    assert AdapterIndex.load(tmp_path).names == []
+
+
+def is_usable(index: AdapterIndex) -> bool:
+    """Whether a search finds every adapter with a finite score."""
+    if not index.names:
+        return True
+    dim = index._pool.dim
+    assert dim is not None
+    hits = index.search(np.ones((2, dim), np.float32), len(index.names), texts=["a b c", "d"])
+    return bool(np.isfinite(hits.scores).all()) and sorted(hits.names[0]) == sorted(index.names)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_bytes_changed_anywhere_are_refused_or_leave_a_usable_index(private: bool, data: st.DataObject) -> None:
+    tensors, metadata = (PRIVATE, PRIVATE_WORDS) if private else (PLAIN, PLAIN_WORDS)
+    content = bytearray(save(tensors, metadata))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 400))
+        content[min(at, len(content) - 1)] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / INDEX_FILE).write_bytes(content)
+        try:
+            index = AdapterIndex.load(folder)
+        except ValueError as error:
+            assert str(error).startswith(f"{folder}/index.safetensors: no readable index (")
+        else:
+            assert is_usable(index)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    names=JSON | st.lists(st.text(max_size=3), min_size=2, max_size=4),
+    constants=JSON | st.dictionaries(st.sampled_from(["temperature", "shrinkage", "x"]), JSON, max_size=3),
+    scorer=st.sampled_from([*SCORERS, "", "bm25"]),
+    shape=st.tuples(st.integers(0, 4), st.integers(0, 3)),
+    counts=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), max_size=4),
+    value=st.floats(width=32),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_parts_are_refused_or_make_a_usable_index(
+    names: object, constants: object, scorer: str, shape: tuple[int, int], counts: list[int], value: float
+) -> None:
+    metadata = {"names": json.dumps(names), "constants": json.dumps(constants), "scorer": scorer}
+    rows, counted = np.full(shape, value, np.float32), np.array(counts, dtype=np.int64)
+    for tensors in (
+        {"means": rows, "counts": counted, "scatter": np.full((shape[1], shape[1]), value, np.float64)},
+        {"samples": rows, "counts": counted},
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                index = AdapterIndex.load(written(Path(folder), tensors, metadata))
+            except ValueError as error:
+                assert str(error).startswith(f"{folder}/index.safetensors: no readable index (")
+            else:
+                assert is_usable(index)
+
+
+def test_names_must_be_texts_and_embeddings_numbers() -> None:
+    with pytest.raises(ValueError, match="an adapter's name must be a text, not 5"):
+        AdapterIndex().add(5, POOL[0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="adapter 'a': embeddings must be rows of numbers"):
+        AdapterIndex().add("a", [["x", 1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="adapter 'a': values beyond 1e"):
+        AdapterIndex().add("a", np.full((2, 3), 1e16))
 
 
 @pytest.mark.parametrize(

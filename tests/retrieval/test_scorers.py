@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from lora_retriever import AdapterIndex
 from lora_retriever.retrieval.pool import AdapterPool
 from lora_retriever.retrieval.scorers import SCORERS, HeldOut, Samples
-from lora_retriever.retrieval.scorers.base import HELD_OUT, spared
-from lora_retriever.retrieval.scorers.discriminant import SHRINKAGES, Statistics, leave_out
+from lora_retriever.retrieval.scorers import texts as texts_scorers
+from lora_retriever.retrieval.scorers.base import HELD_OUT, spared, unit
+from lora_retriever.retrieval.scorers.discriminant import SHRINKAGES, WITHOUT_SAMPLES, Statistics, leave_out
+from lora_retriever.retrieval.scorers.neighbours import NEIGHBOURS, best_means
 from lora_retriever.retrieval.scorers.texts import shape, texts_alone
 
 Vectors = NDArray[np.float64]
@@ -29,13 +32,18 @@ TEXTS = [
 ]
 POOL = [RANDOM.normal(loc=RANDOM.normal(size=5), size=(len(texts), 5)).astype(np.float32) for texts in TEXTS]
 QUERIES = RANDOM.normal(size=(4, 5)).astype(np.float32)
-QUERY_TEXTS = ["Write a text: (Bo, age, 7)", "Bo ate. Does it follow that Bo is full?", "a dull joy .", "Zzz"]
+QUERY_TEXTS = [
+    "Write a text: (Bo, age, 7)",
+    "Bo ate. Does it follow that Bo is full?",
+    "a dull joy .",
+    "write a text: zzz",
+]
 
 
 def pool_of(arrays: list[NDArray[np.float32]], texts: list[list[str]] | None = None) -> AdapterPool:
     pool = AdapterPool()
-    for place, array in enumerate(arrays):
-        pool.add(str(place), Samples(array, None if texts is None else tuple(texts[place])))
+    for number, array in enumerate(arrays):
+        pool.add(str(number), Samples(array, None if texts is None else tuple(texts[number])))
     return pool
 
 
@@ -58,6 +66,17 @@ def test_the_discriminant_equals_its_formula() -> None:
     exact = [samples.astype(np.float64) for samples in POOL]
     expected = [discriminant_by_hand(exact, q, fitted.constants["shrinkage"]) for q in QUERIES.astype(np.float64)]
     assert fitted.score(Samples(QUERIES)) == pytest.approx(np.array(expected), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("constants", "shrinkage"), [({}, 0.1), ({"shrinkage": 0.4}, 0.4)])
+def test_the_discriminant_of_means_alone_has_the_stated_shrinkage(
+    constants: dict[str, float], shrinkage: float
+) -> None:
+    known, exact = pool_of(POOL), [samples.astype(np.float64) for samples in POOL]
+    pool = AdapterPool.of_means(NAMES, known.means, known.counts, known.scatter)
+    pool.constants = constants
+    expected = [discriminant_by_hand(exact, query, shrinkage) for query in QUERIES.astype(np.float64)]
+    assert SCORERS["discriminant"].fit(pool).score(Samples(QUERIES)) == pytest.approx(np.array(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize("shrinkage", [0.05, 0.3, 0.9])
@@ -104,6 +123,95 @@ def test_knn_is_the_mean_of_the_nearest() -> None:
             assert score == pytest.approx(np.mean(cosines[:k]), abs=1e-5)
 
 
+def test_the_number_of_neighbours_is_the_one_that_finds_most_held_out_samples() -> None:
+    """By a loop over samples; noisy samples of one centre each, of which a single neighbour says little."""
+    generator = np.random.default_rng(11)
+    pool = [(center + 1.5 * generator.normal(size=(14, 6))).astype(np.float32) for center in np.eye(6)[:4]]
+    units = [[sample / np.linalg.norm(sample) for sample in array] for array in pool]
+    hits = dict.fromkeys(NEIGHBOURS, 0)
+    for k in NEIGHBOURS:
+        for adapter, array in enumerate(units):
+            for left_out, query in enumerate(array):
+                scores = []
+                for other, samples in enumerate(units):
+                    cosines = [float(query @ s) for at, s in enumerate(samples) if (other, at) != (adapter, left_out)]
+                    best = sorted(cosines, reverse=True)[:k]
+                    scores.append(sum(best) / len(best))
+                hits[k] += scores.index(max(scores)) == adapter
+    most = max(hits.values())
+    assert hits[1] < most, "the data must not be right by the first of the numbers"
+    assert SCORERS["knn"].fit(pool_of(pool)).constants["neighbours"] == next(k for k in NEIGHBOURS if hits[k] == most)
+
+
+def test_of_numbers_of_neighbours_that_find_as_much_the_smallest_counts() -> None:
+    generator = np.random.default_rng(12)
+    pool = [(10 * center + generator.normal(size=(8, 6))).astype(np.float32) for center in np.eye(6)[:3]]
+    assert SCORERS["knn"].fit(pool_of(pool)).constants == {"neighbours": 1}
+
+
+def test_scorers_of_texts_need_samples() -> None:
+    assert {name for name, scorer in SCORERS.items() if scorer.needs_texts} == {"lexical", "hybrid"}
+    assert {name for name, scorer in SCORERS.items() if scorer.needs_samples} == {"nearest", "knn", "lexical", "hybrid"}
+
+
+@pytest.mark.parametrize("scorer", ["mean_ip", "cosine", "discriminant"])
+def test_a_pool_without_samples_has_none_to_leave_out(scorer: str) -> None:
+    known = pool_of(POOL)
+    pool = AdapterPool.of_means(NAMES, known.means, known.counts, known.scatter)
+    assert SCORERS[scorer].fit(pool).held_out() is None
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_the_highest_similarities_are_averaged_and_unknown_ones_left_out(k: int) -> None:
+    similarities = RANDOM.normal(size=(3, 8))
+    similarities[[0, 1, 1], [2, 4, 6]] = np.nan
+    (found,) = best_means(similarities, np.array([1, 3, 4]), [k])
+    for row, values in enumerate(similarities):
+        for adapter, part in enumerate((values[:1], values[1:4], values[4:])):
+            highest = sorted((value for value in part if not math.isnan(value)), reverse=True)[:k]
+            assert found[row, adapter] == pytest.approx(sum(highest) / len(highest))
+
+
+def test_a_pool_of_single_samples_leaves_none_out() -> None:
+    pool = pool_of([samples[:1] for samples in POOL])
+    assert SCORERS["nearest"].fit(pool).held_out() is None
+    assert SCORERS["knn"].fit(pool).held_out() is None
+    assert SCORERS["knn"].fit(pool).constants == {"neighbours": NEIGHBOURS[0]}
+    assert SCORERS["discriminant"].fit(pool).constants == {"shrinkage": WITHOUT_SAMPLES}
+
+
+def test_without_samples_the_discriminant_has_the_shrinkage_that_was_recorded() -> None:
+    pool = pool_of(POOL)
+    for constants, shrinkage in (({}, WITHOUT_SAMPLES), ({"shrinkage": 0.3}, 0.3)):
+        known = SimpleNamespace(
+            means=pool.means, counts=pool.counts, scatter=pool.scatter, has_samples=False, constants=constants
+        )
+        assert SCORERS["discriminant"].fit(known).constants == {"shrinkage": shrinkage}  # type: ignore[arg-type]
+
+
+def test_vectors_are_divided_by_their_length_and_zeros_stay() -> None:
+    assert unit(np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]])).tolist() == [[0.6, 0.8], [0, 0], [0, 1]]
+    assert unit(np.array([3.0, 4.0])).tolist() == [0.6, 0.8]
+
+
+@pytest.mark.parametrize("scorer", ["lexical", "hybrid"])
+def test_scores_do_not_depend_on_the_size_of_blocks(scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = Samples(QUERIES, tuple(QUERY_TEXTS))
+    expected = SCORERS[scorer].fit(pool_of(POOL, TEXTS)).score(queries)
+    monkeypatch.setattr(texts_scorers, "BLOCK", 2)
+    assert SCORERS[scorer].fit(pool_of(POOL, TEXTS)).score(queries) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_the_space_of_a_large_pool_is_spanned_by_some_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At even distances, the first and the last among them."""
+    monkeypatch.setattr(texts_scorers, "LANDMARKS", 4)
+    fitted = texts_scorers.lexical(pool_of(POOL, TEXTS))
+    every = [text for texts in TEXTS for text in texts]
+    for view, landmarks in fitted.space.views:
+        chosen = view.vectors(Samples(np.zeros((4, 1)), tuple(every[place] for place in (0, 2, 5, 8))))
+        assert (landmarks.toarray() == chosen.toarray()).all()
+
+
 def tf_idf(
     texts: list[str], fitted_on: list[str], grams: dict[str, Counter[str]], min_df: int
 ) -> list[dict[str, float]]:
@@ -137,8 +245,10 @@ def tokens_of(text: str) -> list[str]:
     return tokens
 
 
-def test_hybrid_is_the_discriminant_on_all_views_side_by_side() -> None:
+@pytest.mark.parametrize("block", [1, 2, 1024])
+def test_hybrid_is_the_discriminant_on_all_views_side_by_side(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Explicit vectors of words, phrases, form and meaning, each of length ½, then dense matrices."""
+    monkeypatch.setattr("lora_retriever.retrieval.scorers.texts.BLOCK", block)
     every = [text for texts in TEXTS for text in texts]
     asked = [*every, *QUERY_TEXTS]
     words = {text: grams_of(tokens_of(text.lower()), 1, 3) for text in asked}
@@ -198,6 +308,24 @@ def test_of_a_large_pool_a_bounded_number_is_left_out_and_single_samples_never()
     assert places[-1] == 5003
 
 
+@pytest.mark.parametrize(("scores", "left_out"), [(5000, 500), (500, 100), (10**9, 2000)])
+def test_the_number_of_held_out_scores_is_bounded(monkeypatch: pytest.MonkeyPatch, scores: int, left_out: int) -> None:
+    """10 adapters: so a tenth of the scores, but at least 100 samples and at most 2,000."""
+    monkeypatch.setattr("lora_retriever.retrieval.scorers.base.HELD_OUT_SCORES", scores)
+    own, positions = spared(np.full(10, 300))
+    assert len(own) == len(positions) == left_out
+    assert (own == positions // 300).all()
+    assert len(set(positions.tolist())) == left_out
+
+
+def test_all_samples_are_left_out_while_there_are_few() -> None:
+    own, positions = spared(np.array([2, 1, 3]))
+    assert own.tolist() == [0, 0, 2, 2, 2]
+    assert positions.tolist() == [0, 1, 3, 4, 5]
+    for samples in (HELD_OUT - 1, HELD_OUT):
+        assert spared(np.array([samples]))[1].tolist() == list(range(samples))
+
+
 def test_the_shrinkage_is_the_one_that_finds_most_held_out_samples() -> None:
     pool = pool_of(POOL)
     own, places = spared(pool.counts)
@@ -205,3 +333,74 @@ def test_the_shrinkage_is_the_one_that_finds_most_held_out_samples() -> None:
     found: dict[float, HeldOut] = dict(leave_out(statistics, np.concatenate(POOL).astype(np.float64)[places], own))
     hits = [int((found[s].scores.argmax(axis=1) == own).sum()) for s in SHRINKAGES]
     assert SCORERS["discriminant"].fit(pool).constants["shrinkage"] == SHRINKAGES[int(np.argmax(hits))]
+
+
+# The pool's statistics
+
+
+def scatter_by_hand(arrays: list[NDArray[np.float32]]) -> Vectors:
+    """Σ (x − μ)(x − μ)', by a loop over samples."""
+    total = np.zeros((arrays[0].shape[1],) * 2)
+    for array in arrays:
+        mean = array.astype(np.float64).mean(axis=0)
+        for sample in array.astype(np.float64):
+            total += np.outer(sample - mean, sample - mean)
+    return total
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 256])
+def test_the_scatter_is_the_sum_over_all_samples(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr("lora_retriever.retrieval.pool.TOGETHER", together)
+    assert pool_of(POOL).scatter == pytest.approx(scatter_by_hand(POOL), rel=1e-12)
+
+
+def test_means_and_scatter_follow_every_change() -> None:
+    pool = pool_of(POOL[:2])
+    for change in ("read", "add", "remove"):
+        if change == "add":
+            pool.add("2", Samples(POOL[2]))
+        elif change == "remove":
+            pool.remove("0")
+        arrays = {"read": POOL[:2], "add": POOL, "remove": POOL[1:]}[change]
+        assert pool.scatter == pytest.approx(scatter_by_hand(arrays), rel=1e-9)
+        assert pool.means == pytest.approx(np.stack([array.mean(axis=0) for array in arrays]))
+        assert pool.counts.tolist() == [len(array) for array in arrays]
+
+
+def test_an_emptied_pool_has_no_memory() -> None:
+    pool = pool_of(POOL[:1])
+    assert pool.scatter.shape == (5, 5)
+    pool.remove("0")
+    wide = RANDOM.normal(size=(4, 7)).astype(np.float32)
+    pool.add("wide", Samples(wide))
+    assert pool.scatter == pytest.approx(scatter_by_hand([wide]))
+    assert pool.means.shape == (1, 7)
+
+
+def test_a_copy_of_a_pool_changes_alone() -> None:
+    pool = pool_of(POOL)
+    scatter = pool.scatter.copy()
+    copy = pool.copy()
+    copy.remove("0")
+    copy.add("new", Samples(POOL[0] * 2))
+    assert pool.names == ["0", "1", "2"]
+    assert np.array_equal(pool.scatter, scatter)
+    assert copy.names == ["1", "2", "new"]
+
+
+def test_a_private_pool_forgets_its_constants_with_its_last_private_adapter() -> None:
+    known = pool_of(POOL)
+    pool = AdapterPool.of_means(["a", "b"], known.means[:2], known.counts[:2], known.scatter)
+    pool.constants = {"shrinkage": 0.3}
+    pool.add("c", Samples(POOL[2]))
+    pool.remove("a")
+    assert pool.constants == {"shrinkage": 0.3}
+    assert pool.scatter == pytest.approx(known.scatter + scatter_by_hand(POOL[2:]))
+    pool.remove("b")
+    assert pool.constants == {}
+    assert pool.scatter == pytest.approx(scatter_by_hand(POOL[2:]))
+
+
+def test_a_vector_of_zeros_stays_and_others_get_length_1(recwarn: pytest.WarningsRecorder) -> None:
+    assert unit(np.array([[0.0, 0.0], [3.0, 4.0]])) == pytest.approx(np.array([[0, 0], [0.6, 0.8]]))
+    assert not recwarn.list

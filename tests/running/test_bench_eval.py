@@ -15,6 +15,7 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.running.run_file import read_lines
 
 
+@pytest.mark.slow
 def test_the_original_s_loop_answers_as_ours_does(paper_runs: Path, tiny: Profile) -> None:
     names = ["base", "fusion", "mixture_ood"]
     measured = bench_eval.run_original(tiny, 1, names)
@@ -47,6 +48,7 @@ def test_a_pool_with_room_for_some_gives_the_same_tokens(
     assert "room for 8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rows_are_compared_between_batches_of_two_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def dense_answer(line: dict[str, Any], mode: str, max_new_tokens: int) -> str:
     return tokenizer.decode(tokens[start:], skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_answer_is_the_dense_models(paper_runs: Path, tiny: Profile, method: Method) -> None:
     lines = lines_of(paper_runs, method.name)
@@ -73,6 +74,7 @@ def test_every_answer_is_the_dense_models(paper_runs: Path, tiny: Profile, metho
         assert line["predicted_answer"] == dense_answer(line, method.mode, tiny.generation.max_new_tokens), line
 
 
+@pytest.mark.slow
 def test_a_line_holds_the_row_and_what_was_used(paper_runs: Path, tiny_rows: list[Row]) -> None:
     rows = {row.id: row for row in tiny_rows}
     for method in METHODS:
@@ -94,6 +96,7 @@ def test_a_line_holds_the_row_and_what_was_used(paper_runs: Path, tiny_rows: lis
                 assert row.task not in line["adapters"]
 
 
+@pytest.mark.slow
 def test_later_batches_are_composed_like_the_first(paper_runs: Path, tmp_path: Path) -> None:
     """Fault 1 of the original: from the second batch on it composes nothing. Batches of 2 and of 32 must agree."""
     small = tiny_profile(tmp_path, generation={"batch_size": 2})
@@ -120,12 +123,14 @@ def finished(paper_runs: Path, tmp_path: Path) -> Path:
     return shutil.copytree(paper_runs, tmp_path / "finished")
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_left_alone(finished: Path, tiny: Profile) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")}
     evaluate(tiny, None, finished, limit=1, console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")} == before
 
 
+@pytest.mark.slow
 def test_a_changed_setting_never_mixes_into_old_files(finished: Path, tmp_path: Path) -> None:
     other = tiny_profile(tmp_path, generation={"max_new_tokens": 5})
     with pytest.raises(UserError, match=r"another configuration: generation\.max_new_tokens: 24 → 5"):
@@ -172,6 +177,7 @@ def kill_midway(profile: Profile, methods: list[str], results: Path, name: str, 
     assert not (results / f"{name}.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_very_files_of_an_undisturbed_run(runs_in_threes: Path, tmp_path: Path) -> None:
     profile = tiny_profile(tmp_path, generation={"batch_size": 3})
     methods, killed = ["selection", "mixture_ood"], tmp_path / "killed"
@@ -184,6 +190,7 @@ def test_killed_runs_go_on_to_the_very_files_of_an_undisturbed_run(runs_in_three
         assert without_timings(killed, name) == without_timings(runs_in_threes, name)
 
 
+@pytest.mark.slow
 def test_rows_without_an_adapter_fail_alone_and_are_listed(tmp_path: Path, tiny_rows: list[Row]) -> None:
     rows = [row.model_dump() for row in tiny_rows[:3]]
     rows[1]["task"] = "unheard_of"
@@ -199,6 +206,7 @@ def test_rows_without_an_adapter_fail_alone_and_are_listed(tmp_path: Path, tiny_
     assert meta["finished"] is False
 
 
+@pytest.mark.slow
 def test_truncation_is_counted(tmp_path: Path) -> None:
     profile = tiny_profile(tmp_path, generation={"max_prompt_tokens": 52})
     evaluate(profile, ["base"], tmp_path / "results", limit=1, console=QUIET)
@@ -216,6 +224,7 @@ def test_a_k_beyond_the_pool_is_refused_before_anything_runs(tmp_path: Path, tin
     assert not list((tmp_path / "results").glob("*.json*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

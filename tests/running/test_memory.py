@@ -34,6 +34,7 @@ def test_llama_2_7b_as_its_paper_and_the_released_adapters_have_it() -> None:
     assert used.pairs == 32 * 3 * 8_388_608
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "layers", "rows", "length", "targets", "mode"),
     [

@@ -152,6 +152,7 @@ def test_weights_stay_finite_under_large_scores_and_small_temperatures() -> None
 # Runs
 
 
+@pytest.mark.slow
 def test_a_k_sweep_uses_k_adapters(swept: Path) -> None:
     most = {line["id"]: line["adapters"] for line in lines_of(swept, "mixture@k=4")}
     for k in (1, 2, 4):
@@ -168,6 +169,7 @@ def test_a_k_sweep_uses_k_adapters(swept: Path) -> None:
     assert first == alone
 
 
+@pytest.mark.slow
 def test_scorers_and_temperatures_are_those_of_the_name(swept: Path) -> None:
     for scorer in ("cosine", "discriminant"):
         name = f"mixture@scorer={scorer},temperature=0.2"
@@ -181,6 +183,7 @@ def test_scorers_and_temperatures_are_those_of_the_name(swept: Path) -> None:
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_a_variant_answers_as_a_profile_with_its_settings(swept: Path, tiny: Profile, tmp_path: Path) -> None:
     for settings, name in [
         ({"k": 2}, "mixture@k=2"),
@@ -190,6 +193,7 @@ def test_a_variant_answers_as_a_profile_with_its_settings(swept: Path, tiny: Pro
         assert lines_of(tmp_path / name, "mixture") == lines_of(swept, name)
 
 
+@pytest.mark.slow
 def test_a_sweep_loads_and_encodes_once(tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
@@ -210,6 +214,7 @@ def test_a_sweep_loads_and_encodes_once(tiny: Profile, tmp_path: Path, monkeypat
     assert len(list(tmp_path.glob("selection@scorer=*,seed=*.jsonl"))) == 4
 
 
+@pytest.mark.slow
 def test_every_run_of_a_seed_sweep_starts_at_its_seed(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +236,7 @@ def test_every_run_of_a_seed_sweep_starts_at_its_seed(
     assert (tmp_path / "base@seed=3.jsonl").read_bytes() == (tmp_path / "base@seed=4.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_to_the_files_of_an_undisturbed_one(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +265,7 @@ def test_a_stopped_sweep_goes_on_to_the_files_of_an_undisturbed_one(
     assert set(stopped) == {f"mixture@{v}.jsonl" for v in ("k=1", "k=2,temperature=0.2", "k=2,temperature=1")}
 
 
+@pytest.mark.slow
 def test_a_wider_sweep_repeats_nothing(swept: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(evaluation, "load_backend")  # so it would raise if anything were left to do
     evaluate(tiny, ["selection", "mixture"], swept, 1, QUIET, ["k=4,2"])
@@ -303,6 +310,7 @@ def test_an_unusable_sweep_exits_with_2_and_says_why(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_the_command_takes_several_sweeps(tmp_path: Path) -> None:
     arguments = ["run", "--only", "selection", "--limit", "1", "--results", str(tmp_path), "--sweep", "scorer=nearest"]
     assert main([*arguments, "--sweep", "k=1,2"]) == 0

@@ -106,11 +106,12 @@ def test_a_task_of_one_sample_is_refused(tiny_pool: list[PoolEntry]) -> None:
         training_pairs([entry], OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [3, 8, 100])
 def test_no_batch_holds_two_pairs_of_one_task_nor_a_text_twice(
     tiny_pool: list[PoolEntry], tmp_path: Path, batch_size: int
 ) -> None:
-    """Else samples of one task would be pushed apart as each other's negatives."""
+    """Otherwise samples of one task would be negatives of each other."""
     # A text that two tasks share, as some of the official pool do.
     shared = tiny_pool[1].model_copy(update={"sample": (*tiny_pool[1].sample[1:], tiny_pool[0].sample[0])})
     pairs = training_pairs([tiny_pool[0], shared, *tiny_pool[2:8]], OPTIONS)
@@ -154,6 +155,7 @@ def test_the_loss_is_a_softmax_of_the_partner_against_all_other_texts(
     assert float(loss) == pytest.approx(float(np.mean(by_hand)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_left_alone_and_other_settings_are_refused(trained: Path, tmp_path: Path) -> None:
     before = hash_path(trained)
     train_retriever(ENCODER, POOL, OPTIONS, trained)
@@ -196,6 +199,7 @@ def test_a_finished_training_is_left_alone_and_other_settings_are_refused(traine
         train_retriever(ENCODER, POOL, OPTIONS, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_trained_on_what(record: dict[str, Any], tiny_pool: list[PoolEntry]) -> None:
     assert record["configuration"]["options"] == OPTIONS.model_dump(mode="json")
     assert record["configuration"]["base_hash"] == hash_path(ENCODER)
@@ -204,6 +208,7 @@ def test_the_record_says_what_was_trained_on_what(record: dict[str, Any], tiny_p
     assert record["evaluation"]["rows"] == {"seen": 240, "unseen": 330, "all": 570}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_seen_and_unseen_tasks_are_counted_apart(
     when: str, trained: Path, record: dict[str, Any], tiny_pool: list[PoolEntry], tiny_rows: list[Row]
@@ -219,6 +224,7 @@ def test_seen_and_unseen_tasks_are_counted_apart(
         assert record["evaluation"][when]["cosine"][group]["top1"] == round(100 * np.mean(found), 2)
 
 
+@pytest.mark.slow
 def test_a_held_out_sample_does_not_describe_its_own_adapter(tiny_pool: list[PoolEntry]) -> None:
     encoder = load_encoder(ENCODER, instruction=INSTRUCTION)
     entry = tiny_pool[3]
@@ -238,6 +244,7 @@ def test_a_held_out_sample_does_not_describe_its_own_adapter(tiny_pool: list[Poo
     assert found["top3"] == 100
 
 
+@pytest.mark.slow
 def test_only_the_topmost_layers_are_trained_if_asked(tmp_path: Path) -> None:
     train_retriever(ENCODER, POOL, RetrieverOptions(epochs=1, learning_rate=1e-3, layers=1), tmp_path / "out")
     before, after = weights(ENCODER), weights(tmp_path / "out")
@@ -248,6 +255,7 @@ def test_only_the_topmost_layers_are_trained_if_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "other.partial").exists()
 
 
+@pytest.mark.slow
 def test_an_added_linear_layer_starts_as_the_identity_and_is_all_that_changes(tmp_path: Path) -> None:
     texts = ["where does Karl live ?", "a review of the film"]
     options = RetrieverOptions(epochs=1, learning_rate=1e-3, layers=0)
@@ -264,6 +272,7 @@ def test_an_added_linear_layer_starts_as_the_identity_and_is_all_that_changes(tm
     assert np.abs(after - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_script_trains_compares_and_goes_on(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,13 +68,14 @@ def test_labels_are_the_answer_and_its_end(tokenizer: PreTrainedTokenizerBase, t
     assert cut["labels"][-1] != tokenizer.eos_token_id
 
 
-def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(tiny_pool: list[PoolEntry]) -> None:
+def test_a_tokenizer_without_an_eos_token_is_a_users_mistake(tiny_pool: list[PoolEntry]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"base: it has no EOS token, so no adapter learns to end answers"):
         encode_example(tokenizer, tiny_pool[0].sample[0], OPTIONS.template, OPTIONS.max_tokens)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_base(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_training_lowers_the_loss_and_leaves_the_base(
     assert json.loads((tmp_path / "adapter" / "training.json").read_text()) == record
 
 
+@pytest.mark.slow
 def test_a_pool_is_trained_task_by_task_and_resumed(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_pool: list[PoolEntry]
 ) -> None:

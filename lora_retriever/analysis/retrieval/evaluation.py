@@ -1,6 +1,6 @@
-"""How well a scorer finds the inputs' own adapters: the paper's table 2, and what it leaves out.
+"""How well a scorer finds the inputs' own adapters: the paper's table 2, and further figures.
 
-All figures of a scorer are means over rows, and all come from one `Ranking`.
+All figures of a scorer are means over rows, computed from one `Ranking`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_retriever.analysis.retrieval.rankings import Described, Ranking, RetrievalData, Values, rank, rank_left_out
+from lora_retriever.analysis.retrieval.rankings import (
+    Ranking,
+    RetrievalData,
+    TextsAndDomains,
+    Values,
+    rank,
+    rank_left_out,
+)
 from lora_retriever.analysis.retrieval.templates import Templates
 from lora_retriever.resampling import Indices, bootstrap, exact_bound
 from lora_retriever.tables import Cell
 
 CUTS = (1, 3, 5, 8)
 MASKED_CUTS = (1, 3)
-"""With the own adapter masked, among the best so many it is counted who is of its domain."""
+"""With the own adapter masked: the k for which the adapters of the row's domain among the best k are counted."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Figures:
     """Means over some rows, in percent, with 95 % intervals.
 
     `top1` … `top8`: rows whose own adapter is among the best 1 … 8. `mrr`: mean reciprocal rank. `same_domain1` and
-    `same_domain3`: with the own adapter masked, the share of the best 1 and 3 that is of the row's domain.
+    `same_domain3`: with the own adapter masked, the share of the best 1 and 3 adapters that are of the row's domain.
     """
 
     rows: int
@@ -36,17 +43,20 @@ class Figures:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one scorer does with one encoder's embeddings.
+    """The figures of one scorer on one encoder's embeddings.
 
     Attributes:
-        calibration_error: in percent; None where no probabilities are stated.
-        seen: over the rows of a template that some sample of their own adapter has; None: templates are not known.
+        calibration_error: in percent; None if no probabilities are stated.
+        seen: over the rows whose template occurs in a sample of their own adapter; None: templates are not known, or
+            there is no such row.
         unseen: over the other rows; None: templates are not known, or there is no such row.
-        left_out: over all rows, each without its own adapter's samples of its template; None: not asked for.
-        domains: by domain, where domains are known.
+        left_out: over all rows, each without its own adapter's samples of its template; None: the user did not ask for
+            it.
+        domains: by domain; empty if domains are not known.
         tasks: by task.
-        confusions: how many rows of a task (first) found another task's adapter (second) first; most frequent first.
-        cut: the same with only the first so many samples of every adapter.
+        confusions: by task and adapter of another task, the number of the task's rows for which this adapter was first;
+            most frequent first.
+        cut: by number of samples, the figures with only the first samples of every adapter.
     """
 
     encoder: str
@@ -70,16 +80,16 @@ def evaluate_retrieval(
     cuts: Sequence[int] = (),
     leave_out: bool = False,
 ) -> Evaluation:
-    """Everything about one scorer on one encoder's embeddings.
+    """All figures of one scorer on one encoder's embeddings.
 
     Args:
-        encoder: its name.
-        templates: of samples and rows, if texts are known.
-        cuts: numbers of samples to which the pool is cut.
-        leave_out: whether to rank all rows without their own adapter's samples of their template, too.
+        encoder: the encoder's name.
+        templates: the templates of samples and rows, if texts are known.
+        cuts: numbers of samples per adapter to which the pool is cut.
+        leave_out: whether to rank all rows also without their own adapter's samples of their template.
 
     Raises:
-        UserError: as `rank`.
+        UserError: as for `rank`.
     """
     cut = {size: evaluate_retrieval(encoder, data.cut(size), scorer, _cut(templates, size)) for size in cuts}
     ranking = rank(data, scorer)
@@ -113,8 +123,8 @@ def evaluate_retrieval(
     )
 
 
-def row_values(ranking: Ranking, described: Described | None) -> dict[str, Values]:
-    """What `Figures` averages, row by row: [rows] each. A k beyond the pool is left out."""
+def row_values(ranking: Ranking, described: TextsAndDomains | None) -> dict[str, Values]:
+    """The values that `Figures` averages, row by row: [rows] each. A k above the pool's size is left out."""
     adapters = ranking.order.shape[1]
     values = {f"top{k}": (ranking.ranks <= k).astype(float) for k in CUTS if k <= adapters}
     values["mrr"] = 1 / ranking.ranks
@@ -127,7 +137,7 @@ def row_values(ranking: Ranking, described: Described | None) -> dict[str, Value
 
 
 def figures(values: dict[str, Values], tasks: NDArray[np.str_]) -> Figures:
-    """Means over rows with intervals: rows are drawn anew within their tasks."""
+    """Means over rows, with bootstrap intervals: rows are resampled within their tasks."""
     stacked = np.stack(list(values.values()))  # [figures, rows]
     by_task = [stacked[:, tasks == task] for task in dict.fromkeys(tasks.tolist())]
     sizes = [of_task.shape[1] for of_task in by_task]
@@ -141,7 +151,7 @@ def figures(values: dict[str, Values], tasks: NDArray[np.str_]) -> Figures:
     means = 100 * stacked.mean(axis=1)
     cells = {}
     for name, mean, (low, high) in zip(values, means.tolist(), bootstrap(sizes, drawn).tolist(), strict=True):
-        alike = mean in (0, 100)  # nothing varies, so drawing shows nothing
+        alike = mean in (0, 100)  # all rows are equal, so resampling shows no variation
         cells[name] = Cell(mean, *(exact_bound(mean, sum(sizes)) if alike else (low, high)))
     return Figures(sum(sizes), cells)
 

@@ -1,4 +1,4 @@
-"""Evaluations of retrieval as tables and as JSON. Nothing is computed here."""
+"""Evaluations of retrieval as tables and as JSON. This file computes no figures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lora_retriever.tables import Cell, Table
 
 Cells = list[Cell | str | None]
 
-INTERVALS = "±: half of the 95 % interval; rows are drawn anew within their tasks."
+INTERVALS = "±: half of the 95 % interval; rows are resampled within their tasks."
 TOP_1_AND_3 = ("top1", "top3")
 
 
 def report_tables(evaluations: Sequence[Evaluation], by: str | None, confusions: int | None) -> list[Table]:
-    """The main table, that of the cut pools if it was cut, and those asked for."""
+    """The main table, the table of cut pools if pools were cut, and the tables that the user chose."""
     tables = [main_table(evaluations)]
     if evaluations[0].cut:
         tables.append(cut_table(evaluations))
@@ -34,7 +34,7 @@ def report_tables(evaluations: Sequence[Evaluation], by: str | None, confusions:
 
 
 def main_table(evaluations: Sequence[Evaluation]) -> Table:
-    """A line per encoder and scorer, with all there is; below, the paper's table 2."""
+    """A line per encoder and scorer with all figures; below, the paper's table 2."""
     first = evaluations[0]
     sections: list[tuple[str, list[str], Callable[[Evaluation], Cells]]] = [
         (
@@ -73,7 +73,7 @@ def main_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def group_table(evaluations: Sequence[Evaluation], by: str) -> Table:
-    """A line per domain or task: its rows, and how many of them each scorer finds the own adapter for."""
+    """A line per domain or task: the number of rows, and each scorer's share of rows with the own adapter found."""
     groups = [one.domains if by == "domain" else one.tasks for one in evaluations]
     rows: list[tuple[str, Cells]] = [
         (name, [str(over.rows), *(cell for of_one in groups for cell in _cells(of_one[name], TOP_1_AND_3))])
@@ -84,7 +84,7 @@ def group_table(evaluations: Sequence[Evaluation], by: str) -> Table:
 
 
 def cut_table(evaluations: Sequence[Evaluation]) -> Table:
-    """A line per encoder and scorer: how it does when every adapter has only so many samples."""
+    """A line per encoder and scorer: the figures when every adapter has only a few samples."""
     columns = ["top 1", "top 3", *(["unseen rows", "unseen top 1"] if evaluations[0].seen else [])]
 
     def cells(one: Evaluation) -> Cells:
@@ -99,7 +99,7 @@ def cut_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def confusion_table(evaluations: Sequence[Evaluation], most: int) -> Table:
-    """The most frequent confusions over all scorers: rows of one task whose best adapter is another's."""
+    """The most frequent confusions over all scorers: rows of one task whose best adapter is of another task."""
     total: Counter[tuple[str, str]] = Counter()
     for one in evaluations:
         total.update(one.confusions)
@@ -107,28 +107,28 @@ def confusion_table(evaluations: Sequence[Evaluation], most: int) -> Table:
         (f"{own} → {found}", [str(one.confusions.get((own, found), 0)) for one in evaluations])
         for (own, found), _ in total.most_common(most)
     ]
-    return Table(_labels(evaluations), rows, ["Rows of a task → whose adapter was found first instead of its own."])
+    return Table(_labels(evaluations), rows, ["Task of the rows → adapter of another task that was found first."])
 
 
 def template_table(data: RetrievalData, templates: Templates) -> Table:
-    """The templates as they were found: the words all their inputs share, and how many inputs they have."""
+    """The templates that were found: the words that all their inputs share, and the number of their inputs."""
     assert data.described is not None, "templates are found in texts"
     rows: list[tuple[str, Cells]] = []
-    for place, (name, groups) in enumerate(zip(data.names, templates.samples, strict=True)):
-        own = np.flatnonzero(templates.own == place)
+    for adapter, (name, groups) in enumerate(zip(data.names, templates.samples, strict=True)):
+        own = np.flatnonzero(templates.own == adapter)
         for group in np.unique([*groups, *templates.rows[own]]).tolist():
-            samples = [data.described.samples[place][at] for at in np.flatnonzero(groups == group)]
+            samples = [data.described.samples[adapter][at] for at in np.flatnonzero(groups == group)]
             inputs = [data.described.inputs[row] for row in own if templates.rows[row] == group]
             rows.append((f"{name}: {shared_words([*samples, *inputs])}", [str(len(samples)), str(len(inputs))]))
     found = len(rows) / len(data.names)
     notes = [
-        f"{found:.1f} templates an adapter, each by the words that all its samples and rows share (⏎: a new line)."
+        f"{found:.1f} templates per adapter, each shown by the words that all its samples and rows share (⏎: new line)."
     ]
     return Table(["samples", "rows"], rows, notes)
 
 
 def as_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """The figures as `--json` writes them: in percent, the first encoder's at the top."""
+    """The figures that `--json` writes, in percent. The first encoder's figures are at the top."""
     encoders: dict[str, dict[str, Any]] = {}
     for one in evaluations:
         of_encoder = encoders.setdefault(one.encoder, {"rows": one.overall.rows, "scorers": {}, "details": {}})
@@ -153,7 +153,7 @@ def _details(one: Evaluation) -> dict[str, Any]:
 
 
 def _as_json(over: Figures | None) -> dict[str, Any]:
-    """Figures with their intervals; empty where there are none."""
+    """Figures with their intervals; empty if there are no figures."""
     if over is None:
         return {}
     return {
@@ -175,7 +175,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The scorers' names, with their encoders' where there are several: the last part of a path if it says enough."""
+    """The scorers' names; with several encoders also the encoders' names, by the last part of the path if unique."""
     encoders = list(dict.fromkeys(one.encoder for one in evaluations))
     if len(encoders) == 1:
         return [one.scorer for one in evaluations]
@@ -199,18 +199,18 @@ def _plain(value: float | None) -> Cell | None:
 def _main_notes(first: Evaluation) -> list[str]:
     lines = [
         f"Percent of {first.overall.rows:,} rows. {INTERVALS}",
-        "own adapter: rows that have it among the best k. MRR: its mean reciprocal rank, × 100. ECE: how far the "
-        "probability stated for the best adapter is from the share that is right (expected calibration error).",
+        "own adapter: rows with the own adapter among the best k. MRR: mean reciprocal rank of the own adapter, × 100. "
+        "ECE: expected calibration error, the distance of stated probabilities from the shares of right results.",
     ]
     if "same_domain1" in first.overall.cells:
         lines.append(
-            "masked: with the own adapter out of the pool (OOD), how much of the best k is of the row's domain."
+            "masked: with the own adapter masked (OOD), the share of the best k adapters that are of the row's domain."
         )
     if first.seen or first.unseen:
-        lines.append("unseen: only the rows of a prompt template that no sample of their own adapter is made from.")
+        lines.append("unseen: only the rows whose prompt template no sample of their own adapter has.")
     if first.left_out:
         lines.append(
-            f"left out: {first.left_out.rows:,} rows, each asked when its own adapter has lost the samples made from "
-            "the row's template."
+            f"left out: {first.left_out.rows:,} rows, each ranked while its own adapter lacks the samples of the row's "
+            "template."
         )
     return [*lines, f"paper: {source('table2.csv')}, on the official rows."]

@@ -1,19 +1,20 @@
-"""Which prompt template each input of a task was made from, found from the inputs alone.
+"""The input template from which each input of a task was made, found from the inputs alone.
 
-A benchmark such as FLAN fills about ten templates a task with its examples. A retriever that knows a template finds the
-task without understanding the input, so retrieval is reported apart for rows whose template no sample of their own
-adapter has. Templates are not given; they are found in what the inputs of one task share:
+A benchmark such as FLAN fills about ten templates per task with its examples. A retriever that knows a template finds
+the task without understanding the input. So retrieval is reported separately for rows whose template occurs in no
+sample of their own adapter. The templates are not known; they are found in the words that inputs of one task share:
 
-1. A template's words stand where lines begin and end: the *pieces* of an input are the first and the last 1 to
-   `LONGEST` words (and punctuation marks) of each of its lines.
-2. A piece that c of the n inputs have weighs c log(n / c). What one input alone has, or all, tells no templates apart.
-3. Two inputs are as alike as the weight of the pieces both have is to that of the pieces either has. Groups of inputs
-   grow while they are `ALIKE` on average (average linkage).
-4. Groups below `FEWEST` inputs become one: what shares its words with nothing is from a template without words of its
-   own, such as `{question}`.
+1. The words of a template are at the beginnings and ends of lines. The *pieces* of an input are the first and the last
+   1 to `LONGEST` words (and punctuation marks) of each of its lines.
+2. A piece that c of the n inputs have weighs c log(n / c). A piece that only one input has, or that all inputs have,
+   does not distinguish templates.
+3. The similarity of two inputs is the weight of the pieces that both have, divided by the weight of the pieces that one
+   or both have. Groups of inputs grow while their mean similarity is at least `ALIKE` (average linkage).
+4. Groups with fewer than `FEWEST` inputs become one group: an input that shares no words with others is from a template
+   without words of its own, such as `{question}`.
 
-The constants were set by looking at the official benchmark, whose templates are published; `docs/results/retrieval.md`
-says how often the rule errs there. It serves evaluation only: no scorer sees its groups.
+The constants were set on the official benchmark, whose templates are published; `docs/results/retrieval.md` says how
+often the rule errs there. Only evaluation uses the groups: no scorer reads them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import csr_array
 from scipy.spatial.distance import squareform
 
-LONGEST = 8
-ALIKE = 0.4
-FEWEST = 3
+LONGEST = 8  # Maximum length of a piece, in words.
+ALIKE = 0.4  # Minimum mean similarity of two groups that become one.
+FEWEST = 3  # Minimum number of inputs in a group.
+MOST_LINES = 400  # Maximum number of lines of an input, half of them from either end, that pieces are taken from.
+LONGEST_LINE = 10_000  # Maximum length of a line, in characters; of a longer line only the two ends are read.
+MOST_PAIRS = 60_000  # Maximum number of pairs of equal words by which two texts are matched word by word.
 GAP = "…"
 
 Groups = NDArray[np.int64]
@@ -45,9 +49,9 @@ class Templates:
     """The templates of every task, numbered within the task.
 
     Attributes:
-        samples: the template of each of its samples, for every adapter.
-        rows: the template of every row, numbered as the samples of its own adapter.
-        own: the place of every row's own adapter, −1 where the pool has none.
+        samples: for every adapter, the template of each of its samples.
+        rows: the template of every row, with the same numbers as the samples of the row's own adapter.
+        own: the index of every row's own adapter, −1 if the pool has no such adapter.
     """
 
     samples: tuple[Groups, ...]
@@ -55,8 +59,8 @@ class Templates:
     own: Groups
 
     def unseen(self) -> NDArray[np.bool_]:
-        """Which rows [rows] are of a template that no sample of their own adapter is of."""
-        known = {(place, group) for place, groups in enumerate(self.samples) for group in groups.tolist()}
+        """Which rows [rows] have a template that occurs in no sample of their own adapter."""
+        known = {(adapter, group) for adapter, groups in enumerate(self.samples) for group in groups.tolist()}
         return np.array([pair not in known for pair in zip(self.own.tolist(), self.rows.tolist(), strict=True)])
 
 
@@ -71,11 +75,11 @@ def find_templates(
         tasks: every row's task.
         inputs: every row's inputs.
     """
-    places = {name: place for place, name in enumerate(names)}
-    own = np.array([places.get(task, -1) for task in tasks])
+    position_of = {name: position for position, name in enumerate(names)}
+    own = np.array([position_of.get(task, -1) for task in tasks])
     of_samples, of_rows = [], np.zeros(len(inputs), dtype=np.int64)
-    for place, texts in enumerate(samples):
-        here = np.flatnonzero(own == place)
+    for adapter, texts in enumerate(samples):
+        here = np.flatnonzero(own == adapter)
         groups = group_by_template([*texts, *(inputs[row] for row in here.tolist())])
         of_samples.append(groups[: len(texts)])
         of_rows[here] = groups[len(texts) :]
@@ -96,17 +100,17 @@ def group_by_template(texts: Sequence[str]) -> Groups:
 
 
 def shared_words(texts: Sequence[str]) -> str:
-    """The words that all the texts have in common, in their order, with `…` for what differs: the template as found."""
+    """The words that all texts have in common, in their order, with `…` for the parts that differ."""
     first, *others = (_words(text.strip().replace("\n", " ⏎ ")) for text in texts)
     common: list[str] = reduce(_common, others, first)
     return " ".join(common)
 
 
 def _likeness(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Weighted Jaccard likeness of the texts' pieces, [texts, texts]; texts without a weighty piece are all alike."""
+    """Weighted Jaccard similarity of the texts' pieces, [texts, texts]; 1 between texts without weighty pieces."""
     pieces = [set(_pieces(text)) for text in texts]
     count = Counter(piece for of_text in pieces for piece in of_text)
-    kept = {piece: place for place, piece in enumerate(piece for piece, times in count.items() if times > 1)}
+    kept = {piece: column for column, piece in enumerate(piece for piece, times in count.items() if times > 1)}
     weights = np.array([count[piece] * math.log(len(texts) / count[piece]) for piece in kept])
     rows, columns = [], []
     for row, of_text in enumerate(pieces):
@@ -121,8 +125,12 @@ def _likeness(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _pieces(text: str) -> Iterable[tuple[str, ...]]:
-    for line in text.split("\n"):
-        words = _words(line)
+    lines = text.split("\n")
+    if len(lines) > MOST_LINES:
+        lines = lines[: MOST_LINES // 2] + lines[-MOST_LINES // 2 :]
+    for line in lines:
+        cut = len(line) > LONGEST_LINE
+        words = _words(f"{line[: LONGEST_LINE // 2]} {line[-LONGEST_LINE // 2 :]}" if cut else line)
         for length in range(1, min(LONGEST, len(words)) + 1):
             yield ("first", *words[:length])
             yield ("last", *words[-length:])
@@ -133,7 +141,14 @@ def _words(line: str) -> list[str]:
 
 
 def _common(left: list[str], right: list[str]) -> list[str]:
-    """The longest common parts of two lists of words, with a gap wherever either has something between them."""
+    """The longest common parts of two lists of words, with a gap wherever one list has words between the parts.
+
+    The matching takes time in the square of the pairs of equal words. With more than `MOST_PAIRS` pairs, as between two
+    texts of 20,000 dots, only the common beginning and the common end are found.
+    """
+    counts = Counter(right)
+    if sum(counts[word] for word in left) > MOST_PAIRS:
+        return _common_ends(left, right)
     found: list[str] = []
     end_left = end_right = 0
     for start_left, start_right, length in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
@@ -143,4 +158,13 @@ def _common(left: list[str], right: list[str]) -> list[str]:
             found.append(GAP)
         found += matched
         end_left, end_right = start_left + length, start_right + length
-    return [word for place, word in enumerate(found) if word != GAP or found[place - 1 : place] != [GAP]]
+    return [word for at, word in enumerate(found) if word != GAP or found[at - 1 : at] != [GAP]]
+
+
+def _common_ends(left: list[str], right: list[str]) -> list[str]:
+    """The common beginning and the common end of two lists of words, with a gap between them if words are left out."""
+    shorter = min(len(left), len(right))
+    begin = next((at for at in range(shorter) if left[at] != right[at]), shorter)
+    end = next((at for at in range(shorter - begin) if left[-1 - at] != right[-1 - at]), shorter - begin)
+    gap = [] if begin + end == len(left) == len(right) else [GAP]
+    return [*left[:begin], *gap, *left[len(left) - end :]]

@@ -49,11 +49,11 @@ class Training:
 
     Attributes:
         samples: maximum number of samples of each task. 20 is the paper's number.
-        epochs: how often each sample is seen.
+        epochs: number of times that each sample is seen.
         learning_rate: AdamW's rate is this number divided by the module's d_in, and falls linearly to 0. Adam moves
             every parameter by about its rate, and so a score G x by about the rate times d_in: one value suits all
             widths.
-        batch_size: samples in a step. The backward pass needs all activations of the base, so a step has few samples.
+        batch_size: number of samples in a step. The backward pass needs all activations of the base, so it is small.
         max_tokens: maximum length of a prompt, in tokens, to bound the memory; longer prompts are cut as at evaluation.
             None: the profile's `max_prompt_tokens`.
     """

@@ -1,4 +1,4 @@
-"""The router of methods that retrieve: the k best adapters of each row, and how retrieval scores become weights."""
+"""The router of methods that retrieve: the k best adapters of each row, weighted by retrieval scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_retriever.retrieval.scorers import Array
 
 RECORDED = 8
-"""Minimum number of adapters of a search that a run records, however few the method uses."""
+"""Minimum number of adapters of a search that a run records, also if the method uses fewer."""
 RETRIEVAL: frozenset[Reads] = frozenset({"adapters", "pool", "encoder"})
 SCORED: frozenset[Settings] = frozenset({"scorer"})
 TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
@@ -50,7 +50,7 @@ def check_k(k: int | None) -> None:
 
 
 def recorded(k: int, context: Context) -> int:
-    """How many adapters to search for, if `k` are used: a run records more adapters than it uses."""
+    """The number of adapters to search for, if `k` are used. A run records more adapters than it uses."""
     return max(k, min(RECORDED, context.available))
 
 
@@ -78,7 +78,7 @@ def compositions_of(hits: Hits, weights: Array) -> list[Composition]:
 
 
 def recorded_hits(hits: Hits) -> list[Retrieved]:
-    """Each row's hits with rounded numbers, as a results file keeps them."""
+    """The hits of each row, with rounded numbers, for the results file."""
     scores = [tuple(round(score, 6) for score in row) for row in hits.scores.tolist()]
     if hits.probabilities is None:
         return [Retrieved(tuple(names), row) for names, row in zip(hits.names, scores, strict=True)]

@@ -1,26 +1,31 @@
-"""Scorers: how like an adapter's samples a query is.
+"""Scorers: how similar a query is to an adapter's samples.
 
 mean_ip, cosine         the adapter is the mean of its samples                    means.py
-nearest, knn            the adapter is its samples, the nearest speak for it      neighbours.py
-discriminant            what varies within all adapters counts less               discriminant.py
+nearest, knn            the adapter is its samples, the most similar count        neighbours.py
+discriminant            directions that vary within all adapters count less       discriminant.py
 lexical, hybrid         words and form of the texts, alone or with meaning        texts.py
 """
 
 from __future__ import annotations
 
-from lora_retriever.retrieval.scorers import discriminant, means, neighbours, texts
+import pkgutil
+from importlib import import_module
+
 from lora_retriever.retrieval.scorers.base import (
     SCORERS,
     Array,
     Fitted,
     HeldOut,
     Linear,
-    Places,
     Pool,
+    Positions,
     Samples,
     Scorer,
     scorer,
 )
+
+for file in pkgutil.iter_modules(__path__):  # every file of this folder registers its scorers
+    import_module(f"{__name__}.{file.name}")
 
 __all__ = [
     "SCORERS",
@@ -28,19 +33,15 @@ __all__ = [
     "Fitted",
     "HeldOut",
     "Linear",
-    "Places",
     "Pool",
+    "Positions",
     "Samples",
     "Scorer",
-    "discriminant",
-    "means",
     "needs_texts",
-    "neighbours",
     "scorer",
-    "texts",
 ]
 
 
 def needs_texts(name: str) -> bool:
-    """Whether a scorer reads texts, those of the pool's samples and of the queries."""
+    """Whether a scorer reads the texts of the pool's samples and of the queries."""
     return SCORERS[name].needs_texts

@@ -1,8 +1,8 @@
-"""What scorers are given and what they give: a pool of adapters described by samples, and scores of queries.
+"""The interface of scorers. A scorer reads a pool of adapters, each described by samples, and gives scores to queries.
 
-A scorer is fitted to a pool and then scores queries against its adapters, higher is better. It sees the pool's samples
-and nothing else before it scores: its constants are chosen by leaving pool samples out. Registering a function here is
-all it takes to add one.
+A scorer is fitted to a pool and then scores queries against the pool's adapters; higher is better. The fit reads the
+pool alone, never a query: the constants are chosen by leaving pool samples out. To add a scorer, register a function
+with `scorer`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 HELD_OUT = 2000
+"""Maximum number of pool samples that are left out in turn."""
 HELD_OUT_SCORES = 4_000_000
-"""At most so many pool samples are left out in turn, and fewer if that makes more scores than this; never under 100."""
+"""Maximum number of scores, left-out samples times adapters. `FEWEST_HELD_OUT` samples are left out in any case."""
+FEWEST_HELD_OUT = 100
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts as scorers see them: `embeddings` [n, dim], and the `texts` themselves where they are known."""
+    """Texts as scorers read them: `embeddings` [n, dim], and the `texts` themselves if they are known."""
 
     embeddings: Array
     texts: tuple[str, ...] | None = None
@@ -35,41 +37,46 @@ class Samples:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores [samples, adapters] of pool samples by fits that did not know them, and the own adapters [samples]."""
+    """Scores of pool samples, each by a fit without the sample.
+
+    Attributes:
+        scores: [samples, adapters].
+        own: index of each sample's own adapter, [samples].
+    """
 
     scores: Array
-    own: Places
+    own: Positions
 
     @property
     def hits(self) -> int:
-        """How many find their own adapter first."""
+        """The number of samples that find their own adapter first."""
         return int((self.scores.argmax(axis=1) == self.own).sum())
 
 
 class Fitted(Protocol):
-    """A scorer that knows its pool."""
+    """A scorer that was fitted to a pool."""
 
     @property
     def constants(self) -> dict[str, float]:
-        """The constants that were chosen on the pool, by name."""
+        """The constants that were chosen on the pool, by their names."""
 
     def score(self, queries: Samples) -> Array:
         """Scores [n, adapters], in the pool's order."""
 
     def held_out(self) -> HeldOut | None:
-        """How it would have scored the pool's own samples, each left out in turn; None where none can be spared."""
+        """The scores of the pool's own samples, each left out in turn; None if no sample can be left out."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Inner products with one vector [dim] per adapter, plus an offset: what most scorers come to once fitted.
+    """Inner products with one vector [dim] per adapter, plus an offset: the form of most fitted scorers.
 
     Attributes:
         vectors: [adapters, dim].
         offsets: [adapters], or None for zeros.
-        unit_queries: whether queries are first divided by their length.
+        unit_queries: whether queries are divided by their length first.
         leave_out: computes the scores of the pool's samples, each left out in turn.
-        constants: those chosen on the pool.
+        constants: the constants that were chosen on the pool.
     """
 
     vectors: Array
@@ -88,32 +95,32 @@ class Linear:
         return self.leave_out()
 
     def prepared(self, embeddings: Array) -> Array:
-        """The queries as they are multiplied."""
+        """The queries in the form that is multiplied with the vectors."""
         return unit(embeddings) if self.unit_queries else embeddings
 
 
 class Pool(Protocol):
-    """What a scorer may know of a pool; `AdapterIndex` keeps one, and keeps it up to date."""
+    """The part of a pool that a scorer may read. `AdapterIndex` holds a pool and keeps it up to date."""
 
     @property
     def means(self) -> Array:
         """The mean embedding of every adapter's samples, [adapters, dim]."""
 
     @property
-    def counts(self) -> Places:
-        """How many samples each adapter has, [adapters]."""
+    def counts(self) -> Positions:
+        """The number of samples of each adapter, [adapters]."""
 
     @property
     def scatter(self) -> NDArray[np.float64]:
-        """The sum over all samples of (x − mean)(x − mean)', [dim, dim], the mean being that of the own adapter."""
+        """The sum over all samples x of (x − μ)(x − μ)', [dim, dim], with μ the mean of the sample's own adapter."""
 
     @property
     def has_samples(self) -> bool:
-        """Whether the samples are known; a private index keeps none."""
+        """Whether the samples are known. A private index keeps no samples."""
 
     @property
     def constants(self) -> dict[str, float]:
-        """What was fitted on samples that are not known any more."""
+        """The values that were fitted on samples that are not kept."""
 
     @property
     def samples(self) -> Sequence[Samples]:
@@ -122,12 +129,12 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A way to compare queries with adapters.
+    """A rule by which queries are compared with adapters.
 
     Attributes:
-        fit: makes a scorer of a pool.
-        needs_samples: whether it is lost without the samples (a private index keeps means and covariance only).
-        needs_texts: whether it reads the texts, the queries' included.
+        fit: fits the scorer to a pool.
+        needs_samples: whether the scorer needs the samples (a private index keeps means and covariance only).
+        needs_texts: whether the scorer reads the texts of samples and queries.
     """
 
     name: str
@@ -142,7 +149,7 @@ SCORERS: dict[str, Scorer] = {}
 def scorer(
     name: str, *, needs_samples: bool = False, needs_texts: bool = False
 ) -> Callable[[Callable[[Pool], Fitted]], Callable[[Pool], Fitted]]:
-    """Register a scorer under the name by which profiles and the command line ask for it."""
+    """Register a scorer under the name that profiles and the command line use."""
 
     def register(fit: Callable[[Pool], Fitted]) -> Callable[[Pool], Fitted]:
         SCORERS[name] = Scorer(name, fit, needs_samples or needs_texts, needs_texts)
@@ -152,22 +159,23 @@ def scorer(
 
 
 def unit(vectors: Array) -> Array:
-    """Rows divided by their length; a row of zeros stays."""
+    """Rows divided by their length; a row of zeros stays zeros."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths))
 
 
-def spared(counts: Places) -> tuple[Places, Places]:
-    """Pool samples to leave out in turn: each one's adapter, and its place among all samples, in their order.
+def spared(counts: Positions) -> tuple[Positions, Positions]:
+    """Pool samples to leave out in turn: the index of each sample's adapter, and its position among all samples.
 
-    An adapter of a single sample keeps it. Of many they are taken at even distances.
+    Both are in the samples' order. An adapter with a single sample keeps the sample. If there are more samples than the
+    maximum, they are taken at even distances.
     """
     own = np.repeat(np.arange(len(counts)), counts)
-    places = np.flatnonzero(counts[own] > 1)
-    most = max(min(HELD_OUT, HELD_OUT_SCORES // max(len(counts), 1)), 100)
-    if len(places) > most:
-        places = places[np.linspace(0, len(places) - 1, most).astype(int)]
-    return own[places], places
+    positions = np.flatnonzero(counts[own] > 1)
+    most = max(min(HELD_OUT, HELD_OUT_SCORES // max(len(counts), 1)), FEWEST_HELD_OUT)
+    if len(positions) > most:
+        positions = positions[np.linspace(0, len(positions) - 1, most).astype(int)]
+    return own[positions], positions
 
 
 def stacked(pool: Pool) -> Array:

@@ -1,4 +1,4 @@
-"""`discriminant`: what tells adapters apart counts, what varies within all of them does not."""
+"""`discriminant`: directions that distinguish adapters count; directions that vary within all adapters do not."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_retriever.retrieval.scorers.base import HeldOut, Linear, Places, Pool, scorer, spared, stacked
+from lora_retriever.retrieval.scorers.base import HeldOut, Linear, Pool, Positions, scorer, spared, stacked
 
 SHRINKAGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 NOTHING = 1e-10
-"""A variance under so much of the mean square is rounding: all samples of each adapter are equal."""
+"""Maximum variance, as a share of the mean square, that counts as rounding: all samples of each adapter are equal."""
 WITHOUT_SAMPLES = 0.1
-"""The shrinkage where no sample can be left out: adapters of one sample each, or a pool of means alone."""
+"""The shrinkage if no sample can be left out: adapters with one sample each, or a pool of means alone."""
 
 
 @scorer("discriminant")
 def discriminant(pool: Pool) -> Linear:
-    """Linear discriminant x'C⁻¹μ − ½ μ'C⁻¹μ (Fisher, 1936), C being the covariance within adapters, shared by all.
+    """Linear discriminant x'C⁻¹μ − ½ μ'C⁻¹μ (Fisher, 1936), with C the covariance within adapters, shared by all.
 
-    C = (1 − λ) W + λ tr(W)/dim I, where W averages the outer products of all samples' deviations from their adapter's
-    mean. λ is the one of `SHRINKAGES` under which most samples, each left out in turn, find their own adapter.
+    C = (1 − λ) W + λ tr(W)/dim I. W is the mean outer product of all samples' deviations from their adapter's mean. λ
+    is the element of `SHRINKAGES` with which most samples, each left out in turn, find their own adapter.
     """
     return fit(Statistics(pool.means.astype(np.float64), pool.counts, pool.scatter), pool)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that the discriminant knows of a pool: means [adapters, dim], counts [adapters], scatter [dim, dim]."""
+    """What the discriminant reads from a pool: means [adapters, dim], counts [adapters], scatter [dim, dim]."""
 
     means: NDArray[np.float64]
-    counts: Places
+    counts: Positions
     scatter: NDArray[np.float64]
 
     @property
     def level(self) -> float:
-        """The mean variance of a dimension within adapters, tr(W)/dim; 0 where it is nothing but rounding."""
+        """The mean variance of a dimension within adapters, tr(W)/dim; 0 if the variance is only rounding."""
         variance = float(np.trace(self.scatter)) / max(int(self.counts.sum()), 1) / len(self.scatter)
         return variance if variance > NOTHING * float((self.means**2).mean()) else 0.0
 
 
 def fit(known: Statistics, pool: Pool) -> Linear:
     """The discriminant of a pool's embeddings."""
-    own, places = spared(known.counts)
     if not pool.has_samples:
         return discriminate(known, pool.constants.get("shrinkage", WITHOUT_SAMPLES))
-    return fit_features(known, stacked(pool)[places].astype(np.float64), own)
+    own, positions = spared(known.counts)
+    return fit_features(known, stacked(pool)[positions].astype(np.float64), own)
 
 
-def fit_features(known: Statistics, samples: NDArray[np.float64], own: Places) -> Linear:
-    """The discriminant with the shrinkage that `samples` [n, dim] of the adapters `own` [n] find best when left out."""
+def fit_features(known: Statistics, samples: NDArray[np.float64], own: Positions) -> Linear:
+    """The discriminant with the shrinkage that has most hits on left-out `samples` [n, dim] of adapters `own` [n]."""
     if not len(own) or not known.level:
         return discriminate(known, WITHOUT_SAMPLES)
     shrinkage, held_out = max(leave_out(known, samples, own), key=lambda candidate: candidate[1].hits)
@@ -62,7 +62,7 @@ def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None =
     """The discriminant with a given shrinkage, as inner products and offsets."""
     dim = len(known.scatter)
     within = known.scatter / max(int(known.counts.sum()), 1)
-    # Where nothing varies within adapters, one sample each for example, the plain distance to the mean remains.
+    # If nothing varies within adapters, as with one sample each, the plain distance to the mean remains.
     level = known.level
     covariance = (1 - shrinkage) * within + shrinkage * level * np.eye(dim) if level else np.eye(dim)
     vectors = np.linalg.solve(covariance, known.means.T).T  # [adapters, dim]
@@ -75,12 +75,13 @@ def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None =
     )
 
 
-def leave_out(known: Statistics, samples: NDArray[np.float64], own: Places) -> Iterator[tuple[float, HeldOut]]:
-    """For every shrinkage the scores of samples [n, dim], each by a fit without it: exact, but for the level tr(W)/dim.
+def leave_out(known: Statistics, samples: NDArray[np.float64], own: Positions) -> Iterator[tuple[float, HeldOut]]:
+    """For every shrinkage the scores of samples [n, dim], each by a fit without the sample.
 
-    Without a sample x of an adapter with mean μ and m samples, d = x − μ, the mean becomes μ − d/(m − 1) and the
-    scatter loses m/(m − 1) dd'. So the inverse covariance changes by one outer product (Sherman and Morrison, 1950),
-    and all that is needed are inner products in the metric of the inverse, which is diagonal in the scatter's axes.
+    The scores are exact, except that the level tr(W)/dim remains the level of all samples. Let x be a sample of an
+    adapter with mean μ and m samples, and d = x − μ. Without x, the mean is μ − d/(m − 1), and the scatter is smaller
+    by m/(m − 1) dd'. So the inverse covariance changes by one outer product (Sherman and Morrison, 1950). All scores
+    are then sums of inner products in the metric of the inverse, which is diagonal in the axes of the scatter.
     """
     total = int(known.counts.sum())
     values, axes = np.linalg.eigh(known.scatter)

@@ -1,4 +1,4 @@
-"""`mean_ip` and `cosine`: an adapter is the mean of its samples."""
+"""`mean_ip` and `cosine`: an adapter is described by the mean of its samples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lora_retriever.retrieval.scorers.base import Array, HeldOut, Linear, Pool, 
 
 @scorer("mean_ip")
 def mean_ip(pool: Pool) -> Linear:
-    """Inner product x·μ with the unnormalised mean: what the original computes, though its paper says cosine.
+    """Inner product x·μ with the unnormalised mean. The original's code computes this; its paper says cosine.
 
-    Adapters with varied samples have short means and lose.
+    Adapters with varied samples have short means, so their scores are low.
     """
     return _by_mean(pool, pool.means, unit_means=False)
 
@@ -23,13 +23,15 @@ def cosine(pool: Pool) -> Linear:
 
 
 def _by_mean(pool: Pool, vectors: Array, unit_means: bool) -> Linear:
-    """Inner products with the means; a sample left out is compared with its adapter's mean without it."""
+    """Inner products with the means. A left-out sample is compared with its own adapter's mean without the sample."""
 
     def leave_out() -> HeldOut | None:
-        own, places = spared(pool.counts)
-        if not pool.has_samples or not len(own):
+        if not pool.has_samples:
             return None
-        samples, n = stacked(pool)[places], pool.counts[own][:, None]
+        own, positions = spared(pool.counts)
+        if not len(own):
+            return None
+        samples, n = stacked(pool)[positions], pool.counts[own][:, None]
         without = (n * pool.means[own] - samples) / (n - 1)
         scores = linear.score(Samples(samples))
         compared = unit(without) if unit_means else without

@@ -1,4 +1,4 @@
-"""`nearest` and `knn`: an adapter is its samples, and those most like the query speak for it."""
+"""`nearest` and `knn`: an adapter is described by its samples, and the samples most similar to the query count."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_retriever.retrieval.scorers.base import Array, HeldOut, Places, Pool, Samples, scorer, spared, stacked, unit
+from lora_retriever.retrieval.scorers.base import (
+    Array,
+    HeldOut,
+    Pool,
+    Positions,
+    Samples,
+    scorer,
+    spared,
+    stacked,
+    unit,
+)
 
 NEIGHBOURS = (1, 2, 3, 5, 8, 12, 20)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Mean cosine of the query with the `k` most similar samples of the adapter (with all, if it has fewer).
+    """Mean cosine of the query with the `k` most similar samples of the adapter (with all, if there are fewer).
 
     Attributes:
-        samples: unit embeddings of all samples, [all samples, dim], one adapter's after another's.
-        counts: samples of each adapter.
+        samples: unit embeddings of all samples, [all samples, dim], ordered by adapter.
+        counts: number of samples of each adapter.
     """
 
     samples: Array
-    counts: Places
+    counts: Positions
     k: int
 
     @property
@@ -35,7 +45,7 @@ class Neighbours:
         return best_means(unit(queries.embeddings) @ self.samples.T, self.counts, [self.k])[0]
 
     def held_out(self) -> HeldOut | None:
-        """The scores of pool samples that do not count as their own neighbours."""
+        """The scores of pool samples, none of which counts as its own neighbour."""
         return leave_out(self.samples, self.counts, [self.k])[0]
 
 
@@ -47,25 +57,28 @@ def nearest(pool: Pool) -> Neighbours:
 
 @scorer("knn", needs_samples=True)
 def knn(pool: Pool) -> Neighbours:
-    """Mean cosine with the k most similar samples; k is the one of `NEIGHBOURS` that finds most samples left out."""
+    """Mean cosine with the k most similar samples; k is the element of `NEIGHBOURS` with the most hits left out."""
     samples = unit(stacked(pool))
     found = leave_out(samples, pool.counts, NEIGHBOURS)
     hits = [0 if held_out is None else held_out.hits for held_out in found]
     return Neighbours(samples, pool.counts, NEIGHBOURS[int(np.argmax(hits))])
 
 
-def leave_out(samples: Array, counts: Places, ks: Sequence[int]) -> list[HeldOut | None]:
-    """Scores under several k of pool samples that do not count as their own neighbours."""
-    own, places = spared(counts)
+def leave_out(samples: Array, counts: Positions, ks: Sequence[int]) -> list[HeldOut | None]:
+    """Scores of pool samples for several k. No sample counts as its own neighbour."""
+    own, positions = spared(counts)
     if not len(own):
         return [None] * len(ks)
-    similarities = samples[places] @ samples.T
-    similarities[np.arange(len(places)), places] = np.nan
+    similarities = samples[positions] @ samples.T
+    similarities[np.arange(len(positions)), positions] = np.nan
     return [HeldOut(scores, own) for scores in best_means(similarities, counts, ks)]
 
 
-def best_means(similarities: Array, counts: Places, ks: Sequence[int]) -> list[Array]:
-    """Per k, the mean of each adapter's k highest similarities [n, all samples], NaN left out: [n, adapters] each."""
+def best_means(similarities: Array, counts: Positions, ks: Sequence[int]) -> list[Array]:
+    """Per k, the mean of each adapter's k highest similarities, [n, adapters], from similarities [n, all samples].
+
+    NaN is left out. An adapter with fewer than k similarities has the mean of all.
+    """
     means = [np.empty((len(similarities), len(counts)), similarities.dtype) for _ in ks]
     for adapter, (end, count) in enumerate(zip(np.cumsum(counts), counts, strict=True)):
         best = -np.sort(-similarities[:, end - count : end], axis=1)  # NaN comes last

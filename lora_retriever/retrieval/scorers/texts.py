@@ -1,9 +1,9 @@
 """`lexical` and `hybrid`: the words and the form of the texts, alone or beside their meaning.
 
-A *view* turns samples into vectors of length 1. Views are put side by side with equal weights, so the similarity of two
-samples is the mean of their similarities in each view; in the space of that similarity the adapters are told apart by
-the discriminant. The views weigh alike; the shrinkage is chosen by leaving samples out. Which views there are was
-decided on the official benchmark, with its test figures in sight (docs/results/retrieval.md).
+A *view* turns samples into vectors of length 1. Views are joined with equal weights: the similarity of two samples is
+the mean of their similarities in the views. The discriminant distinguishes the adapters in the space of this
+similarity. Its shrinkage is chosen by leaving samples out. The views were chosen on the official benchmark, with
+knowledge of its test figures (docs/results/retrieval.md).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lora_retriever.retrieval.scorers.base import (
     Array,
     HeldOut,
     Linear,
-    Places,
     Pool,
+    Positions,
     Samples,
     scorer,
     spared,
@@ -31,35 +31,35 @@ from lora_retriever.retrieval.scorers.base import (
 from lora_retriever.retrieval.scorers.discriminant import Statistics, fit_features
 
 LANDMARKS = 2000
-"""At most so many samples span the space; of a larger pool they are taken at even distances (Nyström)."""
-BLOCK = 1024  # samples compared at once
+"""Maximum number of samples that span the space; in a larger pool they are taken at even distances (Nyström)."""
+BLOCK = 1024  # Number of samples that are compared at once.
 TOKEN = r"\w+|[^\w\s]|\n"
-"""A word, a sign, or the end of a line: prompts differ in all three."""
+"""A word, a punctuation mark, or the end of a line: prompts differ in all three."""
 Matrix = Any
 """Vectors [n, features], dense or sparse."""
 
 
 class View(Protocol):
-    """One way of looking at samples."""
+    """A view: it turns samples into vectors."""
 
     def fit(self, samples: Samples) -> Matrix:
-        """Learn what there is in a pool; the vectors of its samples."""
+        """Learn the features of a pool's samples; give the samples' vectors."""
 
     def vectors(self, samples: Samples) -> Matrix:
         """The vectors of other samples."""
 
 
 class NGrams:
-    """tf-idf of n-grams, with the logarithm of their counts. A pool that has none is seen as nothing."""
+    """tf-idf of n-grams, with the logarithm of their counts. In a pool without n-grams all vectors are 0."""
 
     def __init__(self, **kind: Any) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer  # seconds, and most commands need none of it
+        from sklearn.feature_extraction.text import TfidfVectorizer  # takes seconds to import
 
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, **kind)
         self._found = True
 
     def fit(self, samples: Samples) -> Matrix:
-        """Learn the n-grams of a pool and how rare they are."""
+        """Learn the n-grams of a pool and their frequencies."""
         try:
             self._vectorizer.fit(samples.texts)
         except ValueError:
@@ -67,7 +67,7 @@ class NGrams:
         return self.vectors(samples)
 
     def vectors(self, samples: Samples) -> Matrix:
-        """Other samples, by the n-grams that the pool has."""
+        """The vectors of other samples, over the n-grams of the pool."""
         return self._vectorizer.transform(samples.texts) if self._found else np.zeros((len(samples), 1))
 
 
@@ -75,21 +75,21 @@ class Meaning:
     """The sentence encoder's embeddings."""
 
     def fit(self, samples: Samples) -> Matrix:
-        """There is nothing to learn."""
+        """The vectors of a pool's samples. This view learns nothing."""
         return self.vectors(samples)
 
     def vectors(self, samples: Samples) -> Matrix:
-        """The embeddings, at length 1."""
+        """The embeddings, divided by their length."""
         return unit(samples.embeddings)
 
 
 def shape(text: str) -> str:
-    """The text's form: runs of lower-case letters become one `a`, capitals `A`, numbers `0`; the rest stays."""
+    """The text's form: runs of lower-case letters become one `a`, each capital `A`, numbers `0`; the rest stays."""
     return re.sub(r"[^\W\d_A-Z]+", "a", re.sub(r"[A-Z]", "A", re.sub(r"\d+", "0", text)))
 
 
 def texts_alone() -> list[View]:
-    """Words up to three in a row; phrases of two to six that samples share, as prompts do; form up to five wide."""
+    """Views of 1 to 3 words, of phrases of 2 to 6 words in several samples, and of 2 to 5 characters of the form."""
     return [
         NGrams(token_pattern=TOKEN, ngram_range=(1, 3)),
         NGrams(token_pattern=TOKEN, ngram_range=(2, 6), min_df=2, lowercase=False),
@@ -103,18 +103,18 @@ class Space:
 
     Attributes:
         views: each view with its vectors of the landmarks, [landmarks, features].
-        coordinates: from similarities with the landmarks to coordinates, [landmarks, rank].
+        coordinates: matrix from similarities with the landmarks to coordinates, [landmarks, rank].
     """
 
     views: list[tuple[View, Matrix]]
     coordinates: NDArray[np.float64]
 
-    def place(self, queries: Samples) -> NDArray[np.float64]:
+    def coordinates_of(self, queries: Samples) -> NDArray[np.float64]:
         """The coordinates of samples, [n, rank]."""
-        return self.place_vectors([view.vectors(queries) for view, _ in self.views])
+        return self.coordinates_of_vectors([view.vectors(queries) for view, _ in self.views])
 
-    def place_vectors(self, seen: Sequence[Matrix]) -> NDArray[np.float64]:
-        """The coordinates [n, rank] of samples as each view has seen them."""
+    def coordinates_of_vectors(self, seen: Sequence[Matrix]) -> NDArray[np.float64]:
+        """The coordinates [n, rank] of samples, from their vectors in each view."""
         landmarks = [vectors for _, vectors in self.views]
         blocks = [slice(start, start + BLOCK) for start in range(0, seen[0].shape[0], BLOCK)]
         return np.concatenate(
@@ -124,7 +124,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Discriminated:
-    """A space, and the discriminant in it."""
+    """A space, and the discriminant in the space."""
 
     space: Space
     linear: Linear
@@ -136,16 +136,16 @@ class Discriminated:
 
     def score(self, queries: Samples) -> Array:
         """Scores [n, adapters]."""
-        return self.linear.score(Samples(self.space.place(queries)))
+        return self.linear.score(Samples(self.space.coordinates_of(queries)))
 
     def held_out(self) -> HeldOut | None:
-        """How samples were scored when left out of the discriminant; the views know them, but not whose they are."""
+        """The scores of samples left out of the discriminant. The views are fitted to all samples, not to adapters."""
         return self.linear.held_out()
 
 
 @scorer("lexical", needs_texts=True)
 def lexical(pool: Pool) -> Discriminated:
-    """The discriminant on words, phrases and form; embeddings are not looked at."""
+    """The discriminant on words, phrases and form. Embeddings are not used."""
     return discriminated(pool, texts_alone())
 
 
@@ -156,7 +156,7 @@ def hybrid(pool: Pool) -> Discriminated:
 
 
 def discriminated(pool: Pool, views: Sequence[View]) -> Discriminated:
-    """Span the space by the pool's samples, place them in it, and fit the discriminant to their coordinates."""
+    """Span the space by the pool's samples, and fit the discriminant to the samples' coordinates."""
     everything = Samples(stacked(pool), tuple(text for samples in pool.samples for text in samples.texts or ()))
     seen = [view.fit(everything) for view in views]
     chosen = np.unique(np.linspace(0, len(everything) - 1, min(len(everything), LANDMARKS)).astype(int))
@@ -166,7 +166,7 @@ def discriminated(pool: Pool, views: Sequence[View]) -> Discriminated:
         raise ValueError("the samples of the pool are all empty: nothing tells adapters apart")
     kept = values > 1e-8 * values.max()
     space = Space(list(zip(views, landmarks, strict=True)), axes[:, kept] / np.sqrt(values[kept]))
-    return Discriminated(space, _fit(space.place_vectors(seen), pool.counts))
+    return Discriminated(space, _fit(space.coordinates_of_vectors(seen), pool.counts))
 
 
 def similarity(these: Sequence[Matrix], those: Sequence[Matrix]) -> NDArray[np.float64]:
@@ -176,9 +176,10 @@ def similarity(these: Sequence[Matrix], those: Sequence[Matrix]) -> NDArray[np.f
     return np.asarray(np.mean(dense, axis=0, dtype=np.float64))
 
 
-def _fit(places: NDArray[np.float64], counts: Places) -> Linear:
+def _fit(coordinates: NDArray[np.float64], counts: Positions) -> Linear:
+    """The discriminant of samples at coordinates [samples, rank], ordered by adapter."""
     starts = np.cumsum([0, *counts[:-1]])
-    means = np.add.reduceat(places, starts, axis=0) / counts[:, None]
-    deviations = places - np.repeat(means, counts, axis=0)
+    means = np.add.reduceat(coordinates, starts, axis=0) / counts[:, None]
+    deviations = coordinates - np.repeat(means, counts, axis=0)
     own, left_out = spared(counts)
-    return fit_features(Statistics(means, counts, deviations.T @ deviations), places[left_out], own)
+    return fit_features(Statistics(means, counts, deviations.T @ deviations), coordinates[left_out], own)

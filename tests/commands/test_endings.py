@@ -1,0 +1,225 @@
+"""How a command ends: signals, closed pipes, full disks, absent packages, errors that nobody foresaw."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from lora_retriever import cli
+from lora_retriever.backends.signals import keeping_handlers, stopping_on_signals
+from lora_retriever.cli import main
+from lora_retriever.commands import methods as methods_command
+from lora_retriever.errors import StoppedError
+
+SLOW = """
+    import sys, time
+    from lora_retriever.backends.local import LocalBackend
+    from lora_retriever.cli import main
+    from lora_retriever.generation.generator import Generator
+    answer, close = Generator.answer, LocalBackend.close
+    def slow(self, *arguments):
+        time.sleep(0.3)
+        return answer(self, *arguments)
+    def closing(self):
+        print("closed", flush=True)
+        close(self)
+    Generator.answer, LocalBackend.close = slow, closing
+    {prelude}
+    sys.exit(main({arguments!r}))
+"""
+
+
+def start_slow_run(results: Path, prelude: str = "") -> subprocess.Popen[str]:
+    """A run that answers a batch each 0.3 seconds, once its first batch is on disk."""
+    arguments = ["run", "--only", "base", "--results", str(results)]
+    code = textwrap.dedent(SLOW).format(prelude=prelude, arguments=arguments)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    partial = results / "base.jsonl.partial"
+    patience = time.monotonic() + 120
+    while process.poll() is None and not partial.exists() and time.monotonic() < patience:
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, "lora-retriever: stopped; the rows done so far are on disk"),
+        (signal.SIGTERM, 143, "lora-retriever: stopped by SIGTERM; the rows done so far are on disk"),
+        (signal.SIGHUP, 129, "lora-retriever: stopped by SIGHUP; the rows done so far are on disk"),
+    ],
+)
+def test_a_signal_closes_the_backend_and_says_that_the_run_goes_on(
+    tmp_path: Path, number: signal.Signals, status: int, said: str
+) -> None:
+    with start_slow_run(tmp_path) as process:
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert said in error
+    assert "Traceback" not in error
+    assert out == "closed\n"
+    lines = (tmp_path / "base.jsonl.partial").read_bytes().count(b"\n")
+    assert 0 < lines < 570
+    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]
+
+
+def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
+    prelude = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with start_slow_run(tmp_path, prelude) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path) -> None:
+    """`lora-retriever run 2>&1 | head -1` must not stop the run, and must not pass for a finished one."""
+    arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([sys.executable, "-m", "lora_retriever", *arguments], stdout=writing, stderr=writing)
+    finally:
+        os.close(writing)
+    assert done.returncode == 0
+    assert (tmp_path / "base.jsonl").read_bytes().count(b"\n") == 19
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    code = "import sys\nfrom lora_retriever.commands import methods\n"
+    code += "methods.to_text = lambda *_: 'line\\n' * 100_000\n"
+    code += "from lora_retriever.cli import main\nsys.exit(main(['methods']))"
+    command = f"{sys.executable} -c {shlex.quote(code)} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["line", "0"]
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_standard_output_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lora_retriever", "methods"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "lora-retriever: standard output cannot be written (No space left on device)\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_standard_error_stops_nothing(tmp_path: Path) -> None:
+    arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "lora_retriever", *arguments], stderr=full)
+    assert done.returncode == 0
+    assert (tmp_path / "base.jsonl").exists()
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def failing(*_: object) -> int:
+        raise ZeroDivisionError("division by \x1b[31mzero\nand more")
+
+    monkeypatch.setattr(methods_command, "run", failing)
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    assert main(["methods"]) == 2
+    (log,) = tmp_path.iterdir()
+    assert capsys.readouterr().err == (
+        "lora-retriever: unexpected error: ZeroDivisionError: division by \\x1b[31mzero; the traceback is in "
+        f"{log}, please report it\n"
+    )
+    assert "Traceback (most recent call last)" in log.read_text()
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert main(["methods"]) == 2
+    assert "unexpected error: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> int:
+        raise ModuleNotFoundError("No module named 'nevergrad'", name="nevergrad")
+
+    monkeypatch.setattr(methods_command, "run", failing)
+    assert main(["methods"]) == 2
+    message = capsys.readouterr().err
+    assert "the Python package 'nevergrad' is not installed" in message
+    assert "make .venv/installed" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["-m", "lora_retriever", "methods"], ["summarize_results.py"]])
+def test_without_the_packages_each_command_says_what_to_do(command: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-S", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )  # -S: a Python without installed packages
+    if command[0].endswith(".py") and (ROOT / ".venv" / "bin" / "python").exists():
+        assert "Traceback" not in done.stderr  # the script went on in .venv
+        return
+    assert done.returncode == 2
+    assert "is not installed" in done.stderr
+    assert "make .venv/installed" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_script_goes_on_with_the_project_s_environment(tmp_path: Path) -> None:
+    """`python summarize_results.py` in a plain shell after `make eval`."""
+    (tmp_path / "summarize_results.py").write_bytes((ROOT / "summarize_results.py").read_bytes())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$0 $*"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-S", str(tmp_path / "summarize_results.py"), "results", "--by-task"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path.parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    assert done.stdout == f"{python} {tmp_path / 'summarize_results.py'} results --by-task\n"
+
+
+@pytest.mark.parametrize("way", ["./lora-retriever", "link", "eval_all.sh"])
+def test_the_launcher_works_from_anywhere(tmp_path: Path, way: str) -> None:
+    command = [str(ROOT / "lora-retriever"), "--version"]
+    if way == "link":
+        (tmp_path / "l r").symlink_to(ROOT / "lora-retriever")
+        command = [str(tmp_path / "l r"), "--version"]
+    if way == "eval_all.sh":
+        command = ["bash", str(ROOT / "eval_all.sh"), "--keep-answers", "--help"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("usage: lora-retriever run" if way == "eval_all.sh" else "lora-retriever ") in done.stdout
+
+
+def test_signals_of_another_handler_come_back_and_ours_stay() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping_on_signals():
+        ours = signal.getsignal(signal.SIGTERM)
+        assert ours != before
+        with keeping_handlers():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ray.init does
+        assert signal.getsignal(signal.SIGTERM) == ours
+        with pytest.raises(StoppedError) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.signal == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # a second one does not interrupt the closing of backends
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # but a second Ctrl-C does
+    assert signal.getsignal(signal.SIGTERM) == before
