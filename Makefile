@@ -3,13 +3,14 @@
 # make test-quick   the quick tests of every folder
 # make lint         ruff, mypy, and the rule of the layout
 # make docs         the documentation as a site, in site/
+# make campaign     kills, signals, failing disks, bad inputs and fuzzing: some hours; figures in results/campaign
 PYTHON ?= python3
 BIN = .venv/bin
 
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: eval test test-quick lint docs
+.PHONY: eval test test-quick lint docs campaign
 eval: .venv/installed
 	bash eval_all.sh
 
@@ -27,6 +28,9 @@ lint: .venv/installed-dev
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+campaign: .venv/installed-dev
+	$(BIN)/python scripts/run_campaign.py all
 
 .venv/installed: requirements.txt setup.py peft/pyproject.toml
 	$(PYTHON) -m venv .venv

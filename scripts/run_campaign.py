@@ -7,6 +7,7 @@
     inputs      bad inputs of every kind
     fuzz        mutated rows, pools, profiles, adapters, results files and indices
     part        a small part of kills, operations, signals and disks, for continuous integration
+    all         all but `part`, one after the other
 
 Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped; trials that broke a
 promise are tried again. The exit status is 1 if a promise was broken.
@@ -38,33 +39,36 @@ PART_SCENARIOS = ("run", "run goes on")
 
 
 def main() -> int:
-    """Run one experiment, or a part of several, and print the figures."""
+    """Run experiments, and print their figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "fuzz", "part"])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "fuzz", "part", "all"])
     parser.add_argument("--count", type=int, help="number of trials (default: the full campaign's)")
     parser.add_argument("--seconds", type=float, default=3600, help="time of fuzzing, in seconds (default: 3600)")
     parser.add_argument("--out", type=Path, default=Path("results") / "campaign", help="(default: results/campaign)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
-        broken = _run(args, Path(scratch))
+    broken = False
+    for experiment in [*EXPERIMENTS, "fuzz"] if args.experiment == "all" else [args.experiment]:
+        with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
+            broken = _run(experiment, args, Path(scratch)) or broken
     return 1 if broken else 0
 
 
-def _run(args: argparse.Namespace, scratch: Path) -> bool:
+def _run(experiment: str, args: argparse.Namespace, scratch: Path) -> bool:
+    """Run one experiment, or a part of several. Returns whether a promise was broken."""
     from campaign.figures import Log
 
-    if args.experiment == "fuzz":
+    if experiment == "fuzz":
         from campaign.fuzzing import fuzz
 
         log = Log(args.out, "fuzz")
         fuzz(scratch, log, args.seconds)
         return _shown(log)
-    counts = PART if args.experiment == "part" else {args.experiment: args.count}
-    world = _world(scratch, is_small=args.experiment in ("operations", "disks", "part"))
+    is_part = experiment == "part"
+    world = _world(scratch, is_small=is_part or experiment in ("operations", "disks"))
     broken = False
-    for experiment, count in counts.items():
-        log = Log(args.out, experiment)
-        EXPERIMENTS[experiment](world, scratch, log, count, PART_SCENARIOS if args.experiment == "part" else ())
+    for name, count in (PART if is_part else {experiment: args.count}).items():
+        log = Log(args.out, name)
+        EXPERIMENTS[name](world, scratch, log, count, PART_SCENARIOS if is_part else ())
         broken = _shown(log) or broken
     return broken
 
