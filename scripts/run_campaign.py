@@ -7,6 +7,7 @@
     inputs      bad inputs of every kind
     fuzz        mutated rows, pools, profiles, adapters, results files and indices
     part        a small part of kills, operations, signals and disks, for continuous integration
+    all         all but `part`, one after the other
 
 Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped; trials that broke a
 promise are tried again. The exit status is 1 if a promise was broken.
@@ -19,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,38 +32,43 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-PART = {"kills": 8, "operations": 8, "signals": 4, "disks": 8}
+PART = {"kills": 5, "operations": 6, "signals": 3, "disks": 6}
 """Number of trials of each experiment of `part`."""
+PART_SCENARIOS = ("run", "run goes on")
+"""The scenarios of `part`; others have to load a model."""
 
 
 def main() -> int:
-    """Run one experiment, or a part of several, and print the figures."""
+    """Run experiments, and print their figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "fuzz", "part"])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "fuzz", "part", "all"])
     parser.add_argument("--count", type=int, help="number of trials (default: the full campaign's)")
     parser.add_argument("--seconds", type=float, default=3600, help="time of fuzzing, in seconds (default: 3600)")
     parser.add_argument("--out", type=Path, default=Path("results") / "campaign", help="(default: results/campaign)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
-        broken = _run(args, Path(scratch))
+    broken = False
+    for experiment in [*EXPERIMENTS, "fuzz"] if args.experiment == "all" else [args.experiment]:
+        with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
+            broken = _run(experiment, args, Path(scratch)) or broken
     return 1 if broken else 0
 
 
-def _run(args: argparse.Namespace, scratch: Path) -> bool:
+def _run(experiment: str, args: argparse.Namespace, scratch: Path) -> bool:
+    """Run one experiment, or a part of several. Returns whether a promise was broken."""
     from campaign.figures import Log
 
-    if args.experiment == "fuzz":
+    if experiment == "fuzz":
         from campaign.fuzzing import fuzz
 
         log = Log(args.out, "fuzz")
         fuzz(scratch, log, args.seconds)
         return _shown(log)
-    counts = PART if args.experiment == "part" else {args.experiment: args.count}
-    world = _world(scratch, is_small=args.experiment in ("operations", "disks", "part"))
+    is_part = experiment == "part"
+    world = _world(scratch, is_small=is_part or experiment in ("operations", "disks"))
     broken = False
-    for experiment, count in counts.items():
-        log = Log(args.out, experiment)
-        EXPERIMENTS[experiment](world, scratch, log, count)
+    for name, count in (PART if is_part else {experiment: args.count}).items():
+        log = Log(args.out, name)
+        EXPERIMENTS[name](world, scratch, log, count, PART_SCENARIOS if is_part else ())
         broken = _shown(log) or broken
     return broken
 
@@ -84,44 +90,44 @@ def _world(scratch: Path, is_small: bool) -> World:
     return world
 
 
-def _kills(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _kills(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.kills import Kills
 
     Kills(world, scratch, log).random(count or 1000)
 
 
-def _operations(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _operations(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.kills import Kills
 
-    Kills(world, scratch, log).at_operations(count)
+    Kills(world, scratch, log).at_operations(count, names)
 
 
-def _signals(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _signals(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.signals import Signals
 
     signals, some = Signals(world, scratch, log), count or 300
     signals.random(some)
-    signals.pipes(some)
+    signals.pipes(1 if names else None)
     signals.two_processes(-(-some // 10))
     signals.readers(-(-some // 10))
 
 
-def _disks(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _disks(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.disks import Disks
     from campaign.kills import Kills
 
     disks = Disks(Kills(world, scratch, log), log)
     disks.small_file_systems(count)
-    disks.at_operations(count)
+    disks.at_operations(count, names)
 
 
-def _inputs(world: World, scratch: Path, log: Log, count: int | None) -> None:
+def _inputs(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
     from campaign.bad_inputs import try_all
 
     try_all(world, scratch, log, count)
 
 
-EXPERIMENTS: dict[str, Callable[[World, Path, Log, int | None], None]] = {
+EXPERIMENTS: dict[str, Callable[[World, Path, Log, int | None, Sequence[str]], None]] = {
     "kills": _kills,
     "operations": _operations,
     "signals": _signals,

@@ -232,7 +232,6 @@ BASE_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "dtype unknown": ({"dtype": "float1"}, ""),
     "hidden_act unknown": ({"hidden_act": "tomorrow"}, ""),
     "another width": ({"hidden_size": 64, "head_dim": 16}, ""),
-    "quantized": ({"quantization_config": {"quant_method": "tomorrow"}}, ""),
 }  # fmt: skip
 
 
