@@ -108,8 +108,7 @@ def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: P
     assert worker_processes() == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
     """Ray installs handlers of its own, which abort the process."""
     write_profile(tmp_path, **IN_THREES, backend="ray", ray={"address": "local", "workers": 1, "cpus": 0.4})
     results = tmp_path / "results"
@@ -117,13 +116,13 @@ def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path, number: s
     with subprocess.Popen(
         [sys.executable, "-m", "lora_retriever", *run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        patience = time.monotonic() + 120
+        patience = time.monotonic() + 300
         while process.poll() is None and not (results / "base.jsonl.partial").exists() and time.monotonic() < patience:
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         message = process.communicate(timeout=90)[1]
-    assert process.returncode == status, message
-    assert f"stopped by {number.name}; the rows done so far are on disk" in message
+    assert process.returncode == 143, message
+    assert "stopped by SIGTERM; the rows done so far are on disk" in message
     assert "Traceback" not in message
     lines = (results / "base.jsonl.partial").read_bytes().count(b"\n")
     assert 0 < lines < 570
