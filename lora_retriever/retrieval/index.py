@@ -43,9 +43,9 @@ class Hits:
     """The adapters that a search found, best first.
 
     Attributes:
-        names: [n][k].
-        scores: [n, k], on the scorer's own scale.
-        probabilities: [n, k], that the adapter is the input's own, calibrated on the pool; None if no sample could be
+        names: `[n][k]`, a list of k names for each query.
+        scores: `[n, k]`, on the scorer's own scale.
+        probabilities: `[n, k]`, that the adapter is the input's own, calibrated on the pool; None if no sample could be
             left out for the calibration. In a pool of `LARGE` adapters or more, only the best `RIVALS` adapters share
             the probability.
     """
