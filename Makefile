@@ -4,13 +4,14 @@
 # make lint         ruff, mypy, and the rule of the layout
 # make mutants      mutation testing of the formulas, some hours; a stopped run goes on
 # make docs         the documentation as a site, in site/
+# make campaign     kills, signals, failing disks, bad inputs and fuzzing: some hours; figures in results/campaign
 PYTHON ?= python3
 BIN = .venv/bin
 
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: eval test test-quick lint mutants docs
+.PHONY: eval test test-quick lint mutants docs campaign
 eval: .venv/installed
 	bash eval_all.sh
 
@@ -31,6 +32,9 @@ mutants: .venv/installed-mutants
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+campaign: .venv/installed-dev
+	$(BIN)/python scripts/run_campaign.py all
 
 .venv/installed: requirements.txt setup.py peft/pyproject.toml
 	$(PYTHON) -m venv .venv

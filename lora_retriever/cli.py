@@ -1,4 +1,4 @@
-"""The command `lora-retriever`: arguments in, exit status out. Each command is a file of `commands`.
+"""The command `lora-retriever`, from its arguments to its exit status. Each command is a file of `commands`.
 
 Exit status: 0 everything was done, 1 rows failed, 2 arguments, input or environment are unusable, 128 plus the number
 of the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         status: int = args.run(args, Console(file=tolerant(sys.stderr)))
-    except BrokenPipeError as error:  # `| head` has read enough
-        status = _closed_pipe(error)
     except RowsFailedError as error:
         status = _failed(str(error), ROWS_FAILED)
     except UserError as error:
@@ -49,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         status = _failed("out of memory; lower generation.batch_size, or close other programs", UNUSABLE)
     except Exception as error:  # the last resort: a person gets one line, and the traceback is kept
-        if isinstance(error, OSError) and _flushed(DONE) != DONE:
-            return UNUSABLE  # standard output was the reason
+        output_error = _output_error() if isinstance(error, OSError) and error.filename is None else None
+        if output_error is not None:
+            return _without_output(output_error, DONE)
         status = _failed(_unforeseen(error), UNUSABLE)
     return _flushed(status)
 
@@ -68,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """What to do about a package that is not installed. None: the missing module is one of this project's."""
+    """The advice for a package that is not installed. None: the missing module is one of this project's."""
     package = (error.name or "").partition(".")[0]
     if not package or package == "lora_retriever":
         return None
@@ -80,13 +79,13 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def _failed(message: str, status: int) -> int:
-    with suppress(OSError, ValueError):  # standard error may be closed or full; the status says it all the same
+    with suppress(OSError, ValueError):  # standard error may be closed or full; the exit status still tells
         print(for_terminal(f"lora-retriever: {message}"), file=sys.stderr)
     return status
 
 
 def _unforeseen(error: Exception) -> str:
-    """An error that nobody foresaw, in one line, with the file that has the traceback."""
+    """An unexpected error in one line, with the file that has the traceback."""
     text = for_terminal("".join(traceback.format_exception(error)))
     try:
         descriptor, path = tempfile.mkstemp(prefix="lora-retriever-error-", suffix=".log")
@@ -97,29 +96,32 @@ def _unforeseen(error: Exception) -> str:
     return f"unexpected error: {one_line_of(error)}; the traceback is in {path}, please report it"
 
 
-def _closed_pipe(error: BrokenPipeError) -> int:
-    """The status when the reader of standard output is gone."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        return _failed(_unforeseen(error), UNUSABLE)  # the pipe was another one
-    return _discard_output()
-
-
-def _discard_output() -> int:
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
+def _output_error() -> OSError | None:
+    """Why standard output takes nothing more. None: it takes an empty line."""
+    try:
+        print(flush=True)
+    except OSError as error:
+        return error
+    except ValueError:  # it is closed
+        pass
+    return None
 
 
 def _flushed(status: int) -> int:
     """Write what is left in the buffer of standard output, and return the status that this gives."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_output()
     except OSError as error:
-        _discard_output()
-        return _failed(f"standard output cannot be written ({error.strerror or error})", max(status, UNUSABLE))
+        return _without_output(error, status)
     except ValueError:  # it is closed
         pass
     return status
+
+
+def _without_output(error: OSError, status: int) -> int:
+    """The status when standard output takes nothing more. `| head` has read enough, which is no error."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return status
+    return _failed(f"standard output cannot be written ({error.strerror or error})", max(status, UNUSABLE))

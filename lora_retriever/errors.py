@@ -1,4 +1,4 @@
-"""The ways in which a command ends badly. A user's mistakes are raised as `UserError` and shown without a traceback."""
+"""The errors with which a command ends. A user's mistakes are raised as `UserError` and shown without a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class RowsFailedError(Exception):
-    """Some rows could not be answered; the others were, and are on disk. Exit status 1."""
+    """Some rows could not be answered; the answers of all other rows are on disk. Exit status 1."""
 
 
 class RunsFailedError(UserError):
@@ -31,7 +31,7 @@ class StoppedError(KeyboardInterrupt):
 
 
 def one_line_of(error: BaseException) -> str:
-    """An error that nobody foresaw, in one line: its kind, and the first line of its text."""
+    """An unexpected error in one line: its kind, and the first line of its text."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"

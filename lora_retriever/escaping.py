@@ -86,7 +86,7 @@ _SIGNS = str.maketrans(
 
 
 def visible(text: str, line_ends: bool = False) -> str:
-    r"""The text with every character that acts instead of being seen as its escape: `\x1b`, `\u202e`.
+    r"""The text with an escape in place of every character that is invisible or controls a terminal: `\x1b`, `\u202e`.
 
     `line_ends` keeps `\n` and tabs. The joiners within emoji and Persian words stay.
     """
@@ -111,7 +111,7 @@ def for_terminal(text: str) -> str:
 
 
 def for_rich(text: str) -> Text:
-    """One line of text for rich: without its markup, in which `[` begins a style and `:smile:` is an emoji.
+    """One line of text for rich: escaped, because in rich's markup `[` begins a style and `:smile:` is an emoji.
 
     Where rich takes only strings, as in a column of a progress bar, set `markup=False` and pass `one_line(text)`.
     """
@@ -138,7 +138,7 @@ def for_markdown(text: str) -> str:
 def for_csv(value: object) -> object:
     """A cell for CSV. A text that a spreadsheet would compute as a formula gets an apostrophe before it.
 
-    Numbers stay numbers, also as texts such as `-1.5`. `csv.writer` quotes what the cell still needs quoted.
+    Numbers stay numbers, also as texts such as `-1.5`. `csv.writer` adds the quotation marks that a cell still needs.
     """
     if not isinstance(value, str):
         return value
@@ -148,7 +148,7 @@ def for_csv(value: object) -> object:
 
 
 def for_shell(text: str) -> str:
-    """Text as one word of a shell's command line that a message advises; bytes of a file's name that are no UTF-8, too.
+    """Text as one word of a shell's command line in a message. Bytes of a file's name that are not UTF-8 are kept.
 
     A text that `visible` would change is written as `$'…'`, which bash, zsh and others read, but not every `sh`.
     """
@@ -165,7 +165,7 @@ def for_shell(text: str) -> str:
 
 
 def as_json(content: Any, indent: int | None = 1) -> str:
-    """JSON with letters of every script as they are, and what `visible` would escape in JSON's own escapes."""
+    """JSON with letters of every script as they are, and the characters that `visible` escapes as escapes of JSON."""
 
     def escape(match: re.Match[str]) -> str:
         character = match.group()
@@ -177,8 +177,8 @@ def as_json(content: Any, indent: int | None = 1) -> str:
 def replace_unwritable() -> None:
     """Let standard output and error replace what their encoding lacks, instead of failing; for the start of a command.
 
-    Under an encoding other than UTF-8, the signs of `_SIGNS`, which tables and messages use, become ASCII. What the
-    encoding lacks becomes the letter without its accent, or `?`.
+    Under an encoding other than UTF-8, the signs of `_SIGNS`, which tables and messages use, become ASCII. Other
+    characters that the encoding lacks become the letter without its accent, or `?`.
     """
     _register()
     for stream in (sys.stdout, sys.stderr):

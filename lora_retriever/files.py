@@ -111,8 +111,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def hash_path(path: Path) -> str:
     """SHA-256 of a file, or of a folder's files and their names, in hexadecimal.
 
-    Files of a folder that compute nothing do not count: hidden files, descriptions, pictures, and what a training
-    leaves behind beside its result (`WITHOUT_EFFECT`).
+    Files of a folder that compute nothing do not count: hidden files, descriptions, pictures, and files that a training
+    leaves beside its result (`WITHOUT_EFFECT`).
 
     A hash is remembered in the user's cache by the files' sizes, times of change and inodes (`HASHES_FILE`).
 
@@ -167,8 +167,8 @@ def writing(path: Path) -> Iterator[None]:
 def sweep_unfinished(folder: Path) -> list[Path]:
     """Remove the files in `folder` that a process began to write and did not finish, and return their paths.
 
-    A file of another machine is removed when it is older than `FOREIGN_SECONDS`, for its process cannot be asked about.
-    Files that cannot be listed or removed stay.
+    A file of another machine is removed when it is older than `FOREIGN_SECONDS`, because nothing here shows whether its
+    process still runs. Files that cannot be listed or removed stay.
     """
     removed = []
     with suppress(OSError):
@@ -189,7 +189,7 @@ def safe_name(name: str, kind: str, may_have_folders: bool = False) -> str:
     """Return `name` if a file or folder of this name stays inside the folder that it belongs to.
 
     Args:
-        kind: what the name is the name of, for the message.
+        kind: the kind of thing that has the name, for the message.
         may_have_folders: whether `a/b` is a name, as for adapters in folders of folders.
 
     Raises:
@@ -206,8 +206,8 @@ def safe_name(name: str, kind: str, may_have_folders: bool = False) -> str:
 def cache_folder() -> Path:
     """The folder of this user's cache: `$LORA_RETRIEVER_CACHE`, or else `~/.cache/lora-retriever`.
 
-    For a user without a home, a folder that cannot be made: each cache goes on without its files, as on a disk that
-    cannot be written.
+    For a user without a home folder, the path is one at which no folder can be made. Each cache then works without
+    files, as on a disk that cannot be written.
     """
     try:
         return Path(os.environ.get("LORA_RETRIEVER_CACHE") or "~/.cache/lora-retriever").expanduser()
@@ -251,7 +251,7 @@ def _is_without_effect(folder: str) -> bool:
 
 
 def _state_of(files: Mapping[str, Path]) -> str:
-    """A hash of all by which a change of the files would be seen without reading them."""
+    """A hash of the facts that show a change of the files without reading the files."""
     digest = hashlib.sha256()
     for name, file in files.items():
         found = file.stat()
@@ -276,7 +276,7 @@ def _remembered(key: str, state: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _read_hashes(file: Path, size: int, changed: int) -> dict[str, tuple[str, str]]:
-    """State and hash by path. Lines that another process is writing, or that are damaged, are passed over."""
+    """State and hash by path. Lines that another process is writing, or that are damaged, are ignored."""
     known: dict[str, tuple[str, str]] = {}
     if size > MAX_HASHES_BYTES:
         return known
@@ -351,7 +351,7 @@ def _take_over(descriptor: int, status: os.stat_result) -> None:
 
 
 def _write_into(path: Path, data: bytes) -> None:
-    """Write into a device, a pipe or a file without replacing it. If no process reads a pipe, that is an error."""
+    """Write into a device, a pipe or a file without replacing it. A pipe that no process reads is an error."""
     if stat.S_ISBLK(os.stat(path).st_mode):
         raise OSError(errno.EPERM, "it is a disk")
     try:

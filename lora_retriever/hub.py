@@ -36,7 +36,7 @@ def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
 
 
 def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
-    """The local copy of those files of a Hub repository that match `wanted`.
+    """The local copy of the files of a Hub repository that match `wanted`.
 
     Raises:
         UserError: the Hub does not give the repository.
@@ -60,6 +60,6 @@ def is_cached(repository: str, revision: str | None) -> bool:
 
     try:
         snapshot_download(repository, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
-    except Exception:  # not in the cache, a cache that cannot be read, a name that is none
+    except Exception:  # not in the cache, an unreadable cache, an invalid name
         return False
     return True

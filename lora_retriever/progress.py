@@ -17,7 +17,7 @@ NAME_WIDTH = 24
 
 
 class Bar:
-    """One bar. Its length counts units of work (tokens, steps); the text beside it counts what a person counts."""
+    """One bar. Its length shows units of work (tokens, steps); the text beside it shows counts such as rows."""
 
     def __init__(self, progress: Progress, name: str, total: float, done: float, text: str) -> None:
         """Begin with `done` of `total` units of work."""
@@ -29,7 +29,7 @@ class Bar:
         self._progress.update(self._task, completed=done, text=text)
 
     def restart_at(self, done: float, text: str) -> None:
-        """Show `done` units of work that took no time now, so that the estimate of the time left ignores them."""
+        """Show `done` units of work from an earlier start, which the estimate of the time left ignores."""
         self._progress.reset(self._task, completed=int(done), text=text)
 
 
@@ -49,7 +49,7 @@ def progress_bar(console: Console | None, name: str, total: float, done: float =
 
 
 class _Tolerant:
-    """A stream for progress. What its reader or its disk does not take any more is dropped."""
+    """A stream for progress. Text that the reader or the disk no longer takes is dropped."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -71,3 +71,11 @@ class _Tolerant:
 def tolerant(stream: IO[str]) -> IO[str]:
     """A stream that never fails: a closed pipe or a full disk behind the progress must not end hours of work."""
     return cast(IO[str], _Tolerant(stream))
+
+
+def quieten_transformers() -> None:
+    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,9 +1,9 @@
-"""Arrays that were computed once and are found again: row statistics, intervals and tests of a table.
+"""Arrays that are computed once and then read from the cache: row statistics, intervals and tests of a table.
 
-An array is kept under the SHA-256 of all that it was computed from: data, source code and versions of libraries. So a
-remembered array is the array that a new computation would give. The arrays lie in `remembered/` of the user's cache
-(`cache_folder`), a file each. The cache never stops a command: where a file cannot be read or written, the array is
-computed.
+An array is kept under the SHA-256 of everything from which it was computed: data, source code and versions of
+libraries. So a remembered array is the array that a new computation would give. The arrays lie in `remembered/` of the
+user's cache (`cache_folder`), a file each. The cache never stops a command: where a file cannot be read or written, the
+array is computed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PACKAGE = Path(__file__).parent
 
 
 def remembered(parts: Iterable[bytes | str], compute: Callable[[], list[Array]]) -> list[Array]:
-    """The arrays that `compute` gives, found again if they were computed before.
+    """The arrays that `compute` gives, read from the cache if they were computed before.
 
     Args:
         parts: everything that decides the arrays: texts, bytes of arrays, `code_of` the source files.

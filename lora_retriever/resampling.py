@@ -6,7 +6,9 @@ over tasks varies as the rows vary. `over_tasks` says how a mean would vary with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +62,7 @@ def bootstrap(sizes: Sequence[int], statistic: Callable[[Sequence[Indices]], Arr
 
 
 def over_tasks(values: Sequence[float]) -> Array:
-    """95 % interval [2] of the mean of one value per task, for tasks that are a sample, too: whole tasks are drawn.
+    """95 % interval [2] of the mean of one value per task, if the tasks are a sample, too: whole tasks are drawn.
 
     This is the cluster bootstrap; a cluster is a task with its rows.
     """
@@ -122,6 +124,18 @@ def exact_bound(value: float, rows: int) -> tuple[float, float]:
 
     share = stats.binomtest(rows if value else 0, rows).proportion_ci(LEVEL, method="exact")
     return 100 * share.low, 100 * share.high
+
+
+def wilson_interval(hits: int, rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a share of `hits` among `rows`, in percent.
+
+    The bounds are the shares p with |hits/rows − p| = z √(p (1 − p) / rows), where z = Φ⁻¹(0.975).
+    """
+    z, share = NormalDist().inv_cdf((1 + LEVEL) / 2), hits / rows
+    centre = share + z**2 / (2 * rows)
+    half = z * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    low, high = ((centre + sign * half) / (1 + z**2 / rows) for sign in (-1, 1))
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 MAX_PROBLEMS = 8
 """Maximum number of problems that one message lists."""
 MAX_COUNT = 2**24
-"""Maximum of what a profile counts: tokens, rows, texts, adapters."""
+"""Maximum value of a count in a profile: tokens, rows, texts, adapters."""
 MAX_THREADS = 1024
 """Maximum number of threads on a CPU; more can end a process at once."""
 
@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 def plain_text(text: str) -> str:
-    """Return a text that every file and library takes.
+    """Return the text if every file format and library accepts it.
 
     Raises:
         ValueError: the text has a NUL character or half of a surrogate pair.
@@ -54,7 +54,7 @@ def plain_text(text: str) -> str:
 
 
 def one_of(name: str, known: Iterable[str], kind: str) -> str:
-    """Return `name` if it is among the `known` names; `kind` says in the message what the names are names of.
+    """Return `name` if it is among the `known` names; `kind` is the kind of the names, for the message.
 
     Raises:
         ValueError: `name` is unknown. The message lists the known names.
@@ -65,7 +65,7 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
 
 
 def problems_of(error: ValidationError, quote: str = "") -> list[str]:
-    """What is wrong with each field, as `FIELD: reason`; `quote` stands around the field's name."""
+    """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name."""
     found = []
     for problem in error.errors(include_input=False, include_url=False):
         field = ".".join(str(part) for part in problem["loc"])

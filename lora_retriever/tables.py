@@ -18,7 +18,7 @@ from lora_retriever.escaping import for_csv, for_latex, for_markdown, for_rich, 
 class Cell:
     """A number, perhaps with an interval, and a mark that the table's notes explain.
 
-    A `difference` always shows its sign, and its interval by the ends: a reader looks whether the interval holds 0.
+    A `difference` always shows its sign, and its interval by the ends: a reader checks whether the interval holds 0.
     """
 
     value: float
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A label and one cell (or None, or a text) per column in every row. Notes stand under the table.
+    """A label and one cell (or None, or a text) per column in every row. The notes are printed under the table.
 
     Attributes:
         bounds: whether intervals are shown by their ends, `[1.2, 3.4]`, instead of half their width, `±1.1`.
@@ -137,7 +137,7 @@ def shown(cell: Cell | str | None, table: Table) -> str:
 
 
 def _markdown_cell(cell: Cell | str | None, table: Table) -> str:
-    """Only texts are data; the brackets of a number's interval stay readable."""
+    """A cell for Markdown. Only texts are escaped, so the brackets of a number's interval stay readable."""
     return shown(cell, table).replace("|", r"\|") if isinstance(cell, Cell) else for_markdown(shown(cell, table))
 
 

@@ -1,4 +1,4 @@
-"""Try what must never go wrong: `python scripts/run_campaign.py EXPERIMENT [--count N] [--seconds S]`
+"""Try what must never go wrong: `python scripts/run_campaign.py EXPERIMENT [--count N] [--seconds S] [--out FOLDER]`
 
     kills       SIGKILL at random moments
     operations  SIGKILL before every file operation, and in the middle of every write
@@ -6,9 +6,11 @@
     disks       every file operation fails: a full disk, EIO, ESTALE, EROFS, EACCES
     inputs      bad inputs of every kind
     fuzz        mutated rows, pools, profiles, adapters, results files and indices
+    part        a small part of kills, operations, signals and disks, for continuous integration
+    all         all but `part`, one after the other
 
-Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped. The exit status is 1 if
-a promise was broken.
+Every trial is a line of `OUT/EXPERIMENT.jsonl`. The same command goes on where it was stopped; trials that broke a
+promise are tried again. The exit status is 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,100 +32,107 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+PART = {"kills": 5, "operations": 6, "signals": 3, "disks": 6}
+"""Number of trials of each experiment of `part`."""
+PART_SCENARIOS = ("run", "run goes on")
+"""The scenarios of `part`; others have to load a model."""
+
 
 def main() -> int:
-    """Run one experiment, and print its figures."""
+    """Run experiments, and print their figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("experiment", choices=EXPERIMENTS)
-    parser.add_argument("--count", type=int, help="number of random trials (default: the full campaign's)")
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "fuzz", "part", "all"])
+    parser.add_argument("--count", type=int, help="number of trials (default: the full campaign's)")
     parser.add_argument("--seconds", type=float, default=3600, help="time of fuzzing, in seconds (default: 3600)")
     parser.add_argument("--out", type=Path, default=Path("results") / "campaign", help="(default: results/campaign)")
     args = parser.parse_args()
+    broken = False
+    for experiment in [*EXPERIMENTS, "fuzz"] if args.experiment == "all" else [args.experiment]:
+        with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
+            broken = _run(experiment, args, Path(scratch)) or broken
+    return 1 if broken else 0
 
+
+def _run(experiment: str, args: argparse.Namespace, scratch: Path) -> bool:
+    """Run one experiment, or a part of several. Returns whether a promise was broken."""
     from campaign.figures import Log
 
-    log = Log(args.out, args.experiment)
-    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
-        EXPERIMENTS[args.experiment](args, log, Path(scratch))
+    if experiment == "fuzz":
+        from campaign.fuzzing import fuzz
+
+        log = Log(args.out, "fuzz")
+        fuzz(scratch, log, args.seconds)
+        return _shown(log)
+    is_part = experiment == "part"
+    world = _world(scratch, is_small=is_part or experiment in ("operations", "disks"))
+    broken = False
+    for name, count in (PART if is_part else {experiment: args.count}).items():
+        log = Log(args.out, name)
+        EXPERIMENTS[name](world, scratch, log, count, PART_SCENARIOS if is_part else ())
+        broken = _shown(log) or broken
+    return broken
+
+
+def _shown(log: Log) -> bool:
+    """Write and print the figures; whether a promise was broken."""
     figures = log.save()
-    print(json.dumps(figures, indent=1, ensure_ascii=False))
-    return 1 if figures["problems"] else 0
+    print(json.dumps({log.experiment: figures}, indent=1, ensure_ascii=False))
+    return bool(figures["problems"])
 
 
-def kills(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """`--count` kills at random moments (default: 1,000)."""
-    from campaign.kills import Kills
+def _world(scratch: Path, is_small: bool) -> World:
+    """The world of all trials. The runs of a small one have few file operations: two batches each."""
     from campaign.world import make_world, warm_up
 
-    world = make_world(scratch / "world")
-    warm_up(world, scratch / "warm")
-    Kills(world, scratch, log).random(args.count or 1000)
-
-
-def operations(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """`--count` kills before file operations and in the middle of writes; by default all."""
-    from campaign.kills import Kills
-
-    Kills(_small_world(scratch), scratch, log).at_operations(args.count)
-
-
-def signals(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """`--count` signals (default: 300), and a tenth as many of two processes and of readers beside a writer."""
-    from campaign.signals import Signals
-    from campaign.world import make_world, warm_up
-
-    world = make_world(scratch / "world")
-    warm_up(world, scratch / "warm")
-    signals, count = Signals(world, scratch, log), args.count or 300
-    signals.random(count)
-    signals.pipes()
-    signals.two_processes(-(-count // 10))
-    signals.readers(-(-count // 10))
-
-
-def disks(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """`--count` failing operations; by default all."""
-    from campaign.disks import Disks
-    from campaign.kills import Kills
-
-    disks = Disks(Kills(_small_world(scratch), scratch, log), log)
-    disks.small_file_systems()
-    disks.at_operations(args.count)
-
-
-def inputs(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """`--count` bad inputs, spread evenly over all; by default all."""
-    from campaign.bad_inputs import try_all
-    from campaign.world import make_world, warm_up
-
-    world = make_world(scratch / "world")
-    warm_up(world, scratch / "warm")
-    try_all(world, scratch, log, args.count)
-
-
-def fuzz(args: argparse.Namespace, log: Log, scratch: Path) -> None:
-    """Mutated files for `--seconds`."""
-    from campaign.fuzzing import fuzz
-
-    fuzz(scratch, log, args.seconds)
-
-
-def _small_world(scratch: Path) -> World:
-    """A world whose runs have few file operations: two batches each."""
-    from campaign.world import make_world, warm_up
-
-    world = make_world(scratch / "world", tasks=4, rows_a_task=2, methods="base,selection,mixture")
+    small = {"tasks": 4, "rows_a_task": 2, "methods": "base,selection,mixture"}
+    world = make_world(scratch / "world", **(small if is_small else {}))  # type: ignore[arg-type]
     warm_up(world, scratch / "warm")
     return world
 
 
-EXPERIMENTS: dict[str, Callable[[argparse.Namespace, Log, Path], None]] = {
-    "kills": kills,
-    "operations": operations,
-    "signals": signals,
-    "disks": disks,
-    "inputs": inputs,
-    "fuzz": fuzz,
+def _kills(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
+    from campaign.kills import Kills
+
+    Kills(world, scratch, log).random(count or 1000)
+
+
+def _operations(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
+    from campaign.kills import Kills
+
+    Kills(world, scratch, log).at_operations(count, names)
+
+
+def _signals(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
+    from campaign.signals import Signals
+
+    signals, some = Signals(world, scratch, log), count or 300
+    signals.random(some)
+    signals.pipes(1 if names else None)
+    signals.two_processes(-(-some // 10))
+    signals.readers(-(-some // 10))
+
+
+def _disks(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
+    from campaign.disks import Disks
+    from campaign.kills import Kills
+
+    disks = Disks(Kills(world, scratch, log), log)
+    disks.small_file_systems(count)
+    disks.at_operations(count, names)
+
+
+def _inputs(world: World, scratch: Path, log: Log, count: int | None, names: Sequence[str]) -> None:
+    from campaign.bad_inputs import try_all
+
+    try_all(world, scratch, log, count)
+
+
+EXPERIMENTS: dict[str, Callable[[World, Path, Log, int | None, Sequence[str]], None]] = {
+    "kills": _kills,
+    "operations": _operations,
+    "signals": _signals,
+    "disks": _disks,
+    "inputs": _inputs,
 }
 
 if __name__ == "__main__":

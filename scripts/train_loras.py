@@ -51,13 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-answer-tokens", type=int, default=defaults.max_answer_tokens)
     parser.add_argument("--template", default="alpaca", help="alpaca, none, or a text with {inputs} in it")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--validation", type=int, default=0, help="samples per entry held out, their loss recorded")
+    parser.add_argument(
+        "--validation", type=int, default=0, help="samples of each entry that are held out; their loss is recorded"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     try:
         train_pool(args)
-    except (UserError, ValidationError) as error:
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        print(f"train_loras: --{option} {wrong['input']}: {wrong['msg']}", file=sys.stderr)
+        return 2
+    except UserError as error:
         print(f"train_loras: {error}", file=sys.stderr)
         return 2
     return 0

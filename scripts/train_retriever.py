@@ -1,10 +1,10 @@
-"""Train the retriever's encoder by contrast on some of a pool's tasks, as the paper does on 40 % of them.
+"""Train the retriever's encoder by contrast on some of a pool's tasks. The paper takes 40 % of the tasks.
 
     python scripts/train_retriever.py --base models/all-MiniLM-L6-v2 --pool data/official/pool.json --out retriever \\
         --inputs data/official/test.json
 
-The same command goes on where it was interrupted. With `--inputs`, retrieval before and after is compared, rows of seen
-and of unseen tasks apart. All of it is in the `training.json` beside the encoder.
+The same command continues an interrupted training. With `--inputs`, the script compares retrieval before and after the
+training, for rows of seen and of unseen tasks. The `training.json` beside the encoder records everything.
 """
 
 from __future__ import annotations
@@ -34,12 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
         options = RetrieverOptions(**{name: getattr(args, name) for name in RetrieverOptions.model_fields})
         base = folder_or_id(args.base, ENCODER_WANTED)
         if args.inputs:
-            read_rows(args.inputs)  # unusable rows must not show after the training
+            read_rows(args.inputs)  # unusable rows are found before the training
         record = train_retriever(base, args.pool, options, args.out, args.layout, args.device)
         print(summary(record), flush=True)
         if args.inputs:
             print(table(evaluate_retriever(base, args.out, args.pool, args.inputs, args.device)))
-    except (UserError, ValidationError) as error:
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        print(f"train_retriever: --{option} {wrong['input']}: {wrong['msg']}", file=sys.stderr)
+        return 2
+    except UserError as error:
         print(f"train_retriever: {error}", file=sys.stderr)
         return 2
     return 0
@@ -50,16 +55,23 @@ def parser() -> argparse.ArgumentParser:
     defaults = RetrieverOptions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="encoder to start from: a folder or a Hub id")
-    parser.add_argument("--layout", choices=get_args(Layout), default="auto", help="of the base's checkpoint")
+    parser.add_argument("--layout", choices=get_args(Layout), default="auto", help="layout of the base's files")
     parser.add_argument("--pool", required=True, type=Path, help="pool file with the samples trained on")
     parser.add_argument("--out", required=True, type=Path, help="folder for the trained encoder")
     parser.add_argument("--inputs", type=Path, help="benchmark rows on which the encoder is compared with its base")
-    parser.add_argument("--share", type=float, default=defaults.share, help="of the pool's tasks, drawn with the seed")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), help="names instead, separated by commas")
     parser.add_argument(
-        "--validation", type=int, default=defaults.validation, help="of these tasks so many are held out and measured"
+        "--share", type=float, default=defaults.share, help="share of the pool's tasks that is drawn with the seed"
     )
-    parser.add_argument("--samples", type=int, default=defaults.samples, help="of each task")
+    parser.add_argument(
+        "--tasks", type=lambda text: text.split(","), help="names of tasks instead of a share, separated by commas"
+    )
+    parser.add_argument(
+        "--validation",
+        type=int,
+        default=defaults.validation,
+        help="number of these tasks that are held out and measured",
+    )
+    parser.add_argument("--samples", type=int, default=defaults.samples, help="number of samples of each task")
     parser.add_argument("--instruction", default=defaults.instruction, help="text before every sample")
     parser.add_argument("--temperature", type=float, default=defaults.temperature)
     parser.add_argument("--epochs", type=int, default=defaults.epochs)
@@ -73,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """What was trained, in a few lines."""
+    """A few lines about the training."""
     tasks = record["tasks"]
     lines = [
         f"{len(tasks['seen'])} tasks seen, {len(tasks['validation'])} held out, {len(tasks['unseen'])} unseen; "
@@ -85,7 +97,7 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """Shares before → after by scorer and group of tasks, and how sure the change on the unseen ones is."""
+    """Shares before → after by scorer and group of tasks, and the change on unseen tasks with its p-value."""
     lines = [f"{'scorer':9}{'tasks':12}{'rows':>5}" + "".join(f"{f'top {k}':>17}" for k in CUTS)]
     for scorer, groups in evaluation["before"].items():
         for group, before in groups.items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from lora_retriever.resampling import (
     BATCH,
@@ -20,6 +21,7 @@ from lora_retriever.resampling import (
     over_tasks,
     permutation_test,
     widened,
+    wilson_interval,
 )
 
 DATASETS = 1000
@@ -153,3 +155,9 @@ def test_the_same_rows_give_the_same_interval_and_a_single_row_none() -> None:
     assert bootstrap([4, 1], statistic).tolist() == bootstrap([4, 1], statistic).tolist()
     (alone,) = bootstrap([1], lambda positions: rows[positions[0] + 2].mean(axis=-1)[None])
     assert alone.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (499, 1000)])
+def test_wilsons_interval_is_scipys(hits: int, rows: int) -> None:
+    expected = stats.binomtest(hits, rows).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, rows) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)

@@ -1,7 +1,7 @@
-"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool, found before a run.
+"""`lora-retriever audit`: finds, before a run, everything that is wrong or odd in a benchmark's rows and its pool.
 
 Two texts are the same here if they differ only by white space or by Unicode form, which encoders and tokenizers hardly
-see. The module reads no runs and no answers. It measures prompts only where a tokenizer is named.
+distinguish. The module reads no runs and no answers. It measures prompts only where a tokenizer is named.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.experiment.checks import alike_names
 
 EXAMPLES = 3
-"""Maximum number of examples that the page shows of one kind of finding."""
+"""Maximum number of findings that the page shows for one kind of finding."""
 TOKENIZER_WANTED = ("*.json", "*.txt", "*.model")
 """The files of a Hub repository that make a tokenizer. The model weights are not fetched."""
 
@@ -33,11 +33,11 @@ class HasInputs(Protocol):
 
 @dataclass(frozen=True)
 class Leak:
-    """A row whose inputs are also in samples of these adapters, so that retrieval has an easy task.
+    """A row whose inputs are also in samples of these adapters, so that retrieval is too easy.
 
     Attributes:
-        own: whether the row's own adapter is among them.
-        same_target: whether one of those samples also has the row's target.
+        own: whether the row's own adapter is among these adapters.
+        same_target: whether one of these samples also has the row's target.
     """
 
     id: int
@@ -60,7 +60,7 @@ class SameInputs:
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """Inputs that rows of several tasks have, with the rows' ids by task. No retriever can tell these rows apart."""
+    """Inputs that rows of several tasks share, with the rows' ids by task. Retrieval cannot distinguish these rows."""
 
     inputs: str
     ids: dict[str, tuple[int, ...]]
@@ -290,7 +290,7 @@ def _ids(rows: Iterable[Row]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding as the page shows it: the count, the ids of the rows by task, a remark, some examples."""
+    """One kind of finding as the page shows it: the count, the ids of the rows by task, a remark, some findings."""
 
     title: str
     count: int
@@ -300,7 +300,7 @@ class Kind:
 
 
 def to_text(found: Audit) -> str:
-    """A page to read: a line for each kind of finding, then each kind with its rows and a few examples."""
+    """The findings as text: a line for each kind of finding, then each kind with its rows and a few findings."""
     kinds = list(_kinds(found))
     lines = [
         f"{found.rows} rows of {found.tasks} tasks, {found.adapters} adapters with {found.samples} samples",

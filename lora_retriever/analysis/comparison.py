@@ -156,7 +156,7 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
 def comparisons_as_json(
     comparisons: Sequence[Comparison], scoring: str, left_out: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The comparisons, machine readable."""
+    """The comparisons as JSON."""
     return {
         "scoring": scoring,
         "left_out": list(left_out),
@@ -253,7 +253,7 @@ def _compare(
 
 
 def _differs_alike(task: ScoredTask, other: ScoredTask) -> bool:
-    """Whether the two runs differ by the same amount on every row of a task, for example by nothing."""
+    """Whether the two runs differ by the same amount on every row of a task, for example by 0."""
     differences = [one - two for (_, one), (_, two) in zip(task.parts, other.parts, strict=True)]
     return all(bool((rows == rows[0]).all()) for rows in differences)
 

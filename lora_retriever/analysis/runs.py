@@ -21,7 +21,7 @@ ORACLE = "best_selection"
 
 
 class AnsweredRow(BaseModel):
-    """A row with its answer and what was used for it; `id` is the row's place in the benchmark's file."""
+    """A row with its answer and the adapters used for it; `id` is the row's position in the benchmark's file."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -38,12 +38,12 @@ class AnsweredRow(BaseModel):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the answer is nothing but white space and dots."""
+        """Whether the answer has only white space and dots."""
         return not self.answer.replace(".", "").strip()
 
 
 class _Record(BaseModel):
-    """What is read of a run's record; all of it may be missing."""
+    """The fields that are read from a run's record. Every field may be missing."""
 
     note: str = ""
     configuration: dict[str, Any] = {}
@@ -57,7 +57,7 @@ Content = TypeVar("Content", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its rows by id, in the file's order, and its record (`NAME.meta.json`; empty: it has none)."""
+    """One finished run: its rows by id, in the file's order, and its record (`NAME.meta.json`; empty: no record)."""
 
     name: str
     rows: dict[int, AnsweredRow]
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method's name: the run's own without a sweep's settings."""
+        """The method's name: the run's name without a sweep's settings."""
         return self.name.partition("@")[0]
 
     @property
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def note(self) -> str:
-        """What the profile wants printed under every table."""
+        """The text that the profile prints under every table."""
         return str(self.meta.get("note", ""))
 
     def without(self, ids: Collection[int]) -> Run:
@@ -92,8 +92,8 @@ def read_runs(folder: Path) -> list[Run]:
 def open_results(folder: Path) -> tuple[list[Run], list[str]]:
     """All finished runs in a results folder, and notes on what is not shown.
 
-    A run is a `NAME.jsonl` with a row at least, or a JSON list `NAME.json`. The paper's configurations come first, in
-    the paper's order. Hidden files, such as those that macOS puts beside each file, are passed over. A file that is no
+    A run is a file `NAME.jsonl` with at least one row, or a JSON list `NAME.json`. The paper's methods come first, in
+    the paper's order. Hidden files, such as the files that macOS puts beside each file, are ignored. A file that is no
     run and has no `NAME.meta.json` beside it is left out with a note.
 
     Raises:
@@ -125,7 +125,7 @@ def open_results(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def unfinished_runs(folder: Path) -> list[str]:
-    """The runs in a results folder of which rows are still to be answered, or failed all."""
+    """The runs in a results folder that still have rows to answer, or in which every row failed."""
     files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
     partial = {path.name.removesuffix(".jsonl.partial") for path in files if path.name.endswith(".jsonl.partial")}
     empty = {path.stem for path in files if path.suffix == ".jsonl" and not path.stat().st_size}
@@ -133,7 +133,7 @@ def unfinished_runs(folder: Path) -> list[str]:
 
 
 def _files_of_runs(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files that may be runs, by the runs' names, and what cannot be one, with the reason."""
+    """The files that may be runs, by the runs' names, and the files that cannot be runs, with the reasons."""
     files: dict[str, Path] = {}
     foreign: list[str] = []
     for path in sorted(folder.iterdir()):
@@ -160,10 +160,10 @@ def _is_utf8(name: str) -> bool:
 
 
 def read_run(name: str, path: Path) -> Run:
-    """One run's answers. Rows without an `id`, as the original's, are counted from 0.
+    """One run's answers. Rows without an `id`, such as the original's rows, are counted from 0.
 
     Raises:
-        UserError: the file is no list of answered rows, or its record is none.
+        UserError: the file is no list of answered rows, or its `NAME.meta.json` is no record.
     """
     rows: dict[int, AnsweredRow] = {}
     for place, record in enumerate(read_objects(path, may_have_nan=True), start=1):
@@ -179,7 +179,7 @@ def _record_path(path: Path) -> Path:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """The record of a run, checked. Empty: there is none."""
+    """The record of a run, checked. Empty: there is no record."""
     if not path.exists():
         return {}
     try:
@@ -195,17 +195,17 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def missing_rows(runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Per run that lacks rows which another run has: their ids."""
+    """The ids of the rows that a run lacks and another run has, for each run that lacks rows."""
     everything = set().union(*(run.rows for run in runs))
     lacking = {run.name: sorted(everything - run.rows.keys()) for run in runs}
     return {name: ids for name, ids in lacking.items() if ids}
 
 
 def pool_file(runs: Sequence[Run]) -> Path:
-    """The pool that the runs were made with.
+    """The file of the pool with which the runs were made.
 
     Raises:
-        UserError: no run's record names it, or it is not there any more, or it has changed since.
+        UserError: no run's record names the pool, or the pool's file does not exist any more or has changed since.
     """
     for run in runs:
         recorded = run.meta.get("files", {}).get("pool")
@@ -270,11 +270,11 @@ def _begins_with(path: Path, sign: str) -> bool:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             return file.read(4096).lstrip()[:1] == sign
-    except OSError:  # of another user
+    except OSError:  # for example a file of another user
         return False
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:
-    """A key by which k=8 stands before k=10."""
+    """A key that sorts k=8 before k=10."""
     parts = name.replace("=", " ").replace(",", " ").replace("@", " ").split()
     return [(0, float(part), "") if part.replace(".", "", 1).isdigit() else (1, 0.0, part) for part in parts]

@@ -177,7 +177,7 @@ def _metrics(run: Run, first: AnsweredRow, scoring: Scoring) -> list[Metric]:
 
 
 def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:
-    """What each row of a task adds to the metric's sums, [rows, statistics]."""
+    """The statistics that each row of a task adds to the metric's sums, [rows, statistics]."""
     try:
         return metric.statistics([row.answer for row in rows], [row.targets for row in rows])
     except RowError as error:
@@ -197,7 +197,7 @@ def _decisive(grouped: Mapping[str, Sequence[AnsweredRow]], scoring: Scoring) ->
 
 
 def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:
-    """From the scores [names, ...] of every task to all quantities [...]: tasks, domains, mean over tasks."""
+    """All quantities [...] from the scores [names, ...] of every task: tasks, domains, mean over tasks."""
     found: dict[Quantity, Array] = {}
     domains: dict[Quantity, list[Array]] = {}
     for name, task in tasks.items():
@@ -210,7 +210,7 @@ def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> di
 
 
 def parts_of(tasks: Mapping[str, ScoredTask], quantity: Quantity) -> list[tuple[ScoredTask, int]]:
-    """The tasks of whose scores a quantity is the mean, each with the index of the score among the task's scores."""
+    """The tasks whose scores a quantity averages, each with the index of the score among the task's scores."""
     concerned = [
         task
         for task in tasks.values()

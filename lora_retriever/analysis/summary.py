@@ -1,4 +1,4 @@
-"""The summary of a results folder: every run's scores with intervals, as the JSON of the contract and as tables."""
+"""The summary of a results folder: every run's scores with intervals, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run with its scores, and the oracle's scores, by which they are normalized. None: there is no oracle."""
+    """One run with its scores, and the oracle's scores, which normalize the run's scores. None: there is no oracle."""
 
     scored: ScoredRun
     oracle: ScoredRun | None
@@ -46,12 +46,12 @@ class RunSummary:
 
     @property
     def rows(self) -> int:
-        """How many rows were answered."""
+        """The number of answered rows."""
         return len(self.scored.run.rows)
 
     @property
     def empty(self) -> int:
-        """How many answers are empty or only dots. Such an answer scores 0, except against a blank target."""
+        """The number of answers that are empty or only dots. Such an answer scores 0, except against a blank target."""
         return sum(row.is_empty for row in self.scored.run.rows.values())
 
     @cached_property
@@ -74,9 +74,9 @@ class RunSummary:
     def intervals(self) -> dict[Quantity, Interval]:
         """The 95 % bootstrap interval of every quantity. Rows are drawn within their tasks.
 
-        A task whose rows all score 0, or all 100, does not vary when its rows are drawn; what such tasks may hide is
-        added to the interval (`widened`). A quantity with a task of a single row has no interval. The normalized score
-        has one only if the oracle answered the same rows.
+        A task whose rows all score 0, or all 100, does not vary when its rows are drawn; the possible error of such
+        tasks is added to the interval (`widened`). A quantity with a task of a single row has no interval. The
+        normalized score has an interval only if the oracle answered the same rows.
         """
         oracle = self.oracle if NORMALIZED in self.values and self._oracle_has_the_same_rows() else None
         names = [*self.scored.quantities, *([NORMALIZED] if oracle else [])]
@@ -139,7 +139,7 @@ def summarize(runs: Sequence[Run], scoring: Scoring) -> list[RunSummary]:
 
 
 def to_json(runs: Sequence[RunSummary], scoring: Scoring, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The summary as JSON. Intervals stand beside the scores, under keys of their own."""
+    """The summary as JSON. Intervals are written beside the scores, under their own keys."""
     return {
         "scoring": scoring.name,
         "scoring_details": scoring.details,
@@ -215,7 +215,7 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
-    """What a reader of a table must know: the profile's note, the meaning of ±, missing rows, empty answers.
+    """The notes under a table: the profile's note, the meaning of ±, missing rows, empty answers.
 
     Args:
         by_run: leaves out notes that need a line for each run.
@@ -249,7 +249,7 @@ def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> 
 
 
 def _scoring_notes(runs: Sequence[RunSummary], scoring: Scoring) -> list[str]:
-    """What the scoring says of the tasks' targets, over all runs."""
+    """The scoring's notes on the tasks' targets, over all runs."""
     rows = {id: row for run in runs for id, row in run.scored.run.rows.items()}
     targets: dict[str, list[Reference]] = {}
     metrics: dict[str, str] = {}

@@ -16,7 +16,7 @@ from rich.console import Console
 
 
 class Command(Protocol):
-    """What the file of a command offers."""
+    """The interface of a command's file."""
 
     HELP: str
 

@@ -1,4 +1,4 @@
-"""`lora-retriever audit`: what is wrong or odd in a benchmark's rows and its pool."""
+"""`lora-retriever audit`: names everything that is wrong or odd in a benchmark's rows and its pool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.escaping import for_rich, for_terminal
 from lora_retriever.files import write_json, writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "what is wrong or odd in a benchmark's rows and its pool"
 

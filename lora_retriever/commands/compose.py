@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_terminal
 from lora_retriever.files import writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "save a composition as an ordinary PEFT checkpoint"
 
@@ -55,5 +56,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
             model.save_composition(names, values, mode=args.mode, path=args.out)
     except CompositionError as error:
         raise UserError(str(error)) from error
-    print(f"{args.out}: {args.mode} of {len(weights)} adapters")
+    print(for_terminal(f"{args.out}: {args.mode} of {len(weights)} adapters"))
     return 0

@@ -1,4 +1,4 @@
-"""`lora-retriever doctor`: what a run would meet, before anything is loaded."""
+"""`lora-retriever doctor`: the problems that a run would have, found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
-    from lora_retriever.commands.shared import quieten_transformers
     from lora_retriever.experiment.profile import load_profile
+    from lora_retriever.progress import quieten_transformers
     from lora_retriever.running.doctor import examine
 
     profile = load_profile(args.profile)

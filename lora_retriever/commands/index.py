@@ -10,6 +10,7 @@ from rich.console import Console
 from lora_retriever.commands.arguments import add_encoding
 from lora_retriever.commands.shared import check_scorer, load_encoder_of
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_terminal
 from lora_retriever.files import writing
 
 HELP = "encode a pool's samples and save the index"
@@ -45,5 +46,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
             index.save(args.out, args.private)
     except ValueError as error:
         raise UserError(f"--private: {error}") from error
-    print(f"{args.out}: {len(index.names)} adapters, scorer {index.scorer}")
+    print(for_terminal(f"{args.out}: {len(index.names)} adapters, scorer {index.scorer}"))
     return 0

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count, penalty, seed
-from lora_retriever.commands.shared import quieten_transformers
 from lora_retriever.errors import UserError
 from lora_retriever.files import writing
+from lora_retriever.progress import quieten_transformers
 
 HELP = "learn the weights of a fusion from a task's few examples"
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.data.rows import read_samples
-    from lora_retriever.escaping import for_rich
+    from lora_retriever.escaping import for_rich, for_terminal
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.prompt import TEMPLATES
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError("--device cuda: torch finds no CUDA device")
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
     samples = read_samples(args.examples)
-    with writing(args.out):  # found now, and not when all is learned
+    with writing(args.out):  # an unusable path is refused before the learning
         args.out.parent.mkdir(parents=True, exist_ok=True)
     locations, passed_over = adapter_folders(args.adapter, args.adapters)
     if passed_over:
@@ -79,5 +79,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
         generator = Generator(model, load_tokenizer(base), settings)
     learned = learn_checkpoint(generator, samples, args.out, args.steps, args.l1, args.seed, console)
     print(terminal(weights_table(learned)), end="")
-    print(f"{args.out}: fusion of {len(drawn)} adapters")
+    print(for_terminal(f"{args.out}: fusion of {len(drawn)} adapters"))
     return 0

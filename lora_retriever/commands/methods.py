@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_profile
+from lora_retriever.escaping import for_terminal
 
 if TYPE_CHECKING:
     from lora_retriever.methods import Method
@@ -54,7 +55,7 @@ def to_text(methods: Sequence[Method], chosen: Collection[str]) -> str:
     width = max(len(name) for name, _, _ in lines)
     text = "".join(f"{name:<{width}}  {summary}. {citation}\n" for name, summary, citation in lines)
     explained = f"* run by default; [{OOD}]: also with each row's own adapter masked; k=None: the profile's k"
-    return f"{text}\n{explained}\n"
+    return for_terminal(f"{text}\n{explained}\n")
 
 
 def options_of(method: Method) -> dict[str, Any]:

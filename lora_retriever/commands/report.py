@@ -10,6 +10,7 @@ from rich.console import Console
 from lora_retriever.commands.arguments import add_results, add_scoring
 from lora_retriever.commands.shared import report_content
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_terminal
 from lora_retriever.files import write_text, writing
 
 HELP = "a results folder as one HTML page, and plots for a paper"
@@ -39,11 +40,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     page = render(content, args.results.resolve().name)
     with writing(output):
         write_text(output, page)
-    print(output)
+    print(for_terminal(str(output)))
     if args.plots:
         from lora_retriever.report.plots import save_plots
 
         with writing(args.plots):
             save_plots(content, args.plots)
-        print(args.plots)
+        print(for_terminal(str(args.plots)))
     return 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from lora_retriever.commands.arguments import add_encoding, count
 from lora_retriever.commands.shared import check_scorer, load_encoder_of
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_rich
 from lora_retriever.files import write_json, writing
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     evaluations = []
     for name, data in known.items():
         for scorer in args.scorer:
-            with console.status(f"{name}: {scorer}"):
+            with console.status(for_rich(f"{name}: {scorer}")):
                 evaluations.append(
                     evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates)
                 )
@@ -101,7 +102,7 @@ def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, Ret
     known = {}
     for name in args.encoder:
         encoder = load_encoder_of(name, args)
-        with console.status(f"{name}: encoding the pool's samples and {len(rows)} inputs"):
+        with console.status(for_rich(f"{name}: encoding the pool's samples and {len(rows)} inputs")):
             known[name] = encode_data(encoder, pool, rows)
     for path in args.embeddings:
         data = read_embeddings(path)

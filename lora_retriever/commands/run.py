@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_profile, count, names
-from lora_retriever.commands.shared import quieten_transformers, runs_and_notes
+from lora_retriever.commands.shared import runs_and_notes
 from lora_retriever.errors import RowsFailedError, RunsFailedError, UserError
 from lora_retriever.escaping import for_rich, for_shell
 
@@ -62,12 +62,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     profile = load_profile(args.profile)
     results = args.results or Path("results") / profile.name
-    quieten_transformers()
     failed: RowsFailedError | RunsFailedError | None = None
     with stopping_on_signals():
         try:
             evaluate(profile, args.only, results, args.limit, console, args.sweep, args.on_changed_code)
-        except (RowsFailedError, RunsFailedError) as error:  # what was answered is shown all the same
+        except (RowsFailedError, RunsFailedError) as error:  # the rows that were answered are still shown
             failed = error
         try:
             _show(results, console, profile.metric_folders, args.table)
@@ -106,7 +105,7 @@ def _command() -> str:
 
 
 def _print_table(results: Path, console: Console, metric_folders: tuple[Path, ...]) -> None:
-    """The table of a results folder, as `summarize` prints it when nothing is asked for."""
+    """The table of a results folder, as `summarize` prints the table without options."""
     from lora_retriever.analysis.summary import summarize, to_run_table, to_table
     from lora_retriever.metrics import KINDS, Scoring, read_kinds
     from lora_retriever.tables import terminal

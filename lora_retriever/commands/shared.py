@@ -1,4 +1,4 @@
-"""What several commands do in the same way: read runs, score runs, load an encoder."""
+"""Functions that several commands share: reading runs, scoring runs, loading an encoder."""
 
 from __future__ import annotations
 
@@ -84,14 +84,6 @@ def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
     folder = folder_or_id(encoder, ENCODER_WANTED)
     load = partial(load_encoder, folder, args.layout, args.instruction)
     return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
-
-
-def quieten_transformers() -> None:
-    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def check_scorer(name: str) -> None:

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
-    """What `summarize --format html` does: the report, to a file or printed."""
+    """Write the report to a file, or print the report: `summarize --format html`."""
     from lora_retriever.report import render
 
     if args.paper or args.scoring == "both" or args.no_intervals:

@@ -1,4 +1,4 @@
-"""Objects of a JSON file as people have it, checked before anything else reads them.
+"""The objects of a user's JSON file, checked before any other code reads them.
 
 A file is one JSON list of objects, one JSON object with such a list (`{"data": […]}`), or JSON lines; in UTF-8 with or
 without a byte order mark; packed by gzip or not. Any other file is refused with one message that says what the file is,
@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 256 << 20
 MAX_DIGITS = 1000
 """Maximum number of digits of a number. Python itself refuses integers of more than 4,300 digits."""
 ROW_FIELDS = frozenset({"inputs", "targets", "task", "domain", "metric", "model_name", "sample", "predicted_answer"})
-"""Fields by which an object is known to be a row or a pool entry, and not a wrapper around a list of them."""
+"""Fields that show that an object is a row or a pool entry, and not a wrapper around a list of such objects."""
 
 _SPACE = re.compile("[ \t\r\n\ufeff]*")  # files with a byte order mark each may have been put together
 _WRAPPED = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*(?=\[)')  # an object whose first field is a list
@@ -61,7 +61,8 @@ class WrittenFloat(float):
 def read_objects(path: Path, may_have_nan: bool = False) -> list[dict[str, Any]]:
     """The objects of a file, in the file's order.
 
-    Fractions are `WrittenFloat`s. Texts are as the file has them: `plain_text` refuses what no program takes.
+    Fractions are `WrittenFloat`s. Texts are unchanged. `plain_text` later refuses texts that other programs cannot
+    read.
 
     Args:
         may_have_nan: whether NaN and Infinity are read as numbers, which JSON does not have. Python writes them into
@@ -134,7 +135,7 @@ def _content(path: Path) -> bytes:
 
 
 def _kind_of_file(path: Path, content: bytes) -> str | None:
-    """What a file is that is no text in UTF-8, and what to do. None: nothing known by its first bytes."""
+    """The kind of a file that is not UTF-8 text, and what to do. None: its first bytes are of no known kind."""
     name = for_shell(str(path))
     if content[:64].count(0) == min(len(content), 64) > 0:
         return "damaged: the file begins with NUL bytes, as after a crash; copy the file again"
@@ -155,7 +156,7 @@ def _kind_of_file(path: Path, content: bytes) -> str | None:
 
 
 def _kind_of_text(path: Path, text: str) -> str | None:
-    """What a text is that begins neither with a list nor with an object. None: nothing known."""
+    """The kind of a text that begins neither with a list nor with an object. None: no known kind."""
     first = text.lstrip(" \t\r\n\ufeff")[:4096]
     if first.startswith("<"):
         return "HTML or XML, perhaps a page about the file instead of the file; download the file itself"

@@ -1,7 +1,7 @@
 """Fields and values of a YAML file that a user writes, as plain values: texts, numbers, truth values, lists, mappings.
 
 A file is refused, with its line where there is one, where YAML could surprise: a key twice, a tag such as
-`!!python/object`, aliases that make much out of little, many levels. Dates stay texts.
+`!!python/object`, aliases that expand to very many values, many levels. Dates stay texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lora_retriever.settings import plain_text
 MAX_LENGTH = 1 << 18
 """Maximum length of a YAML file, in characters."""
 MAX_NODES = 20_000
-"""Maximum number of keys and values in a file, where each alias counts as all that it stands for."""
+"""Maximum number of keys and values in a file, where an alias counts as often as all its content."""
 MAX_LEVELS = 20
 """Maximum number of levels of lists and mappings in one another."""
 MAX_DIGITS = 300
@@ -153,7 +153,7 @@ def _check_values(value: Any, field: str) -> None:
 
 
 def _one_line(error: yaml.YAMLError) -> str:
-    """What is wrong and the line, without the excerpt of the file."""
+    """The problem and the line, without the excerpt of the file."""
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "

@@ -1,4 +1,4 @@
-"""What a profile names: rows, pool and model folders, read or found, with the hashes that identify them."""
+"""The files that a profile names: rows, pool and model folders, read or found, with the hashes that identify them."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Benchmark:
 def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     """Read the rows and the pool, find or fetch the models, and hash all of them.
 
-    All rows are checked, also those that `limit` leaves out.
+    All rows are checked, also the rows that `limit` leaves out.
 
     Raises:
-        UserError: something is missing or malformed. The message names all that is inconsistent in rows and pool, or
-            all adapters that are missing.
+        UserError: something is missing or malformed. The message names everything that is inconsistent in rows and
+            pool, or all missing adapters.
     """
     notes: list[str] = []
     rows = read_rows(profile.rows_path, notes=notes)

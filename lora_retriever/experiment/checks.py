@@ -1,4 +1,4 @@
-"""What is inconsistent in a benchmark's rows and pool, found before the first row is answered.
+"""Checks that find inconsistencies in a benchmark's rows and pool before the first row is answered.
 
 `run` refuses a benchmark with problems, and `doctor` lists them. Both call `benchmark_problems`, so what `doctor`
 accepts is what `run` takes.
@@ -29,7 +29,7 @@ _VARIATION_SELECTORS = "\ufe0e\ufe0f"
 
 
 def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
-    """Why a profile's rows and pool cannot be used together, one line per problem. Empty: they can."""
+    """The reasons why a profile's rows and pool cannot be used together, one line each. Empty: they can be used."""
     return [
         *_problems_of_adapters(profile, pool),
         *_problems_of_names(profile, rows, pool),
@@ -64,7 +64,7 @@ def benchmark_warnings(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
 
 
 def folded(name: str) -> str:
-    """The name without what a reader does not see or easily overlooks.
+    """The name without differences that a reader does not see or easily overlooks.
 
     Two names of one folded form differ by Unicode form, by case, by white space, by characters without a glyph, by
     kind of dash, or by letters of other scripts that look alike.
@@ -97,7 +97,7 @@ def _problems_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> Iterat
 
 
 def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> Iterator[str]:
-    """Names that are meant to be one name: a mask on a row's own adapter compares a task with adapters' names."""
+    """Names that seem to mean one name: masking an own adapter needs equal names of task and adapter."""
     files = {"task": profile.rows_path, "adapter": profile.pool_path}
     names = [("task", task) for task in tasks_of(rows)] + [("adapter", entry.model_name) for entry in pool]
     for alike in alike_names(names):

@@ -26,7 +26,7 @@ from lora_retriever.settings import MAX_COUNT, MAX_PROBLEMS, MAX_THREADS, Sectio
 
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
 ADAPTER = "{adapter}"
-"""In the location of the adapters, what stands for an adapter's name."""
+"""The part of the adapters' location that stands for an adapter's name."""
 MAX_LOCATION = 4096
 """Maximum length of a location, in characters."""
 BALANCED = "balanced"
@@ -71,7 +71,7 @@ class AdaptersSection(Checkpoint):
 
     Attributes:
         memory: maximum memory of adapters on a device, such as `8GiB`. The least recently used adapters are moved out
-            when others are needed. None: all adapters stay on the device.
+            when other adapters are needed. None: all adapters stay on the device.
     """
 
     memory: ByteSize | None = None
@@ -101,7 +101,7 @@ class DataSection(Section):
 
 
 class RetrievalSection(Section):
-    """How adapters are found for a row, how many of them mixture and fusion take, and with which weights.
+    """How adapters are found for a row, how many adapters mixture and fusion use, and with which weights.
 
     Attributes:
         scorer: the name of a scorer.
@@ -124,8 +124,9 @@ class RaySection(Section):
     """The workers of `backend: ray`.
 
     Attributes:
-        address: the address of the cluster. None: the cluster that Ray finds (by RAY_ADDRESS, or begun on this machine
-            by `ray start`), or else a cluster of this machine for this run alone. `local`: always such a cluster.
+        address: the address of the cluster. None: the cluster that Ray finds (by RAY_ADDRESS, or started on this
+            machine by `ray start`), or else a new cluster on this machine for this evaluation. `local`: always a new
+            cluster on this machine.
         workers: number of workers, each with a model of its own. None: one worker for every `gpus` of the cluster; on
             CPUs, one worker.
         cpus: CPUs of a worker. Fractions let workers share a CPU.
@@ -151,7 +152,7 @@ class Profile(Section):
         seed: the seed of the random numbers of Python, numpy and torch. It is set before every run.
         backend: what answers prompts: this process (`local`), vLLM (`vllm`), or workers on any number of machines
             (`ray`).
-        methods: names of methods; `all` for every registered method, `paper` for the paper's eight configurations,
+        methods: names of methods; `all` for every registered method, `paper` for the paper's eight methods,
             `module:object` for a user's own method. The module is also looked for in the profile's folder.
         options: options of methods, by the method's name: `{lorahub: {steps: 20}}`. The out-of-domain variant of a
             method has the same options.
@@ -207,7 +208,7 @@ class Profile(Section):
         }
 
     def replaced(self, settings: Mapping[str, Any], source: str) -> Profile:
-        """The profile with other values of some `settings`, checked as a file's are. `source` names who set them.
+        """The profile with other values of some `settings`, checked like a file's values. `source` says who set them.
 
         Raises:
             UserError: a value is wrong.
@@ -239,7 +240,7 @@ class Profile(Section):
 
     @property
     def encoder_device(self) -> str:
-        """The device of the encoder: the base model's, or the first GPU if the base model is spread over all.
+        """The device of the encoder: the base model's, or the first GPU if the base model is on all GPUs.
 
         Raises:
             UserError: as for `torch_device`.
@@ -277,7 +278,7 @@ class Profile(Section):
 
 
 def has_gpu_driver() -> bool:
-    """Whether this machine may have a GPU. On Linux a GPU has a device file, and torch need not be imported to know."""
+    """Whether this machine may have a GPU. On Linux a GPU has a device file, so the check needs no torch."""
     return not Path("/proc").is_dir() or any(Path(file).exists() for file in GPU_DRIVERS)
 
 

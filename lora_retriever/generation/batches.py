@@ -1,6 +1,6 @@
 """Requests and their division into batches: of similar length, sized by tokens, equal for equal requests.
 
-The one place that says what happens when a batch does not fit into memory: the batch is halved, down to single rows.
+`Halving` is used everywhere where a batch may not fit into memory: the batch is halved, down to single rows.
 """
 
 from __future__ import annotations

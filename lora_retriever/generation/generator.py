@@ -35,8 +35,8 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
-        # The EOS tokens are all that is taken from the checkpoint's own generation defaults. Other defaults (Llama-2
-        # samples) would change the experiment.
+        # Only the EOS tokens are taken from the checkpoint's generation defaults. Other defaults would change the
+        # experiment: Llama-2's draw tokens at random.
         self.eos_ids = eos_token_ids(model.base.generation_config, tokenizer, model.base.config)
         self.pad_id = pad_token_id(tokenizer, self.limits.vocabulary, settings.pad_token_id)
 

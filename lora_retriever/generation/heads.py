@@ -1,4 +1,4 @@
-"""The output layer, given its input in the form that it multiplies fastest. Computes nothing itself."""
+"""The output layer's input in one piece of memory, with which the layer is fastest. Results stay the same."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     """Within this context the output layer's input lies in one piece of memory.
 
-    Asked for the logits of the last positions alone, a model cuts them out of its hidden states; for such a slice torch
-    makes one product a row instead of one for all, and in bfloat16 on a CPU copies the layer's weights for every row.
-    The logits are the same, up to rounding.
+    A model that computes only the logits of the last positions takes a slice of its hidden states. For such a slice
+    torch makes one product for each row, and in bfloat16 on a CPU copies the layer's weights each time. With one piece
+    of memory torch makes one product for all rows. The logits are the same, up to rounding.
     """
     head = model.get_output_embeddings()
     if head is None:

@@ -72,9 +72,9 @@ def find_methods(
     """The methods of these names, in the register's order; a user's own methods, `module:object`, come after them.
 
     Args:
-        names: of methods; `all` stands for every registered method, `paper` for the paper's eight configurations.
-        options: by the method's name. The out-of-domain variant of a method has the same options.
-        folder: where modules are looked for, beside Python's own path.
+        names: names of methods. `all` means every registered method, `paper` the paper's eight configurations.
+        options: the options of each method, by the method's name. Its out-of-domain variant has the same options.
+        folder: a folder in which modules are found, beside Python's own path.
 
     Raises:
         UserError: a method or an option is unknown, or a module cannot be imported.
@@ -99,7 +99,7 @@ def load_methods(location: str, folder: Path | None = None) -> list[Method]:
     """A user's own methods: `module:object`, where the object is a `Method` or a list of them.
 
     Raises:
-        UserError: there is no such module or object, importing it fails, or it is no method.
+        UserError: the module cannot be imported, or its object is missing or no method.
     """
     module, _, name = location.partition(":")
     path = list(sys.path)

@@ -1,21 +1,24 @@
 """AdapterSoup as the LoraRetriever paper's baseline: the average of three adapters, the same for the whole mixed set.
 
 AdapterSoup (Chronopoulou et al. 2023, arXiv 2302.07027) averages the parameters of the adapters whose training texts
-are most similar to those of a new domain, by sentence embeddings. The LoraRetriever paper (arXiv 2402.09997) takes the
-mixed set for that domain and three adapters. How the two are compared, neither says for this case; here by the cosine
-of the mean embedding of all rows' inputs with the adapters' mean embeddings, under the profile's encoder.
+are most similar to the texts of a new domain, by sentence embeddings. The LoraRetriever paper (arXiv 2402.09997) takes
+the mixed set as the new domain, and three adapters. Neither paper says how texts and adapters are compared in this
+case. Here the mean embedding of all rows' inputs is compared with the adapters' mean embeddings, by cosine, under the
+profile's encoder.
 
-So a row's answer depends on which other rows there are. Where a row's own adapter is masked and would be among the
-three, the next best takes its place.
+So a row's answer depends on the other rows. If a row's own adapter is masked and is among the three, the next best
+adapter replaces it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count
 from lora_retriever.methods.parts.top_k import RETRIEVAL
 
 if TYPE_CHECKING:
@@ -24,16 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterSoup:
-    """The `k` adapters nearest to the mean of all rows' inputs, weighted alike."""
+    """The `k` adapters nearest to the mean of all rows' inputs, with equal weights."""
 
-    k: int = 3
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; it must be at least 1")
+    k: Count = 3
 
     def route(self, context: Context) -> list[Composition]:
-        """The soup for every row; one whose own adapter is masked has the best k of the others."""
+        """The same composition for every row. A row whose own adapter is masked gets the best k other adapters."""
         query = context.queries.mean(axis=0, keepdims=True)  # [1, dim]
         hits = context.index("cosine").search(query, self.k + context.masked)
         scores = [round(score, 6) for score in hits.scores[0].tolist()]

@@ -1,11 +1,11 @@
-"""The seam of every method: a router, a composer and a gate, registered under a name.
+"""A method: a router, a composer and a gate, registered under a name.
 
     inputs ─► router ─► weights over adapters ─► composer ─► low-rank pairs ─► gate, by token ─► answers
 
 A *router* gives each row its adapters with weights: by the row's input, or one set for all rows. A *composer* makes
-low-rank pairs of the adapters. A *gate*, if there is one, weighs the adapters anew for each token. The composers and
-the seam of gates are in `peft_composition`. Routers, composers and gates are frozen dataclasses: their fields are the
-method's options, which a profile can change and a run's record keeps.
+low-rank pairs of the adapters. A *gate*, if there is one, weighs the adapters again for each token. The composers and
+the protocol of gates are in `peft_composition`. Routers, composers and gates are frozen dataclasses. Their fields are
+the method's options, which a profile can change and the record of a run keeps.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Router(Protocol):
 
 @runtime_checkable
 class LearnedGate(Protocol):
-    """A gate that must be learned, or made, for a benchmark first."""
+    """A gate that must be learned for a benchmark before the benchmark can be answered."""
 
     def fit(self, context: Context) -> Gate:
-        """The gate, ready to weigh adapters."""
+        """The learned gate. `context.learned` keeps the learned files."""
         ...
 
 
@@ -67,7 +67,7 @@ class Method:
         summary: one line for the list of methods.
         citation: the paper that describes the method, with its arXiv number.
         mode: how adapters are composed: the name of a composer in `peft_composition.MODES`, or a composer.
-        gate: what weighs the adapters by token. None: nothing does.
+        gate: the gate that weighs the adapters by token. None: the router's weights hold for all tokens.
         masked: whether each row's own adapter is masked (out-of-domain).
         reads: the parts of the experiment that decide the method's answers.
         settings: the settings of the profile that the method uses.
@@ -109,7 +109,7 @@ class Method:
         return self.name.removesuffix(OOD)
 
     def adapters_needed(self, k: int) -> int:
-        """How many adapters a row is given under the profile's `k`. 0: the method has no such number."""
+        """The number of adapters that a row is given under the profile's `k`. 0: the method has no fixed number."""
         own: int | None = getattr(self.router, "k", None)
         return own if own is not None else k if "k" in self.settings else 0
 
@@ -225,7 +225,7 @@ def typed(part: Any, option: str, value: Any) -> Any:
         ValueError: the value cannot be converted.
     """
     try:
-        return TypeAdapter(get_type_hints(type(part))[option]).validate_python(value)
+        return TypeAdapter(get_type_hints(type(part), include_extras=True)[option]).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"option {option} is {value!r}: {error.errors()[0]['msg']}") from error
 

@@ -1,28 +1,29 @@
-"""Ours: mixtures weighted by what retrieval knows, and by how sure it is that it knows anything.
+"""This project's method: mixtures weighted by calibrated probabilities of retrieval.
 
-Two probabilities are calibrated on the pool's samples alone, each scored as if it had been left out: c, that the
-input's own adapter is in the pool at all (`AdapterIndex.presence`), and P(p), that it is p if it is
-(`Hits.probabilities`). The weights are
+Two probabilities are calibrated on the pool's samples, each scored as if it were not in the pool: c, the probability
+that the input's own adapter is in the pool (`AdapterIndex.presence`), and P(p), the probability that this adapter is p,
+if it is in the pool (`Hits.probabilities`). The weights are
 
-    w_p = t c · P(p) + (1 − t c) · 1/m for the m nearest,
+    w_p = t c · P(p) + (1 − t c) · 1/m for the m nearest.
 
-so that an input which is recognised gets its adapter alone, or nearly, and a strange one the average of the nearest: w
-is the expectation over "it is there, and best" and "it is not". The user need not say which of the two it is. t and m
-were chosen by how answers to pool samples score that no adapter was trained on, with their own adapters and with these
-masked (docs/results/methods-gemma-270m.md).
+So an input that is recognised gets its own adapter with nearly the whole weight, and an unknown input gets the average
+of the nearest adapters. w is the expectation over the two cases "the own adapter is in the pool" and "it is not". The
+user does not have to say which case holds. t and m were chosen by the metric scores of answers to pool samples that no
+adapter was trained on, both with their own adapters and with these masked (docs/results/methods-gemma-270m.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.parts.top_k import RECORDED, RETRIEVAL, SCORED, check_k, compositions_of
+from lora_retriever.methods.options import Count, Share
+from lora_retriever.methods.parts.top_k import RECORDED, RETRIEVAL, SCORED, compositions_of
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -34,21 +35,16 @@ class Calibrated:
     """Weights by calibrated probabilities.
 
     Attributes:
-        trust: t, the share of the whole that a recognised input gives to the adapter it is recognised by.
-        nearest: m, how many adapters share the rest.
-        least: weights below this are dropped, and the others scaled to sum to 1.
-        floor: an input for which c is below this gets no adapter.
+        trust: t, the share of the weight that P(p) distributes if c is 1.
+        nearest: m, the number of adapters that share the rest of the weight.
+        least: minimum weight of an adapter. Smaller weights become 0, and the others are scaled to sum to 1.
+        floor: minimum c of an input that gets adapters. An input below gets none.
     """
 
-    trust: float = 1.0
-    nearest: int = 3
+    trust: Share = 1.0
+    nearest: Count = 3
     least: float = 0.05
     floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_k(self.nearest)
-        if not 0 <= self.trust <= 1:
-            raise ValueError(f"trust is {self.trust}; it must be from 0 to 1")
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters found, with their weights.
@@ -66,7 +62,7 @@ class Calibrated:
         return compositions_of(hits, self.weights(hits.probabilities, presence))
 
     def weights(self, probabilities: Array, presence: Array) -> Array:
-        """Weights [rows, found] from the probabilities [rows, found] of what was found, best first, and c [rows]."""
+        """Weights [rows, found] from the probabilities [rows, found] of the adapters, best first, and c [rows]."""
         recognised = self.trust * presence[:, None]  # [rows, 1]
         nearest = np.zeros(probabilities.shape)
         nearest[:, : self.nearest] = 1 / min(self.nearest, probabilities.shape[1])
@@ -79,8 +75,8 @@ class Calibrated:
 METHODS = with_ood(
     Method(
         "calibrated",
-        "a mixture of the nearest, the more of one the surer it is the right one",
-        "ours, docs/results/methods-gemma-270m.md",
+        "a mixture of the nearest, weighted by the calibrated probability that each is the right one",
+        "this project, docs/results/methods-gemma-270m.md",
         Calibrated(),
         reads=RETRIEVAL,
         settings=SCORED,

@@ -1,22 +1,25 @@
 """LoraHub as the LoraRetriever paper's baseline: one learned weighted fusion for the whole mixed set.
 
 LoraHub (Huang et al. 2023, arXiv 2307.13269) learns weights for one task. The LoraRetriever paper (arXiv 2402.09997)
-draws 20 adapters of the pool and learns one set of weights on 20 samples of every task, by which all rows are answered.
-Where a row's own adapter is masked, its weight is 0 for that row; the others keep theirs. The optimisation, and where
-it differs from the authors' code, is in `lora_retriever.lorahub`.
+draws 20 adapters of the pool, and learns one set of weights on 20 samples of every task. All rows are answered with
+these weights. If a row's own adapter is masked, its weight is 0 for that row, and the others keep their weights.
+`methods/parts/lorahub_weights.py` has the optimisation, and says where it differs from the authors' code.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.context import RECORD_FILE
+from lora_retriever.methods.options import Count, NotNegative, Positive
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -26,34 +29,27 @@ STEPS_FILE = "steps.jsonl"
 
 @dataclass(frozen=True)
 class LoraHub:
-    """Adapters drawn with the seed, weighted alike for every row.
+    """Adapters drawn with the seed, with the same weights for every row.
 
     Attributes:
-        adapters: so many are drawn; all, where the pool has no more.
-        samples: so many of every task's are learned on, at most.
-        steps: weightings tried.
-        l1: the penalty on the weights' mean absolute value.
-        bound: of the weights' absolute values.
+        adapters: number of adapters that are drawn. A smaller pool is taken whole.
+        samples: maximum number of samples of each task that the weights are learned on.
+        steps: number of weight vectors tried.
+        l1: the penalty on the mean absolute weight.
+        bound: maximum absolute value of a weight.
     """
 
-    adapters: int = 20
-    samples: int = 20
-    steps: int = 40
-    l1: float = 0.05
-    bound: float = 1.5
-
-    def __post_init__(self) -> None:
-        for name in ("adapters", "samples", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.l1 < 0 or self.bound <= 0:
-            raise ValueError(f"l1 is {self.l1} and bound {self.bound}; they must be 0 or more, and more than 0")
+    adapters: Count = 20
+    samples: Count = 20
+    steps: Count = 40
+    l1: NotNegative = 0.05
+    bound: Positive = 1.5
 
     def route(self, context: Context) -> list[Composition]:
-        """The learned composition for every row, learned now if it was not before; without the row's own, if masked.
+        """The learned composition for every row, learned now if necessary, without masked adapters.
 
         Raises:
-            UserError: there is no model to look into, or it cannot be done.
+            UserError: the backend has no model, or the weights cannot be learned.
         """
         folder = context.learned("lorahub", asdict(self), partial(self._learn, context))
         weights: dict[str, float] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["weights"]
@@ -63,7 +59,7 @@ class LoraHub:
         ]
 
     def _learn(self, context: Context, folder: Path) -> dict[str, Any]:
-        """Learn the weights, and return the record of it; the tries are kept in `folder` as they are made."""
+        """Learn the weights, and return the record. Every step is written to `folder` at once."""
         from lora_retriever.methods.parts.lorahub_weights import answer_loss, draw_adapters, learn_weights
 
         generator = context.generator

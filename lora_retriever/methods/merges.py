@@ -1,18 +1,20 @@
-"""Merges of the retrieved adapters by recipes made for merging whole models, as PEFT has them for LoRA.
+"""Merges of the retrieved adapters by TIES, DARE and SVD, with the formulas that PEFT uses for LoRA.
 
-The adapters are the paper's, the best k that retrieval finds; only the composer differs. The formulas are in
-`peft_composition.merges`. TIES and DARE act on the factors A and B, as PEFT's do, and not on the product BA as their
-papers have it: so the result stays of low rank.
+The adapters are the paper's, the best k that retrieval finds. The composer differs. The formulas are in
+`peft_composition.merges`. TIES and DARE were described for whole models. As in PEFT they act on the factors A and B
+here, and not on the product BA, so the result stays of low rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
-from lora_retriever.methods.parts.top_k import RETRIEVAL, TOP_K, Nearest, check_k, compositions_of, recorded, weights_of
+from lora_retriever.methods.options import Count, Power
+from lora_retriever.methods.parts.top_k import RETRIEVAL, TOP_K, Nearest, compositions_of, recorded, weights_of
 from peft_composition.merges import Dare, Svd, Ties
 
 if TYPE_CHECKING:
@@ -23,20 +25,16 @@ if TYPE_CHECKING:
 class Raised:
     """The `k` adapters that retrieval finds, each with its weight to the power of `power`.
 
-    A composer that works factor by factor weighs each by the root of a weight: 2 makes of 1/k the mean of the factors
-    (1 would make k times that of k equal adapters). TIES divides by how many agree, so it wants 0: each whole.
+    A composer that merges factor by factor multiplies each factor by the square root of the weight. So with `power` 2
+    the weights 1/k give the mean of the factors. TIES divides by the number of adapters whose signs agree, so it needs
+    `power` 0: every weight is 1.
     """
 
-    power: int
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-        if self.power < 0:
-            raise ValueError(f"power is {self.power}; it must be 0 or more")
+    power: Power
+    k: Count | None = None
 
     def route(self, context: Context) -> list[Composition]:
-        """The adapters found, with their weights."""
+        """The adapters that retrieval finds, with their weights."""
         k = context.k if self.k is None else self.k
         hits = context.search(recorded(k, context))
         weights = weights_of(hits.scores[:, :k], context.temperature if self.power else None)  # [rows, k]
@@ -69,7 +67,7 @@ METHODS = (
     *with_ood(
         Method(
             "svd",
-            "the mixture of the best k, cut to the rank of one",
+            "the mixture of the best k, cut to the rank of a single adapter",
             "PEFT's add_weighted_adapter",
             Nearest(),
             Svd(),

@@ -1,19 +1,22 @@
 """A mixture of experts over adapters, weighed by token: a baseline of the LoraRetriever paper.
 
-y = W x + Σ_e w_e s_e B_e A_e x over the experts (`experts`), with w = softmax(G x): at every module, for every token.
-Of *soft* all weights are kept; of *top-k* the k largest, scaled so that they sum to 1 again.
+y = W x + Σ_e w_e s_e B_e A_e x over the experts (`parts/experts.py`), with w = softmax(G x) at every module for every
+token. *soft* keeps all weights; *top-k* keeps the k largest, scaled to sum to 1.
 
-All three variants share one set of matrices, trained with all experts kept, and differ in what is kept at inference:
-the paper does not say how the top-k's were trained. It has one column for each of them, no out-of-domain one, as the
-experts are one fixed draw: so there are no such twins here.
+The three methods share one set of matrices, trained with all experts. They differ in the experts that are kept at
+inference; the paper does not say how its top-k gates were trained. The experts are one fixed draw, so the paper has no
+out-of-domain column for these methods, and the project has no out-of-domain variants.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.methods.base import Method
+from lora_retriever.methods.options import Count
 from lora_retriever.methods.parts.experts import Experts, Training
 from lora_retriever.methods.parts.weighing import softmax_of_offered
 
@@ -29,25 +32,20 @@ CITATION = "Zhao et al. 2024, arXiv 2402.09997, baselines"
 
 @dataclass(frozen=True)
 class MoE(Training):
-    """Token-level weights of the experts, with how they are trained; `top_k` None keeps all of them."""
+    """The gate, with the options of its training. `top_k` None keeps all experts."""
 
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+    top_k: Count | None = None
 
     def fit(self, context: Context) -> TokenGate:
-        """The gate itself, its matrices trained now if they were not before."""
+        """The gate with its matrices, trained now if necessary."""
         from lora_retriever.methods.parts.gate_training import trained_matrices
 
         return TokenGate(trained_matrices(context, self.options, "moe", "mixture", token_weights), self.top_k)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TokenGate:
-    """Weighs the experts for every token by what the module is given."""
+    """Weighs the experts for every token by the module's input."""
 
     matrices: Matrices
     top_k: int | None = None

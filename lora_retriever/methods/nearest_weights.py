@@ -1,9 +1,9 @@
-"""Nearest by weights: the adapter that makes most of the prompt, found without any sample of its task.
+"""Nearest by weights: the adapter whose update responds most to the prompt, found without samples of its task.
 
-A plain baseline of this project, described nowhere else: what can be told of the right adapter from the adapters'
-weights alone. While the base reads the prompt, an adapter's score is the mean, over the prompt's tokens and the
-adapter's modules, of ‖s B A x‖ / (‖s B A‖_F ‖x‖), the share of the input to which its update responds. The size of the
-update does not count, nor that of the input, and so neither does the scaling. The best adapter answers alone.
+A baseline of this project, described nowhere else. It shows how well the adapters' model weights alone find the right
+adapter. The base reads the prompt. An adapter's score is the mean, over the prompt's tokens and the adapter's modules,
+of ‖s B A x‖ / (‖s B A‖_F ‖x‖), the share of the input to which the update responds. The size of the update, its
+scaling s, and the size of the input do not count. The row is answered with the best adapter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class NearestWeights:
     """The adapter whose update responds to the largest share of the prompt."""
 
     def route(self, context: Context) -> list[Composition]:
-        """The best adapter of every row, whole."""
+        """The best adapter of every row, with weight 1."""
         from lora_retriever.methods.parts.probing import probe
 
         return [strongest(row, 1) for row in by_name(probe(context).share, context)]

@@ -1,13 +1,15 @@
-"""What a router has to beat: every adapter alike, and adapters drawn by chance. Neither reads what the input says."""
+"""Baselines for routers: equal weights for all adapters, and random adapters. Neither reads the inputs' meaning."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -15,30 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alike:
-    """Every adapter of the pool with weight 1/P; 1/(P - 1) where the row's own is masked."""
+    """Every adapter of the pool with weight 1/P, or 1/(P - 1) if the row's own adapter is masked."""
 
     def route(self, context: Context) -> list[Composition]:
-        """The average of all that the row may have."""
+        """Equal weights for all adapters that are not masked."""
         allowed = ([name for name in context.names if name != own] for own in context.masked_adapters)
         return [Composition.of({name: 1 / len(names) for name in names}) for names in allowed]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """`k` adapters drawn for every row, with weight 1/k; None takes the profile's k.
+    """`k` adapters drawn for every row, with weight 1/k. None: the profile's k.
 
-    A draw depends on the seed, the row's id and its input alone: whatever other rows there are, in whatever order. The
-    first of k are what a smaller k draws. Where the row's own adapter is masked, only that one is replaced.
+    A draw depends on the seed, the row's id and the row's input, and not on other rows. A smaller k draws the first of
+    the adapters that a larger k draws. If the row's own adapter is masked, only this adapter is replaced.
     """
 
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"k is {self.k}; it must be at least 1")
+    k: Count | None = None
 
     def route(self, context: Context) -> list[Composition]:
-        """The adapters drawn."""
+        """The drawn adapters of each row."""
         k = context.k if self.k is None else self.k
         names, compositions = sorted(context.names), []
         for row, own in zip(context.rows, context.masked_adapters, strict=True):

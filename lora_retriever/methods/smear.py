@@ -1,23 +1,26 @@
 """SMEAR, soft merging of experts with adaptive routing (Muqeeth et al. 2023, arXiv 2306.03745), over a pool's adapters.
 
-At every module the experts' parameters are averaged, once for a prompt, with w = softmax(G x̄), where x̄ is the mean of
-what the module is given for the prompt's tokens: y = W x + (Σ_e w_e s_e B_e)(Σ_e w_e A_e) x, this project's fusion.
+At every module the experts' parameters are averaged once for a prompt, with w = softmax(G x̄), where x̄ is the mean of
+the module's inputs for the prompt's tokens: y = W x + (Σ_e w_e s_e B_e)(Σ_e w_e A_e) x, this project's fusion.
 
-What differs from that paper: there the experts are trained along with the layer that weighs them, and dropped at random
-meanwhile; as a baseline of LoraRetriever (arXiv 2402.09997) they are adapters that are there already (`experts`). The
-prompt is all that the mean is taken of, also for the tokens of the answer, as the answer is not there when it begins.
-LoraRetriever has one column for it, no out-of-domain one, as the experts are one fixed draw: so there is no such twin.
+Two things differ from that paper. The paper trains the experts together with the layer that weighs them, and drops
+experts at random; as a baseline of LoraRetriever (arXiv 2402.09997) the experts are existing adapters
+(`parts/experts.py`). And the mean is taken over the prompt only, also for the tokens of the answer, because the answer
+does not exist yet when decoding begins. The experts are one fixed draw, so the LoraRetriever paper has no out-of-domain
+column for this method, and the project has no out-of-domain variant.
 
-The prompt is what the pass reads before which nothing is cached. Three ways of calling the model, of which this
-project's decoding does none, make something else of it: without a cache (`use_cache=False`) every pass reads the answer
-so far as well; of a prompt that is read in chunks, the first decides (the last, with a cache that cannot say what it
-has seen); and with a static cache, under whose masks of four dimensions all tokens count as real, so does the padding.
+The prompt is the text of the first pass, before which nothing is cached. Three other ways to call the model change
+this; the project's decoding uses none of them. Without a cache (`use_cache=False`) every pass reads the answer so far,
+too. If a prompt is read in chunks, the first chunk decides, or the last chunk with a cache that cannot tell its length.
+With a static cache, whose masks have four dimensions, padding counts as text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.methods.base import Method
 from lora_retriever.methods.parts.experts import Experts, Training
@@ -36,18 +39,18 @@ REMEMBERED = "weights"
 
 @dataclass(frozen=True)
 class Smear(Training):
-    """Weights of the experts by prompt and module, with how they are trained."""
+    """The gate, with the options of its training. It weighs the experts by prompt and module."""
 
     def fit(self, context: Context) -> PromptGate:
-        """The gate itself, its matrices trained now if they were not before."""
+        """The gate with its matrices, trained now if necessary."""
         from lora_retriever.methods.parts.gate_training import trained_matrices
 
         return PromptGate(trained_matrices(context, self.options, "smear", "fusion", prompt_weights))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PromptGate:
-    """Weighs the experts by the prompt: a row's tokens all have the same weights at a module."""
+    """Weighs the experts by the prompt. At a module, all tokens of a row have the same weights."""
 
     matrices: Matrices
 
@@ -56,17 +59,17 @@ class PromptGate:
         return self.matrices.of(offered)
 
     def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
-        """The weights [batch, n, P] float32, remembered from the prompt on."""
+        """The weights [batch, n, P] float32, kept from the prompt for the tokens of the answer."""
         return prompt_weights(prepared, tokens)
 
 
 def prompt_weights(matrix: Tensor, tokens: Tokens) -> Tensor:
-    """w = softmax(G x̄) over the experts offered, for all tokens of a row alike: [batch, n, P].
+    """w = softmax(G x̄) over the offered experts, the same for all tokens of a row: [batch, n, P].
 
-    x̄ is the mean over the real tokens of the pass that reads the prompt; later passes have its weights. If there was no
-    such pass (what is cached was read without this composition), the first tokens that come stand for the prompt. A
-    head that is given only the prompt's last position has no other mean. Computed in the dtype of the matrix G
-    [P, d_in], float32.
+    x̄ is the mean over the real tokens of the pass that reads the prompt. Later passes use the same weights. If there
+    was no such pass, because the cached text was read without this composition, the first new tokens are used instead.
+    A head that gets the prompt's last position only uses this position. The weights are computed in the dtype of the
+    matrix G [P, d_in], float32.
     """
     from torch.nn.functional import linear
 

@@ -1,25 +1,27 @@
-"""SpectR: every token goes to the adapters in whose input directions it lies most.
+"""SpectR: every token goes to the adapters whose input directions hold most of the token.
 
 Fleshman & Van Durme 2025, "SpectR: Dynamically Composing LM Experts with Spectral Routing", arXiv 2504.03454. Arrow
-sees one direction of an adapter; SpectR all of them. With the update B A = U S V^T, its authors store the adapter
-as B* = U S and A* = V^T, and a token's score is ‖A* x‖ = ‖V^T x‖, the length of what the token has within the adapter's
-r input directions. So their code has it (github.com/wfleshman/spectr), and so do they describe it in a later paper
-(arXiv 2507.05346, equations 1 to 7); scaling does not matter to it. With `singular_values` the score is ‖S V^T x‖ =
-‖s B A x‖ instead, the length of what the adapter would add, and so with its scaling.
+uses one direction of an adapter; SpectR uses all of them. With the update B A = U S V^T, the authors store the adapter
+as B* = U S and A* = V^T. A token's score is ‖A* x‖ = ‖V^T x‖, the length of the token's projection on the adapter's r
+input directions. This is the score of their code (github.com/wfleshman/spectr) and of a later paper of theirs
+(arXiv 2507.05346, equations 1 to 7). The adapter's scaling does not count. With `singular_values` the score is
+‖S V^T x‖ = ‖s B A x‖, the length of the adapter's output, in which the scaling counts.
 
-The `top_k` best get the softmax of their scores, as Arrow's do; SpectR's own paper was not at hand to say. The code
-gives 4 adapters equal weights, and averages the stored A* and B*, a fusion of such parameters. Here outputs are
-averaged, as under Arrow, so that the two differ in the score, and in how many adapters they take.
+The `top_k` best adapters get the softmax of their scores, as in Arrow. (SpectR's own paper was not available.) The
+authors' code gives 4 adapters equal weights, and averages the stored A* and B*, a fusion of these parameters. Here
+outputs are averaged, as in Arrow. So the two methods differ in the score and in the number of adapters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic.dataclasses import dataclass
+
 from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count, Positive
 from lora_retriever.methods.parts.everything import Everything
-from lora_retriever.methods.parts.weighing import check_top_k, softmax_of_offered
+from lora_retriever.methods.parts.weighing import softmax_of_offered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,25 +36,22 @@ class SpectR:
     """Weighs the `top_k` adapters that hold most of a token, by a softmax at `temperature`.
 
     Attributes:
-        singular_values: whether each of an adapter's directions counts by how much the adapter makes of it.
+        singular_values: whether each direction of an adapter is weighted by its singular value.
     """
 
-    top_k: int = 4
-    temperature: float = 1.0
+    top_k: Count = 4
+    temperature: Positive = 1.0
     singular_values: bool = False
 
-    def __post_init__(self) -> None:
-        check_top_k(self.top_k, self.temperature)
-
     def prepare(self, offered: Offered) -> Tensor:
-        """What takes A x to V^T x, or to as many numbers as long as s B A x: [P, r, r]."""
+        """The matrices [P, r, r] that map A x to V^T x, or to r numbers whose length is that of s B A x."""
         from lora_retriever.methods.parts.spectral import computing_dtype, response_of, spectrum_of
 
         factor = response_of(offered) if self.singular_values else spectrum_of(offered).coordinates  # [P, r, r]
         return factor.to(offered.down.device, computing_dtype(offered))
 
     def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
-        """The softmax [batch, n, P] of the lengths over the best of what is offered."""
+        """The softmax [batch, n, P] of the lengths over the best of the offered adapters."""
         from lora_retriever.methods.parts.spectral import lengths
 
         scores = lengths(prepared, tokens.inner)  # [batch, n, P]

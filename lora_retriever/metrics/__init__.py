@@ -23,10 +23,10 @@ SCORINGS: tuple[ScoringName, ...] = ("paper", "standard")
 
 @dataclass
 class Scoring:
-    """A way of scoring: which metrics a task gets, given the metric that the task's rows name.
+    """The rule that says which metrics a task gets, given the metric that the task's rows name.
 
     Attributes:
-        kinds: the kind of a task, `choice` or `qa`; standard scoring adds scores by kind.
+        kinds: the kind of each task, `choice` or `qa`; standard scoring adds scores by kind.
         stemming: whether standard ROUGE stems words.
         allow_hub: whether the code of a metric of the Hub may be fetched and run.
         metric_folders: folders whose metrics may run. The code of a metric in any other folder never runs.
@@ -55,7 +55,7 @@ class Scoring:
 
     @property
     def details(self) -> dict[str, str]:
-        """How each score was made, for whoever quotes the score."""
+        """How each score was computed, for readers who quote the score."""
         if self.name == "paper":
             return {"all": "the original's own: nltk sentence BLEU, PyPI rouge, exact match without dots and case"}
         from lora_retriever.metrics import standard
@@ -63,7 +63,7 @@ class Scoring:
         return standard.details(self.stemming)
 
     def notes(self, tasks: Mapping[str, tuple[str, Sequence[Reference]]]) -> list[str]:
-        """What a reader of these tasks' scores must know: notes for under a table.
+        """The notes under a table of these tasks' scores: facts that a reader must know.
 
         Args:
             tasks: per task, the metric that its rows name and the targets of its rows.
@@ -143,7 +143,7 @@ def _count(target: Reference) -> int:
 
 
 def _short_targets(tasks: Mapping[str, Sequence[Reference]], length: Callable[[str, str], int]) -> str:
-    """The tasks with targets of fewer than four words, `task (2 of 30)`; of several targets all must be short."""
+    """The tasks with targets of fewer than four words, `task (2 of 30)`; with several targets, all must be short."""
     found = []
     for name, targets in tasks.items():
         short = sum(all(length(text, name) < 4 for text in _texts([target])) for target in targets)

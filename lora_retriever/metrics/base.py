@@ -1,4 +1,4 @@
-"""What a metric is: sums of per-row statistics, and the scores that those sums give.
+"""Metrics: sums of per-row statistics, and the scores that these sums give.
 
 `compute(predictions=, references=)` is the interface of Hugging Face `evaluate`. The two steps behind `compute` allow
 scoring a task again thousands of times, on rows drawn anew, for intervals and tests.
@@ -31,7 +31,7 @@ class Metric(Protocol):
         """The names of the metric's scores, the main score first."""
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
-        """What each row adds to the sums, [rows, statistics].
+        """The statistics that each row adds to the sums, [rows, statistics].
 
         Raises:
             RowError: a row cannot be scored, or its statistics are not finite.
@@ -94,7 +94,7 @@ def finite(statistics: Array, metric: str) -> Array:
 class RowMean:
     """A metric that is the mean over rows of `score(target, answer)`, named scores between 0 and 1.
 
-    Of several targets, each score counts the target that gives the most, unless `score` takes several at once.
+    With several targets, each score takes the target with the highest score, unless `score` takes several at once.
     """
 
     def __init__(

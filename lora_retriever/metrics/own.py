@@ -53,7 +53,7 @@ class Evaluated:
             raise
         except UserError as error:
             failures = self._failures_alone(answers, targets)
-            # Where every row fails by itself, the module is broken, or needs several rows: no row is to blame.
+            # If every row fails alone, the module is broken or needs several rows, so no single row is the cause.
             if failures and (len(failures) < len(answers) or len(answers) == 1):
                 row, message = next(iter(failures.items()))
                 raise RowError(message, row) from error
@@ -111,7 +111,7 @@ class Evaluated:
 
 
 def find_metric(name: str, allow_hub: bool, allowed_folders: Sequence[Path]) -> str:
-    """What `evaluate` is to load for a metric's name; nothing is imported.
+    """The path or the name that `evaluate` loads for a metric's name. Nothing is imported.
 
     Links are resolved on both sides, so that no link leads out of an allowed folder.
 
@@ -154,7 +154,7 @@ def load_metric(name: str, allow_hub: bool, allowed_folders: Sequence[Path] = ()
         UserError: as for `find_metric`, or the module cannot be loaded.
     """
     location = find_metric(name, allow_hub, allowed_folders)
-    import evaluate  # seconds
+    import evaluate  # takes seconds to import
 
     try:
         return Evaluated(name, evaluate.load(location))

@@ -41,7 +41,7 @@ def bleu(targets: Reference, answer: str) -> dict[str, float]:
 def rouge(target: str, answer: str) -> dict[str, float]:
     """`rouge-1`, `rouge-2`, `rouge-l`: F scores of the package `rouge`.
 
-    A target or an answer of nothing but dots and white space scores 0, where the package raises.
+    A target or an answer of only dots and white space scores 0; the package would raise an error.
     """
     if not answer.replace(".", "").strip() or not target.replace(".", "").strip():
         return {"rouge-1": 0.0, "rouge-2": 0.0, "rouge-l": 0.0}
@@ -52,8 +52,8 @@ def rouge(target: str, answer: str) -> dict[str, float]:
 def _rouge_l(target: str, answer: str) -> float:
     """The F score of the package's summary-level rouge-l.
 
-    The hits are the distinct words that stand in the longest common subsequence of any sentence of the target with any
-    sentence of the answer; precision and recall are the hits' shares of the distinct words of answer and target.
+    The hits are the distinct words in the longest common subsequence of any sentence of the target with any sentence of
+    the answer; precision and recall are the hits' shares of the distinct words of answer and target.
     """
     wanted, given = _sentences(target), _sentences(answer)
     words = [frozenset(sentence) for sentence in given]
@@ -73,7 +73,7 @@ def _rouge_l(target: str, answer: str) -> float:
 
 
 def _sentences(text: str) -> list[tuple[str, ...]]:
-    """The distinct sentences between dots, each as its words; a sentence of white space alone is one empty word."""
+    """The distinct sentences between dots, each as its words; a sentence of only white space has one empty word."""
     parts = [" ".join(part.split()) for part in text.split(".") if part]
     return [tuple(part.split(" ")) for part in dict.fromkeys(parts)]
 

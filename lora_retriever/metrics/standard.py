@@ -1,8 +1,9 @@
-"""The field's standard scoring, by its well-kept libraries: sacrebleu, rouge-score, and SQuAD's normalisation.
+"""The field's standard scoring, by well-maintained libraries: sacrebleu, rouge-score, and SQuAD's normalisation.
 
-Only the sums behind BLEU and chrF are turned into scores here, for thousands of draws at once; tests compare both with
-sacrebleu's own scores. Texts of ASCII score as the libraries' defaults. Where these defaults drop or join the words of
-other scripts, a tokenizer that knows the script is used, and `details` and `notes` say which.
+This file itself computes only the scores of BLEU and chrF from their sums, for thousands of draws at once; tests
+compare both with sacrebleu's own scores. ASCII texts have the same scores as under the libraries' defaults. Where these
+defaults drop or join the words of other scripts, a tokenizer that knows the script is used, and `details` and `notes`
+say which.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ BLEU_TOKENIZERS: dict[Script | None, str] = {
     "Hangul": "char",
     "Thai, Lao, Khmer or Myanmar": "char",
 }
-"""sacrebleu's tokenizer per script. Its tokenizers by words for Japanese and Korean need MeCab, so characters serve."""
+"""sacrebleu's tokenizer per script. Its word tokenizers for Japanese and Korean need MeCab, so characters are used."""
 
 
 class Bleu:
-    """sacrebleu's corpus BLEU over a task's rows (Post, 2018), default settings but for the tokenizer.
+    """sacrebleu's corpus BLEU over a task's rows (Post, 2018), with default settings except for the tokenizer.
 
-    The tokenizer follows from the references alone, so that all runs of a task get the same (`bleu_tokenizer`).
+    The tokenizer follows from the references alone, so that all runs of a task get the same tokenizer
+    (`bleu_tokenizer`).
     """
 
     scores = ("bleu",)
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
-        """Length, closest reference's length, then per order the n-grams shared and those in the answer: [rows, 10].
+        """Lengths of answer and closest reference; per order the shared n-grams, then the answer's: [rows, 10].
 
         Raises:
             RowError: a row has an empty list of references.
@@ -53,7 +55,7 @@ class Bleu:
     def combine(self, sums: Array) -> Array:
         """Brevity penalty × geometric mean of the four precisions; an order without a match counts 1/2, 1/4, ...
 
-        That is sacrebleu's `exp` smoothing. An answer set without a single word in common scores 0.
+        This is sacrebleu's `exp` smoothing. A set of answers without any word in common with the references scores 0.
         """
         length, reference = sums[..., 0], sums[..., 1]
         shared, total = sums[..., 2:6], sums[..., 6:10]  # [..., 4]
@@ -79,7 +81,7 @@ class Chrf:
         self._chrf = sacrebleu.CHRF()
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
-        """Per order the n-grams of the answer, of the reference, and those shared: [rows, 18].
+        """Per order the numbers of n-grams of the answer, of the reference, and of both: [rows, 18].
 
         Raises:
             RowError: a row has an empty list of references.
@@ -88,7 +90,7 @@ class Chrf:
         return np.array(self._chrf._extract_corpus_statistics(answers, _documents(targets)), dtype=np.float64)
 
     def combine(self, sums: Array) -> Array:
-        """F of mean precision and mean recall over the orders that both sides have."""
+        """The F score of mean precision and mean recall over the orders that both sides have."""
         counts = sums.reshape(*sums.shape[:-1], -1, 3)
         answer, reference, shared = counts[..., 0], counts[..., 1], counts[..., 2]  # [..., orders]
         effective = (answer > 0) & (reference > 0)
@@ -143,8 +145,8 @@ class _Words:
 def rouge_metric(stemming: bool) -> RowMean:
     """`rouge-1`, `rouge-2`, `rouge-l`: F scores of the package rouge-score, averaged over rows.
 
-    The words are those of `texts.words`. rouge-l is computed here, since rouge-score's table of two texts of 8,000
-    words has 64 million entries; the value is the same.
+    The words come from `texts.words`. rouge-l is computed here, since rouge-score's table of two texts of 8,000 words
+    has 64 million entries; the value is the same.
     """
     tokenizer = _Words(stemming)
 
@@ -181,7 +183,7 @@ def bleu_length(reference: str, tokenizer: str) -> int:
 
 
 def details(stemming: bool) -> dict[str, str]:
-    """How each score was made, for whoever quotes the score."""
+    """How each score was computed, for readers who quote the score."""
     return {
         "bleu": f"sacrebleu {_signature(sacrebleu.BLEU())}; tasks whose targets are mostly Han: tok:zh; "
         "mostly kana, Hangul, Thai, Lao, Khmer or Myanmar: tok:char",
@@ -213,7 +215,7 @@ def _bleu(tokenizer: str) -> sacrebleu.BLEU:
 
 
 def _documents(references: Sequence[Sequence[str]]) -> list[list[Any]]:
-    """References per row as sacrebleu's documents: every row's first, every row's second, ...; None for a lack."""
+    """References per row as sacrebleu's documents: every row's first, every row's second, ...; None: no more."""
     return [list(document) for document in zip_longest(*references)]
 
 

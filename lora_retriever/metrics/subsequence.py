@@ -1,7 +1,7 @@
 """Longest common subsequences of words by bit vectors: fast, iterative, and in little memory.
 
-Both are after Hyyrö, "Bit-parallel LCS-length computation revisited" (2004). A column is an integer with one bit per
-word of the first sequence x. The column of a prefix of y has bit i = 0 where the LCS length of x[: i + 1] and the
+Both functions follow Hyyrö, "Bit-parallel LCS-length computation revisited" (2004). A column is an integer with one bit
+per word of the first sequence x. The column of a prefix of y has bit i = 0 where the LCS length of x[: i + 1] and the
 prefix is one more than the LCS length of x[:i] and the prefix.
 """
 
@@ -24,11 +24,11 @@ def lcs_words(x: Sequence[str], y: Sequence[str]) -> set[str]:
 
     The package walks its table from the ends of both sequences: over an equal pair of words, else to the shorter x if
     its LCS is longer than that of the shorter y, else to the shorter y. The package needs len(x) · len(y) entries of a
-    table and as many calls inside each other as the longer sequence has words. This function keeps every √len(y)-th
-    column and computes the columns between anew, one stretch at a time.
+    table and as many nested calls as the longer sequence has words. This function keeps every √len(y)-th column and
+    computes the columns between anew, one stretch at a time.
     """
     positions, full = _positions(x), (1 << len(x)) - 1
-    stretch = max(isqrt(len(y)), 1)  # columns between two that are kept
+    stretch = max(isqrt(len(y)), 1)  # number of columns from one kept column to the next
     kept = [full]
     for number, column in enumerate(_columns(positions, y, full, full), start=1):
         if number % stretch == 0:

@@ -30,7 +30,7 @@ def in_one_form(text: str) -> str:
 
     A letter with an accent can be one character or two; a reader sees no difference. NFC makes the two equal and
     changes nothing that a reader sees. NFKC would change more: `x²` would equal `x2`, `½` would equal `1⁄2`, and
-    full-width letters would equal ordinary letters, so answers that a reader tells apart would score as equal.
+    full-width letters would equal ordinary letters, so answers that a reader distinguishes would score as equal.
     """
     if text.isascii() and "\r" not in text:
         return text
@@ -38,7 +38,7 @@ def in_one_form(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, for ROUGE; of an ASCII text the same as rouge-score's.
+    """The words of a text in lower case, for ROUGE. An ASCII text has the same words as in rouge-score.
 
     A word is a run of letters, digits and marks of any script. Scripts written without spaces (Han, kana, Thai, Lao,
     Khmer, Myanmar) give one word per character, with the marks on that character. A symbol such as an emoji is a word.
@@ -104,7 +104,7 @@ def main_script(texts: Iterable[str]) -> Script | None:
 
 @lru_cache(maxsize=1 << 16)
 def _kind(character: str) -> Literal["letter", "mark", "alone", "ignored", "between"]:
-    """The part of a character in words: in a word, on the letter before, a word by itself, none, or between words."""
+    """How a character takes part in words: in a word, on the letter before, a word alone, none, or between words."""
     if character in _IGNORED:
         return "ignored"
     category = unicodedata.category(character)

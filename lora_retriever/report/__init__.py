@@ -47,7 +47,7 @@ def data_for_script(content: ReportContent) -> str:
 
 
 def _shown(value: object) -> object:
-    """What the template writes for a value: hidden characters of texts become visible; markup stays as it is."""
+    """The text that the template writes for a value: hidden characters become visible; markup stays unchanged."""
     return visible(value, line_ends=True) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 

@@ -113,7 +113,7 @@ def _cell(cell: Cell | str | None) -> CellContent:
 
 
 def _made(run: Run) -> dict[str, str]:
-    """What a run's record says, a line per field."""
+    """The contents of a run's record, a line per field."""
     meta: dict[str, Any] = run.meta
     configuration = meta.get("configuration", {})
     versions, adapters = meta.get("versions"), configuration.get("adapters")

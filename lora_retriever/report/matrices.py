@@ -76,7 +76,7 @@ def adapter_similarity(index: AdapterIndex, tasks: Sequence[Task]) -> Matrix:
 def task_similarity(runs: Sequence[ScoredRun], tasks: Sequence[Task]) -> Matrix | None:
     """The cosine between tasks' shares of retrieved adapters, which needs results alone and no index.
 
-    The shares are those of the run that retrieved most adapters per row. None if no run retrieved any adapter.
+    The shares come from the run that retrieved most adapters per row. None if no run retrieved any adapter.
     """
     candidates = [run for run in runs if retrieves(run)]
     if not candidates:

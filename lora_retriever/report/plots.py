@@ -52,7 +52,7 @@ def save_plots(content: ReportContent, folder: Path) -> None:
         matplotlib.rcParams["font.family"] = [*matplotlib.rcParams["font.family"], *fonts]
         if missing:
             print(f"lora-retriever: plots: {_missing_line(missing)}", file=sys.stderr)
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # said above, in one line
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # named by the line above
         for name, figure in plots_of(content).items():
             dpi = resolution(figure)
             for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):

@@ -32,7 +32,7 @@ class RunRows:
 
     Attributes:
         answers: index of the answer in `Rows.texts`; -1: not answered.
-        used: index in `Rows.used` of what the answer used; -1: not answered.
+        used: index in `Rows.used` of the adapters that the answer used; -1: not answered.
         scores: the row's metric score; None: not answered.
     """
 
@@ -62,7 +62,7 @@ class Rows:
 
 
 class _Numbered(Generic[Item]):
-    """Distinct items, in the order in which `index` was first asked for them."""
+    """Distinct items, in the order in which `index` first got them."""
 
     def __init__(self) -> None:
         self._indices: dict[Item, int] = {}

@@ -1,4 +1,4 @@
-"""Which adapters each run used, and how often its answers were right after right and after wrong retrieval."""
+"""The adapters that each run used, and how often its answers were right after right and after wrong retrieval."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from lora_retriever.analysis.runs import AnsweredRow
 from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.report.rows import Task, row_scores
-from lora_retriever.resampling import LEVEL
+from lora_retriever.resampling import wilson_interval
 
 MOST_USED = 5
 
@@ -58,7 +57,7 @@ class Use:
 
 
 def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
-    """Count what a run used."""
+    """Count the adapters that a run used."""
     domains = {task.name: task.domain for task in tasks}
     rows, scores = list(run.run.rows.values()), row_scores(run)
     found: dict[str, list[AnsweredRow]] = {}
@@ -95,5 +94,5 @@ def _situation(name: str, rows: Sequence[AnsweredRow], scores: Mapping[int, floa
     if exact:
         hits = sum(score == 100 for score in exact)
         right = 100 * hits / len(exact)
-        low, high = (100 * bound for bound in stats.binomtest(hits, len(exact)).proportion_ci(LEVEL, method="wilson"))
+        low, high = wilson_interval(hits, len(exact))
     return Situation(name, len(exact), right, low, high, len(others), float(np.mean(others)) if others else None)

@@ -1,7 +1,7 @@
 """From retrieval scores to probabilities, fitted on pool samples that are left out in turn.
 
-The probability that an adapter is the input's own, given that the pool has the own adapter, is a softmax with a fitted
-temperature. The probability that the pool has the own adapter is a logistic regression on the two best scores.
+Given that the pool has the input's own adapter, the probability that an adapter is the own adapter is a softmax with a
+fitted temperature. The probability that the pool has the own adapter is a logistic regression on the two best scores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lora_retriever.retrieval.scorers import Array, HeldOut
 
 BINS = 15
 RIVALS = 256
-"""Maximum number of adapters, the best ones, against which a sample's own adapter is compared; others hardly count."""
+"""Maximum number of adapters with which a sample's own adapter is compared: the best ones. Others hardly count."""
 
 
 def fit_temperature(held_out: HeldOut) -> float:
@@ -66,7 +66,7 @@ class Presence:
 
 
 def fit_presence(held_out: HeldOut) -> Presence:
-    """Fit to every pool sample twice: left out of its own adapter's samples, and with the own adapter masked.
+    """Fit the probability to every pool sample twice: left out of its own adapter, and with the own adapter masked.
 
     Raises:
         ValueError: the pool has fewer than three adapters, so a masked sample has no two scores.

@@ -103,7 +103,7 @@ class CachedEncoder:
     def _known(self, keys: Sequence[bytes]) -> dict[bytes, Embeddings]:
         """The cached vectors [dim] of these keys. Entries of another dimension than the encoder's are removed.
 
-        An entry beside the vectors states the dimension. Without it nothing counts as known.
+        An entry beside the vectors states the dimension. Without this entry, no key counts as known.
         """
         vectors = self._cache.read([self._dim_key, *keys])
         dim = vectors.pop(self._dim_key, None)
@@ -121,7 +121,7 @@ class CachedEncoder:
 
 
 class EmbeddingCache:
-    """Vectors by key in one SQLite file that processes share. Beyond `max_bytes` the longest unused are removed."""
+    """Vectors by key in one SQLite file for all processes. Beyond `max_bytes`, the least recently used are removed."""
 
     def __init__(self, folder: Path, max_bytes: int = GIB) -> None:
         self.path = folder / "embeddings.sqlite"
@@ -130,7 +130,7 @@ class EmbeddingCache:
         self._given_up = False
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, Embeddings]:
-        """The vectors [dim] of the keys that the file has, from now on the most recently used.
+        """The vectors [dim] of the keys that the file has. These vectors now count as the most recently used.
 
         An entry that holds NaN or no whole number of values is removed and counts as missing.
         """
@@ -152,7 +152,7 @@ class EmbeddingCache:
             self._in_transaction(lambda database: _delete(database, keys), None)
 
     def _in_transaction(self, action: Callable[[sqlite3.Connection], Result], otherwise: Result) -> Result:
-        """What `action` returns, or `otherwise` and one line on standard error if the file cannot be used."""
+        """The result of `action`, or `otherwise` and one line on standard error if the file cannot be used."""
         if self._given_up:
             return otherwise
         try:
@@ -165,7 +165,7 @@ class EmbeddingCache:
                     _put_aside(self.path, str(error))
                     return _attempt(self.path, action)
         except (OSError, sqlite3.Error) as error:
-            self._given_up = isinstance(error, TimeoutError)  # do not wait that long a second time
+            self._given_up = isinstance(error, TimeoutError)  # do not wait for the lock a second time
             if not self._warned:
                 _warn(
                     f"{self.path} cannot be used, so texts may be encoded again ({error}); LORA_RETRIEVER_CACHE "

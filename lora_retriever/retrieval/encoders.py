@@ -1,8 +1,8 @@
 """Sentence encoders: texts to vectors, by sentence-transformers.
 
 Two layouts of checkpoint are read: the layout of sentence-transformers, and *Instructor* (a T5 encoder, mean pooling
-over all tokens but those of the instruction, a dense layer, division by the length), whose vectors equal those of the
-InstructorEmbedding package. This file uses nothing of adapters or scores. sentence-transformers takes seconds to
+over all tokens except the instruction's, a dense layer, division by the length), whose vectors equal the vectors of the
+InstructorEmbedding package. This file does not deal with adapters or scores. sentence-transformers takes seconds to
 import, so the functions import it: a run that finds all vectors in the cache (`embedding_cache`) never imports it.
 """
 
@@ -31,12 +31,12 @@ Embeddings = NDArray[np.float32]
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 SHOWN = 60  # Maximum number of characters of a text that a message shows.
-UNLIMITED = 10**9  # A limit from here on stands for none: tokenizers without a limit state 10^30.
-TELLING = 16  # Minimum number of texts from which equal vectors for all of them show a broken encoder.
+UNLIMITED = 10**9  # Minimum limit that means no limit, in tokens: tokenizers without a limit state 10^30.
+TELLING = 16  # Minimum number of texts for which equal vectors show a broken encoder.
 
 
 class Encoder(Protocol):
-    """What retrieval needs of an encoder."""
+    """The interface of an encoder, as retrieval uses it."""
 
     def encode(self, texts: Sequence[str]) -> Embeddings:
         """Vectors [n, dim] of the texts, in their order; float32."""
@@ -68,11 +68,12 @@ class SentenceEncoder:
         self._check_room()
 
     def encode(self, texts: Sequence[str]) -> Embeddings:
-        """Vectors [n, dim] of the texts, in their order; float32. White space at the ends is removed (as the original).
+        """Vectors [n, dim] of the texts, in their order; float32. White space at the ends is cut, as in the original.
 
         Each text is encoded once, in batches of about equal token counts. sentence-transformers itself sorts by
-        characters, which predict tokens badly where languages mix: on the official pool padding then adds 31 % to the
-        tokens, here 2 % (61 and 10 % in batches of 64).
+        characters, whose number predicts the number of tokens badly where languages mix. On the official pool, padding
+        adds 31 % to the tokens in the order of sentence-transformers, and 2 % in this order (61 and 10 % in batches of
+        64).
 
         Raises:
             UserError: the encoder fails on a text, or gives NaN, zeros, or the same vector for all texts.
@@ -111,7 +112,7 @@ class SentenceEncoder:
         try:
             encoded = self.model.encode(
                 [_encodable(text) for text in batch],
-                prompt=self.instruction,  # also "": None would let the checkpoint's own default prompt in
+                prompt=self.instruction,  # also if "": with None, the checkpoint's default prompt would be used
                 batch_size=self.batch_size,
                 show_progress_bar=False,
                 convert_to_numpy=True,
@@ -132,7 +133,7 @@ class SentenceEncoder:
         return vectors
 
     def _longest_first(self, texts: Collection[str]) -> list[str]:
-        """The texts by falling count of tokens, or of characters if the tokenizer is not of transformers."""
+        """The texts by falling number of tokens, or of characters if the tokenizer is not of transformers."""
         return sorted(sorted(texts), key=self._counts.__getitem__ if self._counts_tokens else len, reverse=True)
 
     @cached_property
@@ -206,7 +207,7 @@ def load_encoder(
     batch_size: int = 16,
     device: str = "cpu",
 ) -> SentenceEncoder:
-    """Load an encoder from a local folder. Code that a checkpoint brings is never run, nor asked about.
+    """Load an encoder from a local folder. Code in the folder is never run.
 
     Args:
         layout: `auto` reads a folder as Instructor's if its `modules.json` names classes of InstructorEmbedding. The
@@ -245,7 +246,7 @@ def load_encoder(
 def _refuse_code(folder: Path, instructor: bool) -> None:
     """Refuse a folder that names classes or activation functions of unknown packages.
 
-    sentence-transformers would replace such an activation function by tanh, with nothing but a warning.
+    sentence-transformers would replace such an activation function by tanh, with only a warning.
     """
     dense = [folder / "2_Dense"] if instructor else []
     modules = _read_json(folder / "modules.json")
@@ -263,7 +264,7 @@ def _refuse_code(folder: Path, instructor: bool) -> None:
 
 
 def _check_vocabulary(folder: Path, model: SentenceTransformer) -> None:
-    """Refuse a folder without the tokenizer's files: transformers would take an empty vocabulary and say nothing."""
+    """Refuse a folder without the tokenizer's files: transformers would silently use an empty vocabulary."""
     names = set(getattr(model.tokenizer, "vocab_files_names", {}).values())
     if names and not any(next(folder.rglob(name), None) for name in names):
         raise UserError(f"encoder {folder}: the tokenizer's vocabulary is missing ({' or '.join(sorted(names))})")
@@ -310,7 +311,7 @@ def _read_json(path: Path) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back sentence-transformers' warnings: its line on default prompts is not true here."""
+    """Hide sentence-transformers' warnings: the warning about default prompts is wrong here."""
     logger = logging.getLogger("sentence_transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

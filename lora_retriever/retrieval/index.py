@@ -40,13 +40,14 @@ TENSORS = {
 
 @dataclass(frozen=True)
 class Hits:
-    """What a search found, best first.
+    """The adapters that a search found, best first.
 
     Attributes:
-        names: [n][k].
-        scores: [n, k], on the scorer's own scale.
-        probabilities: [n, k], that the adapter is the input's own, calibrated on the pool; None if no sample could be
-            left out to calibrate on. In a pool of `LARGE` adapters or more, only the best `RIVALS` share them.
+        names: `[n][k]`, a list of k names for each query.
+        scores: `[n, k]`, on the scorer's own scale.
+        probabilities: `[n, k]`, that the adapter is the input's own, calibrated on the pool; None if no sample could be
+            left out for the calibration. In a pool of `LARGE` adapters or more, only the best `RIVALS` adapters share
+            the probability.
     """
 
     names: list[list[str]]
@@ -55,7 +56,7 @@ class Hits:
 
 
 class _State:
-    """What is computed from a pool at its first search, and discarded when the pool changes."""
+    """Everything that is computed from a pool at its first search, and discarded when the pool changes."""
 
     def __init__(self, fitted: Fitted, temperature: float | None) -> None:
         self.fitted = fitted
@@ -115,7 +116,7 @@ class AdapterIndex:
         """An index of one array [samples_i, dim] per name, and the samples' texts if the scorer reads texts.
 
         Raises:
-            ValueError: as `add`, or the numbers of names, arrays and lists of texts differ.
+            ValueError: as for `add`, or the numbers of names, arrays and lists of texts differ.
         """
         if len(names) != len(embeddings) or (texts is not None and len(texts) != len(names)):
             described = "" if texts is None else f" and {len(texts)} lists of texts"
@@ -199,7 +200,7 @@ class AdapterIndex:
         exclude: Sequence[str | None] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Hits:
-        """The `k` best adapters for each query [n, dim]. Of equal scores the adapter that was added first wins.
+        """The `k` best adapters for each query [n, dim]. For equal scores, the adapter that was added earlier is first.
 
         Args:
             exclude: per query the adapter that is masked (out-of-domain), or None; a name that the pool does not have
@@ -242,8 +243,8 @@ class AdapterIndex:
     def presence(self, hits: Hits) -> NDArray[np.float64] | None:
         """The probability [n] that the query's own adapter is in the pool at all, from a search with k = 2 or more.
 
-        Fitted on pool samples, each scored as if left out and with its own adapter masked. None if no sample can be
-        left out, as in a private index.
+        The probability is fitted on pool samples, each scored as if left out, and scored with its own adapter masked.
+        None if no sample can be left out, as in a private index.
 
         Raises:
             ValueError: the search was for fewer than two adapters, or the pool has fewer than three.
@@ -254,7 +255,7 @@ class AdapterIndex:
         return None if presence is None else presence.probability(hits.scores)
 
     def similarity(self) -> NDArray[np.float64]:
-        """Cosine of each adapter's mean embedding with each other's, [adapters, adapters], in the order of `names`."""
+        """Cosines between the adapters' mean embeddings, [adapters, adapters], in the order of `names`."""
         self._check_filled()
         means = unit(self._pool.means.astype(np.float64))
         return np.asarray(means @ means.T)
@@ -266,12 +267,13 @@ class AdapterIndex:
 
         Args:
             private: keep only the adapters' means, their numbers of samples, and the covariance that all share: no text
-                and no single sample. Adapters may be added to a private index and removed from it. It keeps the
-                covariance and the temperature of the adapters that it was saved with until all of them are removed.
+                and no single sample. Adapters may be added to a private index and removed from it. A private index
+                keeps the covariance and the temperature of the adapters with which it was saved until all these
+                adapters are removed.
 
         Raises:
             ValueError: a private index is asked for, and the index is empty, its scorer needs the samples, or an
-                adapter has a single sample, which its mean would give away.
+                adapter has a single sample, whose embedding the mean would reveal.
         """
         scorer = SCORERS[self.scorer]
         if private and scorer.needs_samples:
@@ -375,7 +377,7 @@ class AdapterIndex:
 
 
 def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Positions, Array]:
-    """All adapters for every query, best first: positions and scores [n, adapters]; masked adapters last, with −∞."""
+    """All adapters for every query, best first: indices and scores [n, adapters]; masked adapters last, with −∞."""
     scores = np.array(fitted.score(queries))
     for row, position in masked.items():
         scores[row, position] = -np.inf
@@ -386,7 +388,7 @@ def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tup
 def _search_large(
     state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, int]
 ) -> tuple[Positions, Array]:
-    """The best k for every query by faiss, best first: positions and scores [n, k]; equal scores in faiss's order."""
+    """The best k for every query by faiss, best first: indices and scores [n, k]; equal scores in faiss's order."""
     asked = _with_offset(
         fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
     )

@@ -63,7 +63,7 @@ class AdapterPool:
 
     @property
     def dim(self) -> int | None:
-        """The embeddings' dimension; None of an empty pool."""
+        """The embeddings' dimension; None for an empty pool."""
         first = next(iter(self._adapters.values()), None)
         return None if first is None else len(first.mean)
 
@@ -122,7 +122,7 @@ class AdapterPool:
             self._scatter = self._scatter + _scatter_of([adapter])
 
     def remove(self, name: str) -> None:
-        """Remove an adapter. If its samples are not known, its part of the scatter stays until all such are removed."""
+        """Remove an adapter. The scatter keeps the parts of adapters without samples until all are removed."""
         adapter = self._adapters.pop(name)
         self._means = None
         if not self._adapters:

@@ -12,7 +12,7 @@ from lora_retriever.retrieval.index import AdapterIndex
 
 
 def index_pool(encoder: Encoder, pool: Sequence[PoolEntry], scorer: str) -> AdapterIndex:
-    """An index over the inputs of each entry's samples. Any scorer can be asked for later (`AdapterIndex.rescored`)."""
+    """An index over the inputs of each entry's samples. The scorer can be changed later (`AdapterIndex.rescored`)."""
     texts = [[sample.inputs for sample in entry.sample] for entry in pool]
     names = [entry.model_name for entry in pool]
     return AdapterIndex.from_embeddings(names, encode_samples(encoder, texts), scorer, texts)

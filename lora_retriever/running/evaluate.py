@@ -30,6 +30,7 @@ from lora_retriever.experiment.benchmark import Benchmark, open_benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.methods import methods_of
 from lora_retriever.methods.context import Resources
+from lora_retriever.progress import quieten_transformers
 from lora_retriever.running.answer_cache import AnswerCache
 from lora_retriever.running.answering import Answering, answer_run, versions
 from lora_retriever.running.code import (
@@ -119,6 +120,7 @@ def evaluate(
         console.print(for_rich(finished), soft_wrap=True)
         if unfinished:
             folder.require_writable()
+            quieten_transformers()
             answer_runs(profile, benchmark, unfinished, results, console, failures)
     raise_for(failures)
 

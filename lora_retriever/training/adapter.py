@@ -42,7 +42,7 @@ RECORD_FILE = "training.json"
 class TrainingOptions(BaseModel):
     """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(6, ge=1)
     alpha: float = Field(12, gt=0)

@@ -1,8 +1,8 @@
-"""Contrastive training of the retriever's encoder on some of a pool's tasks, and what it does to the tasks left out.
+"""Contrastive training of the retriever's encoder on some of a pool's tasks, measured on the other tasks.
 
-As the paper does it: two samples of one task belong together, samples of different tasks do not, under a softmax with
-a temperature. The paper publishes none of learning rate, temperature, batch and epochs. Loss, batches and loop are
-sentence-transformers'; what is here is the choice of tasks, the pairs, the record and the comparison.
+The training is the paper's: two samples of one task are a pair, samples of different tasks are negatives, under a
+softmax with a temperature. The paper does not publish learning rate, temperature, batch size and epochs. Loss, batches
+and loop come from sentence-transformers. This module chooses tasks, makes pairs, and writes record and comparison.
 """
 
 from __future__ import annotations
@@ -32,44 +32,46 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from lora_retriever.analysis.retrieval.evaluation import CUTS
+from lora_retriever.analysis.retrieval.rankings import Ranking, encode_data, rank
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import hash_path, write_json
 from lora_retriever.resampling import over_tasks, permutation_test
-from lora_retriever.retrieval.encoders import Embeddings, Layout, SentenceEncoder, load_encoder
-from lora_retriever.retrieval.index import AdapterIndex
+from lora_retriever.retrieval.encoders import Layout, SentenceEncoder, load_encoder
+from lora_retriever.retrieval.pool import AdapterPool
 from lora_retriever.retrieval.pooling import encode_samples
+from lora_retriever.retrieval.scorers import SCORERS, Samples
 from lora_retriever.running.run_file import differences
 
 RECORD_FILE = "training.json"
 MEASURED = ("cosine", "mean_ip")
 
-Places = NDArray[np.int64]
+Ranks = NDArray[np.float64]
 
 
 class RetrieverOptions(BaseModel):
-    """How an encoder is trained. Share, samples and instruction are the paper's; it publishes none of the rest."""
+    """The options of an encoder's training. Share, samples and instruction are the paper's; it publishes no others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     share: float = Field(0.4, gt=0, le=1)
-    tasks: tuple[str, ...] | None = None  # chosen by name; None: a share of them, drawn
-    validation: int = Field(0, ge=0)  # how many of the chosen tasks are held out of training
+    tasks: tuple[str, ...] | None = None  # names of the tasks; None: a drawn share of all tasks
+    validation: int = Field(0, ge=0)  # number of chosen tasks that are held out of training
     samples: int = Field(20, ge=2)
     instruction: str = INSTRUCTION
     temperature: float = Field(0.05, gt=0)
-    epochs: int = Field(2, ge=1)  # in one, every sample is an anchor once
+    epochs: int = Field(2, ge=1)  # in one epoch every sample is an anchor once
     batch_size: int = Field(32, ge=2)  # pairs, each of another task
     learning_rate: float = Field(5e-5, gt=0)
-    layers: int | None = Field(None, ge=0)  # topmost ones trained; None: everything, 0: only an added linear layer
+    layers: int | None = Field(None, ge=0)  # number of topmost layers trained; None: all, 0: only an added linear layer
     max_tokens: int | None = Field(None, ge=1)  # longer texts are cut in training; None: the encoder's own limit
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """Which tasks of a pool are trained on, which are held out of training to choose options by, and all the others."""
+    """The tasks of a pool that are trained on, the tasks held out to choose options by, and all other tasks."""
 
     seen: list[str]
     validation: list[str]
@@ -77,10 +79,10 @@ class TaskChoice:
 
 
 def choose_tasks(pool: Sequence[PoolEntry], options: RetrieverOptions) -> TaskChoice:
-    """The tasks named in the options, or a share of the pool's drawn with the seed; the last of these for validation.
+    """The tasks named in the options, or a share of the pool's tasks drawn with the seed. The last are held out.
 
     Raises:
-        UserError: a task is named that is not in the pool, or fewer than two are left to train on.
+        UserError: the options name a task that is not in the pool, or fewer than two tasks are left to train on.
     """
     names = [entry.model_name for entry in pool]
     unknown = [name for name in options.tasks or () if name not in names]
@@ -92,15 +94,15 @@ def choose_tasks(pool: Sequence[PoolEntry], options: RetrieverOptions) -> TaskCh
     if len(seen) < 2:
         raise UserError(
             f"{len(chosen)} of {len(names)} tasks are chosen and {options.validation} of them held out: at least two "
-            "must be left, each is the other's negative. Choose a larger share, or hold out fewer"
+            "must be left, as negatives of each other. Choose a larger share, or hold out fewer"
         )
     return TaskChoice(seen, chosen[len(seen) :], [name for name in names if name not in chosen])
 
 
 def training_pairs(pool: Sequence[PoolEntry], options: RetrieverOptions) -> Dataset:
-    """(anchor, positive) pairs of samples of one task, all epochs' in one set; `label` is the task.
+    """(anchor, positive) pairs of samples of one task, for all epochs in one data set; `label` is the task.
 
-    Epoch by epoch a sample gets another partner, as far as there are others.
+    A sample gets another partner in each epoch, if the task has enough samples.
 
     Raises:
         UserError: a task has a single sample.
@@ -129,16 +131,16 @@ def train_retriever(
     layout: Layout = "auto",
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train an encoder and write it, with a record of how it was made, to the folder `out` in one atomic step.
+    """Train an encoder. Write the encoder and the record of its training to the folder `out` in one atomic step.
 
-    An interrupted training goes on from the last epoch's end, which `OUT.partial` beside it holds; where `out` is
-    there already, nothing is done.
+    An interrupted training goes on from the end of its last epoch, which the folder `OUT.partial` holds. If `out`
+    exists already, nothing is done.
 
     Returns:
         The record: the choice of tasks, options, hashes, losses, validation, seconds, versions.
 
     Raises:
-        UserError: `out` or what was begun of it was made with something else, or the tasks do not suffice.
+        UserError: `out` or `OUT.partial` was made with other options or files, or there are too few tasks.
     """
     configuration = {
         "base_hash": hash_path(base),
@@ -189,14 +191,14 @@ def train_retriever(
 
 
 def trainable(model: SentenceTransformer, options: RetrieverOptions) -> SentenceTransformer:
-    """The model with only those parameters left to train that the options ask for."""
+    """The model in which only the parameters that the options name are trained."""
     if options.layers is None:
         return model
     model.requires_grad_(False)
     if options.layers == 0:
         dim = model.get_embedding_dimension()
         assert dim is not None, "an encoder without an embedding dimension"
-        # y = x + Wx with W = 0: the model's own vectors to begin with
+        # y = x + Wx with W = 0: at the beginning, y is the model's own vector
         added = Dense(
             dim, dim, bias=False, activation_function=None, init_weight=torch.zeros(dim, dim), use_residual=True
         )
@@ -216,11 +218,11 @@ def trainable(model: SentenceTransformer, options: RetrieverOptions) -> Sentence
 def contrastive_trainer(
     model: SentenceTransformer, pairs: Dataset, options: RetrieverOptions, scratch: Path
 ) -> SentenceTransformerTrainer:
-    """sentence-transformers' trainer, its state saved to `scratch` at every epoch's end."""
+    """sentence-transformers' trainer, which saves its state to `scratch` at the end of each epoch."""
     set_seed(options.seed)
     batch_size = min(options.batch_size, len(set(pairs["label"])))
     steps_per_epoch = max(len(pairs) // batch_size // options.epochs, 1)
-    # Every text of another task in the batch is a negative: anchors', positives', and both ways (Li et al., 2023).
+    # Every text of another task in the batch is a negative, for anchors and for positives (Li et al., 2023).
     loss = MultipleNegativesRankingLoss(
         model,
         scale=1 / options.temperature,
@@ -237,7 +239,7 @@ def contrastive_trainer(
             prompts=options.instruction or None,
             learning_rate=options.learning_rate,
             lr_scheduler_type="linear",
-            warmup_steps=0.1,  # of all
+            warmup_steps=0.1,  # share of all steps
             seed=options.seed,
             save_strategy="steps",
             save_steps=steps_per_epoch,
@@ -259,19 +261,22 @@ def contrastive_trainer(
 def one_pair_a_task(
     dataset: Dataset, batch_size: int, drop_last: bool, generator: torch.Generator, seed: int, **_: Any
 ) -> NoDuplicatesBatchSampler:
-    """Batches in which no value occurs twice: no task, and no text, which would be a negative of itself.
+    """Batches in which no task and no text occurs twice: a text would be a negative of itself.
 
-    sentence-transformers' own way to ask for this sampler, `no_duplicates`, passes over the labels.
+    sentence-transformers' setting for this sampler, `no_duplicates`, does not look at the labels.
     """
     return NoDuplicatesBatchSampler(dataset, batch_size, drop_last, generator=generator, seed=seed)
 
 
 def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, device: str = "cpu") -> dict[str, Any]:
-    """Retrieval over the whole pool before and after training, for rows of seen and unseen tasks; kept in the record.
+    """Retrieval over the whole pool before and after training, for rows of seen and of unseen tasks.
+
+    The result is also written to the record.
 
     Returns:
-        `rows` per group; `before` and `after`, {scorer: {group: {top1, top3, top5, top8, mrr}}}, shares in percent;
-        and `unseen_top1`, {scorer: {points, p_value, over_tasks}}, how sure the change on unseen tasks is.
+        `rows`, the number of rows of each group; `before` and `after`, {scorer: {group: {top1, top3, top5, top8,
+        mrr}}}, shares in percent; and `unseen_top1`, {scorer: {points, p_value, over_tasks}}, the change on unseen
+        tasks with its p-value and its interval.
     """
     record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
     rows_hash = hash_path(rows_file)
@@ -279,17 +284,17 @@ def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, 
         return record["evaluation"]
     pool, rows = read_pool(pool_file), read_rows(rows_file)
     layout, instruction = record["configuration"]["layout"], record["configuration"]["options"]["instruction"]
-    before = own_places(load_encoder(base, layout, instruction, device=device), pool, rows)
-    after = own_places(load_encoder(out, "auto", instruction, device=device), pool, rows)
+    before = own_ranks(load_encoder(base, layout, instruction, device=device), pool, rows)
+    after = own_ranks(load_encoder(out, "auto", instruction, device=device), pool, rows)
     groups = {
         **{name: np.array([row.task in record["tasks"][name] for row in rows]) for name in record["tasks"]},
         "all": np.ones(len(rows), dtype=bool),
     }
     groups = {name: member for name, member in groups.items() if member.any()}
 
-    def shares_by_group(places: dict[str, Places]) -> dict[str, Any]:
+    def shares_by_group(ranks: dict[str, Ranks]) -> dict[str, Any]:
         return {
-            scorer: {name: shares(found[member]) for name, member in groups.items()} for scorer, found in places.items()
+            scorer: {name: shares(found[member]) for name, member in groups.items()} for scorer, found in ranks.items()
         }
 
     record["evaluation"] = {
@@ -308,44 +313,39 @@ def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, 
     return record["evaluation"]
 
 
-def own_places(encoder: SentenceEncoder, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> dict[str, Places]:
-    """For each scorer, at which place (from 0) every row finds its own task's adapter among the pool's."""
-    names, embeddings = (
-        [entry.model_name for entry in pool],
-        encode_samples(encoder, [[sample.inputs for sample in entry.sample] for entry in pool]),
-    )
-    queries = encoder.encode([row.inputs for row in rows])
-    return {
-        scorer: _places(AdapterIndex.from_embeddings(names, embeddings, scorer), queries, [row.task for row in rows])
-        for scorer in MEASURED
-    }
+def own_ranks(encoder: SentenceEncoder, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> dict[str, Ranks]:
+    """For each scorer, the rank (from 1) of every row's own adapter [rows]; infinite if the pool lacks the adapter."""
+    data = encode_data(encoder, pool, rows)
+    return {scorer: rank(data, scorer).ranks for scorer in MEASURED}
 
 
 def held_out_shares(encoder: SentenceEncoder, pool: Sequence[PoolEntry], tasks: Sequence[str]) -> dict[str, float]:
-    """How well the pool's samples of `tasks` find their own adapter, by cosine, each left out of what describes it."""
-    names, embeddings = (
-        [entry.model_name for entry in pool],
-        encode_samples(encoder, [[sample.inputs for sample in entry.sample] for entry in pool]),
-    )
-    places = []
-    for task in tasks:
-        own = names.index(task)
-        for sample in range(len(embeddings[own])):
-            others = [*embeddings[:own], np.delete(embeddings[own], sample, axis=0), *embeddings[own + 1 :]]
-            index = AdapterIndex.from_embeddings(names, others, "cosine")
-            places.append(_places(index, embeddings[own][sample : sample + 1], [task]))
-    return shares(np.concatenate(places))
+    """Shares of the samples of `tasks` that find their own adapter, by cosine. A sample is left out of its own task.
+
+    Raises:
+        UserError: no task has two samples.
+    """
+    adapters = AdapterPool()
+    texts = [[sample.inputs for sample in entry.sample] for entry in pool]
+    for entry, embeddings in zip(pool, encode_samples(encoder, texts), strict=True):
+        adapters.add(entry.model_name, Samples(embeddings))
+    held_out = SCORERS["cosine"].fit(adapters).held_out()
+    if held_out is None:
+        raise UserError("no task of the pool has two samples, so no sample can be left out to validate the encoder")
+    chosen = np.isin(held_out.own, [adapters.names.index(task) for task in tasks])
+    order = np.argsort(-held_out.scores[chosen], axis=1, kind="stable")  # [samples, adapters]
+    return shares(Ranking(order, held_out.own[chosen], None).ranks)
 
 
-def shares(places: Places) -> dict[str, float]:
-    """Percent of places among the first k, and the mean reciprocal rank, which says more on few rows."""
-    found = {f"top{k}": round(100 * float((places < k).mean()), 2) for k in CUTS}
-    return {**found, "mrr": round(100 * float((1 / (places + 1)).mean()), 2)}
+def shares(ranks: Ranks) -> dict[str, float]:
+    """Percent of ranks up to k, and the mean reciprocal rank, which varies less on few rows."""
+    found = {f"top{k}": round(100 * float((ranks <= k).mean()), 2) for k in CUTS}
+    return {**found, "mrr": round(100 * float((1 / ranks).mean()), 2)}
 
 
-def top1_change(rows: Sequence[Row], before: Places, after: Places, members: NDArray[np.bool_]) -> dict[str, Any]:
+def top1_change(rows: Sequence[Row], before: Ranks, after: Ranks, members: NDArray[np.bool_]) -> dict[str, Any]:
     """Change of the top-1 share over some rows: points, p of the paired permutation test, interval over tasks."""
-    change = ((after == 0).astype(float) - (before == 0))[members]  # [rows], 1: found now, −1: lost
+    change = ((after == 1).astype(float) - (before == 1))[members]  # [rows], 1: found now, −1: lost
     tasks = np.array([row.task for row in rows])[members]
     by_task = [change[tasks == task].mean() for task in dict.fromkeys(tasks)]
     p_value = permutation_test(len(change), lambda swapped: ((1 - 2 * swapped) @ change)[..., None])
@@ -356,32 +356,26 @@ def top1_change(rows: Sequence[Row], before: Places, after: Places, members: NDA
     }
 
 
-def _places(index: AdapterIndex, queries: Embeddings, own: Sequence[str]) -> Places:
-    """Place from 0 of each query's own adapter; behind the last where the pool lacks it."""
-    hits = index.search(queries, k=len(index.names))
-    return np.array([[*names, name].index(name) for names, name in zip(hits.names, own, strict=True)])
-
-
 def _last_checkpoint(partial: Path) -> str | None:
-    """The newest whole checkpoint; its state file is the last that is written."""
+    """The newest complete checkpoint. Its state file is written last."""
     states = sorted(partial.glob("checkpoint-*/trainer_state.json"), key=lambda state: state.stat().st_mtime_ns)
     return str(states[-1].parent) if states else None
 
 
 def _made_before(folder: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a folder that was made, or begun, with this very configuration; None where there is no folder.
+    """The record of a folder that this training made or began with this configuration. None: there is no folder.
 
     Raises:
-        UserError: it was made with another, or by something else.
+        UserError: the folder was made with another configuration, or by something else.
     """
     if not folder.exists():
         return None
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         differing = differences(record["configuration"], configuration)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{folder} is there but was not made by this training; move it away or choose another --out"
+            f"{folder} exists and was not made by this training; move the folder, or choose another --out"
         ) from error
     if differing:
         raise UserError(

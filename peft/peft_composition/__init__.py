@@ -1,16 +1,16 @@
 """Composition of LoRA adapters for each row: every row of a batch is served by its own mixture or fusion of adapters.
 
-Every composition is a low-rank update; the whole package rests on that. The files, in the order of the data:
+The whole package uses one fact: every composition is a low-rank update. The files, in the order of the data:
 
 - `files`, `configuration`, `matching`, `names`: read the files of an adapter, and find the modules that it adapts
 - `exactness`, `fit`: refuse an adapter that cannot be composed exactly, or does not fit the base
-- `checkpoint`: reads an adapter with all these checks, or checks it without its weights
+- `checkpoint`: reads an adapter with all these checks, or checks the adapter without its tensors
 - `residency`: decides which adapters are in memory
 - `pairs`, `merges`, `merging`, `modes`: stack the adapters in memory, and compose one low-rank pair per row and module
 - `updates`, `gates`: add pairs to the output of a module, share them between rows, or weigh adapters by token
 - `hooks`: puts the updates into the forward pass
 - `model`: the class that users call
-- `save`, `writer`: write a composition as an ordinary PEFT checkpoint; `writer` needs no weights of the base
+- `save`, `writer`: write a composition as an ordinary PEFT checkpoint; `writer` needs no model weights of the base
 """
 
 from importlib import import_module

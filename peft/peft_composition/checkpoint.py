@@ -1,9 +1,9 @@
 """One PEFT LoRA checkpoint, read from a folder or the Hub and verified against a base model.
 
-`inspect_adapter` checks all that can be known from adapter_config.json and the header of the weights, in milliseconds;
-`read_adapter` makes the same checks and then reads the weights. What comes out is an `AdapterHeader` or a
-`LoraAdapter`, or an `AdapterError` that says what is wrong with which module. This file reads; it composes nothing and
-never changes the base.
+`inspect_adapter` checks all that can be known from adapter_config.json and the header of the safetensors file, in
+milliseconds; `read_adapter` makes the same checks and then reads the tensors. The result is an `AdapterHeader` or a
+`LoraAdapter`. A checkpoint that cannot be used raises `AdapterError`, which names the module and the problem. This file
+composes nothing and never changes the base.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from peft_composition.names import base_parameter, named_tensors, other_module
 
 @dataclass(frozen=True)
 class LoraModule:
-    """What an adapter holds for one module: the update is y = Wx + scaling · B A x."""
+    """The tensors of an adapter for one module: the update is y = Wx + scaling · B A x."""
 
     down: Tensor  # A: [r, d_in]
     up: Tensor  # B: [d_out, r]
@@ -42,11 +42,11 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """A verified adapter without its tensors: all that is needed to read them."""
+    """A verified adapter without its tensors: everything that is needed to read the tensors."""
 
     name: str
     folder: Path
-    stamp: tuple[int, int]  # when the file of the weights was last written, in nanoseconds, and its size in bytes
+    stamp: tuple[int, int]  # when the safetensors file was last written, in nanoseconds, and its size in bytes
     modules: dict[str, ModuleHeader]  # by the module's name in the base
     base_model_name_or_path: str | None
     task_type: str | None
@@ -54,7 +54,7 @@ class AdapterHeader:
     copies: tuple[str, ...]  # the names in the file of tensors that must be copies of the base's parameters
 
     def warn(self) -> None:
-        """Warn of every note, in the name of the caller's caller."""
+        """Warn of every note. The warning points to the line of the caller's caller."""
         for note in self.notes:
             warnings.warn(f"adapter {quoted(self.name)}: {note}", AdapterWarning, stacklevel=3)
 
@@ -83,13 +83,14 @@ class LoraAdapter:
 def inspect_adapter(
     path_or_repo_id: str | Path, name: str, base: PreTrainedModel | None = None, revision: str | None = None
 ) -> AdapterHeader:
-    """Check the PEFT checkpoint in a folder, or on the Hub at `revision`, without reading its weights.
+    """Check the PEFT checkpoint in a folder, or on the Hub at `revision`, without reading its tensors.
 
-    `base` may lie on torch's meta device, which holds no weights: only names and shapes of modules are asked for. With
-    it, the adapter's modules are compared with the base's; without it, they have the names of the file. The notes of
-    the result say what a user should know, such as that every `lora_B` is zero: the weights are read up to the first
-    number that is not. Raises `AdapterError`, as `ComposableModel.load_adapter` does, for all but what only the numbers
-    show: NaN, an overflow, and parameters of the base that were trained along.
+    `base` may lie on torch's meta device, which holds no model weights: only names and shapes of modules are read. With
+    `base`, the adapter's modules are compared with the base's modules. Without `base`, the modules have the names of
+    the file. The notes of the result say what a user should know, such as that every `lora_B` is zero. For this note
+    the tensors are read up to the first number that is not zero. Raises `AdapterError`, as
+    `ComposableModel.load_adapter` does, for every problem except problems that only the numbers show: NaN, an overflow,
+    and parameters of the base that were trained together with the adapter.
     """
     header = _verified(path_or_repo_id, name, base, revision)
     for module in header.modules.values():
@@ -103,7 +104,7 @@ def read_adapter(
 ) -> LoraAdapter:
     """Read the PEFT checkpoint in a folder, or on the Hub at `revision`, and verify it against `base`.
 
-    Raises `AdapterError` for whatever could not be composed exactly; see the package's README for the list.
+    Raises `AdapterError` for every adapter that cannot be composed exactly; the package's README has the list.
     """
     header = _verified(path_or_repo_id, name, base, revision)
     adapter = read_again(header)
@@ -118,7 +119,7 @@ def read_adapter(
 def read_again(header: AdapterHeader) -> LoraAdapter:
     """Read the tensors of an adapter that was verified before, each with its numbers checked.
 
-    Raises `AdapterError` if its file is not there any more, was written since, or holds NaN or infinity.
+    Raises `AdapterError` if the adapter's file does not exist any more, was changed, or holds NaN or infinity.
     """
     _check_unchanged(header)
     tensors = read_tensors(header.folder, header.name, [key for part in header.modules.values() for key in part.keys])
@@ -140,7 +141,7 @@ _ADDS_NOTHING = (
 def _verified(
     path_or_repo_id: str | Path, name: str, base: PreTrainedModel | None, revision: str | None
 ) -> AdapterHeader:
-    """Make every check that needs the configuration, the header of the weights and the base's modules alone."""
+    """Make every check that needs only the configuration, the header of the safetensors file and the base's modules."""
     folder = _find_folder(path_or_repo_id, name, revision)
     config, notes = read_config(folder, name)
     written = stamp(folder, name)
@@ -191,7 +192,7 @@ def _find_folder(path_or_repo_id: str | Path, name: str, revision: str | None) -
 
 
 def _is_copy_of_base(key: str, tensor: Tensor, base: PreTrainedModel) -> bool:
-    """True for a frozen weight of the base, which PEFT saves along when the output embedding is targeted."""
+    """True for a frozen parameter of the base, which PEFT saves too when the output embedding is targeted."""
     weight = base_parameter(key, base)
     if weight is None or weight.is_meta:
         return False
@@ -201,7 +202,7 @@ def _is_copy_of_base(key: str, tensor: Tensor, base: PreTrainedModel) -> bool:
 
 
 def _unlike_base(key: str, name: str, base: PreTrainedModel) -> AdapterError:
-    """Return the error for a tensor with the name of a base's parameter and not its numbers."""
+    """Return the error for a tensor that has the name of a base's parameter, but other numbers."""
     weight = base_parameter(key, base)
     if weight is not None and weight.is_meta:
         reason = f"it holds {quoted(key)}, which cannot be compared with a base that is not in memory"

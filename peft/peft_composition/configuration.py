@@ -1,6 +1,7 @@
 """One adapter_config.json: read, checked, and judged by `exactness`.
 
-Every problem of the file is an `AdapterError`. The file is foreign: its size, depth, keys and types may be anything.
+Every problem of the file is an `AdapterError`. The file comes from a stranger: its size, depth, keys and types may be
+anything.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The errors that this package raises, and its warning.
 
-Every error is a `ValueError`: something that was given to the package cannot be used.
+Every error is a `ValueError`, because a value that was given to the package cannot be used.
 """
 
 from __future__ import annotations

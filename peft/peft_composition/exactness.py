@@ -22,7 +22,7 @@ HIGHEST_RANK = 2**20
 """Maximum rank of an adapter on one module."""
 
 HIGHEST_SCALING = 2.0**24
-"""Maximum scaling of an adapter. float32 has 24 binary digits: far above this, nothing of the base's output is left."""
+"""Maximum scaling of an adapter. float32 has 24 binary digits: far above this, rounding removes the base's output."""
 
 # Initialisations that leave the base weight alone. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, ...) change the
 # base weight when training starts. Their A and B are an update to a weight that the published base does not have.
@@ -31,7 +31,7 @@ _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 # Keys that PEFT itself writes beside the settings of an adapter. They compute nothing.
 _SILENT_KEYS = frozenset({"runtime_config", "peft_version"})
 
-# Keys that are no settings of any PEFT, and are known to compute nothing. Other tools and people write them.
+# Keys that are no settings of any version of PEFT, and are known to compute nothing. Other tools and people write them.
 KEYS_WITHOUT_EFFECT = frozenset(
     {
         "_comment", "_from_model_config", "_name_or_path", "author", "comment", "description", "dtype", "license",

@@ -1,8 +1,8 @@
-"""The files of a PEFT checkpoint in a folder: found, and told apart from what lies there in their stead.
+"""The files of a PEFT checkpoint in a folder: finding the files, and naming other things that lie there instead.
 
-A file is opened only if it is a regular file: a pipe or a device could be read without end. The header of the weights
-is read without the weights. Weights are read from safetensors only, because unpickling a stranger's file runs the
-stranger's code.
+A file is opened only if it is a regular file: a pipe or a device could be read without end. The header of the
+safetensors file is read without the tensors. Tensors are read from safetensors only, because unpickling a file runs the
+code in the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ LARGEST_HEADER = 16 * 2**20
 """Maximum size of the header of adapter_model.safetensors, in bytes. A hundred thousand tensors need about 12 MB."""
 
 MOST_ENTRIES = 1000
-"""Maximum number of entries of a folder that are looked at for a better advice."""
+"""Maximum number of entries of a folder that are read for better advice."""
 
-# How a file begins that is not what its name says, with what it is and what to do.
+# The first bytes of files that are not what their names say, with the kind of the file and what to do.
 _LOOKALIKES = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the file; run 'git lfs pull' where it is from",
     b"<!DOCTYPE": "a web page, not the file; download the file again",
@@ -39,16 +39,16 @@ _LOOKALIKES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor."""
+    """The header's entry for one tensor."""
 
     shape: tuple[int, ...]
     dtype: str  # as safetensors names it: "F32", "BF16"
 
 
 def checked_file(folder: Path, name: str, adapter: str) -> Path:
-    """Return the path of a file of a checkpoint, which is there, regular and not another kind of file.
+    """Return the path of a file of a checkpoint after checking that the file exists, is regular and of the right kind.
 
-    Raises `AdapterError` with what lies in the folder in its stead.
+    Raises `AdapterError`, which names what lies in the folder instead.
     """
     file = folder / name
     try:
@@ -102,13 +102,13 @@ def read_tensors(folder: Path, adapter: str, keys: Iterable[str]) -> dict[str, T
 
 
 def stamp(folder: Path, adapter: str) -> tuple[int, int]:
-    """Return when the file of the weights was last written, in nanoseconds, and its size in bytes."""
+    """Return when the safetensors file was last written, in nanoseconds, and its size in bytes."""
     status = checked_file(folder, WEIGHTS_FILE, adapter).stat()
     return status.st_mtime_ns, status.st_size
 
 
 def _missing(folder: Path, name: str) -> str:
-    """Return the reason for a file that is not there, by what lies in the folder."""
+    """Return the reason for a missing file, by what lies in the folder."""
     reason = f"'{folder}' holds no {name}"
     names, checkpoints = _look_into(folder)
     pickles = [entry for entry in names if entry.endswith((".bin", ".pt", ".pth"))]
@@ -130,7 +130,7 @@ def _missing(folder: Path, name: str) -> str:
 
 
 def _look_into(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names in a folder, and those of its sub-folders that hold an adapter, both in natural order."""
+    """Return the names in a folder, and the names of its sub-folders that hold an adapter, both in natural order."""
     names, checkpoints = [], []
     try:
         with os.scandir(folder) as entries:

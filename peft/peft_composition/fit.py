@@ -38,7 +38,7 @@ _READ_DTYPES = ("F32", "BF16", "F16", "F64")
 
 @dataclass(frozen=True)
 class ModuleHeader:
-    """What is known of an adapter's part for one module without its tensors."""
+    """The facts about an adapter's part for one module that are known without its tensors."""
 
     d_in: int
     d_out: int
@@ -81,7 +81,7 @@ def modules_of_base(
     adapted = {module for module, _ in tensors.lora}
     foreign = sorted((adapted | {other_module(key, present) for key in tensors.others}) - present)
     if foreign:
-        # An adapter of another base lacks some tensors, too. This reason tells more.
+        # An adapter of another base lacks some tensors, too. This reason is more helpful.
         raise _foreign(foreign, adapted & present, name, shapes, tensors, base)
     left_alone = _outside_language_model(shapes.keys() - adapted, adapted, base)
     modules = {
@@ -100,7 +100,7 @@ def _is_all_linear(config: LoraConfig) -> bool:
 
 
 def _every_linear(base: PreTrainedModel) -> set[str]:
-    """Return what PEFT makes of the word all-linear: every linear module but the output embedding."""
+    """Return the modules that PEFT takes for the word all-linear: every linear module except the output embedding."""
     head = base.get_output_embeddings()
     return {name for name, module in base.named_modules() if linear_shape(module) is not None and module is not head}
 
@@ -153,9 +153,9 @@ def _module_header(
     d_in: int | None = None,
     d_out: int | None = None,
 ) -> ModuleHeader:
-    """Return what is known of one module, whose two tensors must be there with the right shape and dtype.
+    """Return the header of one module, whose two tensors must exist with the right shape and dtype.
 
-    Without a base, d_in and d_out are those of the file.
+    Without a base, d_in and d_out come from the file.
     """
     rank, scaling = rank_and_scaling
     keys, found = [], []
@@ -192,7 +192,7 @@ _DTYPE_NAMES = {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I6
 
 
 def _looked_for(module: str, half: str, tensors: NamedTensors) -> str:
-    """Return, for a message, how the tensors of a file are called if none of them has a name of PEFT's."""
+    """Return, for a message, the names of a file's tensors if no tensor has a name of PEFT."""
     if tensors.lora or not tensors.others:
         return "" if tensors.lora else "; its file holds no tensors"
     looked_for = f"{KEY_PREFIX}{module}.{half}.weight"
@@ -224,10 +224,10 @@ _RENAME = "The adapter belongs to another base, or its tensors must be renamed"
 
 
 def _outside_language_model(missing: Collection[str], adapted: Collection[str], base: Any) -> set[str]:
-    """Return those of the modules without tensors that a vision-language model may leave alone.
+    """Return the modules without tensors that the adapter of a vision-language model may leave unchanged.
 
-    Names such as q_proj fit its vision tower too. An adapter of the language model has no tensors there, and PEFT
-    leaves these modules as they are. If the file has any tensor outside of the language model, it must have all.
+    Names such as q_proj also fit the vision tower. An adapter of the language model has no tensors there, and PEFT
+    leaves these modules unchanged. If the file has any tensor outside of the language model, it must have all of them.
     """
     if not missing or getattr(base.config, "is_encoder_decoder", False):
         return set()
@@ -243,7 +243,7 @@ def _outside_language_model(missing: Collection[str], adapted: Collection[str], 
 
 
 def _notes_on(config: LoraConfig, base: PreTrainedModel, left_alone: Collection[str]) -> list[str]:
-    """Return what a user should know of an adapter that fits the base."""
+    """Return the notes for the user on an adapter that fits the base."""
     notes = []
     says, is_called = config.base_model_name_or_path, getattr(base, "name_or_path", None)
     if says and is_called and not same_base(says, is_called):
@@ -256,7 +256,7 @@ def _notes_on(config: LoraConfig, base: PreTrainedModel, left_alone: Collection[
 
 
 def _last_part(name: str) -> str:
-    """Return the last part of a base's name or path, without case; of a folder of the Hub's cache, its model."""
+    """Return the last part of a base's name or path, without case; for a folder of the Hub's cache, its model."""
     parts = [part for part in re.split(r"[/\\]", name.strip()) if part]
     cached = [part for part in parts if part.startswith("models--")]
     return (cached[-1].rpartition("--")[2] if cached else parts[-1] if parts else "").casefold()
@@ -303,7 +303,7 @@ def copies_of_some_base(tensors: NamedTensors, name: str) -> list[str]:
 
 
 def unexpected_tensor(key: str, name: str, module: str) -> AdapterError:
-    """Return the error for a tensor that no targeted module accounts for. PEFT would drop it without a word."""
+    """Return the error for a tensor that no targeted module accounts for. PEFT would ignore it silently."""
     if ".lora_magnitude_vector" in key:
         reason = f"it holds {quoted(key)}: DoRA is not a low-rank update; use an adapter trained without it"
     elif ".lora_embedding_" in key:

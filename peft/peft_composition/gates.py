@@ -1,9 +1,9 @@
 """Gates: they weigh the adapters of a composition for every token, y = Wx + (g(x) ⊙ (x A)) B.
 
-A token-level router (Arrow, SpectR, a learned mixture of experts) is a `Gate`. For each module and each set of adapters
-it first prepares what it needs from their tensors. Then, at every call of the module, it returns the weights of the
-tokens. This file has the types that a gate receives, the store of what gates prepared, and the running means of their
-weights. It contains no gate, and does not deal with models or hooks.
+A token-level router (Arrow, SpectR, a learned mixture of experts) is a `Gate`. For each module and each set of
+adapters, the gate first prepares what it needs from the adapters' tensors. Then, at every call of the module, the gate
+returns the weights of the tokens. This file has the types that a gate receives, the store of what gates prepared, and
+the running means of their weights. It contains no gate, and does not deal with models or hooks.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class Tokens:
     Padding is read from an attention mask [rows, positions]. All tokens count as real, and a gate that takes means
     counts padding too, in three cases: without a mask; with a mask of other dimensions, as `generate` makes for a
     static cache; and in a module that receives another number of positions than the pass has, such as cross-attention,
-    whose inputs are the encoder's. (The head may receive the last positions only; there padding is known.)
+    whose inputs are the encoder's. (The head may receive the last positions only; padding is known for these
+    positions.)
 
-    All tensors are on the module's device. None may be written to.
+    All tensors are on the module's device. A gate must not write to these tensors.
     """
 
     x: Tensor  # the module's input, [batch, n, d_in]
@@ -55,7 +56,7 @@ class Tokens:
     offered: Tensor  # [batch, P] bool: the row's weight of the adapter is not 0, and the adapter targets the module
     real: Tensor  # [batch, n] bool: False where padding
     rows: Tensor  # [batch] int64: indices of these rows in the batch as it was composed
-    first: bool  # True if this pass reads the prompts: the cache, if it can tell, is empty before the pass
+    first: bool  # True if this pass reads the prompts: the cache, if it shows its length, is empty before the pass
     memory: dict[str, Tensor]  # the gate's memory of this module while the composition lasts; empty at first
     batch: int  # number of rows of the batch as it was composed
 
@@ -78,16 +79,16 @@ class Gate(Protocol):
     If a gate's class has the default hash (by identity), its prepared state is dropped together with the gate.
 
     Rows can leave a batch, and prompts may be read in parts. A gate that remembers something of a prompt must therefore
-    use `tokens.remember` and `tokens.recall`. It must remember again whenever `tokens.first` is True, because one
+    use `tokens.remember` and `tokens.recall`. The gate must remember again whenever `tokens.first` is True, because one
     composition may serve several generations.
     """
 
     def prepare(self, offered: Offered) -> Any:
         """Return what `weights` needs from the adapters, such as Arrow's prototypes, or None.
 
-        The call is made without gradients, for each module and set of adapters. It is repeated after the module was
-        moved or cast, and after the result was dropped for lack of room. The result must not depend on parameters that
-        are being trained.
+        The call is made without gradients, for each module and set of adapters. The call is repeated after the module
+        was moved or cast, and after the result was dropped for lack of room. The result must not depend on parameters
+        that are being trained.
         """
         ...
 
@@ -125,7 +126,7 @@ class Tally:
         """Add the weights [batch, n, P] of the tokens that are real [batch, n] to the sums of `rows` [batch]."""
         there = real[..., None]  # [batch, n, 1]
         weights = weights.to(self.sums.dtype) * there  # [batch, n, P]
-        sizes = weights.abs()  # the shares of negative weights are those of their sizes
+        sizes = weights.abs()  # a negative weight has the share of its absolute value
         total = sizes.sum(dim=2, keepdim=True)  # [batch, n, 1]
         shares = sizes / total.clamp(min=torch.finfo(total.dtype).tiny)  # [batch, n, P]
         entropy = torch.special.entr(shares).sum(dim=2, keepdim=True)  # [batch, n, 1]
@@ -146,13 +147,13 @@ _Known = Gate | weakref.ref[Gate]
 
 
 class PreparedGates:
-    """What gates prepared from adapters, kept from batch to batch for a few sets of adapters.
+    """The results that gates prepared from adapters, kept from batch to batch for a few sets of adapters.
 
     A gate that is hashed by identity is not kept alive, because no other gate could use its prepared state.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing prepared."""
+        """Make an empty store."""
         self._sets: OrderedDict[tuple[_Known, tuple[str, ...]], dict[str, _Prepared]] = OrderedDict()
 
     def of(self, gate: Gate, offered: Offered) -> Any:

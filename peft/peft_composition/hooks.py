@@ -29,8 +29,8 @@ class LiveComposition:
     """The updates of one batch, attached to the base between `attach` and `detach`.
 
     The `forward` of a module is replaced on the instance instead of hooked. Code that torch.compile made before does
-    not notice a new hook, and would compose nothing; but torch.compile checks that `forward` is unchanged. Calls also
-    cost less this way.
+    not notice a new hook, and would compose nothing. But torch.compile checks that `forward` is unchanged. A replaced
+    `forward` also costs less per call than a hook.
     """
 
     def __init__(self, base: nn.Module, updates: Mapping[str, Update], batch: int) -> None:
@@ -75,7 +75,7 @@ class LiveComposition:
                 module.__dict__["forward"] = own
 
     def keep(self, rows: Tensor) -> None:
-        """Continue with these rows of the batch only, indices int64 [rows], in this order.
+        """Continue with only these rows of the batch: indices int64 [rows], in this order.
 
         Raises `CompositionError` within `only`.
         """
@@ -125,8 +125,8 @@ class LiveComposition:
     def _reads_prompts(self, given: Mapping[str, Any], length: int) -> bool:
         """Return whether the cache is empty before a pass of `length` new positions, by the pass's arguments.
 
-        Some caches, such as Mamba's, do not tell. Then the answer is True for the first pass since the composition
-        began, and for a pass of more than one position.
+        Some caches, such as Mamba's, do not show their length. Then the answer is True for the first pass since the
+        composition began, and for a pass of more than one position.
         """
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         if cache is None:

@@ -1,4 +1,4 @@
-"""What must be known of a base model's modules: which can carry an adapter, their shapes, devices and dtypes.
+"""The facts about a base model's modules: which modules can carry an adapter, their shapes, devices and dtypes.
 
 This file deals with the linear modules of torch and transformers, not with adapters.
 """
@@ -18,7 +18,7 @@ COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (d_in, d_out) of a linear module, or None for any other kind.
+    """Return (d_in, d_out) of a linear module, or None for any other kind of module.
 
     Linear modules are `nn.Linear`, GPT-2's `Conv1D` (which stores its weight transposed), and quantised modules that
     declare `in_features` and `out_features`. A quantised weight may be packed, so its shape is not read.
@@ -60,9 +60,9 @@ def placement(module: nn.Module, model_dtype: torch.dtype) -> tuple[torch.device
 
 @torch.no_grad()
 def check_finite(base: nn.Module) -> None:
-    """Raise `CompositionError` if a parameter of a base model holds NaN or infinity, with the name of the first.
+    """Raise `CompositionError`, which names the first such parameter, if a parameter of a base holds NaN or infinity.
 
-    Every parameter is read once. Parameters on torch's meta device, and quantised parameters, are not looked at.
+    Every parameter is read once. Parameters on torch's meta device, and quantised parameters, are not checked.
     """
     for name, parameter in base.named_parameters():
         if parameter.is_meta or parameter.numel() == 0 or parameter.dtype not in COMPUTE_DTYPES:

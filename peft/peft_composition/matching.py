@@ -2,8 +2,8 @@
 
 PEFT takes regular expressions from `target_modules`, `exclude_modules`, `layers_pattern` and the keys of `rank_pattern`
 and `alpha_pattern`. Python's `re` has no time limit, so an expression with catastrophic backtracking would never
-return. The package `regex` has a time limit. An expression must first be valid for `re`; then what `regex` alone would
-give a meaning is escaped, so that the two packages match the same names.
+return. The package `regex` has a time limit. An expression must first be valid for `re`. Then the parts that have a
+meaning only in `regex` are escaped, so that the two packages match the same names.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _REPETITION = re.compile(r"\{(?P<least>\d*)(?P<most>,\d*)?\}")
 
 
 class PatternError(ValueError):
-    """A pattern that is no regular expression, or that takes too long."""
+    """A pattern is no regular expression, or takes too long."""
 
 
 class TargetMatcher:
     """Matches names of modules with one configuration. All its calls together have `MATCHING_SECONDS`."""
 
     def __init__(self, config: LoraConfig, targets: str | Collection[str] | None = None) -> None:
-        """Match with `config`. `targets` stands in for the target_modules of the configuration, if given."""
+        """Match with `config`. `targets` replaces the target_modules of the configuration, if given."""
         self._config = config
         self._targets: str | Collection[str] = (targets if targets is not None else config.target_modules) or ()
         self._compiled: dict[str, Any] = {}
@@ -64,7 +64,7 @@ class TargetMatcher:
         return next((key for key in keys if self._match("match", rf"(.*\.)?({key})$", module) is not None), module)
 
     def _is_listed(self, module: str, names: str | Collection[str]) -> bool:
-        """Whether a module's name matches an expression, or is one of a list's names or ends with one after a dot."""
+        """Whether a module's name matches an expression, or equals a name of a list or ends with `.` and this name."""
         if isinstance(names, str):
             return self._match("fullmatch", names, module) is not None
         return module in names or any(module[i + 1 :] in names for i, letter in enumerate(module) if letter == ".")
@@ -105,7 +105,7 @@ class TargetMatcher:
 
 
 def _compiled(pattern: str) -> Any:
-    """Compile a pattern for `regex`, so that it matches what it matches in `re`. Raises `PatternError`."""
+    """Compile a pattern for `regex`, so that `regex` matches the same texts as `re`. Raises `PatternError`."""
     if len(pattern) > LONGEST_PATTERN:
         raise PatternError(f"a pattern has {len(pattern)} characters; at most {LONGEST_PATTERN} are allowed")
     try:
@@ -118,7 +118,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def _without_extensions(pattern: str) -> str:
-    """Escape what means something to `regex` alone: braces that are no repetition, and classes like [[:alpha:]]."""
+    """Escape the parts that have a meaning only in `regex`: braces that are no repetition, classes like [[:alpha:]]."""
     written = []
     position = 0
     while position < len(pattern):

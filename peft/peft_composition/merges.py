@@ -1,10 +1,10 @@
 """Merges: compositions whose result is one adapter of low rank, for any number of adapters in a row.
 
-These are four recipes of PEFT's `add_weighted_adapter`, made per row. Linear, TIES and DARE merge the factors A and the
-factors B separately, as PEFT does. The result is of low rank, but differs from the papers, which merge whole updates
-ΔW = s B A. The product of two merged factors has cross terms between adapters. Also, a factorisation is one of many
-(B M and M⁻¹ A give the same ΔW), so the signs of entries of separately trained adapters need not correspond. Only `Svd`
-approximates the mixture Σ_p w_p s_p B_p A_p itself.
+These are four recipes of PEFT's `add_weighted_adapter`, computed for each row. Linear, TIES and DARE merge the factors
+A and the factors B separately, as PEFT does. The result is of low rank, but differs from the papers, which merge whole
+updates ΔW = s B A. The product of two merged factors has cross terms between adapters. Also, a factorisation is one of
+many (B M and M⁻¹ A give the same ΔW), so the signs of entries of separately trained adapters need not correspond. Only
+`Svd` approximates the mixture Σ_p w_p s_p B_p A_p itself.
 
 An adapter that does not target a module takes no part in the merge of that module. An adapter of weight 0 takes part in
 no merge, and has no vote on signs. There are three differences from PEFT: adapters of different rank, which PEFT

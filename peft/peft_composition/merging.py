@@ -20,7 +20,7 @@ Prune = Callable[[Tensor, str, str], Tensor]
 
 
 def merged(stack: ModuleStack, active: ActiveSlots, prune: Prune, majority: Majority | None = None) -> Pair:
-    """Prune each adapter's A and B, then combine those of each row. Only A takes the signs of the weights."""
+    """Prune each adapter's A and B, then combine the factors of each row. Only A takes the signs of the weights."""
     down, up = _pruned(stack, active, prune)  # [P + 1, r, d_in], [P + 1, r, d_out]
     present = _present(stack, active)
     indices = _of_rows(active, {slot: i for i, slot in enumerate(present, start=1)}, torch.int64)  # [batch, k]
@@ -74,8 +74,8 @@ def _present(stack: ModuleStack, active: ActiveSlots) -> list[int]:
 def _pruned(stack: ModuleStack, active: ActiveSlots, prune: Prune) -> tuple[Tensor, Tensor]:
     """Return the pruned A [P + 1, r, d_in] and B^T [P + 1, r, d_out], unscaled, of the P adapters of `_present`.
 
-    Index 0 holds zeros and stands for an absent adapter; the others are in the order of `active.used`. Pruning does not
-    depend on the rows, so it is done once for all rows.
+    Index 0 holds zeros and is used where a row has no adapter; the others are in the order of `active.used`. Pruning
+    does not depend on the rows, so it is done once for all rows.
     """
     present = _present(stack, active)
     largest = max((stack.ranks[slot] for slot in present), default=1)

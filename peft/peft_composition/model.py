@@ -1,7 +1,7 @@
 """A causal language model that serves every row with its own composition of adapters.
 
-`ComposableModel` keeps adapters in memory beside a base model and composes them on demand. The weights of the base are
-never changed, and outside `composed` the base computes what it computed before. The formulas are in `pairs`.
+`ComposableModel` keeps adapters in memory beside a base model and composes them on demand. The model weights of the
+base are never changed, and outside `composed` the base computes what it computed before. The formulas are in `pairs`.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class ComposableModel:
         """Load a PEFT LoRA checkpoint under `name`, from a folder or from the Hub (there at `revision`).
 
         The adapter is kept in memory, in the dtype of the modules that it targets. If `adapter_memory` has no room, the
-        adapter is read from its file again when needed, so the file must stay. What a user should know of the adapter
-        is warned of as `AdapterWarning`, and can be read from `adapter_notes`. Raises `AdapterError`, and changes
-        nothing, if the name is taken or the adapter cannot be composed exactly.
+        adapter is read from its file again when needed, so the file must stay. Every note for the user is given as an
+        `AdapterWarning`, and can be read later with `adapter_notes`. Raises `AdapterError`, and changes nothing, if the
+        name is taken or the adapter cannot be composed exactly.
         """
         with self._turn:
             if name in self._residency.headers:
@@ -94,7 +94,7 @@ class ComposableModel:
         adapter.header.warn()
 
     def adapter_notes(self, name: str) -> tuple[str, ...]:
-        """Return what a user should know of a loaded adapter, one sentence each; empty for most adapters.
+        """Return the notes for the user on a loaded adapter, one sentence each; empty for most adapters.
 
         The notes say that the adapter adds nothing to the base, that it names another base, that keys of its
         configuration were ignored, or that modules which it targets have no tensors. Raises `AdapterError` if the
@@ -123,9 +123,9 @@ class ComposableModel:
 
         `mode` is the name of a composer in `modes`, such as "mixture" or "fusion", or a composer. A `gate` needs one of
         these two modes: the weight of an adapter at a token is then the gate's weight times the row's weight, so a
-        row's weight 0 takes an adapter from the gate's choice. A row of zeros is the base model. Gradients flow to the
-        inputs, to the weights that are not zero, and to the parameters of the gate. When the context is left, also by
-        an exception, the base is as before.
+        row's weight 0 masks the adapter for the gate. A row of zeros is the base model. Gradients flow to the inputs,
+        to the weights that are not zero, and to the parameters of the gate. When the context is left, also by an
+        exception, the base is as before.
 
         Raises `AdapterError` for an adapter that is not loaded. Raises `AdapterMemoryError` if the adapters in use, or
         all adapters that a gate chooses from, do not fit into memory together. Raises `CompositionError` for an unknown
@@ -159,8 +159,8 @@ class ComposableModel:
     def gate_usage(self) -> GateUsage:
         """Return the mean weights of the gate since the active composition began, over passes without gradients.
 
-        A row that has left the batch keeps the means of its passes. Raises `CompositionError` if no gated composition
-        is active.
+        A row that has left the batch keeps the means of the passes before. Raises `CompositionError` if no gated
+        composition is active.
         """
         with self._turn:
             if self._usage is None:
@@ -168,10 +168,10 @@ class ComposableModel:
             return self._usage()
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Continue, within `composed`, with these rows of the batch only: indices int64 [rows], in this order.
+        """Continue, within `composed`, with only these rows of the batch: indices int64 [rows], in this order.
 
-        Finished rows can so leave a batch while the others are decoded. Without a composition this does nothing.
-        Raises `CompositionError` within `only_rows`.
+        In this way, finished rows leave a batch while the other rows are decoded. Without a composition the call does
+        nothing. Raises `CompositionError` within `only_rows`.
         """
         with self._turn:  # so that a thread without a composition does not change another thread's composition
             if self._live is not None:
@@ -180,7 +180,7 @@ class ComposableModel:
     def __call__(
         self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
     ) -> Any:
-        """Run the base's forward pass, composed if inside `composed` or if a `lora_mapping` is given.
+        """Run the base's forward pass, with the composition of `composed`, or of a `lora_mapping` if given.
 
         This is the call of the original's fork of PEFT. `lora_mapping` [batch, adapters] holds weights, with columns
         in the order of `set_adapter`; `merging_type` is "mixture" (the default) or "fusion". All other arguments go to
@@ -196,10 +196,10 @@ class ComposableModel:
 
     @contextmanager
     def only_rows(self, rows: slice) -> Iterator[None]:
-        """Within this context, inside `composed`, the batch consists of these rows only; afterwards of all rows again.
+        """Within this context, inside `composed`, the batch consists of only these rows; afterwards of all rows again.
 
-        A batch whose prompts differ in length can so be read in parts. Without a composition this does nothing. Inside,
-        `keep_rows` is not allowed.
+        In this way, a batch whose prompts differ in length can be read in parts. Without a composition the context does
+        nothing. Inside, `keep_rows` is not allowed.
         """
         with self._turn, nullcontext() if self._live is None else self._live.only(rows):
             yield
@@ -220,9 +220,9 @@ class ComposableModel:
             self._residency.wait()
 
     def set_adapter(self, adapters: str | Sequence[str]) -> None:
-        """Name the adapters of the columns of `lora_mapping`. This composes nothing.
+        """Name the adapters of the columns of `lora_mapping`. The call itself composes nothing.
 
-        The call is for one thread, as the original's is. Several threads use `composed`.
+        Only one thread may use this call, as in the original. Several threads must use `composed`.
         """
         names = (adapters,) if isinstance(adapters, str) else tuple(adapters)
         self._check_columns(names)

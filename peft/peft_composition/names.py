@@ -1,9 +1,9 @@
 """The names of an adapter's tensors: which module of the base each of them belongs to.
 
-PEFT writes `base_model.model.MODULE.lora_A.weight`. In the wild the names also carry the wrappers that a model was
-trained in (`_orig_mod.`, `module.`), the prefix of PEFT not at all or twice, and the adapter's own name
-(`.lora_A.default.weight`). They may also name modules where an earlier transformers had them. PEFT moves these names by
-the conversion table of transformers, and so does this file, with PEFT's own function.
+PEFT writes `base_model.model.MODULE.lora_A.weight`. Files of other programs may also have the wrappers in which a model
+was trained (`_orig_mod.`, `module.`), the prefix of PEFT twice or not at all, and the adapter's own name
+(`.lora_A.default.weight`). Names may also say where an earlier version of transformers had a module. PEFT moves these
+names by the conversion table of transformers, and so does this file, with PEFT's own function.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ except ImportError:  # an older PEFT, or one beside transformers 4: there PEFT m
     conversion = None
 
 KEY_PREFIX = "base_model.model."
-"""What PEFT writes before the name of a module of the base."""
+"""The prefix that PEFT writes before the name of a module of the base."""
 
 Half = Literal["lora_A", "lora_B"]
 
@@ -43,7 +43,7 @@ _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.\d+(\..*)?", re.DOTALL)
 
 @dataclass(frozen=True)
 class NamedTensors:
-    """The tensors of a file by what they are."""
+    """The tensors of a file, sorted into halves of low-rank pairs and other tensors."""
 
     lora: dict[tuple[str, Half], str]  # the name in the file, by module of the base and half
     others: list[str]  # the names in the file of all others, sorted
@@ -90,7 +90,7 @@ def module_name(path: str, present: Collection[str] = ()) -> str:
 
 
 def other_module(key: str, present: Collection[str] = ()) -> str:
-    """Return the module that a tensor belongs to which is neither lora_A nor lora_B of PEFT."""
+    """Return the module of a tensor that is neither lora_A nor lora_B of PEFT."""
     path, _, parameter = key.partition(".lora_")
     owner = path if parameter else key.rpartition(".")[0].removesuffix(".base_layer")
     return module_name(owner, present)
@@ -111,7 +111,8 @@ def refuse_fused_experts(
 ) -> None:
     """Raise `AdapterError` if the adapter adapts experts one by one that the base holds in one parameter.
 
-    PEFT makes such an adapter one of parameters. Which names of modules are experts' is its own table.
+    PEFT turns such an adapter into an adapter of parameters. PEFT's own table says which names of modules belong to
+    experts.
     """
     if conversion is None:
         return
@@ -179,7 +180,8 @@ def _moved(
 def _moved_by_class(modules: Mapping[str, str], base: PreTrainedModel) -> dict[str, str]:
     """Move the modules that the base does not have by the table that transformers has for the base's class.
 
-    PEFT 0.21 asks this table only if the model's type is in it, and so does not move names of Qwen2-VL, for one.
+    PEFT 0.21 reads this table only if the table has the model's type. So PEFT does not move the names of Qwen2-VL, for
+    example.
     """
     present = {name for name, _ in base.named_modules()}
     if conversion is None or present.issuperset(modules.values()):

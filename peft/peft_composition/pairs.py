@@ -79,7 +79,7 @@ class ModuleStack:
             new_slots = slots if slot < slots else max(slot + 1, 2 * slots)
             if self._most_slots is not None:
                 new_slots = min(new_slots, self._most_slots)
-            # Assigned together, so that both have grown or neither if memory runs out.
+            # Assigned together, so that either both tensors have grown or, if memory runs out, no tensor.
             self.down, self.up = (_enlarged(half, new_slots, max(rank, r_max)) for half in (self.down, self.up))
         # Set before the copies, so that a half-written slot does not count as empty.
         self.ranks[slot], self.scalings[slot], self.adapters[slot] = rank, scaling, adapter
@@ -125,7 +125,8 @@ class ModuleStack:
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
     """Return a batch's weights [batch, adapters] without zeros. Column i holds the weights of `slots[i]`.
 
-    Returns None if every weight is zero. The adapters of a row keep the order of the columns, and are summed in it.
+    Returns None if every weight is zero. The adapters of a row keep the order of the columns, and are summed in this
+    order.
     """
     columns = torch.tensor(slots, device=weights.device)  # [adapters]
     nonzero = weights != 0  # [batch, adapters]

@@ -1,4 +1,4 @@
-"""Which of the loaded adapters are in memory: all of them, or as many as a given memory holds.
+"""Which of the loaded adapters are in memory: all adapters, or as many adapters as fit into a given memory.
 
 Every loaded adapter was verified, and can be read from its files again. An adapter in memory has a slot in the stacks.
 With a memory limit, the least recently used adapters are removed for the adapters that a composition needs. safetensors
@@ -51,8 +51,8 @@ class Residency:
     def add(self, adapter: LoraAdapter) -> None:
         """Add a verified adapter, in memory if there is room.
 
-        Raises `AdapterError` if it cannot be added. Other adapters may then have to be read again; all else is as
-        before.
+        Raises `AdapterError` if the adapter cannot be added. Other adapters may then have to be read again; nothing
+        else has changed.
         """
         name = adapter.header.name
         self.headers[name] = adapter.header

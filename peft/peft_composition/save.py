@@ -2,7 +2,7 @@
 
 A composition is a low-rank update, so it is a LoRA adapter, and every program that loads LoRA (PEFT, vLLM, LoRAX) can
 serve it. Serving engines read one rank per adapter, and name modules by the last part of their names; the padding below
-serves that. This file deals with the file format and with pairs of batch 1, not with resident adapters.
+fulfils both conditions. This file deals with the file format and with pairs of batch 1, not with resident adapters.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def save_pairs(
     """Write pairs of batch 1, by module name, as a PEFT checkpoint of scaling 1. Returns the rank of the checkpoint.
 
     `path` must not exist or must be an empty folder; the checkpoint appears complete or not at all. `ranks` are the
-    ranks that the reader allows: the composition is padded to the smallest one that is enough. Without `ranks` it keeps
-    its own. Raises `CompositionError` if `path` is taken, and if the composition's rank is above all allowed ranks.
+    ranks that the reader allows: the composition is padded to the smallest allowed rank that is large enough. Without
+    `ranks` the composition keeps its own rank. Raises `CompositionError` if `path` is taken, and if the composition's
+    rank is above all allowed ranks.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise CompositionError(f"'{path}' exists already; choose another path, or remove it first")
@@ -83,8 +84,8 @@ def save_pairs(
 def base_name_for(base: nn.Module, named_by_adapter: str | None) -> str | None:
     """Return the name of the base for a new checkpoint.
 
-    This is the base's own name. The name in an adapter is taken if the base has none, or if both mean the same model:
-    the adapter may have the name on the Hub where the base has a path.
+    The name is normally the base's own name. The name in an adapter is taken if the base has no name, or if both names
+    mean the same model: then the adapter may have the name on the Hub, while the base has a path.
     """
     own = getattr(base, "name_or_path", None)
     if not own or (named_by_adapter and same_base(own, named_by_adapter)):
@@ -93,7 +94,7 @@ def base_name_for(base: nn.Module, named_by_adapter: str | None) -> str | None:
 
 
 def _allowed_rank(rank: int, allowed: Sequence[int]) -> int:
-    """Return the smallest of the `allowed` ranks that is enough, or `rank` itself if none are given."""
+    """Return the smallest of the `allowed` ranks that is large enough, or `rank` itself if no ranks are given."""
     enough = [candidate for candidate in allowed if candidate >= rank]
     if allowed and not enough:
         raise CompositionError(

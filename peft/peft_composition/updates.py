@@ -1,7 +1,7 @@
 """The update that a composition adds to a module's output, in three forms of computation. All three are exact.
 
 - `Pairs`: a low-rank pair for each row, made once per batch, or one pair for all rows.
-- `SharedAdapters`: the adapters of a batch of mixtures are kept once, and inner products x A^T are weighed by row.
+- `SharedAdapters`: the adapters of a batch of mixtures are kept once, and the inner products x A^T are weighed by row.
   Only the inner products grow with the batch.
 - `GatedAdapters`: the inner products are weighed by token, with the weights of a gate.
 
@@ -150,7 +150,7 @@ class GatedAdapters:
         return add_outer(y, weighted(inner, weights, self.mode).flatten(2), self.up)
 
     def at(self, rows: Tensor | slice) -> GatedAdapters:
-        """Return the update of these rows. Memory and tally remain those of the batch as it was composed."""
+        """Return the update of these rows. Memory and tally still have all rows of the batch as it was composed."""
         return replace(self, weights=self.weights[rows], offered=self.offered[rows], rows=self.rows[rows])
 
 

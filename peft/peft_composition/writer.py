@@ -1,7 +1,8 @@
-"""Compositions written as PEFT checkpoints without the base's weights, for an engine that serves LoRA by itself.
+"""Compositions written as PEFT checkpoints without the base's model weights, for an engine that serves LoRA by itself.
 
 Only the names and shapes of the base's modules are read, so the base may lie on torch's meta device and take no memory.
-The tensors are the same as in `ComposableModel`, rounded to the base's dtype: same formulas, same order of sums.
+The tensors are the same as in `ComposableModel`, rounded to the base's dtype: the formulas and the order of sums are
+equal.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class CompositionWriter:
         adapter.header.warn()
 
     def adapter_notes(self, name: str) -> tuple[str, ...]:
-        """Return what a user should know of a loaded adapter, as `ComposableModel.adapter_notes` does."""
+        """Return the notes for the user on a loaded adapter, as `ComposableModel.adapter_notes` does."""
         self._check_loaded([name])
         return self._adapters[name].header.notes
 
@@ -76,9 +77,10 @@ class CompositionWriter:
     ) -> int:
         """Write one composition into a new folder at `path`, in the writer's dtype. Returns the checkpoint's rank.
 
-        `ranks` are the ranks that the reader allows: the composition is padded with zeros to the smallest one that is
-        enough. Without `ranks` it keeps its own. Raises `AdapterError` for an adapter that is not loaded, and
-        `CompositionError` if all weights are zero, no rank is enough, or `path` exists and is no empty folder.
+        `ranks` are the ranks that the reader allows: the composition is padded with zeros to the smallest allowed rank
+        that is large enough. Without `ranks` the composition keeps its own rank. Raises `AdapterError` for an adapter
+        that is not loaded, and `CompositionError` if all weights are zero, no allowed rank is large enough, or `path`
+        exists and is no empty folder.
         """
         composer = composer_of(mode)
         given = dict(zip(adapters, weights, strict=True))

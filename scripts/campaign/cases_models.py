@@ -130,7 +130,11 @@ def tensors(name: str, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch
         content = load_file(folder / name)
         edited = edit(content)
         made = content if edited is None else edited
-        save_file({key: value.contiguous() for key, value in made.items()}, folder / name, {"format": "pt"})
+        save_file(
+            {key: value.clone(memory_format=torch.contiguous_format) for key, value in made.items()},
+            folder / name,
+            {"format": "pt"},
+        )
 
     return spoil
 
@@ -228,7 +232,6 @@ BASE_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "dtype unknown": ({"dtype": "float1"}, ""),
     "hidden_act unknown": ({"hidden_act": "tomorrow"}, ""),
     "another width": ({"hidden_size": 64, "head_dim": 16}, ""),
-    "quantized": ({"quantization_config": {"quant_method": "tomorrow"}}, ""),
 }  # fmt: skip
 
 

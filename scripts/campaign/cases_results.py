@@ -52,7 +52,6 @@ LINES: dict[str, tuple[Any, str]] = {
     "no task": (changed(task=...), "task"),
     "no targets": (changed(targets=...), "targets"),
     "an id that is a text": (changed(id="one"), "id"),
-    "no id": (changed(id=...), "id"),
     "weights of texts": (changed(adapters=["a"], weights=["x"], scores=[1]), "weights"),
     "adapters that are no list": (changed(adapters=5), "adapters"),
     "an unknown metric": (changed(metric="bm25"), "bm25"),

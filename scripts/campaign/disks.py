@@ -10,6 +10,7 @@ import errno
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from campaign.figures import Log
@@ -32,16 +33,19 @@ class Disks:
         self.scratch = kills.scratch
         self.log = log
 
-    def at_operations(self, count: int | None = None) -> None:
+    def at_operations(self, count: int | None = None, names: Sequence[str] = ()) -> None:
         """Every operation of every scenario fails, reads included: alone, and with all operations after it.
 
         The errors take turns, so that an operation fails by two of them.
 
         Args:
             count: maximum number of trials, spread evenly over all. None: all.
+            names: scenarios. Empty: all.
         """
         planned = []
         for scenario in scenarios():
+            if names and scenario.name not in names:
+                continue
             for number, operation in enumerate(self.kills.operations(scenario, reads=True)):
                 for lasting in (False, True):
                     planned.append((scenario, number, operation, CODES[(number + lasting) % len(CODES)], lasting))
@@ -59,13 +63,16 @@ class Disks:
                 expected[scenario.name] = comparable(self.scratch / "failed")
             self._fail_at(key, scenario, number, code, lasting, expected[scenario.name])
 
-    def small_file_systems(self) -> None:
-        """A run on file systems that are too small for it, which then grow. Needs the right to mount."""
+    def small_file_systems(self, most: int | None = None) -> None:
+        """A run on at most this many file systems that are too small for it, which then grow. Needs the right to mount.
+
+        None: all sizes.
+        """
         if os.geteuid() != 0:
             print("small file systems are left out: only root may mount")
             return
         folder, expected = self.scratch / "small", files_of(self.kills.plain)
-        for size in SIZES:
+        for size in SIZES[: None if most is None else -(-most // 4)]:
             key = f"file system of {size} KiB"
             if key in self.log.trials:
                 continue

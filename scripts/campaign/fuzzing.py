@@ -1,4 +1,4 @@
-"""Fuzzing: mutated files through every reader, by hypothesis. A reader gives a value or an error of the project's own."""
+"""Fuzzing: mutated files through every reader, by hypothesis. A reader gives a value or an error of the project."""
 
 from __future__ import annotations
 

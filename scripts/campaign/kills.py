@@ -110,7 +110,7 @@ class Kills:
             problems += self.goes_on(scenarios()[0], folder, expected)
             self.log.add(key, "random", problems, kills=kills, seconds=round(time.monotonic() - began, 2))
 
-    def at_operations(self, count: int | None = None, torn: bool = True, names: Sequence[str] = ()) -> None:
+    def at_operations(self, count: int | None = None, names: Sequence[str] = ()) -> None:
         """Kill every scenario before each of its file operations, and once more in the middle of each write.
 
         Args:
@@ -124,7 +124,7 @@ class Kills:
             operations = self.operations(scenario)
             for number, operation in enumerate(operations):
                 planned.append((scenario, number, operation, die))
-                if torn and operation.startswith(("write", "pwrite")):
+                if operation.startswith(("write", "pwrite")):
                     planned.append((scenario, number, operation, tear_and_die))
         if count is not None and count < len(planned):
             planned = [planned[place * len(planned) // count] for place in range(count)]

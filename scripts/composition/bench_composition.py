@@ -159,7 +159,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--batch", nargs="+", type=int, default=[8, 32])
     parser.add_argument("--resident", nargs="+", type=int, default=[8, 24, 48, 1000], help="adapters in memory")
-    parser.add_argument("--union", type=int, default=24, help="adapters in one batch, if so many are resident")
+    parser.add_argument(
+        "--union", type=int, default=24, help="number of adapters in one batch (at most the resident ones)"
+    )
     parser.add_argument("--k", type=int, default=3, help="adapters of a row, for mixture and fusion")
     parser.add_argument("--hidden", type=int, default=1024, help="the model's width, a multiple of 64")
     parser.add_argument("--layers", type=int, default=8)
@@ -214,7 +216,7 @@ class Pool:
         }
 
     def grow(self, adapters: int) -> None:
-        """Load adapters until there are so many."""
+        """Load adapters up to this number."""
         for number in range(len(self.ours.adapters), adapters):
             # A folder for each, gone once it is read: a thousand together may fill a disk.
             with tempfile.TemporaryDirectory() as folder:
@@ -329,7 +331,7 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One record for each implementation and mode; `advance` is called after every round."""
     compared, ids = ways(pool, cell, args), token_ids(cell, args)
-    for way in compared:  # what is made once, such as a GPU's workspaces, is nobody's time nor memory
+    for way in compared:  # what is made once, such as a GPU's workspaces, counts for no implementation
         run_once(way, ids, args.length)
     advance()
     peaks = [peak_bytes(partial(run_once, way, ids[:, : args.length + 1], args.length), ids.device) for way in compared]

@@ -49,7 +49,7 @@ def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", default="tiny", help="a bundled profile's name, or a YAML file (default: tiny)")
-    parser.add_argument("--rows", type=int, default=1000, help="at most so many (default: 1000)")
+    parser.add_argument("--rows", type=int, default=1000, help="maximum number of rows (default: 1000)")
     parser.add_argument("--methods", default="mixture,fusion", help="whose rows, separated by commas")
     parser.add_argument("--sizes", type=int, nargs=2, default=(1, 32), help="rows in a batch (default: 1 32)")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])

@@ -61,7 +61,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", default="tiny", help="a bundled profile's name, or a YAML file (default: tiny)")
-    parser.add_argument("--methods", default="all", help="separated by commas (default: all); OOD twins are left out")
+    parser.add_argument("--methods", default="all", help="separated by commas (default: all), without variants")
     parser.add_argument("--rows", type=int, default=16, help="in the one batch that is answered (default: 16)")
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--encoder", required=True, help="one that sentence-transformers loads: a folder or a Hub id")
     parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--texts", type=int, help="take so many, drawn by chance (default: all)")
+    parser.add_argument("--texts", type=int, help="number of texts, drawn by chance (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")

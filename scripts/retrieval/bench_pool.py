@@ -41,7 +41,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapters", type=int, default=2000)
-    parser.add_argument("--room", type=int, default=200, help="so many fit into the memory (default: 200)")
+    parser.add_argument("--room", type=int, default=200, help="adapters that fit into the memory (default: 200)")
     parser.add_argument("--batches", type=int, default=15, help="those that count, after two that do not")
     parser.add_argument("--batch", type=int, default=8, help="rows in a batch (default: 8)")
     parser.add_argument("--k", type=int, default=3, help="adapters of a row (default: 3)")

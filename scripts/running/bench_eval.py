@@ -2,12 +2,13 @@
 
 Ours is the command a user types, `lora-retriever run`, in a process of its own, from its start to its end, with empty
 caches and an empty results folder. The original's loop is written here from its description, with its faults mended so
-that it composes rightly: rows in the order of the file in batches of 8, one query encoded at a time, the adapters of
-every batch read from disk and composed by its formulas (`original_composition.py`), and every row decoded until the
-last of its batch has ended. It gets what favours it: the models are loaded once for all configurations, its adapters'
-weights are only read, not injected into the model, and queries are encoded once. Ours answers no prompt twice under
-one composition, also across configurations: so many answers were taken from another as the column "reused" says. Both
-answer the same rows, and so many of their answers are equal as the last column says. Both may be told to take turns
+that the loop composes rightly: rows in the order of the file in batches of 8, one query encoded at a time, the adapters
+of every batch read from disk and composed by the original's formulas (`original_composition.py`), and every row decoded
+until the last row of its batch has ended. The loop gets what favours it: the models are loaded once for all runs, the
+tensors of adapters are only read, not injected into the model, and queries are encoded once.
+
+Ours answers no prompt twice under one composition, also across runs; the column "reused" counts the answers that were
+taken from another row or run. Both answer the same rows; the last column counts the equal answers. Both may take turns
 several times; medians are printed.
 """
 

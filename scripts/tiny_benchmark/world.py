@@ -2,7 +2,7 @@
 
 Words, fixed vocabulary lists and a `World` of facts drawn from a seed. Both sides of the benchmark read it: the
 declarative text the base model learns from (`corpus`) and the tasks the adapters learn (`tasks`). This
-module knows nothing of prompts, tokens or models.
+module does not deal with prompts, tokens or models.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 from places import TINY
-from tiny_runs import QUIET, tiny_profile
+from tiny_runs import QUIET, tiny_profile, write_profile
 
 from lora_retriever.backends.base import Outcome
 from lora_retriever.errors import UserError
@@ -105,6 +106,26 @@ def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: P
     while worker_processes() and time.monotonic() < patience:
         time.sleep(0.1)
     assert worker_processes() == []
+
+
+def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
+    """Ray installs handlers of its own, which abort the process."""
+    write_profile(tmp_path, **IN_THREES, backend="ray", ray={"address": "local", "workers": 1, "cpus": 0.4})
+    results = tmp_path / "results"
+    run = ["run", "--profile", str(tmp_path / "mine.yaml"), "--only", "base", "--results", str(results)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "lora_retriever", *run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        patience = time.monotonic() + 300
+        while process.poll() is None and not (results / "base.jsonl.partial").exists() and time.monotonic() < patience:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        message = process.communicate(timeout=90)[1]
+    assert process.returncode == 143, message
+    assert "stopped by SIGTERM; the rows done so far are on disk" in message
+    assert "Traceback" not in message
+    lines = (results / "base.jsonl.partial").read_bytes().count(b"\n")
+    assert 0 < lines < 570
 
 
 def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(

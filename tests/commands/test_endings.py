@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -99,9 +100,12 @@ def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path
 
 
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
-    command = f"{sys.executable} -m lora_retriever methods | head -1; echo ${{PIPESTATUS[0]}}"
+    code = "import sys\nfrom lora_retriever.commands import methods\n"
+    code += "methods.to_text = lambda *_: 'line\\n' * 100_000\n"
+    code += "from lora_retriever.cli import main\nsys.exit(main(['methods']))"
+    command = f"{sys.executable} -c {shlex.quote(code)} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stdout.splitlines() == ["line", "0"]
     assert done.stderr == ""
 
 

@@ -1,6 +1,6 @@
 """Tiny models, random adapters and the dense reference that the composition tests share.
 
-The reference knows nothing of the package under test: upstream PEFT reads an adapter's A, B and scaling, the update is
+The reference uses nothing of the package under test: upstream PEFT reads an adapter's A, B and scaling, the update is
 multiplied out into a full matrix by the formula, merged into a copy of the base, and each row is run through it alone.
 """
 

@@ -1,6 +1,6 @@
 """Toy gates, and the plain way of gating: the modules of a copy of the base loop over rows, tokens and adapters.
 
-The plain way knows nothing of the package under test: upstream PEFT reads the adapters, and each row is run alone,
+The reference uses nothing of the package under test: upstream PEFT reads the adapters, and each row is run alone,
 without padding.
 """
 

@@ -354,7 +354,7 @@ def test_a_gate_prepared_in_inference_mode_can_be_trained_after(model):
 
 @dataclass(frozen=True)
 class Constant:
-    """A half of every adapter, in so many dimensions."""
+    """A half of every adapter, with this number of dimensions."""
 
     dimensions: int = 3
 

@@ -37,7 +37,7 @@ def loaded(folders: dict[str, Path], memory: int | None = None) -> ComposableMod
 
 
 def room_for(adapters: int) -> int:
-    """Memory for so many, beside the empty slot."""
+    """Memory for this number of adapters, beside the empty slot."""
     return (adapters + 1) * ADAPTER_BYTES
 
 

@@ -1,4 +1,4 @@
-"""A saved composition is an ordinary PEFT checkpoint: upstream PEFT, which knows nothing of us, computes the same."""
+"""A saved composition is an ordinary PEFT checkpoint: upstream PEFT computes the same from it."""
 
 from __future__ import annotations
 

@@ -48,13 +48,13 @@ def generated(model: ComposableModel, prompts: Sequence[Sequence[int]], **option
 
 
 def ends_at_different_times(answers: Sequence[Sequence[int]]) -> list[int]:
-    """End marks that some rows meet early, some late, some never: the rarest of the answers' tokens."""
+    """EOS tokens that some rows meet early, some late, some never: the rarest tokens of the answers."""
     tokens = [token for answer in answers for token in answer]
     return sorted(set(tokens), key=lambda token: (tokens.count(token), token))[:4]
 
 
 def cut(answer: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """An answer up to and with its end mark."""
+    """An answer up to and with its EOS token."""
     ends = [i for i, token in enumerate(answer) if token in eos_ids]
     return list(answer[: ends[0] + 1] if ends else answer)
 

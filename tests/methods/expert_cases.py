@@ -1,6 +1,6 @@
 """What the tests of MoE and SMEAR share: tiny experts, random matrices, and a dense reference in float64.
 
-The reference knows nothing of the package under test: every row is run alone and without padding through a copy of the
+The reference uses nothing of the package under test: every row is run alone and without padding through a copy of the
 base whose modules add what a plain function makes of their input, with full matrices A and B read by upstream PEFT.
 """
 
@@ -94,5 +94,5 @@ def greedy(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 
 
 def until(tokens: list[int], end: int) -> list[int]:
-    """The tokens up to the first end mark, included."""
+    """The tokens up to the first EOS token, included."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens

@@ -1,6 +1,6 @@
 """A tiny model with adapters that differ, and token-level routing computed by loops, which the gates' tests share.
 
-The reference knows nothing of gates: an adapter's update is multiplied out into a full matrix, and each row runs alone,
+The reference uses no gates: an adapter's update is multiplied out into a full matrix, and each row runs alone,
 without padding, through a copy of the base whose modules add the updates token by token.
 """
 

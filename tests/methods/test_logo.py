@@ -44,7 +44,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def in_batches_of(size: int, context: Context) -> Context:
-    """The context with a generator that answers so many rows at once."""
+    """The context with a generator that answers this number of rows at once."""
     old = context._resources
     settings = old.generator.settings.model_copy(update={"batch_size": size})
     generator = Generator(old.generator.model, old.generator.tokenizer, settings)
@@ -190,7 +190,7 @@ def test_numbers_that_overflow_are_reported(
 ) -> None:
     read = probing.read
     monkeypatch.setattr(probing, "read", lambda *args: {n: v * np.nan for n, v in read(*args).items()})
-    with pytest.raises(UserError, match=r"overflow for the input .* dtype"):
+    with pytest.raises(UserError, match=r"gives NaN or infinity for the input .* dtype"):
         probe(context_of(rows=benchmark.rows[:2]))
 
 

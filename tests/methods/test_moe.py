@@ -286,7 +286,7 @@ def test_another_error_in_training_is_not_taken_for_want_of_memory(
         CHEAP.fit(context_of())
 
 
-def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
+def test_a_tokenizer_without_an_eos_token_is_a_users_mistake(
     context_of: ContextOf, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator.tokenizer, "_special_tokens_map", {})
@@ -297,9 +297,9 @@ def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
-        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a positive number"),
+        ({"top_k": 0}, "option top_k is 0: Input should be greater than or equal to 1"),
+        ({"epochs": 0}, "option epochs is 0: Input should be greater than or equal to 1"),
+        ({"learning_rate": 0.0}, "option learning_rate is 0.0: Input should be greater than 0"),
     ],
 )
 def test_options_that_mean_nothing_are_a_users_mistake(options: dict[str, Any], message: str) -> None:

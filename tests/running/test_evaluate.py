@@ -146,7 +146,7 @@ FORKED = multiprocessing.get_context("fork")
 
 
 def kill_midway(profile: Profile, methods: list[str], results: Path, name: str, batches: int, seconds: float) -> None:
-    """Evaluate in another process, and kill the process some seconds after the run `name` has saved so many batches.
+    """Evaluate in another process, and kill the process some seconds after the run `name` has saved some batches.
 
     The process waits after every batch beyond these, so that the kill comes midway however slow this machine is.
     """

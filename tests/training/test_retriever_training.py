@@ -111,7 +111,7 @@ def test_a_task_of_one_sample_is_refused(tiny_pool: list[PoolEntry]) -> None:
 def test_no_batch_holds_two_pairs_of_one_task_nor_a_text_twice(
     tiny_pool: list[PoolEntry], tmp_path: Path, batch_size: int
 ) -> None:
-    """Else samples of one task would be pushed apart as each other's negatives."""
+    """Otherwise samples of one task would be negatives of each other."""
     # A text that two tasks share, as some of the official pool do.
     shared = tiny_pool[1].model_copy(update={"sample": (*tiny_pool[1].sample[1:], tiny_pool[0].sample[0])})
     pairs = training_pairs([tiny_pool[0], shared, *tiny_pool[2:8]], OPTIONS)

@@ -68,7 +68,7 @@ def test_labels_are_the_answer_and_its_end(tokenizer: PreTrainedTokenizerBase, t
     assert cut["labels"][-1] != tokenizer.eos_token_id
 
 
-def test_a_tokenizer_without_an_end_mark_is_a_users_mistake(tiny_pool: list[PoolEntry]) -> None:
+def test_a_tokenizer_without_an_eos_token_is_a_users_mistake(tiny_pool: list[PoolEntry]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"base: it has no EOS token, so no adapter learns to end answers"):

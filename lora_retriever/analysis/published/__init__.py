@@ -1,4 +1,4 @@
-"""Figures that papers have printed, as data under this project's names. `sources.yaml` says where each file is from.
+"""Figures that are printed in papers, as data under this project's names. `sources.yaml` says where each file is from.
 
 `reproduction` sets our runs beside these figures.
 """

@@ -1,8 +1,8 @@
 """Our scores beside the paper's: both figures, the difference, and a verdict by our interval.
 
 There are three verdicts. `differs`: the paper's figure lies outside our 95 % interval. `agrees`: our whole interval
-lies within a tolerance of the paper's figure (an equivalence test). `cannot tell`: neither; our interval holds the
-paper's figure and also figures far from it.
+lies within a tolerance of the paper's figure (an equivalence test). `cannot tell`: neither is true, because our
+interval holds the paper's figure and also figures far from it.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _cells(figure: ReproducedFigure | None, intervals: bool) -> list[Cell | str 
 
 
 def _notes(reproduction: Reproduction, level: str, intervals: bool) -> list[str]:
-    """First the reservations against the comparison, then how to read the table, then the verdicts counted."""
+    """The notes: reservations against the comparison, then how to read the table, then the counts of verdicts."""
     runs, paper = reproduction.runs, reproduction.paper
     lines = [*_reservations(runs, paper), *notes([run.run for run in runs], intervals)]
     where = source("table1.csv" if level == "domain" else "tables4_5.csv")
@@ -264,7 +264,7 @@ def _verdicts(run: ReproducedRun, level: str) -> str:
 
 
 def _normalized(runs: Sequence[ReproducedRun], model: str) -> list[str]:
-    """Normalized scores published since, beside ours."""
+    """Normalized scores that LoRAuter's paper published later, beside our normalized scores."""
     published = normalized_scores(model)
     if not published:
         return []

@@ -47,10 +47,11 @@ class Evaluation:
 
     Attributes:
         calibration_error: in percent; None if no probabilities are stated.
-        seen: over the rows whose template some sample of their own adapter has; None: templates are not known, or
+        seen: over the rows whose template occurs in a sample of their own adapter; None: templates are not known, or
             there is no such row.
         unseen: over the other rows; None: templates are not known, or there is no such row.
-        left_out: over all rows, each without its own adapter's samples of its template; None: not asked for.
+        left_out: over all rows, each without its own adapter's samples of its template; None: the user did not ask for
+            it.
         domains: by domain; empty if domains are not known.
         tasks: by task.
         confusions: by task and adapter of another task, the number of the task's rows for which this adapter was first;
@@ -88,7 +89,7 @@ def evaluate_retrieval(
         leave_out: whether to rank all rows also without their own adapter's samples of their template.
 
     Raises:
-        UserError: as `rank`.
+        UserError: as for `rank`.
     """
     cut = {size: evaluate_retrieval(encoder, data.cut(size), scorer, _cut(templates, size)) for size in cuts}
     ranking = rank(data, scorer)

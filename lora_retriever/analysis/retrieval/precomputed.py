@@ -2,7 +2,7 @@
 
 A file holds four arrays: `names` [n] of the adapters, `pool` [n, m, d] of their samples' embeddings, `tasks` [q] of the
 rows, `queries` [q, d] of their inputs' embeddings. No pickle is read, so a file cannot bring code. Sizes are read from
-the headers and compared with the file before any array is read, so a small file cannot ask for much memory.
+the headers and compared with the file before any array is read, so a small file cannot take much memory.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def with_texts(data: RetrievalData, pool: Sequence[PoolEntry], rows: Sequence[Ro
     """The same embeddings with the texts and domains of the pool and the rows that were embedded.
 
     Raises:
-        UserError: the pool and the rows are not those of the file, in the same order.
+        UserError: the pool and the rows differ from the pool and the rows of the file, or their order differs.
     """
     _check_same("adapter", [*data.names], [entry.model_name for entry in pool], path)
     _check_same("row of task", [*data.tasks], [row.task for row in rows], path)
@@ -149,7 +149,7 @@ def _vectors(array: NDArray[Any], name: str, path: Path) -> Embeddings:
 
 
 def _check_same(what: str, embedded: list[str], named: list[str], path: Path) -> None:
-    """Check that the adapters or tasks of the embeddings are those of the pool file or benchmark file."""
+    """Check that the adapters or tasks of the embeddings equal the names in the pool file or benchmark file."""
     for position, (here, there) in enumerate(zip_longest(embedded, named)):
         if here != there:
             raise UserError(

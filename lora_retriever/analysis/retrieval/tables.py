@@ -22,7 +22,7 @@ TOP_1_AND_3 = ("top1", "top3")
 
 
 def report_tables(evaluations: Sequence[Evaluation], by: str | None, confusions: int | None) -> list[Table]:
-    """The main table, the table of cut pools if pools were cut, and the tables that were asked for."""
+    """The main table, the table of cut pools if pools were cut, and the tables that the user chose."""
     tables = [main_table(evaluations)]
     if evaluations[0].cut:
         tables.append(cut_table(evaluations))

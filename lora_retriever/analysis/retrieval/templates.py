@@ -1,13 +1,13 @@
-"""Which prompt template each input of a task was made from, found from the inputs alone.
+"""The input template from which each input of a task was made, found from the inputs alone.
 
 A benchmark such as FLAN fills about ten templates per task with its examples. A retriever that knows a template finds
-the task without understanding the input. So retrieval is reported separately for rows whose template no sample of their
-own adapter has. The templates are not known; they are found in the words that inputs of one task share:
+the task without understanding the input. So retrieval is reported separately for rows whose template occurs in no
+sample of their own adapter. The templates are not known; they are found in the words that inputs of one task share:
 
 1. The words of a template are at the beginnings and ends of lines. The *pieces* of an input are the first and the last
    1 to `LONGEST` words (and punctuation marks) of each of its lines.
-2. A piece that c of the n inputs have weighs c log(n / c). A piece that only one input has, or that all have, tells no
-   templates apart.
+2. A piece that c of the n inputs have weighs c log(n / c). A piece that only one input has, or that all inputs have,
+   does not distinguish templates.
 3. The similarity of two inputs is the weight of the pieces that both have, divided by the weight of the pieces that one
    or both have. Groups of inputs grow while their mean similarity is at least `ALIKE` (average linkage).
 4. Groups with fewer than `FEWEST` inputs become one group: an input that shares no words with others is from a template
@@ -59,7 +59,7 @@ class Templates:
     own: Groups
 
     def unseen(self) -> NDArray[np.bool_]:
-        """Which rows [rows] have a template that no sample of their own adapter has."""
+        """Which rows [rows] have a template that occurs in no sample of their own adapter."""
         known = {(adapter, group) for adapter, groups in enumerate(self.samples) for group in groups.tolist()}
         return np.array([pair not in known for pair in zip(self.own.tolist(), self.rows.tolist(), strict=True)])
 

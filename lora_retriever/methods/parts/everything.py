@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Everything:
-    """Every adapter of the pool with weight 1, but a row's own with 0 where it is masked: a gate does the weighing."""
+    """Every adapter of the pool with weight 1, and masked adapters with weight 0. A gate weighs the adapters."""
 
     def route(self, context: Context) -> list[Composition]:
         """The whole pool, in its order, for every row.
 
-        A masked adapter is there with weight 0. Left out, it would be missing from batches that have no other row to
-        offer it to, and what a gate prepares is kept by the set of adapters that a batch offers.
+        A masked adapter is named with weight 0. If it were left out, some batches would lack the adapter, and a gate's
+        preparations are kept by the set of adapters that a batch offers.
         """
         names = tuple(context.names)
         return [Composition({name: float(name != own) for name in names}) for own in context.masked_adapters]

@@ -10,14 +10,16 @@ adapters by token.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.data.rows import PoolEntry
 from lora_retriever.generation.composition import Composition
+from lora_retriever.methods.options import Count, Positive
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -49,27 +51,20 @@ class Training:
 
     Attributes:
         samples: maximum number of samples of each task. 20 is the paper's number.
-        epochs: how often each sample is seen.
+        epochs: number of times that each sample is seen.
         learning_rate: AdamW's rate is this number divided by the module's d_in, and falls linearly to 0. Adam moves
             every parameter by about its rate, and so a score G x by about the rate times d_in: one value suits all
             widths.
-        batch_size: samples in a step. The backward pass needs all activations of the base, so a step has few samples.
+        batch_size: number of samples in a step. The backward pass needs all activations of the base, so it is small.
         max_tokens: maximum length of a prompt, in tokens, to bound the memory; longer prompts are cut as at evaluation.
             None: the profile's `max_prompt_tokens`.
     """
 
-    samples: int = 20
-    epochs: int = 2
-    learning_rate: float = 0.5
-    batch_size: int = 4
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
+    samples: Count = 20
+    epochs: Count = 2
+    learning_rate: Positive = 0.5
+    batch_size: Count = 4
+    max_tokens: Count | None = None
 
     @property
     def options(self) -> Training:

@@ -1,8 +1,8 @@
 """The training of gates: at every module, a linear layer G [experts, d_in] that scores the experts by its input.
 
 The layers of all modules are trained on the pool's samples, 20 a task, by the loss of the answers; the base and the
-experts are frozen. The LoraRetriever paper (arXiv 2402.09997) says no more of its training. The optimizer, its
-constants, and the start at G = 0 (the plain average) are chosen here.
+experts are frozen. The LoraRetriever paper (arXiv 2402.09997) says no more about its training. The optimizer,
+its constants, and the start at G = 0 (the plain average) are choices of this project.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 MATRICES_FILE = "matrices.safetensors"
 SAVED_EVERY = 50
-"""A training is saved after every this many steps, so that an interrupted training goes on from there."""
+"""Number of steps between two saves. An interrupted training goes on from the last save."""
 
 Weigh = Callable[[Tensor, "Tokens"], Tensor]
 """A function of a module's G [P, d_in] and its tokens that gives weights [batch, n, P]."""
@@ -54,8 +54,8 @@ Weigh = Callable[[Tensor, "Tokens"], Tensor]
 class Matrices:
     """The trained G of every module, and the experts that its rows score.
 
-    Those read from equal files are equal, also if one went to another process: so a model knows again a gate that comes
-    with every batch.
+    Two objects are equal if they were read from equal files, also in another process. So a model recognises the gate of
+    a run in every batch.
     """
 
     digest: str  # of the file
@@ -64,7 +64,7 @@ class Matrices:
 
     @classmethod
     def load(cls, file: Path) -> Matrices:
-        """Those that a training has written."""
+        """The matrices that a training has written to a file."""
         experts, _, matrices, _ = _read(file)
         return cls(hash_path(file), experts, matrices)
 
@@ -72,7 +72,7 @@ class Matrices:
         """The G [P, d_in] of the adapters that a module is offered, on its device.
 
         Raises:
-            CompositionError: one of them is no expert.
+            CompositionError: one of the adapters is not an expert.
         """
         strange = [name for name in offered.adapters if name not in self.experts]
         if strange:
@@ -84,14 +84,14 @@ class Matrices:
 
 
 def trained_matrices(context: Context, options: Training, name: str, mode: str, weigh: Weigh) -> Matrices:
-    """The matrices trained for a context: those trained before under this `name`, or else trained now.
+    """The matrices for a context: read from the folder of this `name`, or trained now.
 
     Args:
         mode: how adapters are composed during training.
         weigh: how scores become weights during training.
 
     Raises:
-        UserError: there is no model to look into, or the training cannot be done.
+        UserError: the backend has no model, or the training fails.
     """
     learn = partial(train, context, options, mode, weigh)
     try:
@@ -111,24 +111,24 @@ def trained_matrices(context: Context, options: Training, name: str, mode: str, 
 
 
 class GateInTraining:
-    """A gate whose matrices are parameters. It makes a module's, all zeros, when it first meets the module.
+    """A gate whose matrices are parameters. The matrix of a module, all zeros, is made at the module's first use.
 
     Attributes:
         experts: in the order of the matrices' rows.
         parameters: G [experts, d_in] float32 by module.
-        prompts: [batch, n] bool, which tokens of the batch are of the prompts: behind them stand the answers, which a
-            gate that looks at whole prompts must not see.
+        prompts: [batch, n] bool, the tokens of the batch that belong to prompts. The answers behind them are hidden
+            from a gate that reads whole prompts.
     """
 
     def __init__(self, weigh: Weigh) -> None:
-        """`weigh` makes weights of scores."""
+        """`weigh` turns scores into weights."""
         self.experts: tuple[str, ...] = ()
         self.parameters: dict[str, nn.Parameter] = {}
         self.prompts = torch.zeros(0, 0, dtype=torch.bool)
         self._weigh = weigh
 
     def prepare(self, offered: Offered) -> str:
-        """The module's name. The parameters themselves will not do, as they change and what is prepared is kept."""
+        """The module's name. The parameters cannot be returned: they change, and the returned object is kept."""
         self.experts = offered.adapters
         if offered.module not in self.parameters:
             zeros = torch.zeros(len(offered.adapters), offered.down.shape[-1], device=offered.down.device)
@@ -142,12 +142,13 @@ class GateInTraining:
 
 
 def train(context: Context, options: Training, mode: str, weigh: Weigh, folder: Path) -> dict[str, Any]:
-    """Train the matrices, or go on training them, and write them to `folder`. Returns the record of it.
+    """Train the matrices, or continue an interrupted training, and write them to `folder`. Returns the record.
 
-    An interrupted training, begun again, ends with what it would have ended with. The base comes back as it was.
+    An interrupted training ends with the same matrices as an uninterrupted one. The base comes back unchanged.
 
     Raises:
-        UserError: the template does not fit into `max_tokens`, or the loss is no number.
+        UserError: the template does not fit into `max_tokens`, the base lacks a token of a sample, or the loss is NaN
+            or infinite.
     """
     clock, generator, file = time.perf_counter(), context.generator, folder / MATRICES_FILE
     model, examples, gate = generator.model, examples_of(context, options), GateInTraining(weigh)
@@ -158,16 +159,16 @@ def train(context: Context, options: Training, mode: str, weigh: Weigh, folder: 
 
     with torch.enable_grad(), _frozen(model.base):
         with model.composed(experts, torch.ones(1, len(experts)), mode, gate=gate):
-            pass  # so the gate has met all modules
+            pass  # the gate now has a matrix for every module
         parameters = {module: gate.parameters[module] for module in sorted(gate.parameters)}
         optimizer = _optimizer(parameters.values(), options.learning_rate)
         state = _resumed(file, parameters, optimizer) if file.exists() else _State()
         name, begun = "training the gate", state.steps
         with progress_bar(context.console, name, steps, begun, f"{begun}/{steps}") as bar:
             for step in range(state.steps, steps):
-                epoch, place = divmod(step, epoch_steps)
+                epoch, position = divmod(step, epoch_steps)
                 order = random.Random(f"{context.seed}, epoch {epoch}").sample(range(len(examples)), len(examples))
-                chosen = order[place * options.batch_size : (place + 1) * options.batch_size]
+                chosen = order[position * options.batch_size : (position + 1) * options.batch_size]
                 batch = collate([examples[number] for number in chosen])
                 gate.prompts = _prompts(batch)
                 answers = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).to(model.device)  # [batch], tokens
@@ -184,7 +185,7 @@ def train(context: Context, options: Training, mode: str, weigh: Weigh, folder: 
                     _save(file, gate, state, optimizer)
                 bar.move_to(step + 1, f"{step + 1}/{steps}")
         if not all(bool(parameter.isfinite().all()) for parameter in parameters.values()):
-            raise UserError("training the gate: the last step left no numbers; use another dtype, or start again")
+            raise UserError("training the gate: the last step gave NaN or infinity; use another dtype, or start again")
         _save(file, gate, state, None)
     return {
         "experts": {entry.model_name: entry.domain for entry in context.pool if entry.model_name in experts},
@@ -200,10 +201,10 @@ def train(context: Context, options: Training, mode: str, weigh: Weigh, folder: 
 
 
 def examples_of(context: Context, options: Training) -> list[dict[str, list[int]]]:
-    """The samples trained on, of all tasks of the pool, as tokens and labels: answers count, prompts do not.
+    """The samples of all tasks of the pool as tokens and labels. The labels of prompts do not count.
 
     Raises:
-        UserError: not even the template fits into `max_tokens`.
+        UserError: the template alone does not fit into `max_tokens`, or the base lacks a token of a sample.
     """
     settings = context.generator.settings
     longest = settings.max_prompt_tokens if options.max_tokens is None else options.max_tokens
@@ -220,14 +221,14 @@ def examples_of(context: Context, options: Training) -> list[dict[str, list[int]
 
 @dataclass
 class _State:
-    """How far a training has come, and the sums of its losses over answers' tokens, epoch by epoch."""
+    """The number of finished steps of a training, and the sums of its losses over answers' tokens by epoch."""
 
     steps: int = 0
     sums: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
     def note(self, step: int, epoch: int, loss: float, tokens: int) -> None:
-        """Count a step. Raises `UserError` where its loss is NaN or infinite."""
+        """Count a step. Raises `UserError` if its loss is NaN or infinite."""
         if not math.isfinite(loss):
             raise UserError(
                 f"training the gate: the loss is {loss} at step {step + 1}; use another dtype (bfloat16 or float32), "
@@ -247,7 +248,7 @@ class _State:
 
 
 def _prompts(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens [batch, length] are of the prompts, neither padding nor answer: bool."""
+    """The tokens [batch, length] that belong to prompts, neither to padding nor to answers: bool."""
     prompts: Tensor = batch["attention_mask"].bool()  # [batch, length]
     kept = batch["labels"].shape[1]
     prompts[:, -kept:] &= batch["labels"] == IGNORED
@@ -274,7 +275,7 @@ def _optimizer(parameters: Collection[nn.Parameter], learning_rate: float) -> to
 
 @contextmanager
 def _frozen(base: nn.Module) -> Iterator[None]:
-    """Within this context no parameter of the base gets a gradient, which would take as much memory as itself."""
+    """Within this context no parameter of the base gets a gradient, which would need as much memory as the base."""
     trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
     base.requires_grad_(False)
     try:
@@ -285,17 +286,17 @@ def _frozen(base: nn.Module) -> Iterator[None]:
 
 
 def _save(file: Path, gate: GateInTraining, state: _State, optimizer: torch.optim.Optimizer | None) -> None:
-    """Write the matrices, with the optimizer's state unless they are finished, in one atomic step."""
+    """Write the matrices, and the optimizer's state of an unfinished training, in one atomic step."""
     tensors = {f"matrix.{module}": parameter.detach().cpu() for module, parameter in gate.parameters.items()}
     for place, values in (optimizer.state_dict()["state"] if optimizer is not None else {}).items():
         tensors |= {f"optimizer.{place}.{name}": value.cpu() for name, value in values.items()}
-    # One entry: safetensors writes several entries in a changing order, and equal files must have equal hashes.
+    # One entry of metadata: safetensors writes several in a changing order, and equal content must give equal files.
     metadata = {"training": json.dumps({"experts": gate.experts, "state": vars(state)})}
     write_bytes(file, save(tensors, metadata))
 
 
 def _read(file: Path) -> tuple[tuple[str, ...], _State, dict[str, Tensor], dict[str, Tensor]]:
-    """The experts, how far the training came, the matrices by module, and the optimizer's state."""
+    """The experts, the state of the training, the matrices by module, and the optimizer's state."""
     parts: dict[str, dict[str, Tensor]] = {"matrix": {}, "optimizer": {}}
     with safe_open(file, "pt") as content:
         training = json.loads(content.metadata()["training"])
@@ -306,7 +307,7 @@ def _read(file: Path) -> tuple[tuple[str, ...], _State, dict[str, Tensor], dict[
 
 
 def _resumed(file: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> _State:
-    """Put parameters and optimizer where an interrupted training was saved; returns how far that was."""
+    """Set parameters and optimizer to the saved state of an interrupted training, and return the state."""
     _, state, matrices, flat = _read(file)
     with torch.no_grad():
         for module, parameter in parameters.items():

@@ -1,10 +1,9 @@
-"""What the adapters would do with a prompt, measured while the base model reads it: one pass for all of them.
+"""The responses of adapters to a prompt, measured while the base model reads the prompt: one pass for all adapters.
 
-Every adapter of the pool is offered to a gate that lets none of them in, so what runs is the base alone, and notes how
-each responds to what it sees. The pass costs about as much as reading the prompts. Its measurements lie in the results
-folder, written batch by batch, and are shared by all methods that route by them. Registers no method of its own.
-
-Knows the model's responses to inputs; knows nothing of how they become routes, nor of tasks and answers.
+Every adapter of the pool is offered to a gate that gives all of them weight 0, so the base alone runs. The gate notes
+how each adapter responds to the inputs. The pass costs about as much as reading the prompts. The measurements are
+written to the results folder batch by batch, and all methods that use them share them. The module registers no method.
+It uses no tasks and no answers; `responses.py` turns responses into compositions.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class Signals:
-    """How the pool's adapters respond to the rows' prompts: float32 [rows, adapters], adapters in the pool's order.
+    """The responses of the pool's adapters to the rows' prompts: float32 [rows, adapters], in the pool's order.
 
-    `norm` and `certainty` are of an adapter's output o = s B A x for the last token of the prompt at one module, the
-    query projection of the last block; 0 for an adapter that does not target it. Where no adapter targets a query
-    projection by the name of `q_proj`, it is the module of the last block that they target.
+    `norm` and `certainty` describe an adapter's output o = s B A x for the last token of the prompt at one module, the
+    query projection of the last block. They are 0 for an adapter that does not target this module. If no adapter
+    targets a module named `q_proj`, the last module of the last block that adapters target is used.
 
     Attributes:
         norm: ‖o‖.
@@ -63,11 +62,11 @@ class Signals:
 
 
 def probe(context: Context) -> Signals:
-    """The signals of the context's rows, measured now where that was not done before.
+    """The signals of the context's rows, measured now if necessary.
 
     Raises:
-        UserError: there is no model to look into, its memory does not hold the pool or a single prompt beside it, or
-            its numbers overflow.
+        UserError: the backend has no model, the pool or a single prompt does not fit into memory, or the model gives
+            NaN or infinity.
     """
     texts = list(dict.fromkeys(row.inputs for row in context.rows))
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
@@ -78,18 +77,18 @@ def probe(context: Context) -> Signals:
 
 
 class Probe:
-    """A gate that lets no adapter in, and notes what each would have done. One batch at a time, read by `take`."""
+    """A gate that gives every adapter weight 0, and notes the adapters' responses. `take` reads those of one batch."""
 
     def __init__(self) -> None:
-        """Nothing measured yet."""
+        """Make a gate that has measured nothing yet."""
         self.adapters: tuple[str, ...] = ()
-        self.module = ""  # where `norm` and `certainty` are taken, known once all modules are prepared
+        self.module = ""  # the module of `norm` and `certainty`, known when all modules are prepared
         self._up = torch.empty(0)  # (s B)^T of that module, [P, r, d_out]
         self._last: list[tuple[Tensor, Tensor, Tensor]] = []  # rows [b], norm and certainty [b, P]
         self._shares: list[tuple[Tensor, Tensor, Tensor]] = []  # rows [b], mean over tokens [b, P], targets [P]
 
     def prepare(self, offered: Offered) -> _Prepared:
-        """The updates' sizes, and what tells the length of an output from its inner products."""
+        """The sizes of the updates, and the matrices that give an output's length from its inner products."""
         self.adapters = offered.adapters
         if not self.module or _depth(offered.module) > _depth(self.module):
             self.module, self._up = offered.module, offered.up
@@ -102,7 +101,7 @@ class Probe:
         """Zeros [batch, n, P]."""
         responses = lengths(prepared.response, tokens.inner)  # ‖s B A x‖, [batch, n, P]
         x = tokens.x.to(responses.dtype).norm(dim=2, keepdim=True)  # ‖x‖, [batch, n, 1]
-        smallest = torch.finfo(responses.dtype).tiny  # 0 / 0 is 0 here: an update that does nothing, an empty input
+        smallest = torch.finfo(responses.dtype).tiny  # 0 / 0 becomes 0, for an update or an input of zeros
         shares = responses / (prepared.size * x).clamp(min=smallest) * tokens.real[..., None]  # [batch, n, P]
         means = shares.sum(dim=1) / tokens.real.sum(dim=1, keepdim=True)  # [batch, P]
         self._shares.append((tokens.rows, means, prepared.targets))
@@ -114,7 +113,7 @@ class Probe:
         return torch.zeros_like(responses)
 
     def take(self, batch: int) -> dict[str, Tensor]:
-        """The signals by name of a batch that was read, float32 [batch, P] on the CPU, and forget them here."""
+        """Return the signals of a batch by name, float32 [batch, P] on the CPU, and forget them."""
         norm, certainty, shares, modules = torch.zeros(4, batch, len(self.adapters))
         for rows, *values in self._last:
             norm[rows.cpu()], certainty[rows.cpu()] = (value.float().cpu() for value in values)
@@ -125,7 +124,7 @@ class Probe:
         return {"norm": norm, "certainty": certainty, "share": shares / modules}
 
     def forget(self) -> None:
-        """Forget what was noted of a batch."""
+        """Forget the responses of a batch."""
         self._last, self._shares = [], []
 
 
@@ -140,7 +139,7 @@ class _Prepared:
 def read(generator: Generator, gate: Probe, prompts: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Array]:
     """The signals by name of a batch of prompts, token ids each: float32 [prompts, adapters], ordered as `names`."""
     with generator.model.composed(names, torch.ones(len(prompts), len(names)), gate=gate):
-        decode(generator.model, prompts, (), generator.pad_id, 1)  # prompts are read as they are when they are answered
+        decode(generator.model, prompts, (), generator.pad_id, 1)  # decoding reads prompts as it does for answers
     columns = [gate.adapters.index(name) for name in names]
     return {name: values[:, columns].numpy() for name, values in gate.take(len(prompts)).items()}
 
@@ -163,7 +162,7 @@ def readings(
 
 
 def _explained(piece: Sequence[Request], error: Exception) -> None:
-    """Raise what halving cannot help. Return for a piece that is still to be halved."""
+    """Raise an error that smaller batches do not prevent. Return if the piece is to be halved."""
     if isinstance(error, AdapterMemoryError):  # a smaller batch would need as many adapters
         raise UserError(
             f"probing needs the whole pool in memory at once; raise adapters.memory of the profile: {error}"
@@ -178,7 +177,7 @@ def _explained(piece: Sequence[Request], error: Exception) -> None:
 
 
 def _measure(context: Context, texts: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Write the signals [texts, adapters] to the folder, going on with what is there. Returns what is recorded."""
+    """Write the signals [texts, adapters] to the folder, and continue an interrupted file. Returns the record."""
     generator, names, file = context.generator, context.names, folder / FILE
     prompts = make_prompts(texts, generator.tokenizer, generator.settings)
     requests = [Request(place, prompt, Composition()) for place, prompt in enumerate(prompts)]
@@ -188,7 +187,7 @@ def _measure(context: Context, texts: Sequence[str], folder: Path) -> dict[str, 
         else {name: np.full((len(texts), len(names)), np.nan, np.float32) for name in Signals.__dataclass_fields__}
     )
     done = np.flatnonzero(~np.isnan(signals["share"]).any(axis=1)).tolist()
-    # The bar counts tokens: the longest prompts come first, and by number alone the time left would be too long.
+    # The bar counts tokens: the longest prompts come first, so a count of prompts would predict too much time.
     tokens = [len(prompt.token_ids) for prompt in prompts]
     read_before = sum(tokens[index] for index in done)
     with progress_bar(context.console, "probing", sum(tokens), read_before, f"{len(done)}/{len(texts)}") as bar:
@@ -198,8 +197,8 @@ def _measure(context: Context, texts: Sequence[str], folder: Path) -> dict[str, 
             for name, values in measured.items():
                 if not np.isfinite(values).all():
                     raise UserError(
-                        f"probing: the model's numbers overflow for the input {texts[places[0]][:40]!r} or one beside "
-                        "it; set dtype: float32 or bfloat16"
+                        f"probing: the model gives NaN or infinity for the input {texts[places[0]][:40]!r}, or for one "
+                        "of the same batch; set dtype: float32 or bfloat16"
                     )
                 signals[name][places] = values
             write_bytes(file, save(signals))
@@ -209,5 +208,5 @@ def _measure(context: Context, texts: Sequence[str], folder: Path) -> dict[str, 
 
 
 def _depth(module: str) -> tuple[bool, list[int]]:
-    """A key by which the query projection of the last block comes last: blocks are numbered in modules' names."""
+    """A sort key: the query projection of the last block is last. Blocks are numbered in the modules' names."""
     return module.rpartition(".")[2] == QUERY, [int(number) for number in re.findall(r"\d+", module)]

@@ -1,4 +1,4 @@
-"""From the responses of adapters to a row's prompt to the row's composition. `probing` measures the responses."""
+"""Turns the responses of adapters to a row's prompt into the row's composition. `probing` measures the responses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_retriever.retrieval.scorers import Array
 
 PROBED: frozenset[Reads] = frozenset({"adapters", "model"})
-"""What the methods read that route by responses."""
+"""The parts of the experiment that methods read if they route by responses."""
 
 
 def by_name(measured: Array, context: Context) -> list[dict[str, float]]:
@@ -26,7 +26,7 @@ def by_name(measured: Array, context: Context) -> list[dict[str, float]]:
 
 
 def strongest(signals: dict[str, float], top_k: int) -> Composition:
-    """The `top_k` adapters of the strongest signals, weighted by the signals, scaled to sum 1. Of equals, the first."""
+    """The `top_k` adapters with the strongest signals, weighted by the signals. Of equal signals the first counts."""
     best = sorted(signals, key=lambda name: -signals[name])[:top_k]
     total = float(np.sum([signals[name] for name in best]))
     return Composition.of({name: signals[name] / total for name in best})

@@ -1,17 +1,15 @@
-"""What token-level routers take from adapters' updates s B A = U S V^T: singular values and right singular vectors.
+"""Singular values and right singular vectors of adapters' updates s B A = U S V^T, for gates.
 
-No update is multiplied out. With the Gram matrices G_A = A A^T and G_B = (s B)^T (s B) of a rank-r adapter, both
-[r, r], the core G_A^½ G_B G_A^½ = W S² W^T has the update's singular values, and V^T = W^T G_A^-½ A: it is v^T v = 1,
-and A^T G_B A v = σ² v. So V^T x is a product with A x, which a gate is given. All of this is computed in float64 and on
-the CPU, where it is the same for every device.
+The updates are never multiplied out. With the Gram matrices G_A = A A^T and G_B = (s B)^T (s B) of a rank-r adapter,
+both [r, r], the matrix G_A^½ G_B G_A^½ = W S² W^T has the squares of the update's singular values, and
+V^T = W^T G_A^-½ A, because v^T v = 1 and A^T G_B A v = σ² v. So V^T x is a product with A x, which a gate gets. All of
+this is computed in float64 on the CPU, so that it is the same on every device.
 
-But A x itself (`tokens.inner`, from which SpectR and LoGo start) has been rounded to the dtype of the model's products,
-by a share of its eps: 2^-7 in bfloat16, 2^-10 in float16. In V^T x, and so in SpectR's scores, G_A^-½ enlarges that
-error along the directions in which A is small. Where A's singular value is below eps times its largest, bfloat16's
-rounding is all that would be left, so such directions count as none. LoGo's ‖s B A x‖ needs no inverse: its error is
-that of A x. Arrow takes x itself, and its prototypes are rounded to float32 only.
-
-Knows tensors alone; knows nothing of routing.
+A x (`tokens.inner`, which SpectR and LoGo use) is rounded to the dtype of the model's products, with a relative error
+of 2^-7 in bfloat16 and 2^-10 in float16. In V^T x, and so in SpectR's scores, G_A^-½ enlarges this error along the
+directions in which A is small. Directions in which A's singular value is below eps times the largest would be rounding
+errors only, so they are left out. LoGo's ‖s B A x‖ needs no inverse, and has the error of A x. Arrow uses x itself, and
+its prototypes are rounded to float32 only.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ NEGLIGIBLE = 1e-12
 class Spectrum:
     """The updates' singular values, largest first, and the coordinates of an input along their right singular vectors.
 
-    Where an update has less than rank r, padding included, singular values are 0 and rows are zeros; so they are where
-    the dtype of A x cannot tell.
+    An update of a rank below r, for example because of padding, has singular values of 0 and rows of zeros. So has a
+    direction that the dtype of A x cannot resolve.
     """
 
     values: Tensor  # S, [P, r] float64
@@ -45,7 +43,7 @@ def spectrum_of(offered: Offered) -> Spectrum:
     negligible = max(NEGLIGIBLE, torch.finfo(offered.down.dtype).eps ** 2)
     squares, basis = _eigen(down @ down.mT, negligible)  # [P, r], [P, r, r]: G_A = basis diag(squares) basis^T
     roots = squares.sqrt()
-    inverse = torch.where(squares > 0, 1 / roots, 0)  # [P, r]; only where A reaches
+    inverse = torch.where(squares > 0, 1 / roots, 0)  # [P, r]; 0 in directions that A does not reach
     root = (basis * roots[:, None]) @ basis.mT  # G_A^½, [P, r, r]
     inverse_root = (basis * inverse[:, None]) @ basis.mT  # G_A^-½, [P, r, r]
     squares, vectors = _eigen(root @ _gram(offered.up) @ root)  # S² [P, r], W [P, r, r]
@@ -54,13 +52,13 @@ def spectrum_of(offered: Offered) -> Spectrum:
 
 
 def response_of(offered: Offered) -> Tensor:
-    """F [P, r, r] float64, on the CPU, with ‖F A x‖ = ‖s B A x‖: the r numbers that do for the update's d_out."""
+    """F [P, r, r] float64, on the CPU, with ‖F A x‖ = ‖s B A x‖. F A x has r numbers, and the output has d_out."""
     squares, basis = _eigen(_gram(offered.up))  # [P, r], [P, r, r]
     return (basis * squares.sqrt()[:, None]).mT  # [P, r, r]
 
 
 def computing_dtype(offered: Offered) -> torch.dtype:
-    """In which routing is computed: float32, however few bits the model has; float64 if that is the model's."""
+    """The dtype of a gate's computations: float32, or float64 for a model in float64."""
     return torch.promote_types(offered.down.dtype, torch.float32)
 
 

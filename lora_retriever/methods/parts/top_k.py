@@ -1,14 +1,15 @@
-"""The router of methods that retrieve: the k best adapters of each row, and how retrieval scores become weights."""
+"""The router of methods that retrieve: the k best adapters of each row, weighted by retrieval scores."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from lora_retriever.generation.composition import Composition, Retrieved
 from lora_retriever.methods.base import Reads, Settings
+from lora_retriever.methods.options import Count
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lora_retriever.retrieval.scorers import Array
 
 RECORDED = 8
-"""Minimum number of adapters of a search that a run records, however few the method uses."""
+"""Minimum number of adapters of a search that a run records, also if the method uses fewer."""
 RETRIEVAL: frozenset[Reads] = frozenset({"adapters", "pool", "encoder"})
 SCORED: frozenset[Settings] = frozenset({"scorer"})
 TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
@@ -26,10 +27,7 @@ TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
 class Nearest:
     """The `k` adapters that retrieval finds. None: the profile's k."""
 
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
+    k: Count | None = None
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters found, with equal weights, or weighted by the profile's temperature if the profile sets one."""
@@ -39,18 +37,8 @@ class Nearest:
         return compositions_of(hits, weights_of(hits.scores[:, :k], temperature))
 
 
-def check_k(k: int | None) -> None:
-    """Check a router's option k: a number of adapters, or None.
-
-    Raises:
-        ValueError: k is less than 1.
-    """
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
-
-
 def recorded(k: int, context: Context) -> int:
-    """How many adapters to search for, if `k` are used: a run records more adapters than it uses."""
+    """The number of adapters to search for, if `k` are used. A run records more adapters than it uses."""
     return max(k, min(RECORDED, context.available))
 
 
@@ -78,7 +66,7 @@ def compositions_of(hits: Hits, weights: Array) -> list[Composition]:
 
 
 def recorded_hits(hits: Hits) -> list[Retrieved]:
-    """Each row's hits with rounded numbers, as a results file keeps them."""
+    """The hits of each row, with rounded numbers, for the results file."""
     scores = [tuple(round(score, 6) for score in row) for row in hits.scores.tolist()]
     if hits.probabilities is None:
         return [Retrieved(tuple(names), row) for names, row in zip(hits.names, scores, strict=True)]

@@ -1,8 +1,9 @@
 """The metrics that a row may name, one file each. The name of the file is the name of the metric.
 
 A file has `MAIN_SCORE`, the name of the score that counts in means over tasks, and two functions: `paper()` gives the
-metrics of the paper's scoring, and `standard(options)` those of the field's standard scoring, the main score's first.
-The libraries behind the metrics take seconds to import, so a file imports them within its functions.
+metrics of the paper's scoring, and `standard(options)` gives the metrics of the field's standard scoring. The metric of
+the main score comes first. The libraries behind the metrics take seconds to import, so a file imports them within its
+functions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class StandardOptions:
 
 
 class NamedMetric(Protocol):
-    """What the file of a metric offers."""
+    """The interface of a metric's file."""
 
     MAIN_SCORE: str
 

@@ -1,4 +1,4 @@
-"""The interface of scorers: they read a pool of adapters described by samples, and give scores of queries.
+"""The interface of scorers. A scorer reads a pool of adapters, each described by samples, and gives scores to queries.
 
 A scorer is fitted to a pool and then scores queries against the pool's adapters; higher is better. The fit reads the
 pool alone, never a query: the constants are chosen by leaving pool samples out. To add a scorer, register a function
@@ -129,7 +129,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A way to compare queries with adapters.
+    """A rule by which queries are compared with adapters.
 
     Attributes:
         fit: fits the scorer to a pool.

@@ -1,4 +1,4 @@
-"""`discriminant`: directions that tell adapters apart count, directions that vary within all adapters do not."""
+"""`discriminant`: directions that distinguish adapters count; directions that vary within all adapters do not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def discriminant(pool: Pool) -> Linear:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that the discriminant reads of a pool: means [adapters, dim], counts [adapters], scatter [dim, dim]."""
+    """What the discriminant reads from a pool: means [adapters, dim], counts [adapters], scatter [dim, dim]."""
 
     means: NDArray[np.float64]
     counts: Positions
@@ -78,10 +78,10 @@ def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None =
 def leave_out(known: Statistics, samples: NDArray[np.float64], own: Positions) -> Iterator[tuple[float, HeldOut]]:
     """For every shrinkage the scores of samples [n, dim], each by a fit without the sample.
 
-    The scores are exact, except that the level tr(W)/dim stays that of all samples. Let x be a sample of an adapter
-    with mean μ and m samples, and d = x − μ. Without x, the mean is μ − d/(m − 1), and the scatter is smaller by
-    m/(m − 1) dd'. So the inverse covariance changes by one outer product (Sherman and Morrison, 1950). All scores are
-    then sums of inner products in the metric of the inverse, which is diagonal in the axes of the scatter.
+    The scores are exact, except that the level tr(W)/dim remains the level of all samples. Let x be a sample of an
+    adapter with mean μ and m samples, and d = x − μ. Without x, the mean is μ − d/(m − 1), and the scatter is smaller
+    by m/(m − 1) dd'. So the inverse covariance changes by one outer product (Sherman and Morrison, 1950). All scores
+    are then sums of inner products in the metric of the inverse, which is diagonal in the axes of the scatter.
     """
     total = int(known.counts.sum())
     values, axes = np.linalg.eigh(known.scatter)

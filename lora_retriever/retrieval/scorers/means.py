@@ -1,4 +1,4 @@
-"""`mean_ip` and `cosine`: an adapter is the mean of its samples."""
+"""`mean_ip` and `cosine`: an adapter is described by the mean of its samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nearest` and `knn`: an adapter is its samples, and the samples most similar to the query count."""
+"""`nearest` and `knn`: an adapter is described by its samples, and the samples most similar to the query count."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """`lexical` and `hybrid`: the words and the form of the texts, alone or beside their meaning.
 
 A *view* turns samples into vectors of length 1. Views are joined with equal weights: the similarity of two samples is
-the mean of their similarities in the views. The discriminant tells the adapters apart in the space of this similarity.
-Its shrinkage is chosen by leaving samples out. The views were chosen on the official benchmark, with knowledge of its
-test figures (docs/results/retrieval.md).
+the mean of their similarities in the views. The discriminant distinguishes the adapters in the space of this
+similarity. Its shrinkage is chosen by leaving samples out. The views were chosen on the official benchmark, with
+knowledge of its test figures (docs/results/retrieval.md).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Matrix = Any
 
 
 class View(Protocol):
-    """One way of looking at samples."""
+    """A view: it turns samples into vectors."""
 
     def fit(self, samples: Samples) -> Matrix:
         """Learn the features of a pool's samples; give the samples' vectors."""
@@ -89,7 +89,7 @@ def shape(text: str) -> str:
 
 
 def texts_alone() -> list[View]:
-    """Views of 1 to 3 words, of phrases of 2 to 6 words that several samples have, and of 2 to 5 signs of the form."""
+    """Views of 1 to 3 words, of phrases of 2 to 6 words in several samples, and of 2 to 5 characters of the form."""
     return [
         NGrams(token_pattern=TOKEN, ngram_range=(1, 3)),
         NGrams(token_pattern=TOKEN, ngram_range=(2, 6), min_df=2, lowercase=False),
@@ -139,7 +139,7 @@ class Discriminated:
         return self.linear.score(Samples(self.space.coordinates_of(queries)))
 
     def held_out(self) -> HeldOut | None:
-        """The scores of samples that were left out of the discriminant. The views saw the samples, but no adapters."""
+        """The scores of samples left out of the discriminant. The views are fitted to all samples, not to adapters."""
         return self.linear.held_out()
 
 
