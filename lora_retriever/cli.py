@@ -29,8 +29,8 @@ DONE, ROWS_FAILED, UNUSABLE, SIGNALLED = 0, 1, 2, 128
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     replace_unwritable()
-    args = build_parser().parse_args(arguments)
     try:
+        args = build_parser().parse_args(arguments)
         status: int = args.run(args, Console(file=tolerant(sys.stderr)))
     except RowsFailedError as error:
         status = _failed(str(error), ROWS_FAILED)

@@ -223,3 +223,14 @@ def test_signals_of_another_handler_come_back_and_ours_stay() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # but a second Ctrl-C does
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_while_arguments_are_read_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_retriever.cli.build_parser", interrupted)
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err.startswith("lora-retriever: stopped;")
