@@ -41,7 +41,7 @@ class Signals:
             folder = emptied(self.scratch / "stopped")
             started = start(self.world, self.world.run(folder), self.scratch / "out", seconds_a_batch=SLOW)
             _wait(started, moments.random() * self.seconds * 1.1)
-            twice = number % 3 == 0
+            twice = number // len(SIGNALS) % 3 == 0
             if twice and started.poll() is None:
                 os.kill(started.process, sent)
                 _wait(started, 0.02 * moments.random())
