@@ -7,6 +7,7 @@ of the signal that ended the command (130 for Ctrl-C, 143 for SIGTERM, 129 for S
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from lora_retriever.commands import commands
 from lora_retriever.errors import RowsFailedError, StoppedError, UserError, one_line_of
 from lora_retriever.escaping import for_terminal, replace_unwritable
 from lora_retriever.progress import tolerant
+from lora_retriever.running.results_folder import DISK_ERRORS
 
 DONE, ROWS_FAILED, UNUSABLE, SIGNALLED = 0, 1, 2, 128
 
@@ -29,8 +31,8 @@ DONE, ROWS_FAILED, UNUSABLE, SIGNALLED = 0, 1, 2, 128
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     replace_unwritable()
-    args = build_parser().parse_args(arguments)
     try:
+        args = build_parser().parse_args(arguments)
         status: int = args.run(args, Console(file=tolerant(sys.stderr)))
     except RowsFailedError as error:
         status = _failed(str(error), ROWS_FAILED)
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output_error = _output_error() if isinstance(error, OSError) and error.filename is None else None
         if output_error is not None:
             return _without_output(output_error, DONE)
-        status = _failed(_unforeseen(error), UNUSABLE)
+        status = _failed(_of_the_disk(error) or _unforeseen(error), UNUSABLE)
     return _flushed(status)
 
 
@@ -82,6 +84,18 @@ def _failed(message: str, status: int) -> int:
     with suppress(OSError, ValueError):  # standard error may be closed or full; the exit status still tells
         print(for_terminal(f"lora-retriever: {message}"), file=sys.stderr)
     return status
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """The message for an error by which a file system says that it fails, whichever file it concerns. None: another."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    known = {errno.EACCES: "no permission", errno.EPERM: "no permission", **DISK_ERRORS}
+    reason = known.get(error.errno or 0)
+    if reason is None:
+        return None
+    reason = reason.format("the file")
+    return f"{error.filename}: {reason} ({error.strerror}); set that right and give the same command again"
 
 
 def _unforeseen(error: Exception) -> str:

@@ -260,8 +260,9 @@ def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:
             kind, other = kind_of.setdefault(row.task, ((row.domain, row.metric), run.name))
             if (row.domain, row.metric) != kind:
                 raise UserError(
-                    f"{folder}: task {row.task!r} is of domain {row.domain!r} and scored by {row.metric!r} in "
-                    f"{run.name} (row {id}), of {kind[0]!r} and by {kind[1]!r} in {other}: a task has one of each"
+                    f"{folder}: task {shortened(row.task)!r} is of domain {shortened(row.domain)!r} and scored by "
+                    f"{shortened(row.metric)!r} in {run.name} (row {id}), of {shortened(kind[0])!r} and by "
+                    f"{shortened(kind[1])!r} in {other}: a task has one of each"
                 )
 
 

@@ -70,9 +70,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             failed = error
         try:
             _show(results, console, profile.metric_folders, args.table)
-        except UserError:
+        except (UserError, OSError):
             if failed is None:
-                raise  # otherwise there may be no row to show
+                raise  # otherwise there may be no row to show, or the disk that ended the run fails here as well
     if failed:
         raise failed
     return 0

@@ -121,11 +121,12 @@ def locked(results: Path) -> Iterator[HeldFolder]:
 
 
 def remove_left_over(results: Path) -> None:
-    """Remove what processes that are no more left half-written, in the folder and in what methods have learned."""
+    """Remove what processes that are no more left half-written: in the folder, in `learned` and in `earlier`."""
     sweep_unfinished(results)
-    with suppress(OSError):
-        for folder in (results / LEARNED).iterdir():
-            sweep_unfinished(folder)
+    for parent in (results / LEARNED, results / EARLIER):
+        with suppress(OSError):
+            for folder in parent.iterdir():
+                sweep_unfinished(folder)
 
 
 def _opened(results: Path) -> int:

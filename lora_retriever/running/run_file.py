@@ -147,17 +147,37 @@ class RunFile:
         Raises:
             FolderError: the file system does not take it.
         """
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%SZ")
         with writing_into(self.results):
-            place, number = self.results / EARLIER / now, 1
-            while (place / self.meta_path.name).exists():
-                number += 1
-                place = self.results / EARLIER / f"{now}-{number}"
+            record = self.meta_path.read_bytes()
+            place = self._place_for(record)
             place.mkdir(parents=True, exist_ok=True)
-            for path in (self.path, self.partial, self.meta_path):  # the record last: a file without it is refused
+            # The record is in both folders while the rows move: rows without their record would be of no use.
+            write_bytes(place / self.meta_path.name, record)
+            for path in (self.path, self.partial):
                 if path.exists():
                     os.replace(path, place / path.name)
+            self.meta_path.unlink()
         self.recorded, self.lines = {}, {}
+
+    def _place_for(self, record: bytes) -> Path:
+        """The folder below `earlier` for this record, named by the time when the record was last written.
+
+        So a move that was interrupted goes on in the same folder. Another record of this time has a folder of its own.
+        """
+        written = datetime.fromtimestamp(self.meta_path.stat().st_mtime, timezone.utc)
+        name, number = written.strftime("%Y-%m-%dT%H-%M-%SZ"), 1
+        place = self.results / EARLIER / name
+        while self._is_taken(place, record):
+            number += 1
+            place = self.results / EARLIER / f"{name}-{number}"
+        return place
+
+    def _is_taken(self, place: Path, record: bytes) -> bool:
+        """Whether a folder holds another record of this run's name, or rows that a move would overwrite."""
+        kept = place / self.meta_path.name
+        if kept.exists() and kept.read_bytes() != record:
+            return True
+        return any(path.exists() and (place / path.name).exists() for path in (self.path, self.partial))
 
     def _meta(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         digest = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()

@@ -237,7 +237,7 @@ BASE_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
 
 def bases() -> Iterator[Case]:
     """Bad base models and tokenizers."""
-    copied = {"copies": ("base",)}
+    copied: dict[str, Any] = {"copies": ("base",)}
     for name, content in {"empty": "", "broken": '{"a', "null": "null", "a list": "[]", "LFS": LFS}.items():
         yield Case("base", f"config.json {name}", put(BASE, content), ("base",), **copied)
     yield Case("base", "config.json deep", put(BASE, '{"a":' * 50_000 + "1" + "}" * 50_000), ("base",), **copied)

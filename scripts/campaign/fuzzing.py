@@ -90,7 +90,7 @@ def make_targets(folder: Path) -> list[Target]:
     results.mkdir()
     (results / "base.jsonl").write_text("".join(json.dumps({**LINE, "id": id}) + "\n" for id in range(3)))
     (results / "base.meta.json").write_text(json.dumps({**RECORD, "versions": {"a": "1"}, "timings": {"seconds": 1.5}}))
-    (folder / "kinds.yaml").write_text("qa: [people_qa]\nchoice:\n  movie_review: [positive, negative]\n")
+    (folder / "kinds.yaml").write_text("qa: [people_qa, city_qa]\nchoice:\n  - movie_review\n")
     (folder / "e.npz").write_bytes(zipped())
     generator = np.random.default_rng(0)
     samples = [generator.normal(size=(3, 4)).astype(np.float32) for _ in range(3)]

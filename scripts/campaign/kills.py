@@ -233,7 +233,7 @@ def no_flock() -> None:
     def flock(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    fcntl.flock = flock  # type: ignore[assignment]
+    fcntl.flock = flock
 
 
 def comparable(folder: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Operations:
             return os_open(path, flags, *arguments, **options)
 
         os.open = open_descriptor
-        io.open = builtins.open = self._open_file  # type: ignore[assignment]
+        io.open = builtins.open = self._open_file
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:

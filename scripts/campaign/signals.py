@@ -41,7 +41,7 @@ class Signals:
             folder = emptied(self.scratch / "stopped")
             started = start(self.world, self.world.run(folder), self.scratch / "out", seconds_a_batch=SLOW)
             _wait(started, moments.random() * self.seconds * 1.1)
-            twice = number % 3 == 0
+            twice = number // len(SIGNALS) % 3 == 0
             if twice and started.poll() is None:
                 os.kill(started.process, sent)
                 _wait(started, 0.02 * moments.random())
@@ -55,9 +55,9 @@ class Signals:
             problems += broken_output(text) + self._goes_on(folder)
             self.log.add(key, signal.Signals(sent).name + (", twice" if twice else ""), problems, in_time=status != 0)
 
-    def pipes(self, most: int | None = None) -> None:
+    def pipes(self) -> None:
         """Commands whose reader closes the pipe early, and commands whose standard output is a full disk."""
-        for command in PIPED[:most]:
+        for command in PIPED:
             for count in (*READ_BYTES, None):
                 key = f"{command} | " + ("/dev/full" if count is None else f"head -c {count}")
                 if key in self.log.trials:
@@ -76,7 +76,7 @@ class Signals:
                     if count:
                         os.read(reader, count)
                     os.close(reader)
-                    allowed = (0,)
+                    allowed = (0, 0)
                 status = started.wait()
                 problems = broken_output(started.text())
                 if status not in allowed:

@@ -238,7 +238,7 @@ def warm_up(world: World, scratch: Path) -> None:
         if started.wait():
             raise RuntimeError(f"{arguments[0]} fails undisturbed: {started.text()}")
     shutil.rmtree(scratch / "results")
-    loaded, environment = evaluating.load_backend, dict(os.environ)  # type: ignore[attr-defined]
+    loaded, environment = evaluating.load_backend, dict(os.environ)
     os.environ["LORA_RETRIEVER_CACHE"] = str(world.cache)
     try:
         _use_stand_in(0.0)
@@ -246,7 +246,7 @@ def warm_up(world: World, scratch: Path) -> None:
             main(world.run(scratch / "results"))
             main(["report", str(scratch / "results")])
     finally:
-        evaluating.load_backend = loaded  # type: ignore[attr-defined]
+        evaluating.load_backend = loaded
         os.environ.clear()
         os.environ.update(environment)
 
@@ -294,11 +294,11 @@ def _acknowledge(path: Path) -> None:
         append(run, lines)
         os.write(descriptor, "".join(f"{run.name} {line['id']}\n" for line in lines).encode())
 
-    RunFile.append = noted  # type: ignore[method-assign]
+    RunFile.append = noted  # type: ignore[method-assign, assignment]
 
 
 def _use_stand_in(seconds: float) -> None:
     def load(profile: Profile, benchmark: Benchmark) -> StandIn:
         return StandIn(profile.generation, seconds)
 
-    evaluating.load_backend = load  # type: ignore[assignment, attr-defined]
+    evaluating.load_backend = load

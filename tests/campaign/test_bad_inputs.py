@@ -13,7 +13,7 @@ from places import ROOT
 
 from lora_retriever.cli import main
 
-IN_PROCESS = 45
+IN_PROCESS = 30
 """Number of cases of the table that these tests try. `make campaign` tries all."""
 WITHOUT_MODELS = ("rows", "pool", "profile", "adapter", "results", "index", "embeddings", "arguments")
 """Kinds whose bad inputs are found before a model is loaded."""
@@ -39,7 +39,7 @@ def test_a_bad_input_is_one_message_and_leaves_nothing(
     assert problems_of_output(case, status, out + err) + problems_of_files(case, tmp_path, before) == []
 
 
-@pytest.mark.parametrize("case", spread([case for case in CASES if case.kind == "rows"], 2), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", spread([case for case in CASES if case.kind == "rows"], 1), ids=lambda case: case.name)
 def test_a_bad_input_ends_a_process_of_its_own_alike(tmp_path: Path, case: Case) -> None:
     make_benchmark(tmp_path, case.copies)
     case.spoil(tmp_path)

@@ -52,12 +52,14 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Target
 
 def test_readers_of_mutated_files_raise_no_error_but_the_projects(targets: tuple[Path, list[Target]]) -> None:
     folder, readers = targets
+    all_refused = 0
     for target in readers:
         target.read(folder)  # the file as it is
         files, refused, problems = fuzz_once(target, folder, seed=0, examples=FILES)
         assert problems == []
         assert files == FILES
-        assert refused > 0
+        all_refused += refused
+    assert all_refused > FILES
 
 
 def test_fuzzing_finds_another_error(targets: tuple[Path, list[Target]]) -> None:

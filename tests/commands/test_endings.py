@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -223,3 +224,27 @@ def test_signals_of_another_handler_come_back_and_ours_stay() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # but a second Ctrl-C does
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_disk_that_fails_anywhere_is_one_line_that_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/results/base.jsonl")
+
+    monkeypatch.setattr(methods_command, "run", fails)
+    assert main(["methods"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("lora-retriever: /results/base.jsonl: the file server has lost the file (")
+    assert message.count("\n") == 1
+
+
+def test_ctrl_c_while_arguments_are_read_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_retriever.cli.build_parser", interrupted)
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err.startswith("lora-retriever: stopped;")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from lora_retriever.errors import UserError
+from lora_retriever.running.results_folder import FolderError
 from lora_retriever.running.run_file import RunFile, differences
 
 CONFIGURATION: dict[str, Any] = {"k": 3, "generation": {"batch_size": 8}}
@@ -182,6 +185,33 @@ def test_files_set_aside_are_kept_whole_and_the_run_begins_anew(tmp_path: Path) 
     assert len(folders) == 2
     for folder in folders:
         assert [(folder / name).read_bytes() for name in ("fusion.jsonl", "fusion.meta.json")] == content
+
+
+@pytest.mark.parametrize("step", ["replace", "unlink"])
+def test_setting_aside_that_was_interrupted_leaves_rows_and_record_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    run = finished_run(tmp_path, line(0))
+    content = [run.path.read_bytes(), run.meta_path.read_bytes()]
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(FolderError):
+        if step == "replace":
+            original = os.replace
+            moved = lambda source, target: (failing if Path(source) == run.path else original)(source, target)  # noqa: E731
+            patch.setattr(os, "replace", moved)
+        else:
+            patch.setattr(Path, "unlink", lambda path, missing_ok=False: None if missing_ok else failing())
+        run.set_aside()
+    again = RunFile(tmp_path, "fusion", CONFIGURATION)
+    assert bool(again.lines) == (step == "replace")
+    if again.lines:
+        again.set_aside()
+    (folder,) = (tmp_path / "earlier").iterdir()
+    assert [(folder / name).read_bytes() for name in ("fusion.jsonl", "fusion.meta.json")] == content
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_answers_of_unknown_making_are_refused(tmp_path: Path) -> None:
