@@ -25,7 +25,7 @@ class Outcome:
     Attributes:
         answers: the answers.
         failures: why a request has no answer, in one line.
-        tracebacks: where an error that nobody foresaw was raised; some failures have one.
+        tracebacks: where an unexpected error was raised; some failures have one.
     """
 
     answers: dict[int, Answer] = field(default_factory=dict)

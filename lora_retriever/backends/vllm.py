@@ -29,7 +29,7 @@ from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.generation.batches import Request, unfinished
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator, answer_of
-from lora_retriever.generation.limits import check_length, check_tokens, limits_of
+from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
 from lora_retriever.generation.loading import ModelSource, load_tokenizer, skeleton
 from lora_retriever.generation.special_tokens import eos_token_ids
 from peft_composition import AdapterError, Composer, CompositionError, CompositionWriter, Gate
@@ -312,7 +312,7 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
     source = model_source(profile, benchmark)
     base, tokenizer = skeleton(source.base), load_tokenizer(source.base)
     limits = limits_of(base)
-    check_length(limits, source.generation)
+    check_settings(limits, source.generation)
     writer = CompositionWriter(base, source.torch_dtype)
     try:
         for name, folder in source.adapters.items():

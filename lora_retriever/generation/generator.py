@@ -12,7 +12,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer, GateUse
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.decoding import check_cache, decode
-from lora_retriever.generation.limits import check_length, check_tokens, limits_of
+from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
 from lora_retriever.generation.prompt import Prompt, encode_prompt, extract_answer
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id
@@ -31,7 +31,7 @@ class Generator:
         """
         check_cache(model)
         self.limits = limits_of(model.base)
-        check_length(self.limits, settings)
+        check_settings(self.limits, settings)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings

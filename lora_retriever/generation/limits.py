@@ -64,12 +64,18 @@ def vocabulary_of(base: PreTrainedModel) -> int:
     return len(embedding)
 
 
-def check_length(limits: Limits, settings: GenerationSection) -> None:
-    """Check that the longest prompt and its answer fit into the base's positions.
+def check_settings(limits: Limits, settings: GenerationSection) -> None:
+    """Check that the longest prompt and its answer fit into the base's positions, and that the base has the padding.
 
     Raises:
-        UserError: they do not, and rows would fail.
+        UserError: the text does not fit, and rows would fail; or the base has no such padding token.
     """
+    padding = settings.pad_token_id
+    if padding is not None and padding >= limits.vocabulary:
+        raise UserError(
+            f"generation.pad_token_id = {padding} is outside the base's vocabulary of {limits.vocabulary} tokens; "
+            "choose a token of the base, or leave the setting out"
+        )
     wanted = settings.max_prompt_tokens + settings.max_new_tokens
     if limits.table is not None and wanted > limits.table:
         raise UserError(

@@ -22,8 +22,9 @@ from transformers import (
 from lora_retriever.errors import UserError
 from lora_retriever.generation.batches import ran_out_of_memory
 from lora_retriever.generation.generator import Generator
-from lora_retriever.generation.limits import check_length, limits_of
+from lora_retriever.generation.limits import check_settings, limits_of
 from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.generation.shape import check_layers
 from lora_retriever.generation.special_tokens import configured_eos_ids
 from peft_composition import AdapterError, ComposableModel
 
@@ -77,7 +78,7 @@ def load_generator(source: ModelSource) -> Generator:
     if source.threads is not None:
         torch.set_num_threads(source.threads)
     tokenizer = load_tokenizer(source.base)
-    check_length(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
+    check_settings(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
     model = load_composable(source.base, source.adapters, source.torch_dtype, source.device, source.adapter_memory)
     return Generator(model, tokenizer, source.generation)
 
@@ -95,9 +96,15 @@ def load_config(folder: Path) -> PretrainedConfig:
     """The configuration of a base model.
 
     Raises:
-        UserError: the configuration cannot be loaded.
+        UserError: the configuration cannot be loaded, or names more layers than any model has.
     """
-    return loaded(f"base model {folder}", lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+    def read() -> PretrainedConfig:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_layers(config)
+        return config
+
+    return loaded(f"base model {folder}", read)
 
 
 def load_generation_config(folder: Path) -> GenerationConfig | None:

@@ -19,6 +19,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
 }
 """Llama's name of each number, and the names of other families. transformers maps most of the latter to the former."""
+MOST_LAYERS = 10_000
+"""More layers than any model has. Modules without weights also take time and memory: a billion layers never end."""
 MLP_FACTOR = 4
 """Width of the MLP over the width of the model, in families that do not name the MLP's width (GPT-2, Bloom, MPT)."""
 
@@ -44,6 +46,18 @@ def shape_of(config: PretrainedConfig) -> dict[str, int]:
     shape.setdefault("num_key_value_heads", shape["num_attention_heads"])
     shape.setdefault("head_dim", max(1, shape["hidden_size"] // shape["num_attention_heads"]))
     return shape
+
+
+def check_layers(config: PretrainedConfig) -> None:
+    """Check that a model of this configuration can be built.
+
+    Raises:
+        UserError: the configuration names more layers than any model has.
+    """
+    for name in ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"):
+        number = _first(config.get_text_config(decoder=True), (name,))
+        if number is not None and number > MOST_LAYERS:
+            raise UserError(f"the configuration says {name} = {number}; no model has more than {MOST_LAYERS}")
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int | None:

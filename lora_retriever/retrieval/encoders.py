@@ -221,6 +221,7 @@ def load_encoder(
     try:
         instructor = layout == "instructor" or (layout == "auto" and _names_instructor(folder))
         _refuse_code(folder, instructor)
+        _check_weights(folder)
         with _quiet():
             model = (
                 _load_instructor(folder, device)
@@ -261,6 +262,16 @@ def _refuse_code(folder: Path, instructor: bool) -> None:
         activation = settings.get("activation_function") if isinstance(settings, dict) else None
         if activation is not None and not str(activation).startswith("torch."):
             raise UserError(_code_message(folder, f"{part.name}/config.json names the function {activation!r}"))
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a file of weights without tensors: transformers would silently fill the encoder with random weights."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            if not file.keys():
+                raise UserError(f"encoder {folder}: {path.relative_to(folder)} has no tensors; copy the encoder again")
 
 
 def _check_vocabulary(folder: Path, model: SentenceTransformer) -> None:

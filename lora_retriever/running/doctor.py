@@ -137,7 +137,7 @@ def _examine_base(profile: Profile) -> tuple[BaseFindings | None, list[Finding]]
         return base, [_examine_weights("base model", folder), *findings]
     except UserError as error:
         return None, [Finding("problem", f"base model: {error}")]
-    except Exception as error:  # of a file that nobody foresaw
+    except Exception as error:  # of any library that reads the file
         return None, [Finding("problem", f"base model: {location} cannot be used: {one_line_of(error)}")]
 
 

@@ -1,4 +1,4 @@
-"""`RESULTS/errors.log`: the tracebacks of errors that nobody foresaw. The messages of a command stay one line each."""
+"""`RESULTS/errors.log`: the tracebacks of unexpected errors. The messages of a command stay one line each."""
 
 from __future__ import annotations
 

@@ -63,13 +63,13 @@ def inspect_base(base: Path, settings: GenerationSection) -> BaseFindings:
         UserError: the base or its tokenizer cannot be loaded, or the base has fewer positions than the settings need.
     """
     from lora_retriever.generation.compatibility import differences
-    from lora_retriever.generation.limits import check_length, length_warnings, limits_of
+    from lora_retriever.generation.limits import check_settings, length_warnings, limits_of
     from lora_retriever.generation.loading import load_tokenizer, skeleton
 
     tokenizer = load_tokenizer(base)
     model = skeleton(base)
     limits = limits_of(model)
-    check_length(limits, settings)
+    check_settings(limits, settings)
     found = [*differences(model.config, model.generation_config, tokenizer), *length_warnings(limits, settings)]
     return BaseFindings(model, tokenizer, limits, tuple(found))
 
@@ -93,7 +93,7 @@ def inspect_adapters(adapters: Mapping[str, Path | UserError], base: PreTrainedM
             header = inspect_adapter(folder, name, base)
         except AdapterError as error:
             found.problems.append(str(error))
-        except Exception as error:  # of a file that nobody foresaw; the other adapters are still looked at
+        except Exception as error:  # of any library that reads the file; the other adapters are still looked at
             found.problems.append(f"adapter {name!r}: {folder} cannot be read: {one_line_of(error)}")
         else:
             found.headers[name] = header

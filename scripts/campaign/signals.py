@@ -148,7 +148,7 @@ class Signals:
 
 
 def broken_output(text: str) -> list[str]:
-    """Signs of an error that nobody foresaw."""
+    """Signs of an unexpected error."""
     signs = ("Traceback", "unexpected error", "Exception ignored", "Fatal Python error")
     return [f"output has {sign!r}: {text[-500:]}" for sign in signs if sign in text]
 

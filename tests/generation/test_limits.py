@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from lora_retriever.errors import UserError
-from lora_retriever.generation.limits import Limits, check_length, check_tokens, length_warnings, limits_of
+from lora_retriever.generation.limits import Limits, check_settings, check_tokens, length_warnings, limits_of
 from lora_retriever.generation.loading import skeleton
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.shape import shape_of
@@ -84,13 +84,13 @@ def test_rotary_and_alibi_models_read_longer_texts(config: PretrainedConfig) -> 
 def test_the_length_is_refused_or_warned_of() -> None:
     settings = GenerationSection(max_prompt_tokens=128, max_new_tokens=24)
     with pytest.raises(UserError) as error:
-        check_length(Limits(566, 48, 48, None), settings)
+        check_settings(Limits(566, 48, 48, None), settings)
     assert str(error.value) == (
         "generation.max_prompt_tokens + generation.max_new_tokens = 128 + 24 = 152, and the base has 48 positions; "
         "lower one of the two"
     )
-    check_length(Limits(566, 152, 152, None), settings)
-    check_length(Limits(566, None, 48, None), settings)
+    check_settings(Limits(566, 152, 152, None), settings)
+    check_settings(Limits(566, None, 48, None), settings)
     (trained,) = length_warnings(Limits(566, None, 48, None), settings)
     assert "may have 152 tokens, and the base was trained for 48 positions" in trained
     (window,) = length_warnings(Limits(566, None, 4096, 100), settings)

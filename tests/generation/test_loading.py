@@ -179,6 +179,24 @@ def test_a_model_type_without_a_language_model_is_one_short_line(base: Path) -> 
     assert one_line(error).endswith("transformers has no language model of this type")
 
 
+def test_more_layers_than_any_model_has_are_refused_before_they_are_built(base: Path) -> None:
+    edit(base / "config.json", num_hidden_layers=10**9)
+    for load in (load_config, skeleton):
+        with pytest.raises(UserError) as error:
+            load(base)
+        assert "num_hidden_layers = 1000000000; no model has more than 10000" in one_line(error)
+
+
+@pytest.mark.parametrize("token", [565, 566])
+def test_a_padding_token_that_the_base_lacks_is_refused(base: Path, token: int) -> None:
+    source = ModelSource(base, {}, SETTINGS.model_copy(update={"pad_token_id": token}))
+    if token < 566:
+        assert load_generator(source).pad_id == token
+        return
+    with pytest.raises(UserError, match="pad_token_id = 566 is outside the base's vocabulary of 566 tokens"):
+        load_generator(source)
+
+
 def test_learned_positions_are_checked_before_weights_are_read(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=566, n_embd=16, n_layer=1, n_head=2, n_positions=48, eos_token_id=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)

@@ -213,6 +213,8 @@ def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
          "method made: sharpness is -1.0, but must be above 0"),
         ({"options": {"mixture": {"k": 0}}}, "method mixture: option k is 0: Input should be greater than or equal"),
         ({"options": {"mixture": {"k": "three"}}}, "method mixture: option k is 'three': Input should be a valid int"),
+        ({"options": {"mixture": {"k": True}}}, "method mixture: option k is True: Input should be a valid int"),
+        ({"options": {"lorauter": {"temperature": True}}}, "option temperature is True: Input should be a valid number"),
         ({"options": {"lorauter": {"temperature": 0}}}, "option temperature is 0: Input should be greater than 0"),
         ({"options": {"calibrated": {"nearest": 0}}}, "option nearest is 0: Input should be greater than or equal"),
     ],

@@ -208,6 +208,14 @@ def broken(copied: Path, change: Callable[[dict[str, torch.Tensor]], None], part
     return copied
 
 
+@pytest.mark.parametrize("part", ["", "2_Dense"])
+def test_a_file_of_weights_without_tensors_is_refused(copied: Path, part: str) -> None:
+    """transformers fills an encoder whose tensors are missing with random weights."""
+    broken(copied, dict.clear, part)
+    with pytest.raises(UserError, match=r"^encoder .*: (2_Dense/)?model\.safetensors has no tensors; copy the encoder"):
+        load_encoder(copied)
+
+
 def test_an_encoder_that_gives_nan_is_named_with_the_text(copied: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["linear.weight"][0, 0] = torch.nan
