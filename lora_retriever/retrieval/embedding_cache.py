@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 from filelock import FileLock
 
+from lora_retriever.escaping import for_terminal
 from lora_retriever.files import cache_folder
 from lora_retriever.retrieval.encoders import Embeddings, Encoder, SentenceEncoder
 
@@ -262,4 +263,4 @@ def _bytes_in_use(database: sqlite3.Connection) -> int:
 
 
 def _warn(message: str) -> None:
-    print(f"lora-retriever: embedding cache: {message}", file=sys.stderr)
+    print(for_terminal(f"lora-retriever: embedding cache: {message}"), file=sys.stderr)

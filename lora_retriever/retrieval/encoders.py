@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_terminal
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -347,4 +348,4 @@ def _reason(error: Exception) -> str:
 
 
 def _say(message: str) -> None:
-    print(f"lora-retriever: {message}", file=sys.stderr)
+    print(for_terminal(f"lora-retriever: {message}"), file=sys.stderr)

@@ -11,7 +11,7 @@ import pytest
 import lora_retriever.methods
 
 FOLDER = Path(lora_retriever.methods.__file__).parent
-SHARED = {"base", "code", "context", "parts"}
+SHARED = {"base", "code", "context", "options", "parts"}
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in {"__init__", *SHARED})
 
 

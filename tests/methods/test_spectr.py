@@ -109,5 +109,5 @@ def test_scaling_counts_only_with_singular_values() -> None:
 
 
 def test_options_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(UserError, match="method spectr: top_k is 0"):
+    with pytest.raises(UserError, match="method spectr: option top_k is 0"):
         find_methods(["spectr"], {"spectr": {"top_k": 0}})
