@@ -89,16 +89,17 @@ class Halving(Generic[Item, Result]):
         waiting = list(divided(batch, self._pieces))
         while waiting:
             piece = waiting.pop(0)
-            failed = too_large = False
+            failed = lacks_memory = too_large = False
             try:
                 result: Result | None = compute(piece)
             except Exception as error:  # a model's own code may raise anything
-                failed, too_large = True, is_too_large(error)
+                failed, lacks_memory, too_large = True, ran_out_of_memory(error), is_too_large(error)
                 result = self._give_up(piece, error)
                 if result is None and len(piece) == 1:
                     raise
             if failed:  # the error is gone here, and with it the frames that held the tensors of the piece
                 self._clean()
+            if lacks_memory:
                 free_memory()
             if result is not None:
                 yield piece, result

@@ -341,6 +341,7 @@ def test_numbers_beyond_float32_are_named(tmp_path: Path) -> None:
         read_embeddings(saved(tmp_path / "e.npz", pool=pool))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_bytes_changed_anywhere_are_one_message_or_finite_embeddings(data: st.DataObject) -> None:

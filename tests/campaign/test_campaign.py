@@ -36,6 +36,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", PART)
 def test_no_promise_is_broken(figures: dict[str, Any], experiment: str) -> None:
     assert figures[experiment]["problems"] == {}

@@ -107,6 +107,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_what_a_run_refuses_the_doctor_finds(own: Path, capsys: pytest.CaptureFixture[str], problem: str) -> None:
     spoil, fragment = PROBLEMS[problem]
@@ -180,6 +181,7 @@ def test_the_doctor_answers_at_once_whatever_the_longest_prompt(tmp_path: Path) 
         assert len(turning_points(tiny_profile(tmp_path, generation=generation))) <= 2 * doctor.BATCH_SHAPES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_tokens", "new", "size"), [(100, 3, 8), (64, 1, 64), (1000, 10, 3), (50, 20, 5)])
 def test_the_memory_predicted_is_the_most_of_any_length(
     tmp_path: Path, batch_tokens: int, new: int, size: int, monkeypatch: pytest.MonkeyPatch

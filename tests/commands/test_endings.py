@@ -53,6 +53,7 @@ def start_slow_run(results: Path, prelude: str = "") -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
@@ -76,6 +77,7 @@ def test_a_signal_closes_the_backend_and_says_that_the_run_goes_on(
     assert [path.name for path in tmp_path.glob(".*")] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
     prelude = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with start_slow_run(tmp_path, prelude) as process:
@@ -87,6 +89,7 @@ def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path) -> None:
     """`lora-retriever run 2>&1 | head -1` must not stop the run, and must not pass for a finished one."""
     arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
@@ -120,6 +123,7 @@ def test_a_full_disk_behind_standard_output_is_told() -> None:
     assert done.stderr == "lora-retriever: standard output cannot be written (No space left on device)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_standard_error_stops_nothing(tmp_path: Path) -> None:
     arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
@@ -195,6 +199,7 @@ def test_the_script_goes_on_with_the_project_s_environment(tmp_path: Path) -> No
     assert done.stdout == f"{python} {tmp_path / 'summarize_results.py'} results --by-task\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["./lora-retriever", "link", "eval_all.sh"])
 def test_the_launcher_works_from_anywhere(tmp_path: Path, way: str) -> None:
     command = [str(ROOT / "lora-retriever"), "--version"]

@@ -324,6 +324,7 @@ def write_named(folder: Path, name: str) -> None:
     (folder / "mixture.meta.json").write_text(json.dumps(meta))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_any_name_gives_a_page_that_shows_it_without_hidden_characters(results: Path, name: str) -> None:
     write_named(results, name)
@@ -336,6 +337,7 @@ def test_any_name_gives_a_page_that_shows_it_without_hidden_characters(results: 
     assert not any(HIDDEN.search(part) for tag, parts in page.texts.items() if tag != "script" for part in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_any_name_is_drawn_as_plain_text(
     results: Path, tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
@@ -390,6 +392,7 @@ def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(results: Pa
     assert "_mixture" in [text.strip() for text in drawn]
 
 
+@pytest.mark.slow
 def test_a_large_matrix_is_drawn_at_a_resolution_that_memory_can_hold(tmp_path: Path) -> None:
     columns = [Label(f"adapter {n}", "d") for n in range(700)]
     rows = [Label("task", "d")]

@@ -432,6 +432,7 @@ def is_usable(index: AdapterIndex) -> bool:
     return bool(np.isfinite(hits.scores).all()) and sorted(hits.names[0]) == sorted(index.names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("private", [True, False])
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -459,6 +460,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     names=JSON | st.lists(st.text(max_size=3), min_size=2, max_size=4),
     constants=JSON | st.dictionaries(st.sampled_from(["temperature", "shrinkage", "x"]), JSON, max_size=3),

@@ -144,6 +144,7 @@ def test_rows_that_fail_of_one_bug_have_one_traceback_in_the_log(
     assert (results / "errors.log").read_text().count("IndexError: index out of range in self") == 1
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_is_not_named(tmp_path: Path, tiny: Profile) -> None:
     (tmp_path / "errors.log").symlink_to(tmp_path / "elsewhere")
     profile = load_profile(str(own_profile(tmp_path)))
@@ -178,6 +179,7 @@ def test_a_broken_device_ends_the_run_and_what_is_done_is_shown(
     assert not (tmp_path / "best_selection.meta.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.ENOSPC])
 def test_a_disk_that_fails_in_mid_run_is_one_message_and_the_run_goes_on_later(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch, code: int
@@ -221,6 +223,7 @@ def test_a_folder_removed_in_mid_run_ends_the_run_with_a_message(
     assert len((moved / "base.jsonl").read_text(encoding="utf-8").splitlines()) == 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
 def test_a_finished_folder_on_a_disk_that_takes_nothing_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
