@@ -22,8 +22,8 @@ from lora_retriever import __version__
 from lora_retriever.commands import commands
 from lora_retriever.errors import RowsFailedError, StoppedError, UserError, one_line_of
 from lora_retriever.escaping import for_terminal, replace_unwritable
+from lora_retriever.files import DISK_ERRORS
 from lora_retriever.progress import tolerant
-from lora_retriever.running.results_folder import DISK_ERRORS
 
 DONE, ROWS_FAILED, UNUSABLE, SIGNALLED = 0, 1, 2, 128
 

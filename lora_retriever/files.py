@@ -31,6 +31,20 @@ UNFINISHED = ".unfinished"
 """The end of the name of a file that is being written."""
 FOREIGN_SECONDS = 24 * 3600
 """Age after which an unfinished file of another machine counts as left over, in seconds."""
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk under {} is full",
+    errno.EDQUOT: "the disk quota under {} is used up",
+    errno.EROFS: "the file system of {} is read-only",
+    errno.EIO: "the disk under {} failed, or the connection to it",
+    errno.ESTALE: "the file server has lost {}",
+    errno.ENXIO: "the device under {} is gone",
+    errno.ENODEV: "the device under {} is gone",
+    errno.EFBIG: "the file system of {} takes no larger file",
+    errno.ENOTCONN: "the connection to the disk under {} is lost",
+    errno.ETIMEDOUT: "the file server of {} does not answer",
+    errno.EHOSTDOWN: "the file server of {} does not answer",
+}
+"""Errors that say that a file system fails, whichever file they name."""
 
 WITHOUT_EFFECT = (
     "README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif",

@@ -28,6 +28,7 @@ from lora_retriever.errors import RowsFailedError, RunsFailedError, UserError
 from lora_retriever.escaping import for_rich
 from lora_retriever.experiment.benchmark import Benchmark, open_benchmark
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.files import DISK_ERRORS
 from lora_retriever.methods import methods_of
 from lora_retriever.methods.context import Resources
 from lora_retriever.progress import quieten_transformers
@@ -46,7 +47,7 @@ from lora_retriever.running.error_log import ErrorLog
 from lora_retriever.running.inputs import changed_inputs
 from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
 from lora_retriever.running.plan import check_backend, check_names, check_pool_size, configuration
-from lora_retriever.running.results_folder import DISK_ERRORS, FolderError, folder_error, locked
+from lora_retriever.running.results_folder import FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
 from lora_retriever.running.sweep import Variant, expand
 

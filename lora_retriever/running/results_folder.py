@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
-from lora_retriever.files import sweep_unfinished
+from lora_retriever.files import DISK_ERRORS, sweep_unfinished
 from lora_retriever.methods.context import LEARNED
 
 LOCK = ".lock"
@@ -30,20 +30,6 @@ HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """What `flock` fails with when another process holds the lock."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What `flock` fails with on a file system that has no such locks."""
-DISK_ERRORS = {
-    errno.ENOSPC: "the disk under {} is full",
-    errno.EDQUOT: "the disk quota under {} is used up",
-    errno.EROFS: "the file system of {} is read-only",
-    errno.EIO: "the disk under {} failed, or the connection to it",
-    errno.ESTALE: "the file server has lost {}",
-    errno.ENXIO: "the device under {} is gone",
-    errno.ENODEV: "the device under {} is gone",
-    errno.EFBIG: "the file system of {} takes no larger file",
-    errno.ENOTCONN: "the connection to the disk under {} is lost",
-    errno.ETIMEDOUT: "the file server of {} does not answer",
-    errno.EHOSTDOWN: "the file server of {} does not answer",
-}
-"""Errors that say that a file system fails, whichever file they name."""
 GONE = (errno.ENOENT, errno.ENOTDIR)
 
 

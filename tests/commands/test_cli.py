@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from places import TINY
+from places import ROOT, TINY
 from safetensors.torch import load_file, save_file
 from tiny_runs import write_profile
 
@@ -233,3 +235,23 @@ def test_the_doctor_knows_the_papers_profiles_without_the_hub(capsys: pytest.Cap
     main(["doctor", "--profile", "llama2-7b"])
     findings = capsys.readouterr().out
     assert "meta-llama/Llama-2-7b-hf is not on this machine" in findings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left_out"),
+    [
+        (["--help"], {"numpy", "pydantic", "torch", "transformers", "peft"}),
+        (["--version"], {"numpy", "pydantic", "torch", "transformers", "peft"}),
+        (["methods"], {"torch", "transformers", "peft"}),
+        (["audit", "data/tiny/test.json", "--pool", "data/tiny/pool.json"], {"torch", "transformers", "peft"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_without_a_model_starts_without_the_large_packages(arguments: list[str], left_out: set[str]) -> None:
+    code = (
+        "import sys\nfrom lora_retriever.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        f"print({left_out!r} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.splitlines()[-1] == "set()"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lora_retriever.errors import UserError
+from lora_retriever.files import DISK_ERRORS
 from lora_retriever.running.results_folder import (
-    DISK_ERRORS,
     NO_LOCKS,
     FolderError,
     folder_error,
