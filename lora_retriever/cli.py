@@ -122,7 +122,14 @@ def _output_error() -> OSError | None:
 
 
 def _flushed(status: int) -> int:
-    """Write what is left in the buffer of standard output, and return the status that this gives."""
+    """Write what is left in the buffers of standard output and error, and return the status that this gives."""
+    try:
+        sys.stderr.flush()
+    except OSError:  # Python would try again at its end, and end with status 120
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except ValueError:  # it is closed
+        pass
     try:
         sys.stdout.flush()
     except OSError as error:

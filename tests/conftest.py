@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers of pytest-xdist share the cores
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from lora_retriever.running.evaluate import evaluate
 
 LONGEST = ("test_ray_backend.py", "test_report_browser.py", "test_composition_bases.py", "test_retriever_training.py")
 """The files that take longest come first: when pytest-xdist runs files side by side, no worker waits for them."""
+
+
+# A shell starts background jobs with SIGINT ignored, and the tests' processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -159,8 +159,10 @@ def test_a_pipe_is_written_to_and_one_that_nobody_reads_is_an_error(tmp_path: Pa
             read.append(file.read().decode())
 
     thread = threading.Thread(target=reader)
+    held_open = os.open(pipe, os.O_WRONLY)  # a pipe without a writer is at its end at once
     thread.start()
     write_text(pipe, text)
+    os.close(held_open)
     thread.join()
     assert read == [text]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
