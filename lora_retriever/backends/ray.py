@@ -65,7 +65,7 @@ class RayBackend:
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
     ) -> Iterator[Outcome]:
-        """The outcomes, each as soon as a worker has it.
+        """Yield each outcome when a worker has computed the outcome. This process and its workers alone write pickles.
 
         Raises:
             BackendError: Ray itself failed.

@@ -75,11 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         text = as_json(content) + "\n"
     else:
         text = FORMATS[args.format](beside(tables, list(SCORINGS)) if len(tables) > 1 else tables[0])
-    if args.output:
-        with writing(args.output):
-            write_text(args.output, text)
-    else:
-        print(text, end="")
+    _write_or_print(text, args.output)
     return 0
 
 
@@ -92,9 +88,14 @@ def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
             "--format html shows one scoring, with intervals: leave out --paper, --scoring both and --no-intervals"
         )
     text = render(report_content(args, console), args.results.resolve().name)
-    if args.output:
-        with writing(args.output):
-            write_text(args.output, text)
-    else:
-        print(text, end="")
+    _write_or_print(text, args.output)
     return 0
+
+
+def _write_or_print(text: str, output: Path | None) -> None:
+    """Write a text to a file, or print the text where no file is named."""
+    if output is None:
+        print(text, end="")
+        return
+    with writing(output):
+        write_text(output, text)
