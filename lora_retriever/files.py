@@ -62,6 +62,7 @@ SETTLED_SECONDS = 2
 MAX_HASHES_BYTES = 4 << 20
 """Maximum size of the file of remembered hashes, in bytes. A larger file is begun anew."""
 
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _DESCRIPTOR = re.compile(r"/(?:dev/fd|proc/self/fd)/(\d+)")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -120,6 +121,21 @@ def write_bytes(path: Path, data: bytes) -> None:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV):
                 raise
             _write_into(target, data)
+
+
+def read_bytes(path: Path, at_most: int = -1) -> bytes:
+    """The content of a regular file, or the first `at_most` bytes of it.
+
+    Raises:
+        OSError: the file cannot be read, or the path is a folder, a pipe, a socket or a device. Reading a pipe or a
+            device might never end.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise OSError(errno.EINVAL, f"this is {kind}; name a file", str(path))
+    with path.open("rb") as file:
+        return file.read(at_most)
 
 
 def hash_path(path: Path) -> str:

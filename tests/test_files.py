@@ -26,6 +26,7 @@ from lora_retriever.files import (
     cache_folder,
     hash_files,
     hash_path,
+    read_bytes,
     safe_name,
     sweep_unfinished,
     write_bytes,
@@ -143,6 +144,20 @@ def test_standard_output_is_written_to_between_what_is_printed(tmp_path: Path, p
         written = (tmp_path / "out.txt").read_bytes()
         assert names_in(tmp_path) == ["link", "out.txt"]
     assert written == b"before\nbetween\nafter\n"
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/zero")
+    # Whoever opens the pipe finds a writer, so that a reader that opens the pipe does not wait for ever.
+    threading.Thread(target=pipe.write_text, args=("text",), daemon=True).start()
+    for path, kind in ((pipe, "a pipe"), (link, "a device"), (tmp_path, "a folder")):
+        with pytest.raises(OSError, match=f"this is {kind}; name a file"):
+            read_bytes(path, 4)
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_bytes(tmp_path / "file", 4) == b"cont"
+    assert read_bytes(tmp_path / "file") == b"content"
 
 
 def test_a_pipe_is_written_to_and_one_that_nobody_reads_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from lora_retriever.data.objects import read_objects
 from lora_retriever.data.rows import joined, shortened
 from lora_retriever.errors import UserError
-from lora_retriever.files import hash_path
+from lora_retriever.files import hash_path, read_bytes
 from lora_retriever.methods.paper import METHODS
 
 ORACLE = "best_selection"
@@ -115,11 +115,12 @@ def open_results(folder: Path) -> tuple[list[Run], list[str]]:
                     f"{error}. Give the command of this run again, which mends the file, or move the file away"
                 ) from error
             foreign.append(f"{files[name].name} ({error})")
+    unfinished = unfinished_runs(folder)
     if not runs:
-        reason = f": {'; '.join(foreign)}" if foreign else " (NAME.jsonl, or the original's NAME.json)"
+        reasons = [*foreign, *(f"{name} is not finished" for name in unfinished)]
+        reason = f": {'; '.join(reasons)}" if reasons else " (NAME.jsonl, or the original's NAME.json)"
         raise UserError(f"{folder} holds no finished run{reason}")
     _check_rows_agree(runs, folder)
-    unfinished = unfinished_runs(folder)
     notes = [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
     return runs, notes + [f"No run, and not shown: {reason}." for reason in foreign]
 
@@ -183,7 +184,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
+        record = json.loads(read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

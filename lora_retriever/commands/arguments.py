@@ -47,8 +47,15 @@ def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> Non
 
 
 def names(text: str) -> list[str]:
-    """Names separated by commas."""
-    return [name for name in text.split(",") if name]
+    """Names separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no name.
+    """
+    found = [name for name in text.split(",") if name]
+    if not found:
+        raise argparse.ArgumentTypeError("must name at least one")
+    return found
 
 
 def count(text: str) -> int:

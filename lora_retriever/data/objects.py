@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from typing import Any, cast
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell, one_line
+from lora_retriever.files import read_bytes
 
 MAX_FILE_BYTES = 256 << 20
 """Maximum size of a file, unpacked, in bytes."""
@@ -113,15 +113,9 @@ def _content(path: Path) -> bytes:
     """The bytes of a file, unpacked if gzip packed them."""
     too_large = f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, the maximum; divide the file"
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-            kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-            raise UserError(f"{path}: cannot be read (this is {kind}; name a file)")
-        if status.st_size > MAX_FILE_BYTES:
+        if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(too_large)
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_bytes(path, MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL, or half of a surrogate pair, in the path
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if content.startswith(b"\x1f\x8b"):

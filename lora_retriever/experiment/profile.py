@@ -305,7 +305,7 @@ def load_profile(name_or_file: str) -> Profile:
     """
     bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     path = bundled.get(name_or_file, Path(name_or_file))
-    if not os.path.exists(path):
+    if not name_or_file or not os.path.exists(path):
         raise UserError(
             f"no profile {name_or_file[:MAX_NAME_BYTES]!r}: known are {', '.join(bundled)}, or give the path of a "
             "YAML file"

@@ -20,7 +20,7 @@ from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.files import hash_path, write_json
+from lora_retriever.files import hash_path, read_bytes, write_json
 from lora_retriever.methods.code import learning_digest
 from lora_retriever.retrieval.embedding_cache import cached
 from lora_retriever.retrieval.encoders import Embeddings, Encoder, load_encoder
@@ -316,7 +316,7 @@ class Context:
 def _conditions_of(folder: Path) -> dict[str, Any] | None:
     """What a learned folder's record says of how it was made, without the code. None: there is no such record."""
     try:
-        conditions = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["conditions"]
+        conditions = json.loads(read_bytes(folder / RECORD_FILE))["conditions"]
         return {name: value for name, value in conditions.items() if name != "code"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

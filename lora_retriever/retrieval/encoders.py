@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
+from lora_retriever.files import read_bytes
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -316,7 +317,7 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_bytes(path).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not readable JSON ({error})") from error
 

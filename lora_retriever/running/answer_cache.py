@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_retriever.files import read_bytes
 from lora_retriever.generation.answer import Answer
 from lora_retriever.running.run_file import Line, read_lines
 
@@ -58,7 +59,7 @@ class AnswerCache:
         for meta_path in sorted(results.glob("*.meta.json")):
             name = meta_path.name.removesuffix(".meta.json")
             try:
-                meta = json.loads(meta_path.read_text(encoding="utf-8"))
+                meta = json.loads(read_bytes(meta_path))
                 code = meta.get("code", {})
                 same_code = code.get("files", {}).items() >= self._code.items() and not code.get("kept")
                 if meta["versions"] == self._versions and same_code:

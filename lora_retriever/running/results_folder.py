@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
-from lora_retriever.files import DISK_ERRORS, sweep_unfinished
+from lora_retriever.files import DISK_ERRORS, read_bytes, sweep_unfinished
 from lora_retriever.methods.context import LEARNED
 
 LOCK = ".lock"
@@ -203,7 +203,7 @@ def _soft_lock(results: Path, reason: OSError) -> Iterator[None]:
 def _host_of(path: Path) -> str:
     """The second line of a soft lock: the machine of the process that made it."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bytes(path).decode("utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     return lines[1].strip() if len(lines) > 1 else ""

@@ -19,7 +19,7 @@ from typing import Any
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
-from lora_retriever.files import write_bytes, write_json
+from lora_retriever.files import read_bytes, write_bytes, write_json
 from lora_retriever.running.results_folder import EARLIER, writing_into
 
 Line = dict[str, Any]
@@ -148,7 +148,7 @@ class RunFile:
             FolderError: the file system does not take it.
         """
         with writing_into(self.results):
-            record = self.meta_path.read_bytes()
+            record = read_bytes(self.meta_path)
             place = self._place_for(record)
             place.mkdir(parents=True, exist_ok=True)
             # The record is in both folders while the rows move: rows without their record would be of no use.
@@ -175,7 +175,7 @@ class RunFile:
     def _is_taken(self, place: Path, record: bytes) -> bool:
         """Whether a folder holds another record of this run's name, or rows that a move would overwrite."""
         kept = place / self.meta_path.name
-        if kept.exists() and kept.read_bytes() != record:
+        if kept.exists() and read_bytes(kept) != record:
             return True
         return any(path.exists() and (place / path.name).exists() for path in (self.path, self.partial))
 
@@ -195,7 +195,7 @@ class RunFile:
                 )
             return {}
         try:
-            meta: dict[str, Any] = json.loads(self.meta_path.read_text(encoding="utf-8-sig"))
+            meta: dict[str, Any] = json.loads(read_bytes(self.meta_path).decode("utf-8-sig"))
             differing = differences(meta["configuration"], self.configuration)
         except OSError as error:
             raise UserError(f"{self.meta_path}: cannot be read ({error.strerror or error})") from error
@@ -243,7 +243,7 @@ def _read(results: Path, name: str) -> tuple[dict[int, Line], bool]:
     source = partial if partial.exists() else results / f"{name}.jsonl"
     if not source.exists():
         return {}, True
-    content = source.read_bytes().decode("utf-8", errors="replace")
+    content = read_bytes(source).decode("utf-8", errors="replace")
     is_clean = not content.startswith(BYTE_ORDER_MARK)
     lines: dict[int, Line] = {}
     conflicting: set[int] = set()

@@ -36,7 +36,7 @@ from lora_retriever.analysis.retrieval.rankings import Ranking, encode_data, ran
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import INSTRUCTION
-from lora_retriever.files import hash_path, write_json
+from lora_retriever.files import hash_path, read_bytes, write_json
 from lora_retriever.resampling import over_tasks, permutation_test
 from lora_retriever.retrieval.encoders import Layout, SentenceEncoder, load_encoder
 from lora_retriever.retrieval.pool import AdapterPool
@@ -371,7 +371,7 @@ def _made_before(folder: Path, configuration: dict[str, Any]) -> dict[str, Any] 
     if not folder.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(read_bytes(folder / RECORD_FILE))
         differing = differences(record["configuration"], configuration)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(

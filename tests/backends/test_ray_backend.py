@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -83,6 +84,16 @@ def worker_processes(doing: str = "") -> list[int]:
     return found
 
 
+def kill_a_busy_worker(may_kill: threading.Event, killed: list[int]) -> None:
+    """Wait for the event, and kill the first worker that is seen to answer a batch."""
+    may_kill.wait()
+    while not killed:
+        for pid in worker_processes(doing=".answer"):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            return
+
+
 def started_here(pid: int) -> bool:
     """Whether a process descends from this one: others' clusters are no business of a test."""
     while pid > 1:
@@ -132,17 +143,16 @@ def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(
     cluster: None, runs_in_threes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = ["selection", "mixture_ood", "fusion"]
-    append, seen, killed = RunFile.append, [], []
+    append, seen, killed, may_kill = RunFile.append, [], [], threading.Event()
 
-    def append_and_kill(run: RunFile, lines: Sequence[Line]) -> None:
+    def append_and_look(run: RunFile, lines: Sequence[Line]) -> None:
         append(run, lines)
         seen.append(set(worker_processes()))
-        busy = worker_processes(doing=".answer")
-        if len(run.lines) >= 12 and busy and not killed:
-            os.kill(busy[0], signal.SIGKILL)
-            killed.append(busy[0])
+        may_kill.set()
 
-    monkeypatch.setattr(RunFile, "append", append_and_kill)
+    monkeypatch.setattr(RunFile, "append", append_and_look)
+    killer = threading.Thread(target=kill_a_busy_worker, args=(may_kill, killed), daemon=True)
+    killer.start()
     evaluate(ray_profile(tmp_path), methods, tmp_path / "ray", limit=2, console=QUIET)
     assert len(killed) == 1
     assert len(seen[0]) == 2

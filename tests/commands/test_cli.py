@@ -118,6 +118,8 @@ def test_bad_input_is_answered_in_one_clear_message(
     [
         (["run", "--profile", "nothing"], "no profile 'nothing'"),
         (["run", "--only", "bases"], "unknown method 'bases' (known: base, selection"),
+        (["run", "--only", ","], "--only: must name at least one"),
+        (["run", "--profile", ""], "no profile ''"),
         (["run", "--limit", "0"], "must be 1 or more"),
         (["run", "--results", "/proc/nowhere"], "cannot be written"),
         (["summarize", "/nowhere"], "no results folder /nowhere"),

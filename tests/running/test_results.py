@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ def test_the_advice_to_remove_files_is_one_shell_command_whatever_the_folder_s_n
     subprocess.run(["sh", "-c", command], check=True, cwd=tmp_path)
     assert list(folder.iterdir()) == [kept]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["fusion.meta.json", "fusion.jsonl", "fusion.jsonl.partial"])
+def test_a_file_of_a_run_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    RunFile(tmp_path, "fusion", CONFIGURATION).begin({})
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    # Whoever opens the pipe finds a writer, so that a reader that opens the pipe does not wait for ever.
+    threading.Thread(target=(tmp_path / name).write_text, args=("{}",), daemon=True).start()
+    with pytest.raises(UserError, match=r"fusion\.\S+: cannot be read \(this is a pipe; name a file\)"):
+        RunFile(tmp_path, "fusion", CONFIGURATION)
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "5", "{", "[" * 100_000, '{"configuration": 3}', "\x00", ""])
