@@ -105,6 +105,16 @@ def one_line(text: str) -> str:
     return visible(_LINE_ENDS.sub(" ", text))
 
 
+def brief(text: str, length: int = 80) -> str:
+    """The text, or its first `length` characters and `…`: a message must not repeat a name of any length."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def quoted(name: object) -> str:
+    """A name that a message repeats, in quotation marks and brief."""
+    return brief(repr(name))
+
+
 def for_terminal(text: str) -> str:
     """Text for a terminal; its line ends stay."""
     return visible(text.replace("\r\n", "\n"), line_ends=True)

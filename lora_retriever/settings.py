@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from lora_retriever.escaping import brief, quoted
+
 MAX_PROBLEMS = 8
 """Maximum number of problems that one message lists."""
 MAX_COUNT = 2**24
@@ -60,7 +62,7 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
         ValueError: `name` is unknown. The message lists the known names.
     """
     if name not in known:
-        raise ValueError(f"unknown {kind} {name!r} (known: {', '.join(known)})")
+        raise ValueError(f"unknown {kind} {quoted(name)} (known: {', '.join(known)})")
     return name
 
 
@@ -68,8 +70,7 @@ def problems_of(error: ValidationError, quote: str = "") -> list[str]:
     """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name."""
     found = []
     for problem in error.errors(include_input=False, include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        field = field if len(field) <= 80 else f"{field[:80]}…"
+        field = brief(".".join(str(part) for part in problem["loc"]))
         reason = _REASONS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         found.append(f"{quote}{field}{quote}: {reason}")
     return found

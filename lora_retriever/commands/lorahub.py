@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.data.rows import read_samples
-    from lora_retriever.escaping import for_rich, for_terminal
+    from lora_retriever.escaping import for_rich, for_terminal, quoted
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.prompt import TEMPLATES
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--out {args.out}: exists already; name a new folder")
     if "{inputs}" not in args.template and args.template not in TEMPLATES:
         raise UserError(
-            f"unknown template {args.template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
+            f"unknown template {quoted(args.template)} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
         )
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.files import hash_path
 
 if TYPE_CHECKING:
@@ -95,4 +96,4 @@ def check_scorer(name: str) -> None:
     from lora_retriever.retrieval.scorers import SCORERS
 
     if name not in SCORERS:
-        raise UserError(f"unknown scorer {name!r} (known: {', '.join(SCORERS)})")
+        raise UserError(f"unknown scorer {quoted(name)} (known: {', '.join(SCORERS)})")

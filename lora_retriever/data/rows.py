@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from lora_retriever.data.objects import WrittenFloat, read_objects
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.files import is_location
 from lora_retriever.settings import plain_text, problems_of
 
@@ -141,7 +142,7 @@ def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
     for row in rows:
         if row.metric not in METRICS and not is_location(row.metric):
             known = ", ".join(METRICS)
-            raise UserError(f"{path}: row {row.id + 1}: unknown metric {row.metric!r} (known: {known})")
+            raise UserError(f"{path}: row {row.id + 1}: unknown metric {quoted(row.metric)} (known: {known})")
     if notes is not None:
         unused = dict.fromkeys(name for content in objects for name in content if name not in Row.model_fields)
         if unused:

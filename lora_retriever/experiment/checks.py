@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lora_retriever.data.rows import METRICS, PoolEntry, Row, tasks_of
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.experiment.profile import ADAPTER, Profile
 from lora_retriever.files import is_location, safe_name
 from lora_retriever.metrics import find_metric
@@ -138,7 +139,7 @@ def _problems_of_metrics(profile: Profile, rows: Sequence[Row]) -> Iterator[str]
             continue
         where = f"{profile.rows_path}: row {row.id + 1}"
         if not is_location(metric):
-            yield f"{where}: unknown metric {metric!r} (known: {', '.join(METRICS)}, or the path of a metric)"
+            yield f"{where}: unknown metric {quoted(metric)} (known: {', '.join(METRICS)}, or the path of a metric)"
             continue
         try:
             find_metric(metric, False, profile.metric_folders)

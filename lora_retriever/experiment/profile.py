@@ -18,6 +18,7 @@ from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_val
 
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.files import MAX_NAME_BYTES, is_location, safe_name
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.retrieval.encoders import Layout
@@ -185,7 +186,7 @@ class Profile(Section):
     @classmethod
     def _is_device(cls, device: str) -> str:
         if not DEVICES.fullmatch(device):
-            raise ValueError(f"unknown device {device[:40]!r}; write auto, cpu, cuda, cuda:1, mps, xpu or balanced")
+            raise ValueError(f"unknown device {quoted(device)}; write auto, cpu, cuda, cuda:1, mps, xpu or balanced")
         return device
 
     @field_validator("name")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_retriever.escaping import quoted
 from lora_retriever.generation.tokenizing import prompt_tokens
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def check_template(template: str) -> str:
         ValueError: the template is neither.
     """
     if "{inputs}" not in template and template not in TEMPLATES:
-        raise ValueError(f"unknown template {template!r} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})")
+        raise ValueError(
+            f"unknown template {quoted(template)} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
+        )
     return template
 
 

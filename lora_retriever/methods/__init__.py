@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition, Retrieved
 from lora_retriever.methods.base import LearnedGate, Method, Router, with_ood
@@ -62,7 +63,7 @@ def methods_of(profile: Profile, names: Sequence[str] | None = None) -> list[Met
     plain = dict.fromkeys(method.plain_name for method in [*known, *chosen])
     for name in profile.options:
         if name not in plain:
-            raise UserError(f"profile {profile.name}: options: no method {name!r} (known: {', '.join(plain)})")
+            raise UserError(f"profile {profile.name}: options: no method {quoted(name)} (known: {', '.join(plain)})")
     return chosen
 
 
@@ -86,7 +87,7 @@ def find_methods(
     named = {name for name in names if ":" not in name and name not in GROUPS}
     unknown = sorted(named - known.keys())
     if unknown:
-        raise UserError(f"unknown method {unknown[0]!r} (known: {', '.join(known)}, {' and '.join(GROUPS)})")
+        raise UserError(f"unknown method {quoted(unknown[0])} (known: {', '.join(known)}, {' and '.join(GROUPS)})")
     named |= set(known) if "all" in names else set(eight) if "paper" in names else set()
     found = [method for name, method in known.items() if name in named] + own
     for method in own:

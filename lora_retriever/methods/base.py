@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runti
 from pydantic import TypeAdapter, ValidationError
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.files import hash_path
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.context import Context, Declaration, Reads, Settings
@@ -201,7 +202,7 @@ class Method:
         for option in options:
             if option not in known:
                 raise UserError(
-                    f"method {self.name} has no option {option!r} (known: {', '.join(sorted(known)) or 'none'})"
+                    f"method {self.name} has no option {quoted(option)} (known: {', '.join(sorted(known)) or 'none'})"
                 )
         changed: dict[str, Any] = {}
         for name, part in parts.items():

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.files import is_location
 from lora_retriever.metrics.base import Array, Reference, RowError, compared
 
@@ -125,8 +126,8 @@ def find_metric(name: str, allow_hub: bool, allowed_folders: Sequence[Path]) -> 
     if not is_location(name):
         if not allow_hub:
             raise UserError(
-                f"unknown metric {name!r}; a metric of your own is the path of an `evaluate` module (./metrics/mine), "
-                "a script of the Hub runs only with --allow-hub-metrics"
+                f"unknown metric {quoted(name)}; a metric of your own is the path of an `evaluate` module "
+                "(./metrics/mine), a script of the Hub runs only with --allow-hub-metrics"
             )
         if os.path.exists(name):  # `evaluate` would load that file instead of the Hub's
             raise UserError(f"metric {name!r} is a metric of the Hub and also a path here; write ./{name} for the path")

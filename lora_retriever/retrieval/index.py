@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lora_retriever.escaping import quoted
 from lora_retriever.files import sweep_unfinished, write_bytes
 from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
 from lora_retriever.retrieval.pool import AdapterPool
@@ -100,7 +101,7 @@ class AdapterIndex:
             ValueError: there is no such scorer.
         """
         if scorer not in SCORERS:
-            raise ValueError(f"unknown scorer {scorer!r} (known: {', '.join(SCORERS)})")
+            raise ValueError(f"unknown scorer {quoted(scorer)} (known: {', '.join(SCORERS)})")
         self.scorer = scorer
         self._pool = AdapterPool()
         self._state: _State | None = None

@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ SOFT_LOCK = ".lock.owner"
 EARLIER = "earlier"
 """The folder, within the results folder, of the files of runs that were answered anew."""
 
+EMPTY_SECONDS = 2.0
+"""Maximum time between the making of a soft lock and the writing of its process into it, in seconds."""
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """What `flock` fails with when another process holds the lock."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -177,6 +180,7 @@ def _soft_lock(results: Path, reason: OSError) -> Iterator[None]:
 
     path = results / SOFT_LOCK
     lock = SoftFileLock(path, timeout=0)
+    _remove_if_left_empty(path)
     try:
         lock.acquire()
     except Timeout as error:
@@ -198,6 +202,21 @@ def _soft_lock(results: Path, reason: OSError) -> Iterator[None]:
     finally:
         with suppress(OSError):
             lock.release()
+
+
+def _remove_if_left_empty(path: Path) -> None:
+    """Remove a soft lock whose process was killed after it made the file and before it wrote its id into the file."""
+    with suppress(OSError):
+        made = os.lstat(path)
+        patience = time.monotonic() + EMPTY_SECONDS
+        while stat.S_ISREG(made.st_mode) and made.st_size == 0:
+            if time.monotonic() > patience:
+                path.unlink()
+                return
+            time.sleep(0.05)
+            found = os.lstat(path)
+            if (found.st_ino, found.st_ctime_ns) != (made.st_ino, made.st_ctime_ns):
+                return
 
 
 def _host_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import for_shell
+from lora_retriever.escaping import brief, for_shell
 from lora_retriever.files import read_bytes, write_bytes, write_json
 from lora_retriever.running.results_folder import EARLIER, writing_into
 
@@ -297,7 +297,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {_short(before)} → {_short(after)}")
+            found.append(f"{brief(prefix + key)}: {_short(before)} → {_short(after)}")
     return found
 
 

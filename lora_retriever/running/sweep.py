@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.methods.base import Method
 
@@ -68,7 +69,7 @@ def parse_sweep(sweep: Sequence[str], profile: Profile) -> dict[str, list[Any]]:
     for text in sweep:
         name, _, values = text.partition("=")
         if name not in profile.settings:
-            raise UserError(f"--sweep {text}: unknown setting {name!r} (known: {', '.join(profile.settings)})")
+            raise UserError(f"--sweep {text}: unknown setting {quoted(name)} (known: {', '.join(profile.settings)})")
         if name in swept:
             raise UserError(f"--sweep {text}: {name} is swept already; name all its values at once")
         swept[name] = []

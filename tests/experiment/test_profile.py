@@ -57,6 +57,7 @@ def test_locations_start_at_the_profiles_folder_or_are_hub_ids(tmp_path: Path) -
         ({"bse": 1}, "bse: is no field of a profile"),
         ({"generation": {"batch_size": 0}}, "generation.batch_size"),
         ({"generation": {"template": "alpacca"}}, "generation.template: unknown template"),
+        ({"generation": {"template": "x" * 5000}}, "generation.template: unknown template 'xxx"),
         ({"retrieval": {"scorer": "bm25"}}, "retrieval.scorer: unknown scorer 'bm25' (known: "),
         ({"retrieval": {"k": "three"}}, "retrieval.k"),
         ({"retrieval": {"temperature": 0}}, "retrieval.temperature: Input should be greater than 0"),
@@ -93,6 +94,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], messa
         load_profile(path)
     assert path in str(error.value)
     assert message in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("name", ["../../x", "..", "/tmp/x", "a/b", "", " ", "~", "x" * 300])

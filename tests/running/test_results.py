@@ -108,6 +108,13 @@ def test_a_file_of_a_run_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: 
         RunFile(tmp_path, "fusion", CONFIGURATION)
 
 
+def test_the_message_of_another_configuration_repeats_no_endless_name(tmp_path: Path) -> None:
+    RunFile(tmp_path, "fusion", {**CONFIGURATION, "k" * 5000: "v" * 5000}).begin({})
+    with pytest.raises(UserError, match="another configuration: k+…: v+… → absent") as error:
+        RunFile(tmp_path, "fusion", CONFIGURATION)
+    assert len(str(error.value)) < 1000
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "5", "{", "[" * 100_000, '{"configuration": 3}', "\x00", ""])
 def test_a_record_that_is_none_is_refused_in_one_message(tmp_path: Path, content: str) -> None:
     run = RunFile(tmp_path, "fusion", CONFIGURATION)

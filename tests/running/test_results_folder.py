@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from lora_retriever.errors import UserError
 from lora_retriever.files import DISK_ERRORS
+from lora_retriever.running import results_folder
 from lora_retriever.running.results_folder import (
     NO_LOCKS,
     FolderError,
@@ -79,6 +82,28 @@ def test_without_flock_a_second_process_is_told_so_and_a_killed_one_holds_nothin
             folder.require_writable()
             assert (tmp_path / ".lock.owner").exists()
     assert not (tmp_path / ".lock.owner").exists()
+
+
+def test_without_flock_a_lock_that_a_killed_process_left_empty_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_flock(monkeypatch)
+    monkeypatch.setattr(results_folder, "EMPTY_SECONDS", 0.1)
+    (tmp_path / ".lock.owner").touch()
+    with locked(tmp_path) as folder:
+        folder.require_writable()
+        assert (tmp_path / ".lock.owner").read_text().startswith(f"{os.getpid()}\n")
+
+
+def test_without_flock_a_lock_into_which_its_process_is_just_writing_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_flock(monkeypatch)
+    lock = tmp_path / ".lock.owner"
+    lock.touch()
+    threading.Timer(0.2, lock.write_text, [f"{os.getpid()}\n{socket.gethostname()}\n"]).start()
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()};"), locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("code", NO_LOCKS)
