@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from lora_retriever.data.objects import read_objects
 from lora_retriever.data.rows import joined, shortened
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.files import hash_path, read_bytes
 from lora_retriever.methods.paper import METHODS
 
@@ -241,7 +242,7 @@ def _validated(kind: type[Content], content: Any, where: str) -> Content:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise UserError(f"{where}: field {field!r} is missing; is this a run's file?") from error
-        raise UserError(f"{where}: field {field!r} is {first['input']!r}: {first['msg'].lower()}") from error
+        raise UserError(f"{where}: field {field!r} is {quoted(first['input'])}: {first['msg'].lower()}") from error
 
 
 def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from lora_retriever.analysis.runs import AnsweredRow, Run
 from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.metrics import Metric, RowError, Scoring, main_score
 from lora_retriever.metrics.base import Array
 from lora_retriever.remembered import code_of, remembered
@@ -173,7 +174,7 @@ def _metrics(run: Run, first: AnsweredRow, scoring: Scoring) -> list[Metric]:
     try:
         return scoring.metrics_of(first.task, first.metric)
     except UserError as error:
-        raise UserError(f"{run.name}: task {first.task!r} (row {first.id} is its first): {error}") from error
+        raise UserError(f"{run.name}: task {quoted(first.task)} (row {first.id} is its first): {error}") from error
 
 
 def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:

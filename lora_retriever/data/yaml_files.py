@@ -14,6 +14,7 @@ import yaml
 
 from lora_retriever.data.objects import read_text
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.settings import plain_text
 
 MAX_LENGTH = 1 << 18
@@ -105,7 +106,7 @@ def _check(root: yaml.Node) -> None:
             raise ValueError(f"{where}: {_TOO_MANY_LEVELS}")
         if node.tag not in _TAGS:
             raise ValueError(
-                f"{where}: tag {node.tag!r}: only texts, numbers, truth values, lists and mappings are read"
+                f"{where}: tag {quoted(node.tag)}: only texts, numbers, truth values, lists and mappings are read"
             )
         if isinstance(node, yaml.MappingNode):
             seen: set[tuple[str, str]] = set()
@@ -115,7 +116,7 @@ def _check(root: yaml.Node) -> None:
                 if (key.tag, key.value) in seen:
                     name = key.value if len(key.value) <= 60 else f"{key.value[:60]}…"
                     raise ValueError(
-                        f"line {key.start_mark.line + 1}: field {name!r} is there more than once; keep one"
+                        f"line {key.start_mark.line + 1}: field {quoted(name)} is there more than once; keep one"
                     )
                 seen.add((key.tag, key.value))
                 open_nodes += [(key, level + 1), (value, level + 1)]
@@ -136,7 +137,8 @@ def _check_values(value: Any, field: str) -> None:
         for name, inner in value.items():
             if not isinstance(name, str):
                 raise ValueError(
-                    f"{field or 'the file'}: a field's name must be a text, found {name!r}; write '{name}'"
+                    f"{field or 'the file'}: a field's name must be a text, found {quoted(name)}; "
+                    f"write {quoted(str(name))}"
                 )
             _check_values(name, field or "a field's name")
             _check_values(inner, f"{field}.{name}" if field else name)

@@ -125,8 +125,8 @@ def _problems_of_tasks(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:
     for what, by_task in (("metrics", metrics), ("domains", domains)):
         for task, found in by_task.items():
             if len(found) > 1:
-                listed = ", ".join(f"{name!r} (row {number})" for name, number in list(found.items())[:MAX_NAMES])
-                yield f"{profile.rows_path}: task {task!r} has {len(found)} {what}: {listed}; a task has one"
+                listed = ", ".join(f"{quoted(name)} (row {number})" for name, number in list(found.items())[:MAX_NAMES])
+                yield f"{profile.rows_path}: task {quoted(task)} has {len(found)} {what}: {listed}; a task has one"
 
 
 def _problems_of_metrics(profile: Profile, rows: Sequence[Row]) -> Iterator[str]:

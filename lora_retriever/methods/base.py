@@ -228,7 +228,7 @@ def typed(part: Any, option: str, value: Any) -> Any:
     try:
         return TypeAdapter(get_type_hints(type(part), include_extras=True)[option]).validate_python(value)
     except ValidationError as error:
-        raise ValueError(f"option {option} is {value!r}: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"option {option} is {quoted(value)}: {error.errors()[0]['msg']}") from error
 
 
 def description(part: Any) -> dict[str, Any]:

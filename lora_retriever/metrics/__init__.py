@@ -11,6 +11,7 @@ from typing import Literal
 from lora_retriever.data.rows import METRICS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.metrics.base import Metric, Reference, RowError
 from lora_retriever.metrics.named import StandardOptions, named_metric
 from lora_retriever.metrics.own import Evaluated, find_metric, load_metric
@@ -127,10 +128,10 @@ def read_kinds(path: Path) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for kind, tasks in content.items():
         if not isinstance(tasks, (list, type(None))):
-            raise UserError(f"{path}: expected a list of tasks under `{kind}`, found {tasks!r}")
+            raise UserError(f"{path}: expected a list of tasks under `{kind}`, found {quoted(tasks)}")
         for task in (in_one_form(str(task)) for task in tasks or ()):
             if kinds.setdefault(task, kind) != kind:
-                raise UserError(f"{path}: task {task!r} is under `qa` and under `choice`; a task is of one kind")
+                raise UserError(f"{path}: task {quoted(task)} is under `qa` and under `choice`; a task is of one kind")
     return kinds
 
 

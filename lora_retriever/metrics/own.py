@@ -103,7 +103,7 @@ class Evaluated:
         content = result if isinstance(result, dict) else {}
         numbers = {str(name): float(value) for name, value in content.items() if isinstance(value, Real)}
         if not numbers:
-            raise UserError(f"metric {self._name}: compute gave {result!r}, no score")
+            raise UserError(f"metric {self._name}: compute gave {quoted(result)}, no score")
         for name, value in numbers.items():
             if not np.isfinite(value):
                 raise UserError(f"metric {self._name}: compute gave {value} for {name}")
@@ -130,7 +130,9 @@ def find_metric(name: str, allow_hub: bool, allowed_folders: Sequence[Path]) -> 
                 "(./metrics/mine), a script of the Hub runs only with --allow-hub-metrics"
             )
         if os.path.exists(name):  # `evaluate` would load that file instead of the Hub's
-            raise UserError(f"metric {name!r} is a metric of the Hub and also a path here; write ./{name} for the path")
+            raise UserError(
+                f"metric {quoted(name)} is a metric of the Hub and also a path here; write ./{name} for the path"
+            )
         return name
     path = _resolved(name)
     script = path / f"{path.name}.py" if os.path.isdir(path) else path
@@ -167,4 +169,4 @@ def _resolved(name: str) -> Path:
     try:
         return Path(name).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a circle of links, a NUL
-        raise UserError(f"metric {name!r}: not a path ({error})") from error
+        raise UserError(f"metric {quoted(name)}: not a path ({error})") from error

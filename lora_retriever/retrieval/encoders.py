@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import for_terminal
+from lora_retriever.escaping import for_terminal, quoted
 from lora_retriever.files import read_bytes
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def load_encoder(
         raise UserError(f"encoder {folder}: cannot be loaded: {_reason(error)}") from error
     if prompt is not None and prompt != instruction:
         _say(
-            f"encoder {folder}: the checkpoint's default prompt {prompt!r} is not used; the instruction is "
+            f"encoder {folder}: the checkpoint's default prompt {quoted(prompt)} is not used; the instruction is "
             f"{instruction!r}. To use the prompt, set it as the instruction"
         )
     return encoder
@@ -256,14 +256,14 @@ def _refuse_code(folder: Path, instructor: bool) -> None:
     for module in modules if isinstance(modules, list) else []:
         kind = str(module.get("type"))
         if not instructor and not kind.startswith("sentence_transformers."):
-            raise UserError(_code_message(folder, f"modules.json names the class {kind!r}"))
+            raise UserError(_code_message(folder, f"modules.json names the class {quoted(kind)}"))
         if kind.endswith(".Dense"):
             dense.append(folder / str(module.get("path")))
     for part in dense:
         settings = _read_json(part / "config.json")
         activation = settings.get("activation_function") if isinstance(settings, dict) else None
         if activation is not None and not str(activation).startswith("torch."):
-            raise UserError(_code_message(folder, f"{part.name}/config.json names the function {activation!r}"))
+            raise UserError(_code_message(folder, f"{part.name}/config.json names the function {quoted(activation)}"))
 
 
 def _check_weights(folder: Path) -> None:

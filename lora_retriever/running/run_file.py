@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import brief, for_shell
+from lora_retriever.escaping import brief, for_shell, quoted
 from lora_retriever.files import read_bytes, write_bytes, write_json
 from lora_retriever.running.results_folder import EARLIER, writing_into
 
@@ -206,7 +206,7 @@ class RunFile:
             ) from error
         if meta.get("run", self.name) != self.name:
             raise UserError(
-                f"{self.meta_path} is the record of the run {meta['run']!r}, not of {self.name!r}: the file was "
+                f"{self.meta_path} is the record of the run {quoted(meta['run'])}, not of {self.name!r}: the file was "
                 "copied, or the file system takes upper and lower case for the same. Choose another --results folder"
             )
         if differing:

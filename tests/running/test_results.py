@@ -110,7 +110,7 @@ def test_a_file_of_a_run_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: 
 
 def test_the_message_of_another_configuration_repeats_no_endless_name(tmp_path: Path) -> None:
     RunFile(tmp_path, "fusion", {**CONFIGURATION, "k" * 5000: "v" * 5000}).begin({})
-    with pytest.raises(UserError, match="another configuration: k+…: v+… → absent") as error:
+    with pytest.raises(UserError, match=r"another configuration: k+…: v+… → absent") as error:
         RunFile(tmp_path, "fusion", CONFIGURATION)
     assert len(str(error.value)) < 1000
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lora_retriever.analysis.retrieval.rankings import RetrievalData, describe
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import quoted
 from lora_retriever.retrieval.encoders import Embeddings
 
 ARRAYS = {"names": 1, "pool": 3, "tasks": 1, "queries": 2}
@@ -59,11 +60,11 @@ def read_embeddings(path: Path) -> RetrievalData:
     if pool.shape[2] != queries.shape[1]:
         raise UserError(f"{path}: 'pool' has dimension {pool.shape[2]} and 'queries' {queries.shape[1]}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{path}: adapter {twice[0]!r} is in 'names' more than once")
+        raise UserError(f"{path}: adapter {quoted(twice[0])} is in 'names' more than once")
     known = set(names)
     if unknown := [(row, task) for row, task in enumerate(tasks) if task not in known]:
         row, task = unknown[0]
-        raise UserError(f"{path}: row {row} of 'tasks' is of task {task!r}, of which 'names' has no adapter")
+        raise UserError(f"{path}: row {row} of 'tasks' is of task {quoted(task)}, of which 'names' has no adapter")
     for what, finite in (("adapter", np.isfinite(pool).all(axis=(1, 2))), ("row", np.isfinite(queries).all(axis=1))):
         if not finite.all():
             index = int(np.argmin(finite))
@@ -153,6 +154,6 @@ def _check_same(what: str, embedded: list[str], named: list[str], path: Path) ->
     for position, (here, there) in enumerate(zip_longest(embedded, named)):
         if here != there:
             raise UserError(
-                f"{path}: {what} {here!r} at position {position}, where the file named beside it has {there!r}; both "
-                "must hold the same in the same order"
+                f"{path}: {what} {quoted(here)} at position {position}, where the file named beside it has "
+                f"{quoted(there)}; both must hold the same in the same order"
             )
