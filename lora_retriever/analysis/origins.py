@@ -83,8 +83,9 @@ def read_origins(folder: Path, names: Collection[str]) -> dict[str, Origin]:
         raise UserError(f"{path}: {'; '.join(problems_of(error, of=FILE))}") from error
     if unknown := [name for name in found.runs if name not in names]:
         raise UserError(f"{path}: runs: no run {unknown[0]!r} (there are: {', '.join(names)})")
-    common = found.model_dump(exclude={"runs"})
-    return {name: Origin(**common | found.runs[name].fields if name in found.runs else common) for name in names}
+    common = {field: value for field in Origin.model_fields if (value := getattr(found, field))}
+    own = {name: origin.fields for name, origin in found.runs.items()}
+    return {name: Origin(**common | own.get(name, {})) for name in names}
 
 
 def origin_lines(origins: Mapping[str, Origin | None]) -> list[str]:
