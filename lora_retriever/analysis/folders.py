@@ -1,9 +1,9 @@
 """Several results folders of one benchmark, opened so that their runs can be compared row by row.
 
-The rows of one source of answers are the reference: a benchmark's file, or the first folder. Every row of the other
-sources gets the id of the reference's row with the same task, inputs and targets. So lists of answers without ids can
-be in another order, lack rows or have rows twice, and every such finding becomes a note. Texts that differ only by
-white space or Unicode form are the same text.
+The benchmark's rows are the rows of a file, or else the rows of the first folder. Every answered row gets the id of
+the benchmark's row with the same task, inputs and targets. So lists of answers without ids can be in another order,
+lack rows or have rows twice, and every such finding becomes a note. Texts that differ only by white space or Unicode
+form are the same text.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The rows that all others are matched with, by id, and their name in messages."""
+class BenchmarkRows:
+    """The rows with which answered rows are matched, by id, and the name of their file or folder."""
 
     name: str
     rows: Mapping[int, Row | AnsweredRow]
@@ -48,45 +48,45 @@ def open_folders(paths: Sequence[Path], rows_file: Path | None = None) -> list[F
     """Open results folders of one benchmark.
 
     Args:
-        rows_file: the benchmark's file, whose rows are the reference. None: the rows of the first folder are.
+        rows_file: the file of the benchmark's rows. None: the rows of the first folder stand for the benchmark.
 
     Raises:
         UserError: a folder is there twice or cannot be read (`read_folder`), two runs have other rows under one id, or
             a run cannot be matched (`matched`).
     """
     names = _names(paths)
-    reference = None
+    benchmark = None
     if rows_file is not None:
-        reference = Reference(str(rows_file), {row.id: row for row in read_rows(rows_file)})
+        benchmark = BenchmarkRows(str(rows_file), {row.id: row for row in read_rows(rows_file)})
     folders = []
     for name, path in zip(names, paths, strict=True):
-        if reference is None:
+        if benchmark is None:
             runs, notes = open_results(path)
             rows = sorted((row for run in runs for row in run.rows.values()), key=lambda row: bool(row.inputs))
-            reference = Reference(name, {row.id: row for row in rows})  # a row with inputs replaces one without
+            benchmark = BenchmarkRows(name, {row.id: row for row in rows})  # a row with inputs replaces one without
         else:
             runs, notes = read_folder(path)
-            runs, found = _match_all(runs, reference, path)
+            runs, found = _match_all(runs, benchmark, path)
             notes += found
         folders.append(Folder(name, path, runs, notes))
     return folders
 
 
-def matched(run: Run, reference: Reference, where: object) -> tuple[Run, list[str]]:
-    """The run with the ids, inputs and targets of the reference's rows, in the reference's order, and what was found.
+def matched(run: Run, benchmark: BenchmarkRows, where: object) -> tuple[Run, list[str]]:
+    """The run with the ids, inputs and targets of the benchmark's rows, in the benchmark's order, and what was found.
 
-    A row keeps its id where the reference's row of that id is the same. Any other row gets the id of a row with the
-    same content that is not answered yet. A row that the reference lacks, or that is answered already, is left out.
+    A row keeps its id where the benchmark's row of that id is the same. Any other row gets the id of a row with the
+    same content that is not answered yet. A row that the benchmark lacks, or that is answered already, is left out.
 
     Raises:
-        UserError: no row is in the reference, or a task has another domain or metric there.
+        UserError: no row is in the benchmark, or a task has another domain or metric there.
     """
     places: dict[Content, list[int]] = defaultdict(list)
-    for id, row in sorted(reference.rows.items(), reverse=True):
+    for id, row in sorted(benchmark.rows.items(), reverse=True):
         places[_content(row)].append(id)  # the last is the next to be given
-    given: dict[int, int] = {}  # the reference's id of each row that is matched, by the row's own id
+    given: dict[int, int] = {}  # the benchmark's id of each row that is matched, by the row's own id
     for own, answered in run.rows.items():
-        if own in reference.rows and _agree(answered, reference.rows[own]):
+        if own in benchmark.rows and _agree(answered, benchmark.rows[own]):
             given[own] = own
     taken = set(given.values())
     repeated: list[int] = []
@@ -104,29 +104,29 @@ def matched(run: Run, reference: Reference, where: object) -> tuple[Run, list[st
             (repeated if _content(answered) in places else unknown).append(own)
     if not given:
         raise UserError(
-            f"{where}: {run.name}: none of its {len(run.rows)} rows is a row of {reference.name}: these are not "
+            f"{where}: {run.name}: none of its {len(run.rows)} rows is a row of {benchmark.name}: these are not "
             "answers to the same benchmark"
         )
     rows = {}
     for own, id in sorted(given.items(), key=lambda pair: pair[1]):
-        row, wanted = run.rows[own], reference.rows[id]
+        row, wanted = run.rows[own], benchmark.rows[id]
         if (row.domain, row.metric) != (wanted.domain, wanted.metric):
             raise UserError(
                 f"{where}: task {shortened(row.task)!r} is of domain {shortened(row.domain)!r} and scored by "
                 f"{shortened(row.metric)!r} in {run.name} (row {own}), of {shortened(wanted.domain)!r} and by "
-                f"{shortened(wanted.metric)!r} in {reference.name}: a task has one of each"
+                f"{shortened(wanted.metric)!r} in {benchmark.name}: a task has one of each"
             )
         inputs, targets = (wanted.inputs, wanted.targets) if row.inputs else (row.inputs, wanted.targets)
         rows[id] = row.model_copy(update={"id": id, "inputs": inputs, "targets": targets})
-    return replace(run, rows=rows), _findings(run, reference, given, repeated, unknown)
+    return replace(run, rows=rows), _findings(run, benchmark, given, repeated, unknown)
 
 
-def _match_all(runs: Sequence[Run], reference: Reference, path: Path) -> tuple[list[Run], list[str]]:
+def _match_all(runs: Sequence[Run], benchmark: BenchmarkRows, path: Path) -> tuple[list[Run], list[str]]:
     """All runs of a folder, matched; a note for each finding, with the runs that it concerns."""
     found: dict[str, list[str]] = {}
     result = []
     for run in runs:
-        same_rows, findings = matched(run, reference, path)
+        same_rows, findings = matched(run, benchmark, path)
         result.append(same_rows)
         for text in findings:
             found.setdefault(text, []).append(run.name)
@@ -136,40 +136,40 @@ def _match_all(runs: Sequence[Run], reference: Reference, path: Path) -> tuple[l
 
 
 def _findings(
-    run: Run, reference: Reference, given: Mapping[int, int], repeated: Sequence[int], unknown: Sequence[int]
+    run: Run, benchmark: BenchmarkRows, given: Mapping[int, int], repeated: Sequence[int], unknown: Sequence[int]
 ) -> list[str]:
-    """What differs between a run's rows and the reference: order, rows twice, other rows, rows that are missing.
+    """What differs between a run's rows and the benchmark: order, rows twice, other rows, rows that are missing.
 
-    A row that the reference lacks has other targets where a missing row has the same task and inputs, and other inputs
+    A row that the benchmark lacks has other targets where a missing row has the same task and inputs, and other inputs
     where the missing row of the same id has the same task and targets.
     """
-    missing = reference.rows.keys() - given.values()
+    missing = benchmark.rows.keys() - given.values()
     lines = []
     if moved := _moved([given[own] for own in run.rows if own in given]):
         lines.append(
-            f"in another order than {reference.name}, so matched by task, inputs and targets: rows {id_ranges(moved)}."
+            f"in another order than {benchmark.name}, so matched by task, inputs and targets: rows {id_ranges(moved)}."
         )
     if repeated:
         twice = {_content(run.rows[own]) for own in repeated}
-        ids = [id for id, row in reference.rows.items() if _content(row) in twice]
+        ids = [id for id, row in benchmark.rows.items() if _content(row) in twice]
         lines.append(f"answered more than once, and the first answer counts: rows {id_ranges(ids)}.")
-    with_inputs = {_content(reference.rows[id])[:2]: id for id in missing if reference.rows[id].inputs}
+    with_inputs = {_content(benchmark.rows[id])[:2]: id for id in missing if benchmark.rows[id].inputs}
     altered: dict[str, list[int]] = {}
     for own in unknown:
         task, inputs, targets = _content(run.rows[own])
         if (task, inputs) in with_inputs:
             altered.setdefault("targets", []).append(with_inputs[task, inputs])
-        elif own in missing and _content(reference.rows[own])[::2] == (task, targets):
+        elif own in missing and _content(benchmark.rows[own])[::2] == (task, targets):
             altered.setdefault("inputs", []).append(own)
         else:
             altered.setdefault("", []).append(own)
     for field, ids in altered.items():
         if field:
-            lines.append(f"other {field} than in {reference.name}, so left out: rows {id_ranges(ids)}.")
+            lines.append(f"other {field} than in {benchmark.name}, so left out: rows {id_ranges(ids)}.")
         else:
-            lines.append(f"no rows of {reference.name}, so left out: rows {id_ranges(ids)} of the run's file.")
+            lines.append(f"no rows of {benchmark.name}, so left out: rows {id_ranges(ids)} of the run's file.")
     if lacking := missing - {id for field, ids in altered.items() if field for id in ids}:
-        lines.append(f"{len(lacking)} rows of {reference.name} not answered: {id_ranges(lacking)}.")
+        lines.append(f"{len(lacking)} rows of {benchmark.name} not answered: {id_ranges(lacking)}.")
     return lines
 
 

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError("--paper: the paper's figures are scored its own way; only --scoring paper compares with them")
     if args.paper and args.versus:
         raise UserError("--paper and --versus are two comparisons: ask for one at a time")
-    if args.by_run and (args.by_task or args.paper or args.versus):
-        raise UserError("--by-run is a table of its own: ask for it without --by-task, --paper and --versus")
+    if args.by_run and (args.by_task or args.versus):
+        raise UserError("--by-run is a table of its own: ask for it without --by-task and --versus")
     if args.format == "html":
         return _summarize_as_page(args, console)
     paper = published_table(args.paper) if args.paper else None
@@ -86,6 +86,7 @@ def _shown(
     """What the arguments ask for, under one scoring: a table, or the content of the JSON."""
     from lora_retriever.analysis.comparison import compare_pairs, comparison_table, comparisons_as_json
     from lora_retriever.analysis.published.side_by_side import (
+        means_table,
         reproduce_folders,
         reproductions_as_json,
         reproductions_table,
@@ -98,6 +99,8 @@ def _shown(
         reproductions = reproduce_folders(folders, summaries, paper)
         if in_json:
             return reproductions_as_json(folders, reproductions)
+        if args.by_run:
+            return means_table(reproductions, intervals, notes)
         return reproductions_table(reproductions, args.by_task, intervals, notes)
     if args.versus:
         compared = compare_pairs(pairs_of(summaries, args.versus), "task" if args.by_task else "domain")

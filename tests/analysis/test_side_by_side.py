@@ -14,7 +14,7 @@ import pytest
 
 from lora_retriever.analysis.folders import open_folders
 from lora_retriever.analysis.published import published_table
-from lora_retriever.analysis.published.side_by_side import reproduce_folders, reproductions_table
+from lora_retriever.analysis.published.side_by_side import means_table, reproduce_folders, reproductions_table
 from lora_retriever.analysis.scores import Quantity
 from lora_retriever.analysis.side_by_side import summarize_folders
 from lora_retriever.cli import main
@@ -140,6 +140,20 @@ def test_a_run_has_a_column_for_the_paper_and_for_each_folder_that_has_it(folder
     latex = FORMATS["latex"](table)
     assert r" & \multicolumn{2}{c}{selection} & \multicolumn{3}{c}{mixture} \\" in latex
     assert r"\textsuperscript{$-$9.0 ?}" in latex
+
+
+def test_the_means_alone_have_a_row_for_each_run(folders: list[Path]) -> None:
+    (folders[1] / "selection.json").unlink()
+    opened = open_folders(folders)
+    reproductions = reproduce_folders(opened, summarize_folders(opened, Scoring()), published_table("llama2-7b"))
+    table = means_table(reproductions, intervals=False)
+    assert table.columns == ["paper", "ours", "theirs"] * 3
+    assert table.groups == (("mean over EM tasks", 3), ("mean over tasks", 3), ("normalized", 3))
+    rows = dict(table.rows)
+    assert list(rows) == ["selection", "mixture"]
+    assert rows["selection"][:3] == [Cell(mean([74.0, 46.0]), mark="†"), Cell(30.0, mark=" −30.0 ?"), None]
+    assert rows["mixture"][:3] == [Cell(59.0, mark="†"), Cell(50.0, mark=" −9.0 ?"), Cell(70.0, mark=" +11.0 ?")]
+    assert any("tables 4 and 5 of LoraRetriever" in note for note in table.notes)
 
 
 def test_scores_of_other_tasks_than_the_papers_have_no_difference(folders: list[Path]) -> None:

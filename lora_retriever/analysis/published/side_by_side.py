@@ -53,11 +53,7 @@ def reproductions_table(
         return reproduction_table(next(iter(reproductions.values())), by_task, intervals, left_out)
     level = "task" if by_task else "domain"
     paper = next(iter(reproductions.values())).paper
-    by_run: dict[str, dict[str, dict[Quantity, ReproducedFigure]]] = {name: {} for name in paper.printed}
-    for folder, reproduction in reproductions.items():
-        for run in reproduction.runs:
-            by_run[run.name][folder] = run.figures
-    by_run = {name: figures for name, figures in by_run.items() if figures}
+    by_run = _figures_by_run(reproductions)
     printed = printed_quantities(paper, level)
     rows: list[tuple[str, list[Cell | str | None]]] = [
         (
@@ -70,19 +66,35 @@ def reproductions_table(
         )
         for quantity in [*printed, *MEANS]
     ]
-    explanations = explanations_of(
-        paper,
-        level,
-        "After a score: the score minus the paper's figure, and a mark; neither where the score is of other tasks.",
-        our="the folder's",
-    )
-    lines = {name: notes_on(of, level, intervals, explanations) for name, of in reproductions.items()}
     return Table(
         [column for of_run in by_run.values() for column in ("paper", *of_run)],
         rows,
-        [*left_out, *common_notes(lines)],
+        [*left_out, *_notes(reproductions, level, intervals)],
         rules=frozenset({len(printed)}),
         groups=tuple((name, 1 + len(of_run)) for name, of_run in by_run.items()),
+    )
+
+
+def means_table(
+    reproductions: Mapping[str, Reproduction], intervals: bool = True, left_out: Sequence[str] = ()
+) -> Table:
+    """A row for each run: for each mean, the paper's figure and the cell of every folder (`reproductions_table`)."""
+    rows: list[tuple[str, list[Cell | str | None]]] = [
+        (
+            name,
+            [
+                cell
+                for mean in MEANS
+                for cell in _cells([of_run.get(folder, {}).get(mean) for folder in reproductions], intervals)
+            ],
+        )
+        for name, of_run in _figures_by_run(reproductions).items()
+    ]
+    return Table(
+        ["paper", *reproductions] * len(MEANS),
+        rows,
+        [*left_out, *_notes(reproductions, "task", intervals)],
+        groups=tuple((label, 1 + len(reproductions)) for label in MEANS.values()),
     )
 
 
@@ -90,6 +102,30 @@ def reproductions_as_json(folders: Sequence[Folder], reproductions: Mapping[str,
     """The reproduction of a folder as JSON; of several, the reproduction of each under the folder's name."""
     found = {folder.name: reproduction_as_json(reproductions[folder.name], folder.notes) for folder in folders}
     return {"scoring": "paper", "folders": found} if len(found) > 1 else found[folders[0].name]
+
+
+def _figures_by_run(
+    reproductions: Mapping[str, Reproduction],
+) -> dict[str, dict[str, dict[Quantity, ReproducedFigure]]]:
+    """The figures by run, in the paper's order, and by folder. A run that no folder has is left out."""
+    found: dict[str, dict[str, dict[Quantity, ReproducedFigure]]] = {}
+    for name in next(iter(reproductions.values())).paper.printed:
+        for folder, reproduction in reproductions.items():
+            for run in reproduction.runs:
+                if run.name == name:
+                    found.setdefault(name, {})[folder] = run.figures
+    return found
+
+
+def _notes(reproductions: Mapping[str, Reproduction], level: str, intervals: bool) -> list[str]:
+    explanations = explanations_of(
+        next(iter(reproductions.values())).paper,
+        level,
+        "After a score: the score minus the paper's figure, and a mark; neither where the score is of other tasks.",
+        our="the folder's",
+    )
+    lines = {name: notes_on(of, level, intervals, explanations) for name, of in reproductions.items()}
+    return common_notes(lines)
 
 
 def _cells(figures: Sequence[ReproducedFigure | None], intervals: bool) -> list[Cell | None]:
