@@ -12,6 +12,7 @@ setup(
     package_data={
         "lora_retriever": [
             "profiles/*.yaml",
+            "data/*.csv",
             "metrics/*.yaml",
             "analysis/published/*.csv",
             "analysis/published/*.yaml",

@@ -16,8 +16,6 @@ MAX_COUNT = 2**24
 MAX_THREADS = 1024
 """Maximum number of threads on a CPU; more can end a process at once."""
 
-_REASONS = {"missing": "is missing", "extra_forbidden": "is no field of a profile"}
-
 
 class Section(BaseModel):
     """A part of a profile. An unknown field is an error, and so is a truth value where a number is expected."""
@@ -66,11 +64,16 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
     return name
 
 
-def problems_of(error: ValidationError, quote: str = "") -> list[str]:
-    """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name."""
+def problems_of(error: ValidationError, quote: str = "", of: str = "a profile") -> list[str]:
+    """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name.
+
+    Args:
+        of: what has the fields, for the message about an unknown field.
+    """
+    reasons = {"missing": "is missing", "extra_forbidden": f"is no field of {of}"}
     found = []
     for problem in error.errors(include_input=False, include_url=False):
         field = brief(".".join(str(part) for part in problem["loc"]))
-        reason = _REASONS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+        reason = reasons.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         found.append(f"{quote}{field}{quote}: {reason}")
     return found

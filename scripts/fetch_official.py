@@ -98,7 +98,6 @@ def lay_out(args: argparse.Namespace) -> None:
         rows, test_files = fetch_rows(args.eval_set, args.eval_revision)
     pool_file = args.pool or find(args.source, POOL_FILES)
     entries = read_pool(pool_file)
-    rows = [row.model_copy(update={"task": re.sub(r"_\d+templates$", "", row.task)}) for row in rows]
     tasks = tasks_of(rows)
     pool = [entry for entry in entries if entry.model_name in tasks]
     differences = check_official(rows, pool, OFFICIAL, ", ".join(map(str, test_files)), str(pool_file))

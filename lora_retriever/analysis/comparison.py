@@ -86,13 +86,34 @@ def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> li
     Raises:
         UserError: there is no run of that name, there is no other run, or two runs share no row.
     """
+    return compare_pairs(pairs_with(runs, versus), level)
+
+
+def pairs_with(runs: Sequence[ScoredRun], versus: str) -> list[tuple[ScoredRun, ScoredRun]]:
+    """Every other run, each with the run `versus`.
+
+    Raises:
+        UserError: there is no run of that name, or there is no other run.
+    """
     known = {run.name: run for run in runs}
     if versus not in known:
         raise UserError(f"no run {versus!r} to compare with (there are: {', '.join(known)})")
     others = [run for run in runs if run.name != versus]
     if not others:
         raise UserError(f"{versus} is the only run: there is nothing to compare it with")
-    pairs = [_shared(run, known[versus]) for run in others]
+    return [(run, known[versus]) for run in others]
+
+
+def compare_pairs(runs: Sequence[tuple[ScoredRun, ScoredRun]], level: str = "domain") -> list[Comparison]:
+    """Compare the first run of each pair with the second. The p-values are corrected for all pairs together.
+
+    Args:
+        level: as for `compare`.
+
+    Raises:
+        UserError: two runs of a pair share no row.
+    """
+    pairs = [_shared(run, other) for run, other in runs]
     quantities = [
         [quantity for quantity in gathered(ours, _whole(ours)) if quantity.level in (level, "mean")]
         for ours, _ in pairs
@@ -100,8 +121,8 @@ def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> li
     # Holm multiplies the smallest p-value by the number of comparisons; the product must be able to stay far below 5 %.
     permutations = max(PERMUTATIONS, 100 * sum(map(len, quantities)))
     found = [
-        _compare(run, known[versus], *pair, wanted, permutations)
-        for run, pair, wanted in zip(others, pairs, quantities, strict=True)
+        _compare(run, other, *pair, wanted, permutations)
+        for (run, other), pair, wanted in zip(runs, pairs, quantities, strict=True)
     ]
     corrected = iter(holm([difference.p for comparison in found for difference in comparison.differences.values()]))
     return [
@@ -117,7 +138,10 @@ def compare(runs: Sequence[ScoredRun], versus: str, level: str = "domain") -> li
 
 
 def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: Sequence[str] = ()) -> Table:
-    """A row for each score, a column for each run: difference, interval, and a mark if the runs are not separable."""
+    """A row for each score, a column for each comparison: difference, interval, and a mark if not separable.
+
+    A column has the name of the run, or the names of both runs (`A − B`) where not all are compared with the same run.
+    """
     quantities = list(dict.fromkeys(quantity for comparison in comparisons for quantity in comparison.differences))
     ordered = [*(quantity for quantity in quantities if quantity != MEAN), MEAN]
     rows: list[tuple[str, list[Cell | str | None]]] = [
@@ -127,7 +151,7 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
         )
         for quantity in ordered
     ]
-    other = comparisons[0].other
+    names, other = _names(comparisons)
     total = sum(len(comparison.differences) for comparison in comparisons)
     lines = [
         *left_out,
@@ -135,16 +159,20 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
         "difference], p of the paired permutation test.",
         f"{NOT_SEPARABLE} not separable: p, corrected for {total} comparisons (Holm), is {SIGNIFICANT} or more.",
     ]
-    spans = [f"{c.name} [{c.over_tasks[0]:+.1f}, {c.over_tasks[1]:+.1f}]" for c in comparisons if c.over_tasks]
+    spans = [
+        f"{name} [{c.over_tasks[0]:+.1f}, {c.over_tasks[1]:+.1f}]"
+        for name, c in zip(names, comparisons, strict=True)
+        if c.over_tasks
+    ]
     if spans:
         lines.append(f"Mean over tasks if the tasks are a sample, too: {', '.join(spans)}.")
     for comparison in comparisons:
         if comparison.only_theirs:
-            lines.append(_left_out(comparison.name, comparison.only_theirs, other))
+            lines.append(_left_out(comparison.name, comparison.only_theirs, comparison.other))
         if comparison.only_ours:
-            lines.append(_left_out(other, comparison.only_ours, comparison.name))
+            lines.append(_left_out(comparison.other, comparison.only_ours, comparison.name))
     return Table(
-        [comparison.name for comparison in comparisons],
+        names,
         rows,
         lines,
         bounds=True,
@@ -156,14 +184,16 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
 def comparisons_as_json(
     comparisons: Sequence[Comparison], scoring: str, left_out: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The comparisons as JSON."""
+    """The comparisons as JSON. Where not all are with the same run, `versus` is with each run."""
+    several = len({comparison.other for comparison in comparisons}) > 1
     return {
         "scoring": scoring,
         "left_out": list(left_out),
-        "versus": comparisons[0].other,
+        "versus": None if several else comparisons[0].other,
         "comparisons": sum(len(comparison.differences) for comparison in comparisons),
         "runs": {
             comparison.name: {
+                **({"versus": comparison.other} if several else {}),
                 "rows": comparison.rows,
                 "mean_over_tasks_interval": comparison.over_tasks and [round(end, 2) for end in comparison.over_tasks],
                 "missing_rows": {comparison.name: comparison.only_theirs, comparison.other: comparison.only_ours},
@@ -275,6 +305,14 @@ def _widened(
 def _whole(tasks: dict[str, ScoredTask]) -> dict[str, Array]:
     """The unrounded scores [names] of each task on all of its rows."""
     return {name: task.scores_of(np.arange(len(task.ids))[None])[:, 0] for name, task in tasks.items()}
+
+
+def _names(comparisons: Sequence[Comparison]) -> tuple[list[str], str]:
+    """The names of the columns, and what the runs are compared with."""
+    others = list(dict.fromkeys(comparison.other for comparison in comparisons))
+    if len(others) == 1:
+        return [comparison.name for comparison in comparisons], others[0]
+    return [f"{comparison.name} − {comparison.other}" for comparison in comparisons], "the run after the sign −"
 
 
 def _cell(difference: Difference | None) -> Cell | None:

@@ -29,8 +29,8 @@ def load_results(
 
     Columns: folder, run, method, the settings k, scorer, temperature and seed (from the run's configuration; empty
     where a setting does not concern the run), profile, rows, empty_answers, configuration_hash, seconds, scoring, mean
-    with its 95 % interval mean_low and mean_high, normalized, and a column for every domain and score, such as
-    `nli em`. Scores are in percent.
+    with its 95 % interval mean_low and mean_high, normalized, a column for every domain and score, such as `nli em`,
+    and, where a folder has the file `runs.yaml`, the columns model, source, commit and note. Scores are in percent.
 
     Args:
         metric_folders: folders whose own metrics may run where rows name them.
@@ -93,4 +93,5 @@ def _line(summary: RunSummary) -> dict[str, Any]:
         "mean_high": high,
         "normalized": round(summary.values[NORMALIZED], 4) if NORMALIZED in summary.values else None,
         **domains,
+        **(run.origin.fields if run.origin else {}),
     }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from lora_retriever.analysis.origins import Origin, read_origins
 from lora_retriever.data.objects import read_objects
+from lora_retriever.data.official import official_name, renamed
 from lora_retriever.data.rows import joined, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
@@ -19,6 +22,11 @@ from lora_retriever.methods.paper import METHODS
 
 ORACLE = "best_selection"
 """The run against which scores are normalized."""
+_MISSPELT = re.compile(r"^misture(?=$|_|@)")
+"""How the original writes `mixture` in the names of its files of answers."""
+
+OfficialName = Annotated[str, AfterValidator(official_name)]
+"""A name of a task or an adapter; tasks of the official benchmark, and their adapters, get the official names."""
 
 
 class AnsweredRow(BaseModel):
@@ -29,11 +37,11 @@ class AnsweredRow(BaseModel):
     id: int = Field(ge=0, strict=True)
     inputs: str = ""
     targets: str | tuple[str, ...]
-    task: str
+    task: OfficialName
     domain: str
     metric: str
     answer: str = Field(alias="predicted_answer")
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[OfficialName, ...] = ()
     weights: tuple[FiniteFloat, ...] = ()
     scores: tuple[float | None, ...] = ()
 
@@ -58,11 +66,20 @@ Content = TypeVar("Content", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its rows by id, in the file's order, and its record (`NAME.meta.json`; empty: no record)."""
+    """One finished run.
+
+    Attributes:
+        rows: the rows by id, in the file's order.
+        meta: the record (`NAME.meta.json`). Empty: there is no record.
+        origin: whose answers these are, from the folder's `runs.yaml`. None: the file is not there or does not say.
+        tasks_in_file: the names that the file has for the tasks.
+    """
 
     name: str
     rows: dict[int, AnsweredRow]
     meta: dict[str, Any]
+    origin: Origin | None = None
+    tasks_in_file: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -91,15 +108,27 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def open_results(folder: Path) -> tuple[list[Run], list[str]]:
-    """All finished runs in a results folder, and notes on what is not shown.
+    """All finished runs in a results folder, as `read_folder` finds them, and notes on what is not shown or renamed.
+
+    Raises:
+        UserError: as for `read_folder`, or two runs have different rows under the same id.
+    """
+    runs, notes = read_folder(folder)
+    check_rows_agree(runs, folder)
+    return runs, notes
+
+
+def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
+    """All finished runs in a results folder, and notes on what is not shown or renamed.
 
     A run is a file `NAME.jsonl` with at least one row, or a JSON list `NAME.json`. The paper's methods come first, in
     the paper's order. Hidden files, such as the files that macOS puts beside each file, are ignored. A file that is no
-    run and has no `NAME.meta.json` beside it is left out with a note.
+    run and has no `NAME.meta.json` beside it is left out with a note. `misture`, the original's spelling, is read as
+    `mixture`. The file `runs.yaml` says whose answers these are (`origins`).
 
     Raises:
-        UserError: there is no such folder, no run in it, a run's file or record is damaged, or two runs have different
-            rows under the same id.
+        UserError: there is no such folder, no run in it, a run's file, its record or `runs.yaml` is damaged, or two
+            files are the same run.
     """
     if not folder.is_dir():
         raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
@@ -121,9 +150,18 @@ def open_results(folder: Path) -> tuple[list[Run], list[str]]:
         reasons = [*foreign, *(f"{name} is not finished" for name in unfinished)]
         reason = f": {'; '.join(reasons)}" if reasons else " (NAME.jsonl, or the original's NAME.json)"
         raise UserError(f"{folder} holds no finished run{reason}")
-    _check_rows_agree(runs, folder)
+    origins = read_origins(folder, [run.name for run in runs])
     notes = [f"Not finished, and not shown: {', '.join(unfinished)}."] if unfinished else []
-    return runs, notes + [f"No run, and not shown: {reason}." for reason in foreign]
+    notes += [f"No run, and not shown: {reason}." for reason in foreign]
+    notes += [
+        f"{files[run.name].name} is read as the run {run.name}; the file has the original's spelling."
+        for run in runs
+        if files[run.name].stem != run.name
+    ]
+    if said := renamed(dict.fromkeys(name for run in runs for name in run.tasks_in_file)):
+        concerned = [run.name for run in runs if renamed(run.tasks_in_file)]
+        notes.append(f"{'All runs' if len(concerned) == len(runs) else ', '.join(concerned)}: {said}.")
+    return [replace(run, origin=origins.get(run.name)) for run in runs], notes
 
 
 def unfinished_runs(folder: Path) -> list[str]:
@@ -135,7 +173,11 @@ def unfinished_runs(folder: Path) -> list[str]:
 
 
 def _files_of_runs(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files that may be runs, by the runs' names, and the files that cannot be runs, with the reasons."""
+    """The files that may be runs, by the runs' names, and the files that cannot be runs, with the reasons.
+
+    Raises:
+        UserError: two files are the same run, under the original's spelling and under the right spelling.
+    """
     files: dict[str, Path] = {}
     foreign: list[str] = []
     for path in sorted(folder.iterdir()):
@@ -148,8 +190,14 @@ def _files_of_runs(folder: Path) -> tuple[dict[str, Path], list[str]]:
                 foreign.append(f"{path.name} (it is {kind})")
         elif not _is_utf8(path.name):
             foreign.append(f"{path.name} (its name is not UTF-8)")
-        elif path.stat().st_size if is_lines else path.stem not in files and _begins_with(path, "["):
-            files[path.stem] = path
+        elif path.stat().st_size if is_lines else _begins_with(path, "["):
+            name = _MISSPELT.sub("mixture", path.stem)
+            other = files.setdefault(name, path)
+            if other.stem != path.stem:
+                raise UserError(
+                    f"{folder}: {other.name} and {path.name} are both the run {name}; move one of the two files away"
+                )
+            files[name] = path
     return files, foreign
 
 
@@ -168,12 +216,14 @@ def read_run(name: str, path: Path) -> Run:
         UserError: the file is no list of answered rows, or its `NAME.meta.json` is no record.
     """
     rows: dict[int, AnsweredRow] = {}
+    tasks: dict[str, None] = {}
     for place, record in enumerate(read_objects(path, may_have_nan=True), start=1):
         row = _validated(AnsweredRow, {"id": place - 1, **record}, f"{path}: row {place}")
         if row.id in rows:
             raise UserError(f"{path}: row {place}: id {row.id} is there already")
         rows[row.id] = row
-    return Run(name, rows, _read_record(_record_path(path)))
+        tasks[record["task"]] = None
+    return Run(name, rows, _read_record(_record_path(path)), tasks_in_file=tuple(tasks))
 
 
 def _record_path(path: Path) -> Path:
@@ -245,24 +295,30 @@ def _validated(kind: type[Content], content: Any, where: str) -> Content:
         raise UserError(f"{where}: field {field!r} is {quoted(first['input'])}: {first['msg'].lower()}") from error
 
 
-def _check_rows_agree(runs: Sequence[Run], folder: Path) -> None:
+def check_rows_agree(runs: Sequence[Run], where: object) -> None:
+    """Check that runs have the same rows under the same ids.
+
+    Raises:
+        UserError: two runs differ. The message begins with `where`.
+    """
     seen: dict[int, tuple[AnsweredRow, str]] = {}
     kind_of: dict[str, tuple[tuple[str, str], str]] = {}
     for run in runs:
         for id, row in run.rows.items():
-            first, where = seen.setdefault(id, (row, run.name))
+            first, there = seen.setdefault(id, (row, run.name))
             for field in ("task", "targets", "inputs"):
                 mine, theirs = getattr(row, field), getattr(first, field)
                 if mine != theirs and (field != "inputs" or (mine and theirs)):  # a run may come without inputs
                     raise UserError(
-                        f"{folder}: row {id} has other {field} in {run.name} ({shortened(joined(mine))!r}) than in "
-                        f"{where} ({shortened(joined(theirs))!r}): these are not answers to the same benchmark; put "
-                        "them into folders of their own"
+                        f"{where}: row {id} has other {field} in {run.name} ({shortened(joined(mine))!r}) than in "
+                        f"{there} ({shortened(joined(theirs))!r}): these are not answers to the same benchmark; put "
+                        "them into folders of their own. If only the order of the rows differs, name the benchmark's "
+                        "file with --rows"
                     )
             kind, other = kind_of.setdefault(row.task, ((row.domain, row.metric), run.name))
             if (row.domain, row.metric) != kind:
                 raise UserError(
-                    f"{folder}: task {shortened(row.task)!r} is of domain {shortened(row.domain)!r} and scored by "
+                    f"{where}: task {shortened(row.task)!r} is of domain {shortened(row.domain)!r} and scored by "
                     f"{shortened(row.metric)!r} in {run.name} (row {id}), of {shortened(kind[0])!r} and by "
                     f"{shortened(kind[1])!r} in {other}: a task has one of each"
                 )

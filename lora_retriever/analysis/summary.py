@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_retriever.analysis.origins import origin_lines
 from lora_retriever.analysis.runs import ORACLE, Run, id_ranges, missing_rows
 from lora_retriever.analysis.scores import (
     LEAST,
@@ -194,9 +195,7 @@ def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: S
 
 def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
     """Several tables of the same runs as one table. The columns of each run stand side by side."""
-    labels = dict.fromkeys(label for table in tables[::-1] for label, _ in table.rows)
-    last = [label for label in ("mean over tasks", "normalized") if label in labels]
-    ordered = [*(label for label in labels if label not in last), *last]
+    ordered, last = labels_of(tables[::-1])
     cells = [dict(table.rows) for table in tables]
     columns = [f"{column} {name}" for column in tables[0].columns for name in names]
     rows: list[tuple[str, list[Cell | str | None]]] = [
@@ -211,16 +210,26 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
         for label in ordered
     ]
     shared = list(dict.fromkeys(note for table in tables for note in table.notes))
-    return replace(tables[0], columns=columns, rows=rows, notes=shared, rules=frozenset({len(rows) - len(last)}))
+    groups = tuple((name, width * len(names)) for name, width in tables[0].groups)
+    rules = frozenset({len(rows) - last})
+    return replace(tables[0], columns=columns, rows=rows, notes=shared, rules=rules, groups=groups)
+
+
+def labels_of(tables: Sequence[Table]) -> tuple[list[str], int]:
+    """The labels of the rows of several tables, each once, the means last; and the number of labels of means."""
+    labels = dict.fromkeys(label for table in tables for label, _ in table.rows)
+    last = [label for label in ("mean over tasks", "normalized") if label in labels]
+    return [*(label for label in labels if label not in last), *last], len(last)
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
-    """The notes under a table: the profile's note, the meaning of ±, missing rows, empty answers.
+    """The notes under a table: whose answers these are, the profile's note, the meaning of ±, missing and empty rows.
 
     Args:
         by_run: leaves out notes that need a line for each run.
     """
-    lines = list(dict.fromkeys(run.scored.run.note for run in runs if run.scored.run.note))
+    lines = origin_lines({run.name: run.scored.run.origin for run in runs})
+    lines += dict.fromkeys(run.scored.run.note for run in runs if run.scored.run.note)
     if intervals:
         lines.append("± half of the 95 % bootstrap interval, rows drawn within their tasks.")
         wider = [
@@ -280,8 +289,10 @@ def _run_as_json(run: RunSummary) -> dict[str, Any]:
             intervals["domains"].setdefault(quantity.group, {})[quantity.score] = interval
         else:
             intervals[quantity.level] = interval
+    origin = run.scored.run.origin
     return {
         "rows": run.rows,
+        **({"origin": origin.fields} if origin else {}),
         "empty_answers": run.empty,
         "tasks": tasks,
         "domains": domains,

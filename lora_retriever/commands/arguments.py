@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DEFAULT_PROFILE = "tiny"
+DEFAULT_RESULTS = Path("results") / DEFAULT_PROFILE
 
 
 def add_profile(parser: argparse.ArgumentParser, help: str = "a bundled profile's name, or a YAML file") -> None:
@@ -22,8 +23,18 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """Add the argument for the results folder that a command reads."""
-    parser.add_argument("results", type=Path, nargs="?", default=Path("results") / DEFAULT_PROFILE, metavar="DIR")
+    """Add the arguments for the results folders that a command reads, and for the rows that they are matched with."""
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="*",
+        default=[DEFAULT_RESULTS],
+        metavar="DIR",
+        help="several folders stand side by side; their rows are matched with the rows of the first",
+    )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="match the answered rows with the rows of this file of a benchmark"
+    )
 
 
 def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> None:

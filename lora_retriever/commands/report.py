@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_results, add_scoring
-from lora_retriever.commands.shared import report_content
+from lora_retriever.commands.shared import report_content, title_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
 from lora_retriever.files import write_text, writing
@@ -20,9 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_results(parser)
     add_scoring(parser, ["paper", "standard"])
-    parser.add_argument("--versus", metavar="NAME", help="add the table of every run against this one")
+    parser.add_argument(
+        "--versus", metavar="NAME", help="add the table of every run against this one (as in summarize)"
+    )
     parser.add_argument("--index", type=Path, metavar="FOLDER", help="the pool's index: show how similar adapters are")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: report.html in the results folder)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="(default: report.html in the first results folder)"
+    )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots there, as PNG and SVG")
 
 
@@ -36,8 +40,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     except ValueError as error:
         raise UserError(f"--index: {error}; `lora-retriever index` makes one") from error
     content = report_content(args, console, index)
-    output = args.output or args.results / "report.html"
-    page = render(content, args.results.resolve().name)
+    output = args.output or args.results[0] / "report.html"
+    page = render(content, title_of(args))
     with writing(output):
         write_text(output, page)
     print(for_terminal(str(output)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from lora_retriever.escaping import quoted
 from lora_retriever.files import hash_path
 
 if TYPE_CHECKING:
+    from lora_retriever.analysis.folders import Folder
     from lora_retriever.analysis.runs import Run
     from lora_retriever.metrics import Scoring
     from lora_retriever.report.content import ReportContent
@@ -23,16 +26,26 @@ if TYPE_CHECKING:
 
 def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
     """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
-    from lora_retriever.analysis.comparison import compare
-    from lora_retriever.analysis.summary import summarize
+    from lora_retriever.analysis.comparison import compare_pairs
+    from lora_retriever.analysis.side_by_side import all_runs, notes_of, pairs_of, summarize_folders
     from lora_retriever.report import make_content
 
-    runs, left_out = read_runs_of(args)
+    folders = read_folders_of(args)
     (scoring,) = scorings(args)
-    with console.status(f"{scoring.name} scores of {len(runs)} runs"):
-        summaries = summarize(runs, scoring)
-        comparisons = compare([run.scored for run in summaries], args.versus) if args.versus else ()
-        return make_content(summaries, comparisons, index, left_out)
+    with console.status(scoring_of(folders, scoring)):
+        summaries = summarize_folders(folders, scoring)
+        comparisons = compare_pairs(pairs_of(summaries, args.versus)) if args.versus else ()
+        return make_content(all_runs(summaries), comparisons, index, notes_of(folders))
+
+
+def title_of(args: argparse.Namespace) -> str:
+    """The title of the report: the names of the results folders."""
+    return ", ".join(folder.resolve().name for folder in args.results)
+
+
+def scoring_of(folders: Sequence[Folder], scoring: Scoring) -> str:
+    """What the terminal shows while runs are scored."""
+    return f"{scoring.name} scores of {sum(len(folder.runs) for folder in folders)} runs"
 
 
 def scorings(args: argparse.Namespace) -> list[Scoring]:
@@ -51,29 +64,34 @@ def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
     return open_results(results)
 
 
-def read_runs_of(args: argparse.Namespace) -> tuple[list[Run], list[str]]:
-    """The runs of the results folder, and notes on what was left out: leaked rows, if the arguments say so."""
+def read_folders_of(args: argparse.Namespace) -> list[Folder]:
+    """The results folders that the arguments name, without leaked rows if the arguments say so."""
     from lora_retriever.analysis.audit import leaked_ids
+    from lora_retriever.analysis.folders import open_folders
     from lora_retriever.analysis.runs import id_ranges, pool_file
     from lora_retriever.data.rows import read_pool
 
-    runs, notes = runs_and_notes(args.results)
+    folders = open_folders(args.results, args.rows)
     if not args.without_leaks:
-        return runs, notes
+        return folders
+    runs = [run for folder in folders for run in folder.runs]
     if not any(row.inputs for run in runs for row in run.rows.values()):
-        raise UserError(f"{args.results}: its rows have no inputs, so no row can be looked up in the pool")
+        raise UserError(f"{args.results[0]}: its rows have no inputs, so no row can be looked up in the pool")
     path = args.pool or pool_file(runs)
     pool = read_pool(path)
     leaked = set().union(*(leaked_ids(run.rows.values(), pool) for run in runs))
     for run in runs:
         if leaked >= run.rows.keys():
             raise UserError(f"{run.name}: the inputs of all rows are in the pool {path}; without leaks no row is left")
-    if leaked:
-        rows = f"{len(leaked)} rows whose inputs are in the pool {path.name}"
-        notes.append(f"Without {rows}: {id_ranges(leaked)}.")
-    else:
-        notes.append(f"No row's inputs are in the pool {path.name}: no row was left out.")
-    return [run.without(leaked) for run in runs], notes
+    note = (
+        f"Without {len(leaked)} rows whose inputs are in the pool {path.name}: {id_ranges(leaked)}."
+        if leaked
+        else f"No row's inputs are in the pool {path.name}: no row was left out."
+    )
+    return [
+        replace(folder, runs=[run.without(leaked) for run in folder.runs], notes=[*folder.notes, note])
+        for folder in folders
+    ]
 
 
 def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:

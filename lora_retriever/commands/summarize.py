@@ -1,19 +1,28 @@
-"""`lora-retriever summarize`: the table of a results folder."""
+"""`lora-retriever summarize`: the table of a results folder, or of several folders side by side."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_results, add_scoring
-from lora_retriever.commands.shared import read_runs_of, report_content, scorings
+from lora_retriever.commands.shared import read_folders_of, report_content, scoring_of, scorings, title_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import as_json
 from lora_retriever.files import write_text, writing
 
-HELP = "the table of a results folder"
+if TYPE_CHECKING:
+    from lora_retriever.analysis.folders import Folder
+    from lora_retriever.analysis.published import Published
+    from lora_retriever.analysis.summary import RunSummary
+    from lora_retriever.metrics import Scoring
+    from lora_retriever.tables import Table
+
+HELP = "the table of a results folder, or of several side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by-run", action="store_true", help="a row per run: for many runs")
     parser.add_argument("--no-intervals", action="store_true", help="scores without intervals")
     parser.add_argument(
-        "--versus", metavar="NAME", help="compare every run with this one, row by row: difference, interval, p-value"
+        "--versus",
+        metavar="NAME",
+        help="compare every run with this one, row by row: difference, interval, p-value; of several folders, NAME is "
+        "a run, a folder, or FOLDER:RUN",
     )
     parser.add_argument(
         "--paper", metavar="MODEL", help="set the paper's figures beside the runs: llama2-7b or llama2-13b"
@@ -35,48 +47,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
-    from lora_retriever.analysis.comparison import compare, comparison_table, comparisons_as_json
     from lora_retriever.analysis.published import published_table
-    from lora_retriever.analysis.published.reproduction import reproduce, reproduction_as_json, reproduction_table
-    from lora_retriever.analysis.summary import beside, summarize, to_json, to_run_table, to_table
+    from lora_retriever.analysis.side_by_side import summarize_folders
+    from lora_retriever.analysis.summary import beside
     from lora_retriever.metrics import SCORINGS
-    from lora_retriever.tables import FORMATS
+    from lora_retriever.tables import FORMATS, Table
 
     if args.paper and args.scoring != "paper":
         raise UserError("--paper: the paper's figures are scored its own way; only --scoring paper compares with them")
     if args.paper and args.versus:
         raise UserError("--paper and --versus are two comparisons: ask for one at a time")
-    if args.by_run and (args.by_task or args.paper or args.versus):
-        raise UserError("--by-run is a table of its own: ask for it without --by-task, --paper and --versus")
+    if args.by_run and (args.by_task or args.versus):
+        raise UserError("--by-run is a table of its own: ask for it without --by-task and --versus")
     if args.format == "html":
         return _summarize_as_page(args, console)
     paper = published_table(args.paper) if args.paper else None
-    runs, left_out = read_runs_of(args)
-    level, tables, contents = "task" if args.by_task else "domain", [], {}
+    folders = read_folders_of(args)
+    shown = {}
     for scoring in scorings(args):
-        with console.status(f"{scoring.name} scores of {len(runs)} runs"):
-            summaries = summarize(runs, scoring)
-            if paper:
-                reproduction = reproduce(summaries, paper)
-                tables.append(reproduction_table(reproduction, args.by_task, not args.no_intervals, left_out))
-                contents[scoring.name] = reproduction_as_json(reproduction, left_out)
-            elif args.versus:
-                compared = compare([run.scored for run in summaries], args.versus, level)
-                tables.append(comparison_table(compared, scoring.name, left_out))
-                contents[scoring.name] = comparisons_as_json(compared, scoring.name, left_out)
-            elif args.format == "json":
-                contents[scoring.name] = to_json(summaries, scoring, left_out)
-            elif args.by_run:
-                tables.append(to_run_table(summaries, not args.no_intervals, left_out))
-            else:
-                tables.append(to_table(summaries, args.by_task, not args.no_intervals, left_out))
-    if args.format == "json":
-        content = {"scoring": "both", "scorings": contents} if args.scoring == "both" else contents[args.scoring]
-        text = as_json(content) + "\n"
-    else:
+        with console.status(scoring_of(folders, scoring)):
+            shown[scoring.name] = _shown(args, folders, summarize_folders(folders, scoring), scoring, paper)
+    tables = [content for content in shown.values() if isinstance(content, Table)]
+    if tables:
         text = FORMATS[args.format](beside(tables, list(SCORINGS)) if len(tables) > 1 else tables[0])
+    else:
+        text = as_json({"scoring": "both", "scorings": shown} if len(shown) > 1 else shown[args.scoring]) + "\n"
     _write_or_print(text, args.output)
     return 0
+
+
+def _shown(
+    args: argparse.Namespace,
+    folders: Sequence[Folder],
+    summaries: Mapping[str, Sequence[RunSummary]],
+    scoring: Scoring,
+    paper: Published | None,
+) -> Table | dict[str, Any]:
+    """What the arguments ask for, under one scoring: a table, or the content of the JSON."""
+    from lora_retriever.analysis.comparison import compare_pairs, comparison_table, comparisons_as_json
+    from lora_retriever.analysis.published.side_by_side import (
+        means_table,
+        reproduce_folders,
+        reproductions_as_json,
+        reproductions_table,
+    )
+    from lora_retriever.analysis.side_by_side import all_runs, notes_of, pairs_of, summaries_as_json, summaries_table
+    from lora_retriever.analysis.summary import to_run_table
+
+    notes, intervals, in_json = notes_of(folders), not args.no_intervals, args.format == "json"
+    if paper:
+        reproductions = reproduce_folders(folders, summaries, paper)
+        if in_json:
+            return reproductions_as_json(folders, reproductions)
+        if args.by_run:
+            return means_table(reproductions, intervals, notes)
+        return reproductions_table(reproductions, args.by_task, intervals, notes)
+    if args.versus:
+        compared = compare_pairs(pairs_of(summaries, args.versus), "task" if args.by_task else "domain")
+        return (comparisons_as_json if in_json else comparison_table)(compared, scoring.name, notes)
+    if in_json:
+        return summaries_as_json(folders, summaries, scoring)
+    if args.by_run:
+        return to_run_table(all_runs(summaries), intervals, notes)
+    return summaries_table(summaries, args.by_task, intervals, notes)
 
 
 def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
@@ -87,7 +120,7 @@ def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
         raise UserError(
             "--format html shows one scoring, with intervals: leave out --paper, --scoring both and --no-intervals"
         )
-    text = render(report_content(args, console), args.results.resolve().name)
+    text = render(report_content(args, console), title_of(args))
     _write_or_print(text, args.output)
     return 0
 

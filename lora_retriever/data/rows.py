@@ -5,7 +5,8 @@ A row is `{inputs, targets, task, domain, metric}`, a pool entry `{model_name, d
 (several references, any of which is right). Other fields are not used; `read_rows` can say which there are.
 
 Names of tasks, domains, metrics and adapters are in Unicode form NFC, so that a letter with an accent is one letter
-whatever program wrote the file.
+whatever program wrote the file. Tasks of the official benchmark, and their adapters, get the official benchmark's names
+(`official`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from lora_retriever.data.objects import WrittenFloat, read_objects
+from lora_retriever.data.official import official_name, renamed
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.files import is_location
@@ -86,6 +88,8 @@ Text = Annotated[str, AfterValidator(_bounded)]
 Words = Annotated[Text, AfterValidator(_not_blank)]
 Name = Annotated[Words, AfterValidator(_one_form)]
 """A name of a task, domain, metric or adapter, in Unicode form NFC."""
+TaskName = Annotated[Name, AfterValidator(official_name)]
+"""A name of a task, or of the task's own adapter."""
 Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
 """One target, or several of which any is right."""
 
@@ -108,7 +112,7 @@ class Row(Sample):
     """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows."""
 
     inputs: Words
-    task: Name
+    task: TaskName
     domain: Name
     metric: Name
     id: int
@@ -119,7 +123,7 @@ class PoolEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    model_name: Name
+    model_name: TaskName
     domain: Annotated[Text, AfterValidator(_one_form)]
     sample: tuple[Sample, ...] = Field(min_length=1)
 
@@ -131,7 +135,8 @@ def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
     """The rows of a benchmark file, in the file's order.
 
     Args:
-        notes: a list to which a line is added that names the fields which are not used, if there are any.
+        notes: a list to which a line is added that names the fields which are not used, if there are any, and a line
+            that says which tasks got the official benchmark's names.
 
     Raises:
         UserError: the file is unusable (`read_objects`), or a row lacks a field, has a wrong value or names an unknown
@@ -148,6 +153,8 @@ def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
         if unused:
             listed = ", ".join(shortened(name, 40) for name in list(unused)[:8]) + (", …" if len(unused) > 8 else "")
             notes.append(f"{path}: fields of rows that are not used: {listed}")
+        if said := renamed(dict.fromkeys(content["task"] for content in objects)):
+            notes.append(f"{path}: {said}")
     return rows
 
 

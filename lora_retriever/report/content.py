@@ -35,7 +35,7 @@ class TableContent:
 
 @dataclass(frozen=True)
 class RunContent:
-    """A run: its name, its mean over tasks, the mean's interval (None: none known), and what its record says."""
+    """A run: its name, its mean over tasks, the mean's interval (None: none known), and how the run was made."""
 
     name: str
     rows: int
@@ -113,7 +113,7 @@ def _cell(cell: Cell | str | None) -> CellContent:
 
 
 def _made(run: Run) -> dict[str, str]:
-    """The contents of a run's record, a line per field."""
+    """What `runs.yaml` and the run's record say, a line per field."""
     meta: dict[str, Any] = run.meta
     configuration = meta.get("configuration", {})
     versions, adapters = meta.get("versions"), configuration.get("adapters")
@@ -122,6 +122,7 @@ def _made(run: Run) -> dict[str, str]:
     settings = {name: value for name, value in configuration.items() if name not in ("adapters", "method")}
     settings |= {"adapters": f"{len(adapters)} files' hashes"} if isinstance(adapters, dict) else {}
     fields = {
+        **(run.origin.fields if run.origin else {}),
         "configuration hash": meta.get("configuration_hash"),
         "profile": meta.get("profile"),
         "hardware": meta.get("hardware"),

@@ -16,6 +16,7 @@ import yaml
 
 from lora_retriever.analysis.runs import ORACLE
 from lora_retriever.analysis.scores import MEAN, NORMALIZED, Quantity
+from lora_retriever.data.official import read_tasks
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import main_score
 
@@ -107,7 +108,7 @@ def published_table(model: str) -> Published:
         row["task"]: PublishedTask(
             row["task"], row["domain"], row["metric"], int(row["rows"]), tuple(row["printed"].split("|"))
         )
-        for row in _read("tasks.csv")
+        for row in read_tasks()
     }
     known = list(dict.fromkeys(row["model"] for row in _read("table1.csv")))
     if model not in known:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from lora_retriever.analysis.origins import FILE
 from lora_retriever.analysis.published import MEAN_EM, Published, PublishedFigure, normalized_scores, source
 from lora_retriever.analysis.scores import MEAN, NORMALIZED, Quantity
 from lora_retriever.analysis.summary import Interval, RunSummary, notes
@@ -123,7 +124,7 @@ def reproduction_table(
 ) -> Table:
     """The paper's table 1, or tables 4 and 5 by task. Each run has three columns: ours, paper, difference."""
     level = "task" if by_task else "domain"
-    printed = [quantity for quantity in next(iter(reproduction.paper.printed.values())) if quantity.level == level]
+    printed = printed_quantities(reproduction.paper, level)
     rows: list[tuple[str, list[Cell | str | None]]] = [
         (
             MEANS.get(quantity, f"{quantity.group} {quantity.score}"),
@@ -153,6 +154,7 @@ def reproduction_as_json(reproduction: Reproduction, left_out: Sequence[str] = (
                 "rows": run.run.rows,
                 "paper_rows": run.paper_rows,
                 "profile": run.profile,
+                **({"origin": origin.fields} if (origin := run.run.scored.run.origin) else {}),
                 "figures": [_figure_as_json(quantity, figure) for quantity, figure in run.figures.items()],
             }
             for run in reproduction.runs
@@ -188,6 +190,11 @@ def _reproduced(run: RunSummary, paper: Published) -> ReproducedRun:
     return ReproducedRun(run, figures, foreign, sum(paper.tasks[name].rows for name in shared))
 
 
+def _notes(reproduction: Reproduction, level: str, intervals: bool) -> list[str]:
+    difference = "difference: ours − the paper's, [our 95 % interval, seen from the paper's figure]."
+    return notes_on(reproduction, level, intervals, explanations_of(reproduction.paper, level, difference))
+
+
 def _cells(figure: ReproducedFigure | None, intervals: bool) -> list[Cell | str | None]:
     """Ours, the paper's, the difference."""
     if figure is None:
@@ -202,26 +209,39 @@ def _cells(figure: ReproducedFigure | None, intervals: bool) -> list[Cell | str 
     return [ours, Cell(figure.paper.value, mark=DERIVED if figure.paper.derived else ""), difference]
 
 
-def _notes(reproduction: Reproduction, level: str, intervals: bool) -> list[str]:
-    """The notes: reservations against the comparison, then how to read the table, then the counts of verdicts."""
+def printed_quantities(paper: Published, level: str) -> list[Quantity]:
+    """What the paper's tables have a line for: domains, or tasks."""
+    return [quantity for quantity in next(iter(paper.printed.values())) if quantity.level == level]
+
+
+def notes_on(reproduction: Reproduction, level: str, intervals: bool, explanations: Sequence[str]) -> list[str]:
+    """The notes: reservations against the comparison, the explanations of the table, then the counts of verdicts."""
     runs, paper = reproduction.runs, reproduction.paper
-    lines = [*_reservations(runs, paper), *notes([run.run for run in runs], intervals)]
-    where = source("table1.csv" if level == "domain" else "tables4_5.csv")
-    lines += [
-        f"paper: {paper.model} in {where}; {DERIVED} derived from its tables 4 and 5, printed nowhere. difference: "
-        "ours − the paper's, [our 95 % interval, seen from the paper's figure].",
-        f"{MARKS['differs']} differs: the paper's figure lies outside our interval. {MARKS['agrees']} agrees: our "
-        f"interval lies wholly within {TOLERANCE:.0f} points of it, or {100 * TOLERANCE_SHARE:.0f} % of it where that "
-        f"is less. {MARKS['cannot tell']} neither: the interval is too wide to tell, which is no agreement.",
-        "The interval is of our score alone: the paper's answers are not published, so nothing can be paired. At 95 %, "
-        "about one figure in twenty differs by chance.",
-    ]
+    lines = [*_reservations(runs, paper), *notes([run.run for run in runs], intervals), *explanations]
     lines += [line for run in runs if (line := _verdicts(run, level))]
     if reproduction.others:
         lines.append(f"Not in the paper, so not here: {', '.join(reproduction.others)}.")
     if absent := [name for name in paper.printed if name not in {run.name for run in runs}]:
         lines.append(f"In the paper, but not among these runs: {', '.join(absent)}.")
     return [*lines, *_normalized(runs, paper.model)]
+
+
+def explanations_of(paper: Published, level: str, difference: str, our: str = "our") -> list[str]:
+    """How to read the table.
+
+    Args:
+        difference: how the table shows a difference from the paper's figure.
+        our: whose score and interval the table shows.
+    """
+    where = source("table1.csv" if level == "domain" else "tables4_5.csv")
+    return [
+        f"paper: {paper.model} in {where}; {DERIVED} derived from its tables 4 and 5, printed nowhere. {difference}",
+        f"{MARKS['differs']} differs: the paper's figure lies outside {our} interval. {MARKS['agrees']} agrees: {our} "
+        f"interval lies wholly within {TOLERANCE:.0f} points of it, or {100 * TOLERANCE_SHARE:.0f} % of it where that "
+        f"is less. {MARKS['cannot tell']} neither: the interval is too wide to tell, which is no agreement.",
+        f"The interval is of {our} score alone: the answers behind the paper's figures are not known, so nothing can "
+        "be paired. At 95 %, about one figure in twenty differs by chance.",
+    ]
 
 
 def _reservations(runs: Sequence[ReproducedRun], paper: Published) -> list[str]:
@@ -235,7 +255,14 @@ def _reservations(runs: Sequence[ReproducedRun], paper: Published) -> list[str]:
 
 def _reservations_of(run: ReproducedRun, paper: Published) -> Iterator[str]:
     """The reservations against one run: another model, other tasks, other rows."""
-    if run.profile is None:
+    origin = run.run.scored.run.origin
+    if run.profile is None and origin is not None:
+        yield (
+            f"{FILE} says that {origin.model} answered; a reproduction only if this is the paper's {paper.model}."
+            if origin.model
+            else f"{FILE} does not say which model answered; a reproduction only if {paper.model}'s did."
+        )
+    elif run.profile is None:
         yield f"no record (NAME.meta.json) says which models answered; a reproduction only if {paper.model}'s did."
     elif run.profile != paper.model:
         yield (

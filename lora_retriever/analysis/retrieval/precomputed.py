@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_retriever.analysis.retrieval.rankings import RetrievalData, describe
+from lora_retriever.data.official import official_name
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
@@ -137,9 +138,10 @@ def _header(content: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _texts(array: NDArray[Any], name: str, path: Path) -> tuple[str, ...]:
+    """The names of an array; tasks of the official benchmark, and their adapters, get the official names."""
     if array.dtype.kind != "U":
         raise UserError(f"{path}: array {name!r} is of type {array.dtype}; it must hold texts")
-    return tuple(array.tolist())
+    return tuple(map(official_name, array.tolist()))
 
 
 def _vectors(array: NDArray[Any], name: str, path: Path) -> Embeddings:
