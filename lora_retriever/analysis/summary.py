@@ -215,7 +215,7 @@ def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
-    """The notes under a table: the profile's note, the meaning of ±, missing rows, empty answers.
+    """The notes under a table: the profile's note, the meaning of ±, missing rows, empty answers, single adapters.
 
     Args:
         by_run: leaves out notes that need a line for each run.
@@ -239,6 +239,7 @@ def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> 
     lines += [f"{name} lacks {len(ids)} rows that other runs have: {id_ranges(ids)}." for name, ids in missing.items()]
     if not by_run:
         lines += [f"{run.name}: {run.empty} answers are empty or dots only." for run in runs if run.empty]
+    lines += [f"{note}." for run in runs if (note := run.scored.run.single_note)]
     for run in runs:
         if NORMALIZED in run.values and (lost := run.tasks_not_normalized):
             lines.append(f"{run.name}: normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")
