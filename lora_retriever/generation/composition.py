@@ -82,8 +82,8 @@ def nearly_single(name: str, k: int, weights: Sequence[Collection[float]]) -> st
     if k < 2 or not weights or single < NEARLY_ALL_ROWS * len(weights):
         return None
     return (
-        f"{name}: in {single} of {len(weights)} rows, one adapter has more than {NEARLY_THE_WEIGHT:.0%} of the weight, "
-        f"so the k = {k} adapters are in effect one. A higher temperature spreads the weights"
+        f"{name}: in {single} of {len(weights)} rows, one adapter has more than {100 * NEARLY_THE_WEIGHT:.0f} % of the "
+        f"weight, so the k = {k} adapters are in effect one. A higher temperature spreads the weights"
     )
 
 
