@@ -223,14 +223,14 @@ def _examine_device(profile: Profile, device: str) -> Finding:
 
 
 def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool) -> Iterator[Finding]:
-    """The encoder, if it is used: there, and, if it is not too large, loaded and tried on a row."""
+    """The encoder, if it is used: there, and, if it is not too large, loaded and tried on two rows."""
     settings = profile.encoder
     if settings is None:
         return
     if not is_used:
         yield Finding("ok", f"encoder: {settings.location} is not used by these methods")
         return
-    location, texts = settings.location, [row.inputs for row in rows[:1]] or ["a text"]
+    location, texts = settings.location, [row.inputs for row in rows[:2]] or ["a text", "another text"]
     if settings.is_own:
         yield _try_encoder(location, lambda: find_encoder(location, profile.folder), texts)
         return
