@@ -125,9 +125,9 @@ class RetrievalSection(Section):
     """How adapters are found for a row, how many adapters mixture and fusion use, and with which weights.
 
     Attributes:
-        k: number of adapters of a row.
         scorer: the name of a scorer, or `module:object` for a user's own. The module is also looked for in the
             profile's folder.
+        k: number of adapters of a row.
         temperature: None gives the adapters of a row equal weights, as the paper does. A number T weights them by
             exp(cosine / T) or by probability^(1 / T), as the scorer declares (`Scorer.weights`).
     """

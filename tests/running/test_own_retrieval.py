@@ -24,7 +24,8 @@ from lora_retriever.running import evaluate as evaluation
 from lora_retriever.running.doctor import examine
 from lora_retriever.running.evaluate import evaluate
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGE = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE[PAGE.index("## Your own scorer") :], re.DOTALL)
 """The documentation's scorer and encoder."""
 
 
