@@ -187,7 +187,10 @@ def test_scorers_and_temperatures_are_those_of_the_name(swept: Path) -> None:
         stored = json.loads((swept / f"{name}.meta.json").read_text())["configuration"]
         assert (stored["scorer"], stored["temperature"], stored["k"]) == (scorer, 0.2, 3)
         for line in lines_of(swept, name):
-            powers = [math.exp((score - line["scores"][0]) / 0.2) for score in line["scores"]]
+            if scorer == "cosine":
+                powers = [math.exp((score - line["scores"][0]) / 0.2) for score in line["scores"]]
+            else:
+                powers = [chance ** (1 / 0.2) for chance in line["retrieved"]["probabilities"][:3]]
             assert line["weights"] == pytest.approx([power / sum(powers) for power in powers], abs=1e-4)
     found = [[line["scores"] for line in lines_of(swept, f"mixture@scorer={s},temperature=0.2")]
              for s in ("cosine", "discriminant")]  # fmt: skip
