@@ -5,15 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_retriever.analysis.frames import load_results
+    from lora_retriever.data.rows import read_pool
+    from lora_retriever.retrieval.encoders import load_encoder
     from lora_retriever.retrieval.index import AdapterIndex, Hits
+    from lora_retriever.retrieval.scorers import Scorer
 
-__all__ = ["AdapterIndex", "Hits", "load_results"]
+__all__ = ["AdapterIndex", "Hits", "Scorer", "load_encoder", "load_results", "read_pool"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterIndex": "lora_retriever.retrieval.index",
     "Hits": "lora_retriever.retrieval.index",
+    "Scorer": "lora_retriever.retrieval.scorers",
+    "load_encoder": "lora_retriever.retrieval.encoders",
     "load_results": "lora_retriever.analysis.frames",
+    "read_pool": "lora_retriever.data.rows",
 }
 
 

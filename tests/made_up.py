@@ -43,6 +43,7 @@ def made_up_context(
     profile = profile.replaced({"scorer": index.scorer, **settings}, "the test")
     resources = Resources(profile, benchmark, nowhere, Console(quiet=True), no_model)
     resources.embeddings = index, queries
+    resources._indexes[index.scorer] = index
     return Context(resources, profile, reading_everything(masked))
 
 

@@ -18,6 +18,7 @@ from lora_retriever.data.rows import joined, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.files import hash_path, read_bytes
+from lora_retriever.generation.composition import nearly_single
 from lora_retriever.methods.paper import METHODS
 
 ORACLE = "best_selection"
@@ -96,6 +97,15 @@ class Run:
     def note(self) -> str:
         """The text that the profile prints under every table."""
         return str(self.meta.get("note", ""))
+
+    @property
+    def single_note(self) -> str | None:
+        """The note on a run without a gate whose k adapters are in effect one (`nearly_single`)."""
+        configuration = self.meta.get("configuration", {})
+        method, k = configuration.get("method"), configuration.get("k")
+        if not isinstance(k, int) or not isinstance(method, dict) or method.get("gate") is not None:
+            return None
+        return nearly_single(self.name, k, [row.weights for row in self.rows.values()])
 
     def without(self, ids: Collection[int]) -> Run:
         """The run without some of its rows."""

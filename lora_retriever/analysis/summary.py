@@ -223,7 +223,10 @@ def labels_of(tables: Sequence[Table]) -> tuple[list[str], int]:
 
 
 def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> list[str]:
-    """The notes under a table: whose answers these are, the profile's note, the meaning of ±, missing and empty rows.
+    """The notes under a table.
+
+    The notes say whose answers these are, the profile's note, the meaning of ±, which rows are missing or empty, and
+    which runs use one adapter in effect.
 
     Args:
         by_run: leaves out notes that need a line for each run.
@@ -248,6 +251,7 @@ def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> 
     lines += [f"{name} lacks {len(ids)} rows that other runs have: {id_ranges(ids)}." for name, ids in missing.items()]
     if not by_run:
         lines += [f"{run.name}: {run.empty} answers are empty or dots only." for run in runs if run.empty]
+    lines += [f"{note}." for run in runs if (note := run.scored.run.single_note)]
     for run in runs:
         if NORMALIZED in run.values and (lost := run.tasks_not_normalized):
             lines.append(f"{run.name}: normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")

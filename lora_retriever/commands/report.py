@@ -39,6 +39,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         index = AdapterIndex.load(args.index) if args.index else None
     except ValueError as error:
         raise UserError(f"--index: {error}; `lora-retriever index` makes one") from error
+    if index is not None and not index.has_embeddings:
+        raise UserError(
+            f"--index {args.index}: scorer {index.scorer} reads texts alone, so there is nothing to compare"
+        )
     content = report_content(args, console, index)
     output = args.output or args.results[0] / "report.html"
     page = render(content, title_of(args))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_encoding, count
-from lora_retriever.commands.shared import check_scorer, load_encoder_of
+from lora_retriever.commands.shared import load_encoder_of, scorer_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich
 from lora_retriever.files import write_json, writing
 
 if TYPE_CHECKING:
     from lora_retriever.analysis.retrieval.rankings import RetrievalData
+    from lora_retriever.retrieval.scorers import Scorer
 
+TEXTS = "texts alone"
+"""The name of the data of scorers that read no embeddings."""
 HELP = "how often a scorer finds the input's own adapter"
 
 
@@ -25,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=Path, help="pool file")
     parser.add_argument("--inputs", type=Path, help="benchmark rows")
     parser.add_argument(
-        "--encoder", action="append", default=[], help="sentence encoder: a folder or a Hub id; repeat for several"
+        "--encoder",
+        action="append",
+        default=[],
+        help="sentence encoder: a folder, a Hub id, or module:object (scorers of texts alone need none); repeat for "
+        "several",
     )
     parser.add_argument(
         "--embeddings",
@@ -36,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="embeddings in place of an encoder: arrays names, pool, tasks, queries; repeat for several",
     )
     add_encoding(parser)
-    parser.add_argument("--scorer", nargs="+", action="extend", required=True, metavar="NAME")
+    parser.add_argument(
+        "--scorer", nargs="+", action="extend", required=True, metavar="NAME", help="names, or module:object"
+    )
     parser.add_argument("--by", choices=["domain", "task"], help="add a table by domain or by task")
     parser.add_argument("--confusions", type=count, metavar="N", help="add the N most frequent confusions")
     parser.add_argument(
@@ -57,22 +67,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.analysis.retrieval.evaluation import evaluate_retrieval
     from lora_retriever.analysis.retrieval.rankings import templates_of
     from lora_retriever.analysis.retrieval.tables import as_json, report_tables, template_table
-    from lora_retriever.retrieval.scorers import needs_texts
     from lora_retriever.tables import FORMATS
 
-    for scorer in args.scorer:
-        check_scorer(scorer)
-        if needs_texts(scorer) and not args.pool:
+    scorers = [scorer_of(name) for name in args.scorer]
+    for scorer in scorers:
+        if scorer.needs_texts and not args.pool:
             raise UserError(
-                f"scorer {scorer} reads texts, and files of embeddings have none: name --pool and --inputs as well"
+                f"scorer {scorer.name} reads texts, and files of embeddings have none: name --pool and --inputs as well"
             )
-    known = _retrieval_data(args, console)
+    known = _retrieval_data(args, scorers, console)
     first = next(iter(known.values()))
     templates = templates_of(first)
     evaluations = []
     for name, data in known.items():
-        for scorer in args.scorer:
-            with console.status(for_rich(f"{name}: {scorer}")):
+        for scorer in scorers:
+            with console.status(for_rich(f"{name}: {scorer.name}")):
                 evaluations.append(
                     evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates)
                 )
@@ -86,24 +95,33 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _retrieval_data(args: argparse.Namespace, console: Console) -> dict[str, RetrievalData]:
+def _retrieval_data(args: argparse.Namespace, scorers: Sequence[Scorer], console: Console) -> dict[str, RetrievalData]:
     """The data to evaluate, by the name of the encoder or of the file of embeddings."""
     from lora_retriever.analysis.retrieval.precomputed import read_embeddings, with_texts
     from lora_retriever.analysis.retrieval.rankings import encode_data
     from lora_retriever.data.rows import read_pool, read_rows
 
-    if not args.encoder and not args.embeddings:
-        raise UserError("name an --encoder, or a file of --embeddings")
+    reading = [scorer.name for scorer in scorers if scorer.needs_embeddings]
+    if reading and not args.encoder and not args.embeddings:
+        raise UserError(f"scorer {reading[0]} reads embeddings: name an --encoder, or a file of --embeddings")
     if bool(args.pool) != bool(args.inputs):
         raise UserError("--pool and --inputs belong together: name both")
     if not args.pool and (args.encoder or args.by == "domain" or args.leave_out_templates or args.templates):
         raise UserError("encoders, domains and templates need texts: name --pool and --inputs")
     rows, pool = (read_rows(args.inputs), read_pool(args.pool)) if args.pool else ([], [])
+    if not reading:
+        if args.encoder or args.embeddings:
+            unused = "--encoder and --embeddings are not used: these scorers read texts alone"
+            console.print(for_rich(unused), soft_wrap=True)
+        return {TEXTS: encode_data(None, pool, rows)}
     known = {}
     for name in args.encoder:
         encoder = load_encoder_of(name, args)
-        with console.status(for_rich(f"{name}: encoding the pool's samples and {len(rows)} inputs")):
-            known[name] = encode_data(encoder, pool, rows)
+        try:
+            with console.status(for_rich(f"{name}: encoding the pool's samples and {len(rows)} inputs")):
+                known[name] = encode_data(encoder, pool, rows)
+        except ValueError as error:
+            raise UserError(f"--encoder {name}: {error}") from error
     for path in args.embeddings:
         data = read_embeddings(path)
         known[str(path)] = with_texts(data, pool, rows, path) if args.pool else data

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import quoted
 from lora_retriever.files import hash_path
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from lora_retriever.report.content import ReportContent
     from lora_retriever.retrieval.encoders import Encoder
     from lora_retriever.retrieval.index import AdapterIndex
+    from lora_retriever.retrieval.scorers import Scorer
 
 
 def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
@@ -95,23 +95,32 @@ def read_folders_of(args: argparse.Namespace) -> list[Folder]:
 
 
 def load_encoder_of(encoder: str, args: argparse.Namespace) -> Encoder:
-    """The encoder of a folder or a Hub id, behind the cache of embeddings unless the arguments say `--no-cache`."""
+    """The encoder of a folder or a Hub id, behind the cache of embeddings unless the arguments say `--no-cache`.
+
+    An encoder of the user's own, `module:object`, is looked for in the current folder, too, and is not cached.
+
+    Raises:
+        UserError: the encoder cannot be found or loaded.
+    """
     from lora_retriever.hub import ENCODER_WANTED, folder_or_id
+    from lora_retriever.own_objects import is_own
     from lora_retriever.retrieval.embedding_cache import cached
     from lora_retriever.retrieval.encoders import load_encoder
+    from lora_retriever.retrieval.own import find_encoder
 
+    if is_own(encoder):
+        return find_encoder(encoder, Path.cwd())
     folder = folder_or_id(encoder, ENCODER_WANTED)
     load = partial(load_encoder, folder, args.layout, args.instruction)
     return load() if args.no_cache else cached(load, hash_path(folder), args.layout, args.instruction)
 
 
-def check_scorer(name: str) -> None:
-    """Check that a scorer of this name exists.
+def scorer_of(name: str) -> Scorer:
+    """The scorer of this name. A scorer of the user's own, `module:object`, is looked for in the current folder, too.
 
     Raises:
-        UserError: the scorer is unknown.
+        UserError: the scorer is unknown or cannot be loaded.
     """
-    from lora_retriever.retrieval.scorers import SCORERS
+    from lora_retriever.retrieval.own import find_scorer
 
-    if name not in SCORERS:
-        raise UserError(f"unknown scorer {quoted(name)} (known: {', '.join(SCORERS)})")
+    return find_scorer(name, Path.cwd())

@@ -179,13 +179,14 @@ def read_samples(path: Path) -> list[Sample]:
     return _checked(Sample, read_objects(path), path)
 
 
-def read_pool(path: Path) -> list[PoolEntry]:
+def read_pool(path: Path | str) -> list[PoolEntry]:
     """The entries of a pool file, in the file's order.
 
     Raises:
         UserError: the file is unusable (`read_objects`), an entry lacks a field or has a wrong value, or two entries
             have one name.
     """
+    path = Path(path)
     entries = _checked(PoolEntry, read_objects(path), path)
     repeated = [name for name, count in Counter(entry.model_name for entry in entries).items() if count > 1]
     if repeated:

@@ -15,6 +15,8 @@ from lora_retriever.experiment.checks import benchmark_problems, benchmark_warni
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path
 from lora_retriever.hub import ENCODER_WANTED, WANTED, fetch
+from lora_retriever.own_objects import source_hash
+from lora_retriever.retrieval.own import find_encoder
 
 if TYPE_CHECKING:
     from lora_retriever.generation.loading import ModelSource
@@ -30,9 +32,10 @@ class Benchmark:
     Attributes:
         limit: number of rows kept per task. None: all rows.
         base: the folder of the base model.
-        encoder: the folder of the encoder.
+        encoder: the folder of the encoder. None: no encoder is used, or an encoder of a user's own.
         adapters: the folder of each adapter, by the adapter's name.
-        hashes: SHA-256 of `rows`, `pool`, `base`, `encoder` and of each adapter in `adapters`.
+        hashes: SHA-256 of `rows`, `pool`, `base`, of each adapter in `adapters`, and of the `encoder` if an encoder is
+            used. The hash of a user's own encoder is its source file's.
         warnings: findings about rows and pool that do not stop a run, one line each.
     """
 
@@ -40,16 +43,19 @@ class Benchmark:
     limit: int | None
     pool: list[PoolEntry]
     base: Path
-    encoder: Path
+    encoder: Path | None
     adapters: dict[str, Path]
     hashes: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
 
-def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
+def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = True) -> Benchmark:
     """Read the rows and the pool, find or fetch the models, and hash all of them.
 
     All rows are checked, also the rows that `limit` leaves out.
+
+    Args:
+        uses_encoder: whether embeddings are needed. If not, the profile's encoder is neither fetched nor looked for.
 
     Raises:
         UserError: something is missing or malformed. The message names everything that is inconsistent in rows and
@@ -62,18 +68,34 @@ def open_benchmark(profile: Profile, limit: int | None) -> Benchmark:
     if problems:
         raise UserError(_listed(f"profile {profile.name}: the benchmark is inconsistent", problems))
     base = folder_of(profile, profile.base.location, profile.base.revision)
-    encoder = folder_of(profile, profile.encoder.location, profile.encoder.revision, ENCODER_WANTED)
+    encoder, encoder_hash = _find_encoder(profile) if uses_encoder else (None, {})
     adapters = _folders_of_adapters(profile, pool)
     hashes = {
         "rows": hash_path(profile.rows_path),
         "pool": hash_path(profile.pool_path),
         "base": hash_path(base),
-        "encoder": hash_path(encoder),
+        **encoder_hash,
         "adapters": {name: hash_path(folder) for name, folder in adapters.items()},
     }
     warnings = (*notes, *benchmark_warnings(profile, rows, pool))
     kept = rows if limit is None else limited(rows, limit)
     return Benchmark(kept, limit, pool, base, encoder, adapters, hashes, warnings)
+
+
+def _find_encoder(profile: Profile) -> tuple[Path | None, dict[str, str | None]]:
+    """The folder of the profile's encoder, and the encoder's hash. A user's own encoder is loaded and has no folder.
+
+    Raises:
+        UserError: the encoder cannot be found or loaded.
+    """
+    section = profile.encoder
+    if section is None:
+        return None, {}
+    if section.is_own:
+        find_encoder(section.location, profile.folder)
+        return None, {"encoder": source_hash(section.location)}
+    folder = folder_of(profile, section.location, section.revision, ENCODER_WANTED)
+    return folder, {"encoder": hash_path(folder)}
 
 
 def folder_of(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:

@@ -14,15 +14,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator
+from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.files import MAX_NAME_BYTES, is_location, safe_name
 from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.own_objects import is_own
 from lora_retriever.retrieval.encoders import Layout
-from lora_retriever.retrieval.scorers import SCORERS
+from lora_retriever.retrieval.own import find_scorer
+from lora_retriever.retrieval.scorers import SCORERS, Scorer
 from lora_retriever.settings import MAX_COUNT, MAX_PROBLEMS, MAX_THREADS, Section, one_of, problems_of
 
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
@@ -79,7 +81,10 @@ class AdaptersSection(Checkpoint):
 
 
 class EncoderSection(Checkpoint):
-    """The sentence encoder.
+    """The sentence encoder: a checkpoint, or an encoder of a user's own by `module:object`.
+
+    An encoder of a user's own is given the texts as they are, and its embeddings are not kept on disk: no other field
+    applies to it.
 
     Attributes:
         layout: the layout of the encoder's checkpoint.
@@ -93,6 +98,22 @@ class EncoderSection(Checkpoint):
     batch_size: int = Field(16, ge=1, le=MAX_COUNT)
     cache: bool = True
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the encoder is a user's own."""
+        return is_own(self.location)
+
+    @model_validator(mode="after")
+    def _has_only_fields_that_apply(self) -> EncoderSection:
+        set_here = [
+            name
+            for name, field in EncoderSection.model_fields.items()
+            if name != "location" and getattr(self, name) != field.default
+        ]
+        if self.is_own and set_here:
+            raise ValueError(f"{self.location} is an encoder of your own, to which {', '.join(set_here)} do not apply")
+        return self
+
 
 class DataSection(Section):
     """The files of the benchmark's rows and of the pool."""
@@ -105,10 +126,11 @@ class RetrievalSection(Section):
     """How adapters are found for a row, how many adapters mixture and fusion use, and with which weights.
 
     Attributes:
-        scorer: the name of a scorer.
+        scorer: the name of a scorer, or `module:object` for a user's own. The module is also looked for in the
+            profile's folder.
         k: number of adapters of a row.
         temperature: None gives the adapters of a row equal weights, as the paper does. A number T weights them by
-            softmax(score / T).
+            exp(cosine / T) or by probability^(1 / T), as the scorer declares (`Scorer.weights`).
     """
 
     scorer: str = "hybrid"
@@ -118,7 +140,7 @@ class RetrievalSection(Section):
     @field_validator("scorer")
     @classmethod
     def _known(cls, name: str) -> str:
-        return one_of(name, SCORERS, "scorer")
+        return name if is_own(name) else one_of(name, SCORERS, "scorer")
 
 
 class RaySection(Section):
@@ -146,6 +168,7 @@ class Profile(Section):
 
     Attributes:
         folder: the profile's own folder, where relative locations start.
+        encoder: None if no method of the profile needs embeddings.
         note: a text that is printed under every table.
         device: a device of torch; `auto`: a GPU if there is one; or `balanced`: all GPUs, for a base model that is
             larger than one GPU.
@@ -167,7 +190,7 @@ class Profile(Section):
     note: str = ""
     base: Checkpoint
     adapters: AdaptersSection
-    encoder: EncoderSection
+    encoder: EncoderSection | None = None
     data: DataSection
     retrieval: RetrievalSection = RetrievalSection()
     generation: GenerationSection = GenerationSection()
@@ -219,6 +242,26 @@ class Profile(Section):
             section = content["retrieval"] if name in RetrievalSection.model_fields else content
             section[name] = value
         return _validated(content, source)
+
+    def find_scorer(self, name: str) -> Scorer:
+        """The scorer of a name that the profile may give: one of the project's, or a user's own.
+
+        Raises:
+            UserError: the scorer is unknown or cannot be loaded.
+        """
+        try:
+            return find_scorer(name, self.folder)
+        except UserError as error:
+            raise UserError(f"profile {self.name}: {error}") from error
+
+    @property
+    def scorer(self) -> Scorer:
+        """The profile's scorer.
+
+        Raises:
+            UserError: the scorer is a user's own and cannot be loaded.
+        """
+        return self.find_scorer(self.retrieval.scorer)
 
     @property
     def torch_device(self) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NEARLY_THE_WEIGHT = 0.99
+"""Share of a row's weight above which one adapter is in effect the row's only adapter."""
+NEARLY_ALL_ROWS = 0.95
+"""Minimum share of such rows for which a run is noted."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,23 @@ class Composition:
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters."""
         return tuple(self.weights)
+
+
+def nearly_single(name: str, k: int, weights: Sequence[Collection[float]]) -> str | None:
+    """A note on a run whose `k` adapters are in effect one: in nearly all rows, one adapter has nearly all weight.
+
+    Args:
+        name: the run's name.
+        k: the number of adapters that the run gives a row.
+        weights: the weights of each row's adapters.
+    """
+    single = sum(max(row) > NEARLY_THE_WEIGHT * sum(row) for row in weights if row)
+    if k < 2 or not weights or single < NEARLY_ALL_ROWS * len(weights):
+        return None
+    return (
+        f"{name}: in {single} of {len(weights)} rows, one adapter has more than {100 * NEARLY_THE_WEIGHT:.0f} % of the "
+        f"weight, so the k = {k} adapters are in effect one. A higher temperature spreads the weights"
+    )
 
 
 def _numbers(kind: str, given: object) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from lora_retriever.escaping import quoted
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition, Retrieved
 from lora_retriever.methods.base import LearnedGate, Method, Router, with_ood
+from lora_retriever.own_objects import load_object
 
 __all__ = [
     "Composition",
@@ -102,17 +102,7 @@ def load_methods(location: str, folder: Path | None = None) -> list[Method]:
     Raises:
         UserError: the module cannot be imported, or its object is missing or no method.
     """
-    module, _, name = location.partition(":")
-    path = list(sys.path)
-    if folder is not None:
-        sys.path.insert(0, str(folder))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # a user's own code may raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"method {location}: cannot be loaded: {reason}") from error
-    finally:
-        sys.path[:] = path
+    found = load_object(location, folder, "method")
     methods = [found] if isinstance(found, Method) else list(found) if isinstance(found, list | tuple) else []
     if not methods or not all(isinstance(method, Method) for method in methods):
         raise UserError(f"method {location}: expected a lora_retriever.methods.Method, or a list of them")

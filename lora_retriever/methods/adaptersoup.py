@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.options import Count
-from lora_retriever.methods.parts.top_k import RETRIEVAL
+from lora_retriever.methods.parts.top_k import EMBEDDED
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -51,6 +51,6 @@ METHODS = with_ood(
         "Chronopoulou et al. 2023, arXiv 2302.07027",
         AdapterSoup(),
         "fusion",
-        reads=RETRIEVAL,
+        reads=EMBEDDED,
     )
 )

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.context import Context, Declaration, Reads, Settings
@@ -70,8 +71,9 @@ class Method:
         mode: how adapters are composed: the name of a composer in `peft_composition.MODES`, or a composer.
         gate: the gate that weighs the adapters by token. None: the router's weights hold for all tokens.
         masked: whether each row's own adapter is masked (out-of-domain).
-        reads: the parts of the experiment that decide the method's answers.
-        settings: the settings of the profile that the method uses.
+        reads: the parts of the experiment that decide the method's answers. A method that searches by the profile's
+            scorer reads what this scorer reads, so such a method names `encoder` only if it reads embeddings itself.
+        settings: the settings of the profile that the method uses; `seed` if the method draws anything.
     """
 
     name: str
@@ -109,6 +111,19 @@ class Method:
         """The name without `_ood`, under which a profile gives the method's options."""
         return self.name.removesuffix(OOD)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the seed decides the method's answers: the method declares so, or a part has an option `seed`."""
+        return "seed" in self.settings or any(hasattr(part, "seed") for part in (self.router, self.mode, self.gate))
+
+    def needs_encoder(self, profile: Profile) -> bool:
+        """Whether the method reads embeddings: itself, or by the profile's scorer.
+
+        Raises:
+            UserError: the profile's scorer is a user's own and cannot be loaded.
+        """
+        return "encoder" in self.reads or ("scorer" in self.settings and profile.scorer.needs_embeddings)
+
     def adapters_needed(self, k: int) -> int:
         """The number of adapters that a row is given under the profile's `k`. 0: the method has no fixed number."""
         own: int | None = getattr(self.router, "k", None)
@@ -120,7 +135,7 @@ class Method:
         The name of a run and the hash of its configuration keep only such settings.
         """
         if setting == "seed":
-            return True
+            return self.draws
         if setting == "k" and getattr(self.router, "k", None) is not None:
             return False  # the router's own option decides
         if setting == "temperature" and self.adapters_needed(k) == 1:

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lora_retriever.own_objects import source_file
+
 OWN_PACKAGES = ("lora_retriever", "peft_composition")
 """The project's own packages."""
 SEAMS = ("lora_retriever/methods/__init__.py", "lora_retriever/methods/base.py", "lora_retriever/methods/context.py")
@@ -31,14 +33,21 @@ def hashes_of(names: Iterable[str]) -> dict[str, str]:
     return dict(sorted((name, hash_of(path)) for name, path in _project_files(names)))
 
 
-def part_hashes(parts: Iterable[Any]) -> dict[str, str]:
+def part_hashes(parts: Iterable[Any], own: Iterable[str] = ()) -> dict[str, str]:
     """The SHA-256 of the source files of routers, composers, gates or functions, and of the files they import.
 
     Of the project, imports are followed within `methods`; retrieval counts as a whole where one of these files uses
     retrieval. Of a user's own code, imports are followed within the folder where the module lies.
+
+    Args:
+        own: a user's own objects that were loaded, by `module:object`. Their modules count like the parts' modules.
     """
     found: dict[str, Path] = {}
     waiting = [source for part in parts for source in _sources_of(part)]
+    for location in own:
+        path = source_file(location)
+        if path is not None and not _is_installed(path):
+            waiting.append((location.partition(":")[0], path))
     while waiting:
         module, path = waiting.pop()
         name = file_name(module, path)

@@ -22,10 +22,12 @@ from lora_retriever.experiment.benchmark import Benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path, read_bytes, write_json
 from lora_retriever.methods.code import learning_digest
+from lora_retriever.own_objects import is_own, source_hash
 from lora_retriever.retrieval.embedding_cache import cached
 from lora_retriever.retrieval.encoders import Embeddings, Encoder, load_encoder
+from lora_retriever.retrieval.encoding import encode_samples, encode_texts
 from lora_retriever.retrieval.index import AdapterIndex, Hits
-from lora_retriever.retrieval.pooling import index_pool
+from lora_retriever.retrieval.own import find_encoder
 
 if TYPE_CHECKING:
     from lora_retriever.generation.generator import Generator
@@ -37,8 +39,8 @@ RECORD_FILE = "record.json"
 
 Reads = Literal["adapters", "pool", "encoder", "model"]
 """Parts of an experiment that may decide a method's answers, beside the base model."""
-Settings = Literal["k", "scorer", "temperature"]
-"""Settings of a profile that a method may use. Every method may use the seed."""
+Settings = Literal["k", "scorer", "temperature", "seed"]
+"""Settings of a profile that a method may use."""
 Uses = Literal["rows", "encoder", "masked", "k", "scorer", "temperature"]
 """What may decide the content of a learned folder, beside what always decides it (see `Context.learned`)."""
 
@@ -91,30 +93,46 @@ class Resources:
 
     @cached_property
     def embeddings(self) -> tuple[AdapterIndex, Embeddings]:
-        """The pool's index under the profile's scorer, and the embeddings [rows, dim] of the rows' inputs."""
-        profile, settings, device = self.profile, self.profile.encoder, self.profile.encoder_device
+        """An index with the embeddings of the pool's samples, and the embeddings [rows, dim] of the rows' inputs.
+
+        Raises:
+            UserError: the profile has no encoder, or the encoder cannot be loaded or gives no embeddings.
+        """
+        names = [entry.model_name for entry in self.benchmark.pool]
+        texts = [[sample.inputs for sample in entry.sample] for entry in self.benchmark.pool]
         with self.console.status("encoding the pool and the rows"):
-            load = partial(
-                load_encoder,
-                self.benchmark.encoder,
-                settings.layout,
-                settings.instruction,
-                settings.batch_size,
-                device,
-            )
-            encoder: Encoder = (
-                cached(load, self.benchmark.hashes["encoder"], settings.layout, settings.instruction, device)
-                if settings.cache
-                else load()
-            )
-            queries = encoder.encode([row.inputs for row in self.benchmark.rows])
-            return index_pool(encoder, self.benchmark.pool, profile.retrieval.scorer), queries
+            encoder = self._encoder()
+            try:
+                queries = encode_texts(encoder, [row.inputs for row in self.benchmark.rows])
+                samples = encode_samples(encoder, texts)
+            except ValueError as error:
+                raise UserError(f"profile {self.profile.name}: encoder: {error}") from error
+            return AdapterIndex.from_embeddings(names, samples, texts=texts), queries
 
     def index(self, scorer: str) -> AdapterIndex:
-        """The pool's index under a scorer."""
+        """The pool's index under a scorer. Embeddings are made only if the scorer reads embeddings."""
         if scorer not in self._indexes:
-            self._indexes[scorer] = self.embeddings[0].rescored(scorer)
+            rule = self.profile.find_scorer(scorer)
+            self._indexes[scorer] = (
+                self.embeddings[0].rescored(rule)
+                if rule.needs_embeddings
+                else AdapterIndex.from_texts(self.benchmark.pool, scorer=rule)
+            )
         return self._indexes[scorer]
+
+    def _encoder(self) -> Encoder:
+        """The profile's encoder, behind the user's cache of embeddings. An encoder of a user's own is not cached."""
+        profile, settings, folder = self.profile, self.profile.encoder, self.benchmark.encoder
+        if settings is None:
+            raise UserError(f"profile {profile.name}: encoder: the field is missing, and embeddings are needed")
+        if settings.is_own:
+            return find_encoder(settings.location, profile.folder)
+        assert folder is not None, "a benchmark whose encoder is used has the encoder's folder"
+        layout, instruction, device = settings.layout, settings.instruction, profile.encoder_device
+        load = partial(load_encoder, folder, layout, instruction, settings.batch_size, device)
+        if not settings.cache:
+            return load()
+        return cached(load, self.benchmark.hashes["encoder"], layout, instruction, device)
 
 
 class Context:
@@ -169,8 +187,8 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """The seed of whatever a method draws. Every run's record keeps the seed."""
-        self._check_use("seed")
+        """The seed of whatever a method draws."""
+        self._check_setting("seed")
         return self._profile.seed
 
     @property
@@ -198,15 +216,20 @@ class Context:
 
     def index(self, scorer: str | None = None) -> AdapterIndex:
         """The pool's index under a scorer. None: the profile's scorer."""
-        self._check_reads("encoder")
         self._check_reads("pool")
-        return self._resources.index(self.scorer if scorer is None else scorer)
+        named = self.scorer if scorer is None else scorer
+        if self._profile.find_scorer(named).needs_embeddings:
+            self._check_use("encoder")
+            if scorer is not None:  # the profile's scorer itself says that the method reads embeddings
+                self._check_reads("encoder")
+        return self._resources.index(named)
 
     def search(self, k: int, scorer: str | None = None) -> Hits:
         """The best `k` adapters for each row, without the masked adapters."""
         exclude = self.masked_adapters if self.masked else None
-        texts = [row.inputs for row in self.rows]
-        return self.index(scorer).search(self.queries, k, exclude=exclude, texts=texts)
+        texts, index = [row.inputs for row in self.rows], self.index(scorer)
+        queries = self._resources.embeddings[1] if index.needs_embeddings else None
+        return index.search(queries, k, exclude=exclude, texts=texts)
 
     @property
     def generator(self) -> Generator:
@@ -282,8 +305,11 @@ class Context:
         if use == "rows":
             return [hashes["rows"], self._resources.benchmark.limit]
         if use == "encoder":
-            self._check_reads("encoder")
-            return [hashes["encoder"], encoder.layout, encoder.instruction]
+            if "scorer" not in self._declared.settings:
+                self._check_reads("encoder")
+            return None if encoder is None else [hashes.get("encoder"), encoder.layout, encoder.instruction]
+        if use == "scorer" and is_own(self.scorer):
+            return [self.scorer, source_hash(self.scorer)]
         return getattr(self, use)
 
     def _check_use(self, use: str) -> None:

@@ -79,5 +79,6 @@ METHODS = with_ood(
         LoraHub(),
         "fusion",
         reads=frozenset({"adapters", "pool", "model"}),
+        settings=frozenset({"seed"}),
     )
 )

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.options import Count, Positive
-from lora_retriever.methods.parts.top_k import RETRIEVAL, compositions_of, recorded, weights_of
+from lora_retriever.methods.parts.top_k import EMBEDDED, compositions_of, recorded, weights_of
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -40,6 +40,6 @@ METHODS = with_ood(
         "mixture of the nearest tasks' adapters, weighted by similarity",
         "Dhasade et al. 2026, arXiv 2601.21795",
         Similar(),
-        reads=RETRIEVAL,
+        reads=EMBEDDED,
     )
 )

@@ -14,7 +14,15 @@ from pydantic.dataclasses import dataclass
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.options import Count, Power
-from lora_retriever.methods.parts.top_k import RETRIEVAL, TOP_K, Nearest, compositions_of, recorded, weights_of
+from lora_retriever.methods.parts.top_k import (
+    RETRIEVAL,
+    TOP_K,
+    Nearest,
+    compositions_of,
+    recorded,
+    retrieval_weights,
+    weights_of,
+)
 from peft_composition.merges import Dare, Svd, Ties
 
 if TYPE_CHECKING:
@@ -37,8 +45,8 @@ class Raised:
         """The adapters that retrieval finds, with their weights."""
         k = context.k if self.k is None else self.k
         hits = context.search(recorded(k, context))
-        weights = weights_of(hits.scores[:, :k], context.temperature if self.power else None)  # [rows, k]
-        return compositions_of(hits, weights**self.power)
+        weights = retrieval_weights(hits, k, context) if self.power else weights_of(hits.scores[:, :k], None)
+        return compositions_of(hits, weights**self.power)  # [rows, k]
 
 
 METHODS = (
@@ -61,7 +69,7 @@ METHODS = (
             Raised(2),
             Dare(),
             reads=RETRIEVAL,
-            settings=TOP_K,
+            settings=TOP_K | {"seed"},
         )
     ),
     *with_ood(

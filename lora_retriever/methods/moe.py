@@ -79,6 +79,7 @@ METHODS = (
         Experts(),
         gate=MoE(top_k=1),
         reads=frozenset({"adapters", "pool", "model"}),
+        settings=frozenset({"seed"}),
     ),
     Method(
         "moe_top3",
@@ -87,6 +88,7 @@ METHODS = (
         Experts(),
         gate=MoE(top_k=3),
         reads=frozenset({"adapters", "pool", "model"}),
+        settings=frozenset({"seed"}),
     ),
     Method(
         "moe_soft",
@@ -95,5 +97,6 @@ METHODS = (
         Experts(),
         gate=MoE(),
         reads=frozenset({"adapters", "pool", "model"}),
+        settings=frozenset({"seed"}),
     ),
 )

@@ -62,7 +62,7 @@ METHODS = (
             "the average of the outputs of k adapters drawn for each row",
             "a floor of every router",
             Drawn(),
-            settings=frozenset({"k"}),
+            settings=frozenset({"k", "seed"}),
         )
     ),
 )

@@ -93,5 +93,6 @@ METHODS = (
         mode="fusion",
         gate=Smear(),
         reads=frozenset({"adapters", "pool", "model"}),
+        settings=frozenset({"seed"}),
     ),
 )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal, quoted
 from lora_retriever.files import read_bytes
+from lora_retriever.hub import ENCODER_WANTED, folder_or_id
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -203,23 +204,29 @@ def default_prompt(folder: Path) -> str | None:
 
 
 def load_encoder(
-    folder: Path,
+    location: Path | str,
     layout: Layout = "auto",
     instruction: str = "",
     batch_size: int = 16,
     device: str = "cpu",
 ) -> SentenceEncoder:
-    """Load an encoder from a local folder. Code in the folder is never run.
+    """Load an encoder from a folder, or from the Hub. Code of a checkpoint is never run.
 
     Args:
+        location: a folder, as a path or a text, or a Hub id.
         layout: `auto` reads a folder as Instructor's if its `modules.json` names classes of InstructorEmbedding. The
             hkunlp checkpoints name classes of sentence-transformers, so they need `instructor`.
+        instruction: text before every input.
+        batch_size: number of texts in a batch.
+        device: a device of torch.
 
     Raises:
-        UserError: the folder holds no encoder of that layout, or an encoder that needs code of its own.
+        UserError: there is no such folder or repository, or it holds no encoder of that layout, or an encoder that
+            needs code of its own.
     """
     from sentence_transformers import SentenceTransformer
 
+    folder = folder_or_id(location, ENCODER_WANTED) if isinstance(location, str) else location
     try:
         instructor = layout == "instructor" or (layout == "auto" and _names_instructor(folder))
         _refuse_code(folder, instructor)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,31 +11,30 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 
-from lora_retriever.escaping import quoted
+from lora_retriever.data.rows import PoolEntry
 from lora_retriever.files import sweep_unfinished, write_bytes
 from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
+from lora_retriever.retrieval.encoders import Encoder
+from lora_retriever.retrieval.encoding import encode_samples, encode_texts
+from lora_retriever.retrieval.index_file import (
+    MOST_SAMPLES,
+    check_scatter,
+    check_values,
+    constants_of,
+    float32,
+    list_of_texts,
+    read_parts,
+)
 from lora_retriever.retrieval.pool import AdapterPool
-from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples
+from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples, Scorer, as_scorer
 from lora_retriever.retrieval.scorers.base import unit
 
 INDEX_FILE = "index.safetensors"
 LARGE = 4096
 """Minimum number of adapters for a search of inner products by faiss, which is exact and faster than sorting."""
-LARGEST_VALUE = 1e15
-"""Maximum absolute value in an embedding: the squares of larger values overflow."""
-MOST_SAMPLES = 1 << 31
-"""Maximum number of samples that a file may state for an adapter."""
-TENSORS = {
-    "samples": ({"F16", "F32", "F64"}, 2),
-    "means": ({"F16", "F32", "F64"}, 2),
-    "counts": ({"I32", "I64"}, 1),
-    "scatter": ({"F32", "F64"}, 2),
-    "texts": ({"U8"}, 1),
-}
-"""The tensors of an index file: safetensors' names of the types that are read, and the number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,18 @@ class AdapterIndex:
     (the running sums of `discriminant` differ by rounding in double precision).
     """
 
-    def __init__(self, scorer: str = "cosine") -> None:
+    def __init__(self, scorer: str | Scorer = "cosine", encoder: Encoder | None = None) -> None:
         """An empty index.
+
+        Args:
+            scorer: the name of one of the project's scorers, or a scorer of your own.
+            encoder: the encoder by which `search_texts` encodes texts.
 
         Raises:
             ValueError: there is no such scorer.
         """
-        if scorer not in SCORERS:
-            raise ValueError(f"unknown scorer {quoted(scorer)} (known: {', '.join(SCORERS)})")
-        self.scorer = scorer
+        self._rule = as_scorer(scorer)
+        self._encoder = encoder
         self._pool = AdapterPool()
         self._state: _State | None = None
 
@@ -111,10 +112,12 @@ class AdapterIndex:
         cls,
         names: Sequence[str],
         embeddings: Sequence[Array],
-        scorer: str = "cosine",
+        scorer: str | Scorer = "cosine",
         texts: Sequence[Sequence[str]] | None = None,
     ) -> AdapterIndex:
         """An index of one array [samples_i, dim] per name, and the samples' texts if the scorer reads texts.
+
+        An index without embeddings has arrays [samples_i, 0]; its scorer reads texts alone.
 
         Raises:
             ValueError: as for `add`, or the numbers of names, arrays and lists of texts differ.
@@ -126,6 +129,50 @@ class AdapterIndex:
         for position, (name, samples) in enumerate(zip(names, embeddings, strict=True)):
             index.add(name, samples, None if texts is None else texts[position])
         return index
+
+    @classmethod
+    def from_texts(
+        cls,
+        pool: Mapping[str, Sequence[str]] | Sequence[PoolEntry],
+        encoder: Encoder | None = None,
+        scorer: str | Scorer = "hybrid",
+    ) -> AdapterIndex:
+        """An index of texts, ready for `search_texts`.
+
+        Args:
+            pool: the pool as `read_pool` gives it, whose samples' inputs are taken; or texts by the adapters' names.
+            encoder: encodes the texts, if the scorer reads embeddings. None: the scorer reads texts alone.
+
+        Raises:
+            ValueError: as for `add`; there is no such scorer, the scorer reads embeddings and there is no encoder, or
+                the encoder gives no embeddings.
+        """
+        described = pool if isinstance(pool, Mapping) else {e.model_name: [s.inputs for s in e.sample] for e in pool}
+        index = cls(scorer, encoder)
+        for name, texts in described.items():
+            if isinstance(texts, str):
+                raise ValueError(f"adapter {name!r}: give a list of texts, not one text")
+        embeddings: Sequence[Array | None] = [None] * len(described)
+        if described and index._rule.needs_embeddings:
+            embeddings = encode_samples(index._needed_encoder(), list(described.values()))
+        for (name, texts), samples in zip(described.items(), embeddings, strict=True):
+            index.add(name, samples, texts)
+        return index
+
+    @property
+    def scorer(self) -> str:
+        """The scorer's name."""
+        return self._rule.name
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the scorer reads embeddings."""
+        return self._rule.needs_embeddings
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether the adapters have embeddings, or their samples' texts alone. An empty index may get any."""
+        return self._pool.dim != 0
 
     @property
     def names(self) -> list[str]:
@@ -143,41 +190,68 @@ class AdapterIndex:
         """
         return self._fitted().temperature
 
-    def rescored(self, scorer: str) -> AdapterIndex:
+    @property
+    def weight_unit(self) -> float:
+        """The step of the score by which a weight of temperature 1 changes by the factor e.
+
+        Weights of temperature T are w_p ∝ exp(s_p / (T u)) with this unit u. Where weights are made of cosines, u is 1.
+        Where weights are made of calibrated probabilities P(p) ∝ exp(s_p / τ), u is τ, so that w_p ∝ P(p)^(1/T).
+
+        Raises:
+            ValueError: the index is empty, or no sample can be left out to calibrate the probabilities.
+        """
+        if self._rule.weights == "cosine":
+            return 1.0
+        if self.temperature is None:
+            raise ValueError(
+                f"scorer {self.scorer} has no calibrated probabilities for this pool, because no sample can be left out"
+            )
+        return self.temperature
+
+    def rescored(self, scorer: str | Scorer) -> AdapterIndex:
         """The same pool under another scorer.
 
         Raises:
-            ValueError: there is no such scorer, or the scorer needs samples or texts that this index does not have.
+            ValueError: there is no such scorer, or the scorer needs samples, texts or embeddings that this index does
+                not have.
         """
-        index = AdapterIndex(scorer)
+        index = AdapterIndex(scorer, self._encoder)
         index._pool = self._pool.copy()
-        if scorer == self.scorer:
+        if index._rule == self._rule:
             index._pool.constants = self._pool.constants
-        if SCORERS[scorer].needs_texts and not self._pool.has_texts:
-            raise ValueError(f"scorer {scorer} reads the samples' texts, which this index does not know")
-        if SCORERS[scorer].needs_samples and not self._pool.has_samples:
-            raise ValueError(f"scorer {scorer} needs the samples, which a private index does not keep")
+        if index._rule.needs_texts and not self._pool.has_texts:
+            raise ValueError(f"scorer {index.scorer} reads the samples' texts, which this index does not know")
+        if index._rule.needs_samples and not self._pool.has_samples:
+            raise ValueError(f"scorer {index.scorer} needs the samples, which a private index does not keep")
+        if index._rule.needs_embeddings and not self.has_embeddings:
+            raise ValueError(f"scorer {index.scorer} reads embeddings, which this index does not have")
         return index
 
-    def add(self, name: str, embeddings: Array, texts: Sequence[str] | None = None) -> None:
+    def add(self, name: str, embeddings: Array | None, texts: Sequence[str] | None = None) -> None:
         """Add an adapter by the embeddings [samples, dim] of its samples, and their texts if the scorer reads texts.
 
+        Args:
+            embeddings: None if the scorer reads texts alone.
+
         Raises:
-            ValueError: the name is taken or no text, the array is empty, of another dimension, not finite, or beyond
-                `LARGEST_VALUE`, or the number of texts differs.
+            ValueError: the name is taken or no text, the array is empty, of another dimension, not finite, or has too
+                large values, the number of texts differs, or something is missing that the scorer reads.
         """
         if not isinstance(name, str):
             raise ValueError(f"an adapter's name must be a text, not {name!r}")
-        vectors = _float32(embeddings, f"adapter {name!r}")
+        if embeddings is None and self._rule.needs_embeddings:
+            raise ValueError(f"adapter {name!r}: scorer {self.scorer} reads the samples' embeddings; give them as well")
+        given = np.zeros((len(texts or ()), 0)) if embeddings is None else embeddings
+        vectors = float32(given, f"adapter {name!r}")
         if name in self._pool:
             raise ValueError(f"adapter {name!r} is in the index already; remove it first")
-        if vectors.ndim != 2 or vectors.size == 0:
+        if vectors.ndim != 2 or not len(vectors) or (self._rule.needs_embeddings and not vectors.size):
             raise ValueError(
                 f"adapter {name!r}: embeddings must be [samples, dim] with at least one sample, not {vectors.shape}"
             )
         if texts is not None and len(texts) != len(vectors):
             raise ValueError(f"adapter {name!r}: {len(vectors)} embeddings but {len(texts)} texts")
-        if texts is None and SCORERS[self.scorer].needs_texts:
+        if texts is None and self._rule.needs_texts:
             raise ValueError(f"adapter {name!r}: scorer {self.scorer} reads the samples' texts; give them as well")
         self._check(vectors, f"adapter {name!r}")
         self._pool.add(name, Samples(vectors, None if texts is None else tuple(texts)))
@@ -196,7 +270,7 @@ class AdapterIndex:
 
     def search(
         self,
-        queries: Array,
+        queries: Array | None,
         k: int,
         exclude: Sequence[str | None] | None = None,
         texts: Sequence[str] | None = None,
@@ -204,21 +278,24 @@ class AdapterIndex:
         """The `k` best adapters for each query [n, dim]. For equal scores, the adapter that was added earlier is first.
 
         Args:
+            queries: None if the scorer reads texts alone.
             exclude: per query the adapter that is masked (out-of-domain), or None; a name that the pool does not have
                 masks no adapter.
             texts: the queries' texts, if the scorer reads texts.
 
         Raises:
             ValueError: `k` exceeds the number of adapters that are not masked, the queries' shape or values are wrong,
-                or the scorer reads texts and none are given.
+                or something is missing that the scorer reads.
         """
-        vectors = np.asarray(queries)
+        if queries is None and self._rule.needs_embeddings:
+            raise ValueError(f"scorer {self.scorer} reads the queries' embeddings; give them as well")
+        vectors = np.zeros((len(texts or ()), self._pool.dim or 0)) if queries is None else np.asarray(queries)
         if vectors.ndim != 2:
             raise ValueError(f"queries must be [n, dim], not {vectors.shape}")
         for what, given in (("exclusions", exclude), ("texts", texts)):
             if given is not None and len(given) != len(vectors):
                 raise ValueError(f"{len(vectors)} queries but {len(given)} {what}")
-        if texts is None and SCORERS[self.scorer].needs_texts:
+        if texts is None and self._rule.needs_texts:
             raise ValueError(f"scorer {self.scorer} reads the queries' texts; give them as well")
         self._check(vectors, "queries")
         position_of = {name: position for position, name in enumerate(self.names)}
@@ -241,6 +318,15 @@ class AdapterIndex:
         names = self.names
         return Hits([[names[position] for position in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
 
+    def search_texts(self, texts: Sequence[str], k: int, exclude: Sequence[str | None] | None = None) -> Hits:
+        """The `k` best adapters for each text, as `search` finds them. The index's encoder encodes the texts.
+
+        Raises:
+            ValueError: as for `search`, or the scorer reads embeddings and the index has no encoder.
+        """
+        queries = encode_texts(self._needed_encoder(), texts) if self._rule.needs_embeddings else None
+        return self.search(queries, k, exclude, texts)
+
     def presence(self, hits: Hits) -> NDArray[np.float64] | None:
         """The probability [n] that the query's own adapter is in the pool at all, from a search with k = 2 or more.
 
@@ -256,8 +342,14 @@ class AdapterIndex:
         return None if presence is None else presence.probability(hits.scores)
 
     def similarity(self) -> NDArray[np.float64]:
-        """Cosines between the adapters' mean embeddings, [adapters, adapters], in the order of `names`."""
+        """Cosines between the adapters' mean embeddings, [adapters, adapters], in the order of `names`.
+
+        Raises:
+            ValueError: the index is empty, or has no embeddings.
+        """
         self._check_filled()
+        if not self.has_embeddings:
+            raise ValueError("the index has no embeddings: its scorer reads texts alone")
         means = unit(self._pool.means.astype(np.float64))
         return np.asarray(means @ means.T)
 
@@ -276,8 +368,7 @@ class AdapterIndex:
             ValueError: a private index is asked for, and the index is empty, its scorer needs the samples, or an
                 adapter has a single sample, whose embedding the mean would reveal.
         """
-        scorer = SCORERS[self.scorer]
-        if private and scorer.needs_samples:
+        if private and self._rule.needs_samples:
             fit = ", ".join(name for name, other in SCORERS.items() if not other.needs_samples)
             raise ValueError(f"scorer {self.scorer} needs the samples, which a private index does not keep (try {fit})")
         private = private or not self._pool.has_samples
@@ -293,46 +384,57 @@ class AdapterIndex:
         write_bytes(Path(folder) / INDEX_FILE, save(self._tensors(private), metadata))
 
     @classmethod
-    def load(cls, folder: Path | str) -> AdapterIndex:
+    def load(
+        cls, folder: Path | str, encoder: Encoder | None = None, scorer: str | Scorer | None = None
+    ) -> AdapterIndex:
         """Read the file that `save` wrote; no pickle is involved.
 
+        Args:
+            encoder: the encoder by which `search_texts` encodes texts.
+            scorer: the scorer with which the index was saved. Needed for a scorer of your own: the file has its name
+                alone.
+
         Raises:
-            ValueError: there is no index in the folder, or the file is damaged or holds no sound index.
+            ValueError: there is no index in the folder, the file is damaged or holds no sound index, or the index has
+                another scorer.
         """
         path = Path(folder) / INDEX_FILE
         try:
-            return cls._read(path)
+            return cls._read(path, encoder, scorer)
         except KeyError as error:
             raise ValueError(f"{path}: no readable index ({error} is missing)") from error
         except (OSError, SafetensorError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path}: no readable index ({error})") from error
 
     @classmethod
-    def _read(cls, path: Path) -> AdapterIndex:
+    def _read(cls, path: Path, encoder: Encoder | None, scorer: str | Scorer | None) -> AdapterIndex:
         """The index of a file.
 
         Raises:
             KeyError: a part is missing.
             ValueError: a part is not sound.
         """
-        metadata, tensors = _read_parts(path)
-        index, counts = cls(metadata["scorer"]), tensors["counts"]
-        names = _list_of_texts(metadata["names"], "names")
+        metadata, tensors = read_parts(path)
+        saved = metadata["scorer"]
+        index, counts = cls(saved if scorer is None else scorer, encoder), tensors["counts"]
+        if index.scorer != saved and {index.scorer, saved} & SCORERS.keys():  # an own scorer may be named otherwise now
+            raise ValueError(f"its scorer is {saved!r}, not {index.scorer!r}")
+        names = list_of_texts(metadata["names"], "names")
         if len(set(names)) != len(names):
             raise ValueError("an adapter is named twice")
         if len(counts) != len(names) or (len(counts) and not 1 <= counts.min() <= counts.max() <= MOST_SAMPLES):
             raise ValueError(f"{len(names)} adapters do not have {len(counts)} counts of samples from 1 on")
         if "means" in tensors:
-            if SCORERS[index.scorer].needs_samples:
+            if index._rule.needs_samples:
                 raise ValueError(f"scorer {index.scorer} needs the samples, which the file does not hold")
-            means = _float32(tensors["means"], "means")
+            means = float32(tensors["means"], "means")
             if len(means) != len(names) or not means.size:
                 raise ValueError(f"{len(names)} adapters but means of shape {means.shape}")
-            _check_values(means, "means")
+            check_values(means, "means")
             scatter = tensors["scatter"].astype(np.float64)
-            _check_scatter(scatter, means, counts)
+            check_scatter(scatter, means, counts)
             index._pool = AdapterPool.of_means(names, means, counts, scatter)
-            index._pool.constants = _constants(metadata["constants"])
+            index._pool.constants = constants_of(metadata["constants"])
             return index
         samples = tensors["samples"]
         ends = np.cumsum(counts, dtype=np.int64)
@@ -341,11 +443,13 @@ class AdapterIndex:
         arrays = np.split(samples, ends[:-1]) if names else []
         texts = None
         if "texts" in tensors:
-            every = _list_of_texts(tensors["texts"].tobytes().decode("utf-8", "surrogatepass"), "texts")
+            every = list_of_texts(tensors["texts"].tobytes().decode("utf-8", "surrogatepass"), "texts")
             if len(every) != len(samples):
                 raise ValueError(f"{len(every)} texts but {len(samples)} samples")
             texts = [every[end - count : end] for end, count in zip(ends, counts, strict=True)]
-        return cls.from_embeddings(names, arrays, index.scorer, texts)
+        for position, (name, array) in enumerate(zip(names, arrays, strict=True)):
+            index.add(name, array, None if texts is None else texts[position])
+        return index
 
     def _tensors(self, private: bool) -> dict[str, NDArray[Any]]:
         """The tensors of a file: samples, or means and scatter instead."""
@@ -356,7 +460,7 @@ class AdapterIndex:
             "samples": np.concatenate([s.embeddings for s in samples]) if samples else np.zeros((0, 0), np.float32),
             "counts": self._pool.counts,  # [adapters]
         }
-        if samples and SCORERS[self.scorer].needs_texts:
+        if samples and self._rule.needs_texts:
             texts = json.dumps([text for s in samples for text in s.texts or ()], ensure_ascii=False)
             tensors["texts"] = np.frombuffer(texts.encode("utf-8", "surrogatepass"), dtype=np.uint8)
         return tensors
@@ -364,8 +468,13 @@ class AdapterIndex:
     def _fitted(self) -> _State:
         self._check_filled()
         if self._state is None:
-            self._state = _State(SCORERS[self.scorer].fit(self._pool), self._pool.constants.get("temperature"))
+            self._state = _State(self._rule.fit(self._pool), self._pool.constants.get("temperature"))
         return self._state
+
+    def _needed_encoder(self) -> Encoder:
+        if self._encoder is None:
+            raise ValueError(f"scorer {self.scorer} reads embeddings, and the index has no encoder; give one")
+        return self._encoder
 
     def _check_filled(self) -> None:
         if not len(self._pool):
@@ -374,7 +483,7 @@ class AdapterIndex:
     def _check(self, vectors: Array, what: str) -> None:
         if self._pool.dim is not None and vectors.shape[1] != self._pool.dim:
             raise ValueError(f"{what}: dimension {vectors.shape[1]}, but the index has {self._pool.dim}")
-        _check_values(vectors, what)
+        check_values(vectors, what)
 
 
 def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Positions, Array]:
@@ -404,79 +513,3 @@ def _with_offset(vectors: Array, offsets: Array | None) -> NDArray[np.float32]:
     """Vectors [n, dim] with their offsets [n] as one more dimension, in the form that faiss reads."""
     joined = vectors if offsets is None else np.column_stack([vectors, offsets])
     return np.ascontiguousarray(joined, dtype=np.float32)
-
-
-def _float32(values: Any, what: str) -> NDArray[np.float32]:
-    """Values as float32; too large values become infinite.
-
-    Raises:
-        ValueError: the values are not numbers, or their rows differ in length.
-    """
-    try:
-        with np.errstate(over="ignore"):
-            return np.array(values, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{what}: embeddings must be rows of numbers ({error})") from error
-
-
-def _check_values(vectors: Array, what: str) -> None:
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{what}: NaN or infinite values")
-    if vectors.size and np.abs(vectors).max() > LARGEST_VALUE:
-        raise ValueError(f"{what}: values beyond {LARGEST_VALUE:g}")
-
-
-def _read_parts(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """The metadata and the tensors of an index file, of the types and dimensions in `TENSORS`."""
-    if not path.is_file():  # a device or a pipe could be read without end
-        raise FileNotFoundError("there is no such file")
-    with safe_open(path, framework="numpy") as file:
-        metadata, tensors = file.metadata() or {}, {}
-        for name in TENSORS.keys() & set(file.keys()):
-            part = file.get_slice(name)
-            types, dimensions = TENSORS[name]
-            if part.get_dtype() not in types or len(part.get_shape()) != dimensions:
-                raise ValueError(f"{name} is of type {part.get_dtype()} and shape {part.get_shape()}")
-            tensors[name] = file.get_tensor(name)
-    return metadata, tensors
-
-
-def _list_of_texts(text: str, what: str) -> list[str]:
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ValueError(f"{what}: not a list of texts")
-    return found
-
-
-def _constants(text: str) -> dict[str, float]:
-    """The constants of a private index: numbers, and a temperature that may be None."""
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("constants: not an object")
-    for name, value in found.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number and (name, value) != ("temperature", None):
-            raise ValueError(f"constants: {name} is not a finite number")
-    temperature, shrinkage = found.get("temperature"), found.get("shrinkage", 0)
-    if temperature is not None and temperature <= 0:
-        raise ValueError(f"constants: temperature {temperature} is not positive")
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"constants: shrinkage {shrinkage} is not between 0 and 1")
-    return found
-
-
-def _check_scatter(scatter: NDArray[np.float64], means: Array, counts: Positions) -> None:
-    """Check that a matrix can be a sum of outer products xx': finite, symmetric, without negative eigenvalues."""
-    dim = means.shape[1]
-    if scatter.shape != (dim, dim):
-        raise ValueError(f"scatter has shape {scatter.shape}, but the means have dimension {dim}")
-    if not np.isfinite(scatter).all() or np.abs(scatter).max() > LARGEST_VALUE**2:
-        raise ValueError("scatter: NaN, infinite or too large values")
-    # Eigenvalues below these are rounding, as in `scorers.discriminant`.
-    rounding = 1e-6 * np.trace(scatter) / dim + 1e-9 * counts.sum() * float((means.astype(np.float64) ** 2).mean())
-    if not np.allclose(scatter, scatter.T, rtol=1e-6, atol=max(rounding, 0)):
-        raise ValueError("scatter is not symmetric")
-    try:
-        np.linalg.cholesky(scatter + (rounding + np.finfo(float).tiny) * np.eye(dim))
-    except np.linalg.LinAlgError as error:
-        raise ValueError("scatter has a negative eigenvalue") from error

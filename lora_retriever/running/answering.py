@@ -15,8 +15,10 @@ from rich.console import Console
 
 from lora_retriever.backends import BACKENDS, Backend
 from lora_retriever.backends.base import Outcome
+from lora_retriever.escaping import for_rich
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.batches import Request
+from lora_retriever.generation.composition import nearly_single
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.methods import Method
 from lora_retriever.methods.context import Resources
@@ -67,7 +69,11 @@ def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: 
 
     set_seed(variant.profile.seed)
     plan, gate = planned(variant, run, shared.prompts, shared.resources, bool(code.get("kept")))
-    files = file_hashes(shared.resources.benchmark, variant.method)
+    wanted = run.configuration.get("k", 0) if gate is None else 0
+    note = nearly_single(run.name, wanted, [planned.composition.weights.values() for planned in plan])
+    if note is not None:
+        shared.resources.console.print(for_rich(f"warning: {note}"), soft_wrap=True)
+    files = file_hashes(variant.profile, shared.resources.benchmark, variant.method)
     description = {
         **describe(variant.profile, plan, shared.resources.learned),
         "file_hashes": files,

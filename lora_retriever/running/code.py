@@ -20,8 +20,10 @@ from typing import Any
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.methods import Method
 from lora_retriever.methods.code import GENERATION, RETRIEVAL, SEAMS, changes, hashes_of, part_hashes
+from lora_retriever.own_objects import is_own
 
 ANSWERING = (
     *GENERATION,
@@ -45,17 +47,32 @@ GIT_TIMEOUT = 5.0
 Hashes = dict[str, str]
 
 
-def code_hashes(method: Method, backend: str = "local") -> Hashes:
+def code_hashes(method: Method, profile: Profile | None = None) -> Hashes:
     """The SHA-256 of each source file that decides the answers of a method, by the file's name.
 
-    These are the method's own file and the parts it imports, retrieval and scorers where the method uses them, and
-    `answering_hashes`. Files that cannot change an answer, such as those of `report`, are not among them.
+    These are the method's own file and the parts it imports, retrieval and scorers where the method uses them, the
+    files of a user's own scorer and encoder, and `answering_hashes`. Files that cannot change an answer, such as those
+    of `report`, are not among them.
+
+    Args:
+        profile: the profile of the run. None: the backend `local`, and no scorer and encoder of a user's own.
     """
     parts = [part for part in (method.router, method.mode, method.gate) if not isinstance(part, str | None)]
-    found = answering_hashes(backend) | hashes_of(SEAMS) | part_hashes(parts)
-    if "encoder" in method.reads:
+    found = answering_hashes("local" if profile is None else profile.backend) | hashes_of(SEAMS)
+    found |= part_hashes(parts, () if profile is None else _own_objects(method, profile))
+    if "encoder" in method.reads or "scorer" in method.settings:
         found |= hashes_of([RETRIEVAL])
     return dict(sorted(found.items()))
+
+
+def _own_objects(method: Method, profile: Profile) -> list[str]:
+    """The user's own scorer and encoder that a method uses, by `module:object`."""
+    found = []
+    if "scorer" in method.settings and is_own(profile.retrieval.scorer):
+        found.append(profile.retrieval.scorer)
+    if profile.encoder is not None and profile.encoder.is_own and method.needs_encoder(profile):
+        found.append(profile.encoder.location)
+    return found
 
 
 def answering_hashes(backend: str = "local") -> Hashes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,9 +21,12 @@ from lora_retriever.experiment.checks import benchmark_problems, benchmark_warni
 from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.hub import ENCODER_WANTED, WANTED, is_cached
 from lora_retriever.methods import methods_of
+from lora_retriever.retrieval.encoders import Encoder, load_encoder
+from lora_retriever.retrieval.encoding import encode_texts
+from lora_retriever.retrieval.own import find_encoder
 from lora_retriever.running.memory import MemoryUse, ModelShape, predicted_memory
 from lora_retriever.running.models import BaseFindings, inspect_adapters, inspect_base
-from lora_retriever.running.plan import check_backend, check_names, check_pool_size
+from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size
 from lora_retriever.running.results_folder import locked
 from lora_retriever.running.sweep import Variant, expand
 
@@ -69,34 +73,39 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
     if rows and pool:
         yield from (Finding("problem", text) for text in benchmark_problems(profile, rows, pool))
         yield from (Finding("warning", text) for text in benchmark_warnings(profile, rows, pool))
-    variants, findings = _examine_methods(profile, rows, pool)
+    variants, uses_encoder, findings = _examine_methods(profile, rows, pool)
     yield from findings
-    yield from _examine_models(profile, rows, pool, variants)
+    yield from _examine_models(profile, rows, pool)
+    yield from _examine_encoder(profile, rows, uses_encoder)
     yield _examine_disk(results, len(rows) * len(variants) * BYTES_PER_ANSWER)
 
 
-def _examine_methods(profile: Profile, rows: list[Row], pool: list[PoolEntry]) -> tuple[list[Variant], list[Finding]]:
-    """The runs of the profile, and whether the pool and the backend serve them."""
+def _examine_methods(
+    profile: Profile, rows: list[Row], pool: list[PoolEntry]
+) -> tuple[list[Variant], bool, list[Finding]]:
+    """The runs of the profile, whether they need an encoder, and whether the pool and the backend serve them.
+
+    If the methods cannot be used, the encoder counts as needed, so that it is looked at.
+    """
     try:
         variants = expand(profile, methods_of(profile), [])
         check_names(variants)
+        uses_encoder = check_encoder(variants)
         check_backend(variants)
         for variant in variants:
             variant.method.describe()
         if pool:
             nowhere = Path()
-            check_pool_size(variants, Benchmark(rows, None, pool, nowhere, nowhere, {}, {}))
+            check_pool_size(variants, Benchmark(rows, None, pool, nowhere, None, {}, {}))
     except UserError as error:
-        return [], [Finding("problem", f"methods: {error}")]
+        return [], True, [Finding("problem", f"methods: {error}")]
     except Exception as error:  # a user's own code may raise anything
-        return [], [Finding("problem", f"methods: {one_line_of(error)}")]
-    return variants, [Finding("ok", f"methods: {len(variants)}")]
+        return [], True, [Finding("problem", f"methods: {one_line_of(error)}")]
+    return variants, uses_encoder, [Finding("ok", f"methods: {len(variants)}")]
 
 
-def _examine_models(
-    profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry], variants: Sequence[Variant]
-) -> Iterator[Finding]:
-    """Base model, prompts, adapters, device, memory and encoder."""
+def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> Iterator[Finding]:
+    """Base model, prompts, adapters, device and memory."""
     base, findings = _examine_base(profile)
     yield from findings
     if base is not None and rows:
@@ -111,8 +120,6 @@ def _examine_models(
         yield _examine_device(profile, device)
         if base is not None:
             yield _examine_memory(profile, len(pool), list(adapters.values()), base, device)
-    needs_encoder = any("encoder" in variant.method.reads for variant in variants)
-    yield from _examine_encoder(profile, rows, needs_encoder)
 
 
 def _here(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path | None:
@@ -215,11 +222,20 @@ def _examine_device(profile: Profile, device: str) -> Finding:
     return Finding("ok", f"device: {device}, {profile.dtype}")
 
 
-def _examine_encoder(profile: Profile, rows: Sequence[Row], is_needed: bool) -> Iterator[Finding]:
-    """The encoder: there, and, if it is needed and not too large, loaded and tried on a row."""
-    location = profile.encoder.location
+def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool) -> Iterator[Finding]:
+    """The encoder, if it is used: there, and, if it is not too large, loaded and tried on two rows."""
+    settings = profile.encoder
+    if settings is None:
+        return
+    if not is_used:
+        yield Finding("ok", f"encoder: {settings.location} is not used by these methods")
+        return
+    location, texts = settings.location, [row.inputs for row in rows[:2]] or ["a text", "another text"]
+    if settings.is_own:
+        yield _try_encoder(location, lambda: find_encoder(location, profile.folder), texts)
+        return
     try:
-        folder = _here(profile, location, profile.encoder.revision, ENCODER_WANTED)
+        folder = _here(profile, location, settings.revision, ENCODER_WANTED)
     except UserError as error:
         yield Finding("problem", f"encoder: {error}")
         return
@@ -227,38 +243,26 @@ def _examine_encoder(profile: Profile, rows: Sequence[Row], is_needed: bool) -> 
         yield Finding("warning", f"encoder: {location} is not on this machine; a run will fetch it from the Hub")
         return
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    if not is_needed or size > LARGEST_READ:
+    if size > LARGEST_READ:
         absent = [name for name in ("config.json", "modules.json") if not (folder / name).is_file()]
         if absent:
             yield Finding("problem", f"encoder: {folder} lacks {', '.join(absent)}")
         else:
             yield Finding("ok", f"encoder: {folder}")
         return
+    load = partial(load_encoder, folder, settings.layout, settings.instruction, settings.batch_size)
+    yield _try_encoder(str(folder), load, texts)
+
+
+def _try_encoder(name: str, load: Callable[[], Encoder], texts: Sequence[str]) -> Finding:
+    """Load an encoder and encode some texts."""
     try:
-        vectors = _try_encoder(profile, folder, [row.inputs for row in rows[:1]] or ["a text"])
+        vectors = encode_texts(load(), texts)
     except UserError as error:
-        yield Finding("problem", str(error))
-    except Exception as error:  # of a checkpoint's parts that do not fit each other
-        yield Finding("problem", f"encoder: {folder} cannot be used: {one_line_of(error)}")
-    else:
-        yield Finding("ok", f"encoder: {folder}, {vectors} numbers for a text")
-
-
-def _try_encoder(profile: Profile, folder: Path, texts: Sequence[str]) -> int:
-    """The number of dimensions of an encoder's vectors.
-
-    Raises:
-        UserError: the encoder cannot be loaded, or gives NaN or infinity.
-    """
-    import numpy as np
-
-    from lora_retriever.retrieval.encoders import load_encoder
-
-    settings = profile.encoder
-    vectors = load_encoder(folder, settings.layout, settings.instruction, settings.batch_size).encode(texts)
-    if not np.isfinite(vectors).all():
-        raise UserError(f"encoder {folder}: its vectors hold NaN or infinity; the checkpoint is damaged")
-    return int(vectors.shape[1])
+        return Finding("problem", str(error))
+    except Exception as error:  # of a checkpoint's parts that do not fit each other, or of a user's own code
+        return Finding("problem", f"encoder: {name} cannot be used: {one_line_of(error)}")
+    return Finding("ok", f"encoder: {name}, {vectors.shape[1]} numbers for a text")
 
 
 def _examine_memory(

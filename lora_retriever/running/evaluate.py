@@ -46,7 +46,7 @@ from lora_retriever.running.code import (
 from lora_retriever.running.error_log import ErrorLog
 from lora_retriever.running.inputs import changed_inputs
 from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
-from lora_retriever.running.plan import check_backend, check_names, check_pool_size, configuration
+from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size, configuration
 from lora_retriever.running.results_folder import FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
 from lora_retriever.running.sweep import Variant, expand
@@ -108,8 +108,9 @@ def evaluate(
     """
     variants = expand(profile, methods_of(profile, only), sweep)
     check_names(variants)
+    uses_encoder = check_encoder(variants)
     with locked(results) as folder:
-        benchmark = open_benchmark(profile, limit)
+        benchmark = open_benchmark(profile, limit, uses_encoder)
         check_pool_size(variants, benchmark)
         check_backend(variants)
         failures = Failures(ErrorLog(results))
@@ -137,13 +138,13 @@ def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, 
     for variant in variants:
         try:
             used = configuration(variant.profile, benchmark, variant.method)
-            hashes = code_hashes(variant.method, variant.profile.backend)
+            hashes = code_hashes(variant.method, variant.profile)
         except UserError:
             raise
         except Exception as error:  # a user's own code may raise anything
             failures.refused[variant.name] = failures.log.add(variant.name, error)
             continue
-        inputs = partial(changed_inputs, benchmark=benchmark, method=variant.method)
+        inputs = partial(changed_inputs, profile=variant.profile, benchmark=benchmark, method=variant.method)
         file = RunFile(results, variant.name, used, inputs)
         file.check_rows(rows)
         runs.append(PlannedRun(variant, file, hashes, code_record(hashes)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_files
 from lora_retriever.methods import Method
 from lora_retriever.methods.code import changes
@@ -16,20 +17,20 @@ FOLDERS_NAMED = 5
 """Maximum number of folders whose changed files a message names."""
 
 
-def file_hashes(benchmark: Benchmark, method: Method) -> dict[str, dict[str, str]]:
+def file_hashes(profile: Profile, benchmark: Benchmark, method: Method) -> dict[str, dict[str, str]]:
     """The SHA-256 of each file that counts, by the file's name, of the folders that decide a method's answers.
 
     The folders are named as in a configuration: `base`, `encoder`, `adapters.NAME`.
     """
-    return {name: hash_files(folder) for name, folder in _folders(benchmark, method).items()}
+    return {name: hash_files(folder) for name, folder in _folders(profile, benchmark, method).items()}
 
 
-def changed_inputs(record: Mapping[str, Any], benchmark: Benchmark, method: Method) -> list[str]:
+def changed_inputs(record: Mapping[str, Any], profile: Profile, benchmark: Benchmark, method: Method) -> list[str]:
     """Which files of models and adapters differ from those that a record names, one line for each folder."""
     found = record.get("file_hashes")
     recorded = found if isinstance(found, dict) else {}
     lines = []
-    for name, folder in _folders(benchmark, method).items():
+    for name, folder in _folders(profile, benchmark, method).items():
         before = recorded.get(name)
         try:
             differing = changes(before, hash_files(folder)) if isinstance(before, dict) else []
@@ -41,9 +42,9 @@ def changed_inputs(record: Mapping[str, Any], benchmark: Benchmark, method: Meth
     return lines[:FOLDERS_NAMED] + ([f"{more} more folders"] if more > 0 else [])
 
 
-def _folders(benchmark: Benchmark, method: Method) -> dict[str, Path]:
+def _folders(profile: Profile, benchmark: Benchmark, method: Method) -> dict[str, Path]:
     folders = {"base": benchmark.base}
-    if "encoder" in method.reads:
+    if benchmark.encoder is not None and method.needs_encoder(profile):
         folders |= {"encoder": benchmark.encoder}
     if "adapters" in method.reads:
         folders |= {f"adapters.{name}": folder for name, folder in benchmark.adapters.items()}

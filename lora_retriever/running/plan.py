@@ -11,12 +11,14 @@ from lora_retriever.backends import BACKENDS
 from lora_retriever.data.rows import Row, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
-from lora_retriever.experiment.profile import Profile
+from lora_retriever.experiment.profile import EncoderSection, Profile
 from lora_retriever.files import safe_name
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.methods import Method
 from lora_retriever.methods.context import LEARNED, Context, Resources
+from lora_retriever.own_objects import is_own, source_hash
+from lora_retriever.retrieval.scorers import SCORERS
 from lora_retriever.running.answer_cache import answer_key
 from lora_retriever.running.run_file import RunFile
 from lora_retriever.running.sweep import Variant
@@ -24,6 +26,8 @@ from lora_retriever.running.sweep import Variant
 if TYPE_CHECKING:
     from peft_composition import Gate
 
+RUNS_NAMED = 8
+"""Maximum number of runs that one message names."""
 LONGEST_NAME = 180
 """Maximum length of a run's name, in bytes. The names of its files are longer."""
 
@@ -55,25 +59,30 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         "threads": profile.threads,
     }
     used |= {part: benchmark.hashes[part] for part in ("adapters", "pool") if part in method.reads}
-    if "encoder" in method.reads:
-        used |= {
-            "encoder": {
-                "hash": benchmark.hashes["encoder"],
-                "layout": profile.encoder.layout,
-                "instruction": profile.encoder.instruction,
-            }
-        }
+    if profile.encoder is not None and method.needs_encoder(profile):
+        used |= {"encoder": _encoder_used(profile.encoder, benchmark)}
     if "scorer" in method.settings:
         used |= {"scorer": profile.retrieval.scorer}
+        if is_own(profile.retrieval.scorer):
+            used |= {"scorer_source": source_hash(profile.retrieval.scorer)}
     if wanted := method.adapters_needed(k):
         used |= {"k": wanted}
     if temperature is not None and method.depends_on("temperature", k):
         used |= {"temperature": temperature}
+        if profile.scorer.weights != "cosine":  # before there was a choice, weights were made of the scores themselves
+            used |= {"weights": profile.scorer.weights}
     if profile.seed != 0:
         used |= {"seed": profile.seed}
     if profile.backend != "local":
         used |= {"backend": profile.backend}
     return used
+
+
+def _encoder_used(encoder: EncoderSection, benchmark: Benchmark) -> dict[str, Any]:
+    """What decides the embeddings of a text: the encoder's checkpoint, or the source of a user's own encoder."""
+    if encoder.is_own:
+        return {"object": encoder.location, "source": benchmark.hashes["encoder"]}
+    return {"hash": benchmark.hashes["encoder"], "layout": encoder.layout, "instruction": encoder.instruction}
 
 
 def check_names(variants: Sequence[Variant]) -> None:
@@ -113,6 +122,37 @@ def check_pool_size(variants: Sequence[Variant], benchmark: Benchmark) -> None:
                 f"profile {profile.name}: {variant.name} gives a row k = {wanted} adapters, but the pool "
                 f"{profile.pool_path} leaves {available} to choose from; lower {lower}"
             )
+
+
+def check_encoder(variants: Sequence[Variant]) -> bool:
+    """Whether a method needs embeddings; then the profile must have an encoder.
+
+    Raises:
+        UserError: a method needs embeddings, and the profile has no encoder; or a user's own scorer cannot be loaded.
+    """
+    needing = [variant for variant in variants if variant.method.needs_encoder(variant.profile)]
+    if not needing or needing[0].profile.encoder is not None:
+        return bool(needing)
+    always = [variant.name for variant in needing if "encoder" in variant.method.reads]
+    by_scorer: dict[str, list[str]] = {}
+    for variant in needing:
+        if variant.name not in always:
+            by_scorer.setdefault(variant.profile.retrieval.scorer, []).append(variant.name)
+    reasons = [f"{_listed(names)} by the scorer {scorer}" for scorer, names in by_scorer.items()]
+    reasons += [f"{_listed(always)} under every scorer"] if always else []
+    of_texts = ", ".join(name for name, scorer in SCORERS.items() if not scorer.needs_embeddings)
+    raise UserError(
+        f"profile {needing[0].profile.name}: encoder: the field is missing, and embeddings are read: "
+        f"{'; '.join(reasons)}. Add encoder: {{location: FOLDER_OR_HUB_ID}}"
+        + (f", or set retrieval.scorer to a scorer that reads texts alone ({of_texts})" if by_scorer else "")
+        + (", or name other methods" if always else "")
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a message, of which at most `RUNS_NAMED` are shown."""
+    more = len(names) - RUNS_NAMED
+    return ", ".join(names[:RUNS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_backend(variants: Sequence[Variant]) -> None:

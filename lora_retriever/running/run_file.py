@@ -159,6 +159,11 @@ class RunFile:
             self.meta_path.unlink()
         self.recorded, self.lines = {}, {}
 
+    def _without_unused(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        """A recorded configuration without an encoder that this run does not use, which earlier versions recorded."""
+        unused = {"encoder"} - self.configuration.keys()
+        return {name: value for name, value in configuration.items() if name not in unused}
+
     def _place_for(self, record: bytes) -> Path:
         """The folder below `earlier` for this record, named by the time when the record was last written.
 
@@ -196,7 +201,7 @@ class RunFile:
             return {}
         try:
             meta: dict[str, Any] = json.loads(read_bytes(self.meta_path).decode("utf-8-sig"))
-            differing = differences(meta["configuration"], self.configuration)
+            differing = differences(self._without_unused(meta["configuration"]), self.configuration)
         except OSError as error:
             raise UserError(f"{self.meta_path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -39,8 +39,8 @@ from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import hash_path, read_bytes, write_json
 from lora_retriever.resampling import over_tasks, permutation_test
 from lora_retriever.retrieval.encoders import Layout, SentenceEncoder, load_encoder
+from lora_retriever.retrieval.encoding import encode_samples
 from lora_retriever.retrieval.pool import AdapterPool
-from lora_retriever.retrieval.pooling import encode_samples
 from lora_retriever.retrieval.scorers import SCORERS, Samples
 from lora_retriever.running.run_file import differences
 

@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lora_retriever.data.rows import Row
+from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source, open_benchmark
 from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.files import write_json
@@ -49,7 +50,6 @@ from lora_retriever.methods.context import Context, Resources
 from lora_retriever.methods.paper import METHODS as PAPER
 from lora_retriever.retrieval.encoders import Embeddings, load_encoder
 from lora_retriever.retrieval.index import AdapterIndex
-from lora_retriever.retrieval.pooling import index_pool
 from lora_retriever.running.run_file import read_lines
 from lora_retriever.tables import Table, terminal
 
@@ -192,11 +192,11 @@ class OriginalLoop:
 
     def _retrieval(self) -> tuple[AdapterIndex, Embeddings]:
         """The pool's index and the queries' embeddings, one query at a time."""
-        settings, profile = self.profile.encoder, self.profile
-        encoder = load_encoder(
-            self.benchmark.encoder, settings.layout, settings.instruction, settings.batch_size, profile.torch_device
-        )
-        index = index_pool(encoder, self.benchmark.pool, profile.retrieval.scorer)
+        settings, folder, device = self.profile.encoder, self.benchmark.encoder, self.profile.torch_device
+        if settings is None or folder is None:
+            raise UserError(f"profile {self.profile.name}: encoder: the original's loop needs a folder or a Hub id")
+        encoder = load_encoder(folder, settings.layout, settings.instruction, settings.batch_size, device)
+        index = AdapterIndex.from_texts(self.benchmark.pool, encoder, "cosine")
         rows = track(self.benchmark.rows, description="original's queries")
         return index, np.concatenate([encoder.encode([row.inputs]) for row in rows])
 

@@ -33,7 +33,7 @@ from lora_retriever.cli import main
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
 from lora_retriever.retrieval.encoders import load_encoder
-from lora_retriever.retrieval.pooling import index_pool
+from lora_retriever.retrieval.index import AdapterIndex
 
 RANDOM = np.random.default_rng(3)
 NAMES = ("ant", "bee", "cat", "dog", "eel")
@@ -175,9 +175,9 @@ def test_scorers_that_read_texts_are_given_them(tiny_pool: list[PoolEntry], tiny
     encoder, pool = load_encoder(TINY / "encoder"), tiny_pool[:5]
     rows = [row for row in tiny_rows if row.task in {entry.model_name for entry in pool}][::5]
     ranking = rank(encode_data(encoder, pool, rows), "lexical")
-    index = index_pool(encoder, pool, "lexical")
+    index = AdapterIndex.from_texts(pool, scorer="lexical")
     texts = [row.inputs for row in rows]
-    hits = index.search(encoder.encode(texts), k=5, texts=texts)
+    hits = index.search_texts(texts, k=5)
     assert [[index.names[place] for place in row] for row in ranking.order.tolist()] == hits.names
     with pytest.raises(UserError, match="scorer lexical reads texts, not embeddings alone: name --pool and --inputs"):
         rank(RetrievalData(NAMES, POOL, TASKS, QUERIES), "lexical")

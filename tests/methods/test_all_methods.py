@@ -14,6 +14,7 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.answer import Answer
 from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Method, registered
+from lora_retriever.methods.context import Context
 from lora_retriever.running.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
@@ -44,9 +45,18 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 @pytest.fixture(scope="module")
 def results(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All registered methods on the first row of every task."""
+    """All registered methods on the first row of every task, and a file `seeded`: the methods that read the seed."""
     folder = tmp_path_factory.mktemp("results")
-    evaluate(profile, ["all"], folder, 1, QUIET)
+    seed, reading = Context.seed.fget, set()  # type: ignore[attr-defined]
+
+    def noted(context: Context) -> int:
+        reading.add(context._declared.name)
+        return int(seed(context))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "seed", property(noted))
+        evaluate(profile, ["all"], folder, 1, QUIET)
+    (folder / "seeded").write_text("\n".join(sorted(reading)))
     return folder
 
 
@@ -60,6 +70,12 @@ def test_every_method_answers_every_row(results: Path, method: Method) -> None:
     assert meta["finished"] is True
     assert meta["failed_rows"] == []
     assert not list(results.glob("*.partial"))
+
+
+def test_a_method_is_swept_over_seeds_if_it_reads_the_seed_and_otherwise_not(results: Path) -> None:
+    """DARE's composer has the seed as an option, and reads no context."""
+    reading = {*(results / "seeded").read_text().splitlines(), "dare", "dare_ood"}
+    assert {method.name for method in METHODS if method.depends_on("seed", 3)} == reading
 
 
 @OOD

@@ -29,6 +29,7 @@ LOOKS: list[tuple[str, Read, str, str]] = [
     ("k", lambda context: context.k, "settings", "k"),
     ("scorer", lambda context: context.scorer, "settings", "scorer"),
     ("temperature", lambda context: context.temperature, "settings", "temperature"),
+    ("seed", lambda context: context.seed, "settings", "seed"),
     ("the profile's index", lambda context: context.index(), "settings", "scorer"),
     ("a search", lambda context: context.search(1), "settings", "scorer"),
     ("queries", lambda context: context.queries, "reads", "encoder"),
@@ -71,9 +72,9 @@ def test_what_is_declared_is_given(context: Context, read: Read) -> None:
     read(declared(context, EVERY_READ, EVERY_SETTING))
 
 
-def test_every_method_may_read_rows_seed_and_whether_adapters_are_masked(context: Context) -> None:
+def test_every_method_may_read_rows_and_whether_adapters_are_masked(context: Context) -> None:
     bare = declared(context, frozenset(), frozenset())
-    assert (len(bare.rows), bare.seed, bare.masked, bare.masked_adapters) == (2, 0, False, [None, None])
+    assert (len(bare.rows), bare.masked, bare.masked_adapters) == (2, False, [None, None])
 
 
 # What is learned
@@ -206,7 +207,10 @@ def test_what_is_learned_must_be_a_gate(context: Context, value: Any) -> None:
         ({"router": 3}, "the router of method mine is 3, which has no `route`"),
         ({"reads": {"encodr"}}, r"method mine: `reads` names 'encodr' \(known: adapters, pool, encoder, model\)"),
         ({"reads": "adapters"}, "method mine: `reads` names 'adapters'"),
-        ({"settings": {"k", "seed"}}, r"method mine: `settings` names 'seed' \(known: k, scorer, temperature\)"),
+        (
+            {"settings": {"k", "seeds"}},
+            r"method mine: `settings` names 'seeds' \(known: k, scorer, temperature, seed\)",
+        ),
     ],
 )
 def test_a_method_with_a_wrong_part_is_refused_when_it_is_made(arguments: dict[str, Any], message: str) -> None:

@@ -188,13 +188,13 @@ def test_runs_of_other_code_are_refused_and_the_files_that_changed_are_named(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in results.iterdir()}
-    edit_code(monkeypatch, "generation/decoding.py", "retrieval/pooling.py")
+    edit_code(monkeypatch, "generation/decoding.py", "retrieval/encoding.py")
     arguments = ["run", "--limit", "1", "--results", str(results), "--only", "base,selection,fusion"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert f"2 runs in {results} were answered by other code than this" in message
     assert "base: changed since: lora_retriever/generation/decoding.py\n" in message
-    both = "lora_retriever/generation/decoding.py, lora_retriever/retrieval/pooling.py"
+    both = "lora_retriever/generation/decoding.py, lora_retriever/retrieval/encoding.py"
     assert f"selection: changed since: {both}\n" in message
     assert "--answer-anew" in message
     assert "--keep-answers" in message

@@ -25,8 +25,9 @@ from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Composition, Router, find_methods, registered
 from lora_retriever.methods import context as setting_module
 from lora_retriever.methods.context import Context
-from lora_retriever.methods.paper import METHODS, Nothing, Own
+from lora_retriever.methods.paper import METHODS
 from lora_retriever.methods.parts.top_k import weights_of
+from lora_retriever.methods.simple import Drawn
 from lora_retriever.retrieval.index import AdapterIndex
 from lora_retriever.running import evaluate as evaluation
 from lora_retriever.running.evaluate import evaluate
@@ -56,12 +57,9 @@ def test_without_a_sweep_runs_have_their_methods_names(tiny: Profile) -> None:
 
 
 def test_settings_are_named_in_one_order_and_make_a_cross_product(tiny: Profile) -> None:
-    variants = expand(tiny, find_methods(["mixture"]), ["seed=0,1", "scorer=cosine,mean_ip", "k=2,4"])
+    variants = expand(tiny, find_methods(["dare"]), ["seed=0,1", "scorer=cosine,mean_ip", "k=2,4"])
     assert [variant.name for variant in variants] == [
-        f"mixture@k={k},scorer={scorer},seed={seed}"
-        for k in (2, 4)
-        for scorer in ("cosine", "mean_ip")
-        for seed in (0, 1)
+        f"dare@k={k},scorer={scorer},seed={seed}" for k in (2, 4) for scorer in ("cosine", "mean_ip") for seed in (0, 1)
     ]
     for variant in variants:
         k, scorer, seed = (part.partition("=")[2] for part in variant.name.partition("@")[2].split(","))
@@ -81,13 +79,26 @@ def test_settings_are_named_in_one_order_and_make_a_cross_product(tiny: Profile)
          ["selection_ood@scorer=cosine", "selection_ood@scorer=nearest"]),
         ("fusion", ["temperature=0.2,1", "k=1,2"],
          ["fusion@k=1", "fusion@k=2,temperature=0.2", "fusion@k=2,temperature=1"]),
-        ("base", ["seed=0,1"], ["base@seed=0", "base@seed=1"]),
+        ("base", ["seed=0,1"], ["base"]),
+        ("mixture", ["seed=0,1", "k=2,4"], ["mixture@k=2", "mixture@k=4"]),
+        ("random", ["seed=0,1", "scorer=cosine,nearest"], ["random@seed=0", "random@seed=1"]),
     ],
 )  # fmt: skip
 def test_a_setting_that_does_not_bear_on_a_method_is_not_in_its_name(
     tiny: Profile, method: str, sweep: list[str], expected: list[str]
 ) -> None:
     assert names(tiny, [method], *sweep) == expected
+
+
+def test_a_seed_sweep_repeats_only_methods_that_draw(tiny: Profile) -> None:
+    """`random` draws adapters, `lorahub` candidates, `dare` parts of factors, and the experts are drawn and trained."""
+    drawing = {"dare", "dare_ood", "lorahub", "lorahub_ood", "moe_soft", "moe_top1", "moe_top3"}
+    drawing |= {"random", "random_ood", "smear"}
+    found = names(tiny, ["all"], "seed=3,4")
+    expected = [f"{name}@seed={seed}" for name in drawing for seed in (3, 4)] + list(registered().keys() - drawing)
+    assert sorted(found) == sorted(expected)
+    for variant in expand(tiny, list(registered().values()), ["seed=3,4"]):
+        assert variant.profile.seed == (int(variant.name[-1]) if variant.method.name in drawing else 0)
 
 
 def test_no_experiment_of_a_method_has_two_names(tiny: Profile) -> None:
@@ -176,7 +187,11 @@ def test_scorers_and_temperatures_are_those_of_the_name(swept: Path) -> None:
         stored = json.loads((swept / f"{name}.meta.json").read_text())["configuration"]
         assert (stored["scorer"], stored["temperature"], stored["k"]) == (scorer, 0.2, 3)
         for line in lines_of(swept, name):
-            powers = [math.exp((score - line["scores"][0]) / 0.2) for score in line["scores"]]
+            if scorer == "cosine":
+                powers = [math.exp((score - line["scores"][0]) / 0.2) for score in line["scores"]]
+            else:
+                chances = line["retrieved"]["probabilities"][: len(line["weights"])]  # a weight of 0 is not recorded
+                powers = [chance ** (1 / 0.2) for chance in chances]
             assert line["weights"] == pytest.approx([power / sum(powers) for power in powers], abs=1e-4)
     found = [[line["scores"] for line in lines_of(swept, f"mixture@scorer={s},temperature=0.2")]
              for s in ("cosine", "discriminant")]  # fmt: skip
@@ -206,12 +221,12 @@ def test_a_sweep_loads_and_encodes_once(tiny: Profile, tmp_path: Path, monkeypat
 
         return call
 
-    parts = ((setting_module, "load_encoder"), (evaluation, "load_backend"), (setting_module, "index_pool"))
+    parts = ((setting_module, "load_encoder"), (evaluation, "load_backend"), (setting_module, "encode_samples"))
     for module, name in parts:
         monkeypatch.setattr(module, name, counted(module, name))
-    evaluate(tiny, ["selection"], tmp_path, 1, QUIET, ["scorer=cosine,nearest", "seed=0,1"])
-    assert sorted(calls) == ["index_pool", "load_backend", "load_encoder"]
-    assert len(list(tmp_path.glob("selection@scorer=*,seed=*.jsonl"))) == 4
+    evaluate(tiny, ["dare"], tmp_path, 1, QUIET, ["scorer=cosine,nearest", "seed=0,1"])
+    assert sorted(calls) == ["encode_samples", "load_backend", "load_encoder"]
+    assert len(list(tmp_path.glob("dare@scorer=*,seed=*.jsonl"))) == 4
 
 
 @pytest.mark.slow
@@ -227,13 +242,13 @@ def test_every_run_of_a_seed_sweep_starts_at_its_seed(
 
         return draw_and_route
 
-    for router in (Nothing, Own):
-        monkeypatch.setattr(router, "route", drawing(router.route))
-    evaluate(tiny, ["base", "best_selection"], tmp_path, 1, QUIET, ["seed=3,4"])
+    monkeypatch.setattr(Drawn, "route", drawing(Drawn.route))
+    evaluate(tiny, ["base", "random", "random_ood"], tmp_path, 1, QUIET, ["seed=3,4"])
     assert drawn[0] == drawn[2]
     assert drawn[1] == drawn[3]
     assert all(first != second for first, second in zip(drawn[0], drawn[1], strict=True))
-    assert (tmp_path / "base@seed=3.jsonl").read_bytes() == (tmp_path / "base@seed=4.jsonl").read_bytes()
+    names = ["base", *(f"random{ood}@seed={seed}" for ood in ("", "_ood") for seed in (3, 4))]
+    assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == sorted(names)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from lora_retriever.analysis.retrieval.rankings import (
 )
 from lora_retriever.analysis.retrieval.templates import Templates
 from lora_retriever.resampling import Indices, bootstrap, exact_bound
+from lora_retriever.retrieval.scorers import Scorer, as_scorer
 from lora_retriever.tables import Cell
 
 CUTS = (1, 3, 5, 8)
@@ -75,7 +76,7 @@ class Evaluation:
 def evaluate_retrieval(
     encoder: str,
     data: RetrievalData,
-    scorer: str,
+    scorer: str | Scorer,
     templates: Templates | None,
     cuts: Sequence[int] = (),
     leave_out: bool = False,
@@ -110,7 +111,7 @@ def evaluate_retrieval(
     wrong = (ranking.ranks != 1).nonzero()[0]
     return Evaluation(
         encoder,
-        scorer,
+        as_scorer(scorer).name,
         overall,
         ranking.calibration_error,
         None if unseen is None else over(~unseen),

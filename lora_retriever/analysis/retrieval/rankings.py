@@ -18,9 +18,9 @@ from lora_retriever.errors import UserError
 from lora_retriever.resampling import Indices
 from lora_retriever.retrieval.calibration import expected_calibration_error
 from lora_retriever.retrieval.encoders import Embeddings, Encoder
+from lora_retriever.retrieval.encoding import encode_samples, encode_texts
 from lora_retriever.retrieval.index import AdapterIndex
-from lora_retriever.retrieval.pooling import encode_samples
-from lora_retriever.retrieval.scorers import needs_texts
+from lora_retriever.retrieval.scorers import Scorer, as_scorer
 
 Values = NDArray[np.float64]
 
@@ -92,16 +92,22 @@ def describe(pool: Sequence[PoolEntry], rows: Sequence[Row]) -> TextsAndDomains:
     )
 
 
-def encode_data(encoder: Encoder, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> RetrievalData:
-    """A pool and a benchmark's rows, with the embeddings of an encoder."""
+def encode_data(encoder: Encoder | None, pool: Sequence[PoolEntry], rows: Sequence[Row]) -> RetrievalData:
+    """A pool and a benchmark's rows, with the embeddings of an encoder.
+
+    Args:
+        encoder: None for scorers that read texts alone: the embeddings then have dimension 0.
+
+    Raises:
+        ValueError: the encoder gives no embeddings.
+    """
     described = describe(pool, rows)
-    return RetrievalData(
-        tuple(entry.model_name for entry in pool),
-        tuple(encode_samples(encoder, described.samples)),
-        tuple(row.task for row in rows),
-        encoder.encode(described.inputs),
-        described,
-    )
+    samples = [np.zeros((len(texts), 0), np.float32) for texts in described.samples]
+    queries = np.zeros((len(rows), 0), np.float32)
+    if encoder is not None:
+        samples, queries = encode_samples(encoder, described.samples), encode_texts(encoder, described.inputs)
+    names, tasks = tuple(entry.model_name for entry in pool), tuple(row.task for row in rows)
+    return RetrievalData(names, tuple(samples), tasks, queries, described)
 
 
 def templates_of(data: RetrievalData) -> Templates | None:
@@ -144,28 +150,28 @@ class Ranking:
         return 100 * expected_calibration_error(self.confidence, self.ranks == 1)
 
 
-def rank(data: RetrievalData, scorer: str) -> Ranking:
+def rank(data: RetrievalData, scorer: str | Scorer) -> Ranking:
     """The ranking of a scorer for all rows.
 
     Raises:
         UserError: the scorer reads texts and only embeddings are known, or the scorer cannot be fitted to the pool.
     """
-    texts, inputs = None, None
-    if needs_texts(scorer):
+    rule, texts, inputs = as_scorer(scorer), None, None
+    if rule.needs_texts:
         if data.described is None:
-            raise UserError(f"scorer {scorer} reads texts, not embeddings alone: name --pool and --inputs as well")
+            raise UserError(f"scorer {rule.name} reads texts, not embeddings alone: name --pool and --inputs as well")
         texts, inputs = data.described.samples, data.described.inputs
     try:
-        index = AdapterIndex.from_embeddings(data.names, data.pool, scorer, texts)
+        index = AdapterIndex.from_embeddings(data.names, data.pool, rule, texts)
         hits = index.search(data.queries, k=len(data.names), texts=inputs)
     except ValueError as error:
-        raise UserError(f"scorer {scorer}: {error}") from error
+        raise UserError(f"scorer {rule.name}: {error}") from error
     position_of = {name: position for position, name in enumerate(data.names)}
     order = np.array([[position_of[name] for name in names] for names in hits.names])
     return Ranking(order, data.own, None if hits.probabilities is None else hits.probabilities[:, 0])
 
 
-def rank_left_out(data: RetrievalData, scorer: str, templates: Templates) -> tuple[Ranking, Indices]:
+def rank_left_out(data: RetrievalData, scorer: str | Scorer, templates: Templates) -> tuple[Ranking, Indices]:
     """The ranking when every row's own adapter has no sample of the row's template, and the rows that are ranked.
 
     The pool is searched once per template number n: all adapters lose their samples of template n, and the rows of

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition, Retrieved
 from lora_retriever.methods.base import Reads, Settings
 from lora_retriever.methods.options import Count
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 RECORDED = 8
 """Minimum number of adapters of a search that a run records, also if the method uses fewer."""
-RETRIEVAL: frozenset[Reads] = frozenset({"adapters", "pool", "encoder"})
+RETRIEVAL: frozenset[Reads] = frozenset({"adapters", "pool"})
+"""What a method reads that searches by the profile's scorer. Whether it needs an encoder, the scorer decides."""
+EMBEDDED: frozenset[Reads] = RETRIEVAL | {"encoder"}
+"""What a method reads that reads embeddings under any profile."""
 SCORED: frozenset[Settings] = frozenset({"scorer"})
 TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
 
@@ -33,8 +37,7 @@ class Nearest:
         """The adapters found, with equal weights, or weighted by the profile's temperature if the profile sets one."""
         k = context.k if self.k is None else self.k
         hits = context.search(recorded(k, context))
-        temperature = context.temperature if k > 1 else None  # the weight of a single adapter is 1
-        return compositions_of(hits, weights_of(hits.scores[:, :k], temperature))
+        return compositions_of(hits, retrieval_weights(hits, k, context))
 
 
 def recorded(k: int, context: Context) -> int:
@@ -42,11 +45,30 @@ def recorded(k: int, context: Context) -> int:
     return max(k, min(RECORDED, context.available))
 
 
+def retrieval_weights(hits: Hits, k: int, context: Context) -> Array:
+    """Weights [rows, k] of the first `k` hits of each row, by the profile's temperature T; None: 1/k (paper).
+
+    Where the scores are cosines, w_p ∝ exp(cosine_p / T), as in LoRAuter (arXiv 2601.21795). For other scorers, whose
+    scores have no unit, w_p ∝ P(p)^(1/T), with P(p) the calibrated probability that p is the input's own adapter. T = 1
+    gives the probabilities themselves, scaled to sum to 1.
+
+    Raises:
+        UserError: the scorer's probabilities cannot be calibrated on this pool.
+    """
+    temperature = context.temperature if k > 1 else None  # the weight of a single adapter is 1
+    if temperature is None:
+        return weights_of(hits.scores[:, :k], None)
+    try:
+        return weights_of(hits.scores[:, :k], temperature * context.index().weight_unit)
+    except ValueError as error:
+        raise UserError(f"retrieval.temperature: {error}; leave out the temperature, or take scorer cosine") from error
+
+
 def weights_of(scores: Array, temperature: float | None) -> Array:
     """Weights [rows, k] of the adapters found, from their scores [rows, k]; every row sums to 1.
 
-    Without a temperature w_p = 1/k (paper, section 3.2); with one w_p = exp(s_p/T) / Σ_q exp(s_q/T) over the k found
-    (LoRAuter, arXiv 2601.21795, with cosine scores and T = 0.2). T is in the scorer's unit.
+    Without a temperature w_p = 1/k (paper, section 3.2); with one w_p = exp(s_p/T) / Σ_q exp(s_q/T) over the k found.
+    T is on the scale of the scores.
     """
     if temperature is None:
         return np.full(scores.shape, 1 / scores.shape[1])

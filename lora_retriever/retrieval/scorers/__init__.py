@@ -21,7 +21,9 @@ from lora_retriever.retrieval.scorers.base import (
     Positions,
     Samples,
     Scorer,
+    as_scorer,
     scorer,
+    unit,
 )
 
 for file in pkgutil.iter_modules(__path__):  # every file of this folder registers its scorers
@@ -37,11 +39,7 @@ __all__ = [
     "Positions",
     "Samples",
     "Scorer",
-    "needs_texts",
+    "as_scorer",
     "scorer",
+    "unit",
 ]
-
-
-def needs_texts(name: str) -> bool:
-    """Whether a scorer reads the texts of the pool's samples and of the queries."""
-    return SCORERS[name].needs_texts

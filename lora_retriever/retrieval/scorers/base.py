@@ -1,21 +1,25 @@
 """The interface of scorers. A scorer reads a pool of adapters, each described by samples, and gives scores to queries.
 
 A scorer is fitted to a pool and then scores queries against the pool's adapters; higher is better. The fit reads the
-pool alone, never a query: the constants are chosen by leaving pool samples out. To add a scorer, register a function
-with `scorer`.
+pool alone, never a query: the constants are chosen by leaving pool samples out. To add a scorer to the project,
+register a function with `scorer`. A scorer of a user's own is a `Scorer` that a profile names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_retriever.escaping import quoted
+
 Array = NDArray[np.floating]
 Positions = NDArray[np.int64]
+Weights = Literal["cosine", "probability"]
+"""What weights are made of: `Scorer.weights`."""
 
 HELD_OUT = 2000
 """Maximum number of pool samples that are left out in turn."""
@@ -26,7 +30,10 @@ FEWEST_HELD_OUT = 100
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts as scorers read them: `embeddings` [n, dim], and the `texts` themselves if they are known."""
+    """Texts as scorers read them: `embeddings` [n, dim], and the `texts` themselves if they are known.
+
+    Where no encoder has read the texts, dim is 0.
+    """
 
     embeddings: Array
     texts: tuple[str, ...] | None = None
@@ -132,30 +139,70 @@ class Scorer:
     """A rule by which queries are compared with adapters.
 
     Attributes:
+        name: the scorer's name in an index. A profile names a scorer of a user's own by `module:object`.
         fit: fits the scorer to a pool.
         needs_samples: whether the scorer needs the samples (a private index keeps means and covariance only).
         needs_texts: whether the scorer reads the texts of samples and queries.
+        needs_embeddings: whether the scorer reads embeddings. If not, no encoder is loaded for the scorer.
+        weights: what `retrieval.temperature` makes weights of: the scores themselves if the scores are cosines, or the
+            calibrated probabilities.
     """
 
     name: str
     fit: Callable[[Pool], Fitted]
-    needs_samples: bool
-    needs_texts: bool
+    needs_samples: bool = False
+    needs_texts: bool = False
+    needs_embeddings: bool = True
+    weights: Weights = "probability"
+
+    def __post_init__(self) -> None:
+        """Check the fields. A scorer that reads texts needs the samples.
+
+        Raises:
+            ValueError: the scorer reads neither texts nor embeddings, or a field is wrong.
+        """
+        if not isinstance(self.name, str) or not callable(self.fit):
+            raise ValueError(f"a scorer has a name and a function that fits it, not {self.name!r} and {self.fit!r:.80}")
+        if self.weights not in get_args(Weights):
+            raise ValueError(f"scorer {self.name}: weights is {self.weights!r} (known: {', '.join(get_args(Weights))})")
+        if not self.needs_texts and not self.needs_embeddings:
+            raise ValueError(f"scorer {self.name}: it reads neither texts nor embeddings")
+        object.__setattr__(self, "needs_samples", self.needs_samples or self.needs_texts)
 
 
 SCORERS: dict[str, Scorer] = {}
 
 
 def scorer(
-    name: str, *, needs_samples: bool = False, needs_texts: bool = False
+    name: str,
+    *,
+    needs_samples: bool = False,
+    needs_texts: bool = False,
+    needs_embeddings: bool = True,
+    weights: Weights = "probability",
 ) -> Callable[[Callable[[Pool], Fitted]], Callable[[Pool], Fitted]]:
-    """Register a scorer under the name that profiles and the command line use."""
+    """Register a scorer of the project under the name that profiles and the command line use."""
 
     def register(fit: Callable[[Pool], Fitted]) -> Callable[[Pool], Fitted]:
-        SCORERS[name] = Scorer(name, fit, needs_samples or needs_texts, needs_texts)
+        SCORERS[name] = Scorer(name, fit, needs_samples, needs_texts, needs_embeddings, weights)
         return fit
 
     return register
+
+
+def as_scorer(scorer: str | Scorer) -> Scorer:
+    """The scorer itself, or the project's scorer of this name.
+
+    Raises:
+        ValueError: there is no such scorer, or a scorer of a user's own has the name of one of the project's.
+    """
+    if isinstance(scorer, Scorer):
+        if SCORERS.get(scorer.name, scorer) != scorer:
+            raise ValueError(f"scorer {scorer.name!r}: the project has a scorer of this name; name yours otherwise")
+        return scorer
+    if scorer not in SCORERS:
+        raise ValueError(f"unknown scorer {quoted(scorer)} (known: {', '.join(SCORERS)})")
+    return SCORERS[scorer]
 
 
 def unit(vectors: Array) -> Array:

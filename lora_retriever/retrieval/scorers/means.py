@@ -16,7 +16,7 @@ def mean_ip(pool: Pool) -> Linear:
     return _by_mean(pool, pool.means, unit_means=False)
 
 
-@scorer("cosine")
+@scorer("cosine", weights="cosine")
 def cosine(pool: Pool) -> Linear:
     """Cosine of the query with the mean, x·μ / |x||μ|: the paper's text (section 3.1)."""
     return _by_mean(pool, unit(pool.means), unit_means=True)

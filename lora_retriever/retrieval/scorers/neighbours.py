@@ -49,13 +49,13 @@ class Neighbours:
         return leave_out(self.samples, self.counts, [self.k])[0]
 
 
-@scorer("nearest", needs_samples=True)
+@scorer("nearest", needs_samples=True, weights="cosine")
 def nearest(pool: Pool) -> Neighbours:
     """Cosine with the most similar single sample of the adapter."""
     return Neighbours(unit(stacked(pool)), pool.counts, 1)
 
 
-@scorer("knn", needs_samples=True)
+@scorer("knn", needs_samples=True, weights="cosine")
 def knn(pool: Pool) -> Neighbours:
     """Mean cosine with the k most similar samples; k is the element of `NEIGHBOURS` with the most hits left out."""
     samples = unit(stacked(pool))

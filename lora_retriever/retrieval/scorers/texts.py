@@ -143,7 +143,7 @@ class Discriminated:
         return self.linear.held_out()
 
 
-@scorer("lexical", needs_texts=True)
+@scorer("lexical", needs_texts=True, needs_embeddings=False)
 def lexical(pool: Pool) -> Discriminated:
     """The discriminant on words, phrases and form. Embeddings are not used."""
     return discriminated(pool, texts_alone())
