@@ -403,6 +403,12 @@ def test_a_wrong_plan_is_named(
     assert f"plan.yaml: {reason}" in fails(small, capsys)
 
 
+def test_a_source_without_an_option_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = {**SMALL_PLAN["sources"], "third": SMALL_PLAN["sources"]["vectors"]}  # type: ignore[dict-item,index]
+    write(small / "plan.yaml", {**SMALL_PLAN, "sources": sources})
+    assert "plan.yaml: sources.third: unknown source (known: induction, vectors)" in fails(small, capsys)
+
+
 @pytest.mark.parametrize("layout", ["{text}", "{stop}", "{stop} {colon} {text}"])
 def test_a_layout_needs_the_text_and_one_instruction(
     small: Path, capsys: pytest.CaptureFixture[str], layout: str
