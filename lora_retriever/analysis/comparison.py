@@ -147,7 +147,7 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
     rows: list[tuple[str, list[Cell | str | None]]] = [
         (
             "mean over tasks" if quantity == MEAN else f"{quantity.group} {quantity.score}",
-            [_cell(comparison.differences.get(quantity)) for comparison in comparisons],
+            [difference_cell(comparison.differences.get(quantity)) for comparison in comparisons],
         )
         for quantity in ordered
     ]
@@ -315,7 +315,8 @@ def _names(comparisons: Sequence[Comparison]) -> tuple[list[str], str]:
     return [f"{comparison.name} − {comparison.other}" for comparison in comparisons], "the run after the sign −"
 
 
-def _cell(difference: Difference | None) -> Cell | None:
+def difference_cell(difference: Difference | None) -> Cell | None:
+    """The cell of a table: the difference with its interval, p-value and mark. None: there is no difference."""
     if difference is None:
         return None
     p = f" p {difference.p:.3f}" if difference.p >= 0.001 else " p <.001"
