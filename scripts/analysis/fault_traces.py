@@ -232,8 +232,9 @@ def batches(sources: Sources, rows: Sequence[Row]) -> Table:
     notes = [
         f"Rows in the file's order, in batches of {BATCH}. p: permutation test within tasks of “no difference by place "
         "in the batch” (or by batch), for exact match and for being equal to the oracle's answer. Mixed: rows of "
-        f"batches with two tasks ({int(mixed.sum())} rows) minus other rows of their tasks, in points, with the 95 % interval. "
-        "First batch: percent of rows with the oracle's answer in the first batch / in the later batches of its task.",
+        f"batches with two tasks ({int(mixed.sum())} rows) minus other rows of their tasks, in points, with the 95 % "
+        "interval. First batch: percent of rows with the oracle's answer in the first batch / in the later batches of "
+        "its task.",
     ]
     columns = [
         "exact match: p by place", "p by batch", "oracle's answer: p by place", "p by batch",
