@@ -1,8 +1,8 @@
 """What does each fault of the original change? `python scripts/running/measure_faults.py --profile P --results DIR`
 
-Rows are answered without a fault and with each fault alone (`faulty_plans.py`). The table shows, for each fault and
-configuration, how much the scores change: the mean over the exact-match tasks and the mean over all tasks, on the same
-rows, with the paired 95 % interval and the p-value of `lora_retriever.analysis.comparison`.
+Rows are answered without a fault and with each fault alone (`faulty_plans.py`). Two tables show, for each fault and
+configuration, how much the mean over the exact-match tasks and the mean over all tasks change, on the same rows, with
+the paired 95 % interval of `lora_retriever.analysis.comparison`. A third table shows what else changes.
 
 `--limit N` answers the first N rows of each task; batches and retrieval are those of the whole file. Answers are kept
 in DIR/answers.jsonl by the hash of everything that decides them. So a stopped measurement goes on, and a prompt is
@@ -27,7 +27,7 @@ import torch
 from faulty_plans import FAULTS, Plan, Setting, factor_of
 from rich.console import Console
 
-from lora_retriever.analysis.comparison import Difference, compare
+from lora_retriever.analysis.comparison import NOT_SEPARABLE, SIGNIFICANT, Difference, compare
 from lora_retriever.analysis.runs import AnsweredRow, Run
 from lora_retriever.analysis.scores import MEAN, ScoredRun, score_run
 from lora_retriever.data.rows import Row, limited
@@ -51,7 +51,6 @@ ANSWERS = "answers.jsonl"
 LARGER_POOL = "larger-pool"
 NEVER = 10**6
 """A maximum length of prompts that no prompt reaches, in tokens."""
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,14 @@ def main() -> None:
     if unknown := [name for name in (*faults, *methods) if name not in FAULTS and name not in COMPOSED]:
         parser.error(f"unknown: {', '.join(unknown)}")
     try:
-        print(FORMATS[args.format](measured(args, faults, methods)), end="")
+        print("\n".join(map(FORMATS[args.format], measured(args, faults, methods))), end="")
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
-def measured(args: argparse.Namespace, faults: Sequence[str], methods: Sequence[str]) -> Table:
-    """The table of the command line's measurement.
+def measured(args: argparse.Namespace, faults: Sequence[str], methods: Sequence[str]) -> list[Table]:
+    """The tables of the command line's measurement.
 
     Raises:
         UserError: the profile, its files or the larger pool cannot be used.
@@ -122,7 +121,9 @@ def measured(args: argparse.Namespace, faults: Sequence[str], methods: Sequence[
     if not args.only_answered:
         adapters = {**(larger or benchmark).adapters, **benchmark.adapters}
         answer_all(profile, replace(benchmark, adapters=adapters), everything, rows, book)
-    return table_of(setting, plans, rows, book, profile)
+    effects = effects_of(setting, plans, rows, book, profile)
+    means = [effect_table(effects, setting, rows, book, exact_match_only) for exact_match_only in (True, False)]
+    return [*means, detail_table(effects, profile)]
 
 
 def larger_benchmark(profile: Profile, pool: Path | None) -> Benchmark | None:
@@ -283,64 +284,121 @@ def ended(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in eos_ids), tokens)
 
 
-def table_of(
+@dataclass(frozen=True)
+class Effect:
+    """What a fault changes in one configuration.
+
+    Attributes:
+        rows: the number of rows with another prompt, another composition or another decoding.
+        answers: the number of rows with another answer.
+        exact: the change of the mean over the exact-match tasks. None: the benchmark has none.
+        everything: the change of the mean over all tasks.
+        unfinished: answers of the maximum length, without and with the fault.
+        marked: answers with a part of the template, without and with the fault.
+    """
+
+    rows: int
+    answers: int
+    exact: Difference | None
+    everything: Difference | None
+    unfinished: tuple[int, int]
+    marked: tuple[int, int]
+
+
+def effects_of(
     setting: Setting, plans: dict[tuple[str, str], Plan], rows: Sequence[Row], book: AnswerBook, profile: Profile
-) -> Table:
-    """A line for each fault and configuration whose answers are all there."""
-    lines: list[tuple[str, list[Cell | str | None]]] = []
-    found: list[tuple[int, Difference]] = []  # the line and the difference of exact match
-    rights = {name: run_of(name, plan, rows, book) for name, plan in setting.right.items()}
-    absent: list[str] = []
-    same: dict[str, list[str]] = {}  # methods by the fault's title
+) -> dict[tuple[str, str], Effect | None]:
+    """The effect of each fault on each configuration, of which all answers are there. None: no row changes."""
+    found: dict[tuple[str, str], Effect | None] = {}
     for (fault, method), plan in plans.items():
-        title, right = FAULTS[fault][0], setting.right[method]
-        label = f"{title}: {method}"
-        changed = [row.id for row in rows if composed_otherwise(plan, right, row.id)]
-        if not changed and plan.temperature is None:
-            same.setdefault(title, []).append(method)
+        right = setting.right[method]
+        changed = sum(otherwise(plan, right, row.id) for row in rows)
+        if not changed:
+            found[fault, method] = None
             continue
-        run, other = run_of(f"{method} with {fault}", plan, rows, book), rights[method]
+        run, other = run_of(f"{method} with {fault}", plan, rows, book), run_of(method, right, rows, book)
         if run is None or other is None:
-            absent.append(label)
             continue
-        exact, everything = (difference(run, other, only) for only in (True, False))
-        if exact is not None:
-            found.append((len(lines), exact))
-        lines.append(
-            (
-                label,
-                [
-                    str(len(changed) if plan.temperature is None else len(rows)),
-                    str(sum(run.rows[id].answer != other.rows[id].answer for id in run.rows)),
-                    None if exact is None else f"{exact_match(other):.1f} → {exact_match(run):.1f}",
-                    cell(exact),
-                    cell(everything),
-                    f"{unfinished(right, rows, book, profile)} → {unfinished(plan, rows, book, profile)}",
-                    f"{marked(other)} → {marked(run)}",
-                ],
-            )
+        found[fault, method] = Effect(
+            changed,
+            sum(run.rows[id].answer != other.rows[id].answer for id in run.rows),
+            difference(run, other, exact_match_only=True),
+            difference(run, other, exact_match_only=False),
+            (unfinished(right, rows, book, profile), unfinished(plan, rows, book, profile)),
+            (marked(other), marked(run)),
         )
-    for (line, _), corrected in zip(found, holm([exact.p for _, exact in found]), strict=True):
-        shown = lines[line][1][3]
-        if isinstance(shown, Cell) and corrected >= SIGNIFICANT:
-            lines[line][1][3] = replace(shown, mark=shown.mark + " ~")
-    columns = ["rows changed", "answers changed", "exact match", "change", "change, all tasks", "unfinished", "marks"]
+    return found
+
+
+def effect_table(
+    effects: dict[tuple[str, str], Effect | None],
+    setting: Setting,
+    rows: Sequence[Row],
+    book: AnswerBook,
+    exact_match_only: bool,
+) -> Table:
+    """The change of a mean over tasks, a line for each fault and a column for each configuration."""
+    methods = list(setting.right)
+    runs = {method: run_of(method, plan, rows, book) for method, plan in setting.right.items()}
+    whole = {method: run and scored(run, exact_match_only) for method, run in runs.items()}
+    scores = [None if (run := whole[method]) is None else Cell(run.quantities[MEAN]) for method in methods]
+    lines: list[tuple[str, list[Cell | str | None]]] = [("without a fault", [*scores])]
+    measured = {
+        pair: change
+        for pair, effect in effects.items()
+        if effect and (change := effect.exact if exact_match_only else effect.everything)
+    }
+    corrected = dict(zip(measured, holm([change.p for change in measured.values()]), strict=True))
+    for fault in dict.fromkeys(fault for fault, _ in effects):
+        cells: list[Cell | str | None] = []
+        for method in methods:
+            pair = fault, method
+            if pair in measured:
+                change = measured[pair]
+                mark = "" if corrected[pair] < SIGNIFICANT else f" {NOT_SEPARABLE}"
+                cells.append(Cell(change.value, change.low, change.high, mark, difference=True))
+            else:
+                cells.append("no row changes" if pair in effects and effects[pair] is None else None)
+        lines.append((FAULTS[fault][0], cells))
+    which = "exact-match tasks" if exact_match_only else "tasks"
     notes = [
-        f"{len(rows)} rows of {len({row.task for row in rows})} tasks, paper scoring. Changes are in points, with the "
-        "95 % interval and p. Exact match: the mean over the exact-match tasks. Unfinished: answers of "
-        f"{profile.generation.max_new_tokens} tokens. Marks: answers with a part of the template.",
-        f"~ not separable: p, corrected for {len(found)} changes of exact match (Holm), is {SIGNIFICANT} or more.",
+        f"The mean over the {which}, and its change in points with the 95 % interval; {len(rows)} rows of "
+        f"{len({row.task for row in rows})} tasks, paper scoring.",
+        f"{NOT_SEPARABLE} not separable: p, corrected for {len(measured)} changes (Holm), is {SIGNIFICANT} or more.",
     ]
-    notes += [f"No row changes: {title} ({', '.join(unchanged)})." for title, unchanged in same.items()]
-    notes += [f"Not answered: {'; '.join(absent)}."] if absent else []
+    return Table(methods, lines, notes)
+
+
+def detail_table(effects: dict[tuple[str, str], Effect | None], profile: Profile) -> Table:
+    """What else changes, a line for each fault and configuration in which a row changes."""
+    lines: list[tuple[str, list[Cell | str | None]]] = [
+        (
+            f"{FAULTS[fault][0]}: {method}",
+            [
+                str(effect.rows),
+                str(effect.answers),
+                *(None if change is None else f"{change.p:.4f}" for change in (effect.exact, effect.everything)),
+                " → ".join(map(str, effect.unfinished)),
+                " → ".join(map(str, effect.marked)),
+            ],
+        )
+        for (fault, method), effect in effects.items()
+        if effect is not None
+    ]
+    notes = [
+        "p: paired permutation test, not corrected. Unfinished: answers of "
+        f"{profile.generation.max_new_tokens} tokens. Marks: answers with a part of the template."
+    ]
+    columns = ["rows changed", "answers changed", "p, exact match", "p, all tasks", "unfinished", "marks"]
     return Table(columns, lines, notes)
 
 
-def composed_otherwise(plan: Plan, right: Plan, id: int) -> bool:
-    """Whether a row has another composition or another prompt under a fault."""
+def otherwise(plan: Plan, right: Plan, id: int) -> bool:
+    """Whether a row has another composition, another prompt or another decoding under a fault."""
     return (
         plan.compositions[id].weights != right.compositions[id].weights
         or plan.prompts[id].token_ids != right.prompts[id].token_ids
+        or plan.temperature != right.temperature
     )
 
 
@@ -364,21 +422,6 @@ def difference(run: Run, other: Run, exact_match_only: bool) -> Difference | Non
     both = [scored(one, exact_match_only) for one in (run, other)]
     known = [one for one in both if one is not None]
     return compare(known, other.name, "mean")[0].differences[MEAN] if len(known) == len(both) else None
-
-
-def exact_match(run: Run) -> float:
-    """The mean over the exact-match tasks."""
-    only = scored(run, exact_match_only=True)
-    assert only is not None
-    return only.quantities[MEAN]
-
-
-def cell(difference: Difference | None) -> Cell | None:
-    """A difference with its interval and p."""
-    if difference is None:
-        return None
-    p = "p <.001" if difference.p < 0.001 else f"p {difference.p:.3f}"
-    return Cell(difference.value, difference.low, difference.high, f" {p}", difference=True)
 
 
 def unfinished(plan: Plan, rows: Sequence[Row], book: AnswerBook, profile: Profile) -> int:

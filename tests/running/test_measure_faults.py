@@ -139,9 +139,12 @@ def test_rows_without_a_fault_are_answered_as_by_the_command_and_a_second_run_an
     monkeypatch.setattr(sys, "argv", ["measure_faults.py", *arguments])
     measure_faults.main()
     first = capsys.readouterr().out
-    assert [line.split(",")[0] for line in first.splitlines()[1:]] == [
-        f"{FAULTS[fault][0]}: {method}" for fault in ("scale", "drawn-1") for method in ("fusion", "best_selection")
-    ]
+    exact, _, details = first.split("\n\n")
+    assert [line.split(",")[0] for line in exact.splitlines()] == [
+        "", "without a fault", *(FAULTS[fault][0] for fault in ("scale", "not-cut", "drawn-1"))
+    ]  # fmt: skip
+    assert "no prompt cut,no row changes" in exact
+    assert len(details.splitlines()) == 1 + 4  # two faults change rows, in two configurations
     ours = {json.loads(line)[1] for line in (tmp_path / measure_faults.ANSWERS).read_text().splitlines()}
     for name in ("fusion", "best_selection"):
         assert {line["predicted_answer"] for line in read_lines(paper_runs, name).values()} <= ours
