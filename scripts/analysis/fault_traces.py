@@ -76,6 +76,7 @@ def main() -> None:
             "Scores and parts of the template": overview(sources, rows),
             "One input, several tasks": one_input(sources, rows),
             "Equal answers of two configurations": agreements(sources, rows),
+            "Equal answers of two sources": crossed(sources),
             "Equal inputs of a task": sampling(sources, rows),
             "Batches": batches(sources, rows),
             "Padding and long inputs": lengths(sources, rows),
@@ -187,6 +188,24 @@ def agreements(sources: Sources, rows: Sequence[Row]) -> Table:
     return Table(
         columns, lines, [f"Percent of rows with the same text, in the {len(places)} tasks with BLEU or ROUGE."]
     )
+
+
+def crossed(sources: Sources) -> Table:
+    """The share of equal answers between each configuration of the second source and all others, over all rows."""
+    (first, theirs), (second, ours) = sources.items()
+    names = [name for name in CONFIGURATIONS if name in ours]
+    columns = [
+        (f"{source}: {name}", known[name]) for source, known in sources.items() for name in names if name in known
+    ]
+    lines: list[tuple[str, list[Cell | str | None]]] = [
+        (f"{second}: {name}", [f"{ours[name].equal(answers).mean():.0f}" for _, answers in columns]) for name in names
+    ]
+    lines += [
+        (f"{first}: {name}", [f"{theirs[name].equal(answers).mean():.0f}" for _, answers in columns])
+        for name in names
+        if name in theirs
+    ]
+    return Table([label for label, _ in columns], lines, ["Percent of all rows with the same text."])
 
 
 def sampling(sources: Sources, rows: Sequence[Row]) -> Table:

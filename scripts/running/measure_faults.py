@@ -340,8 +340,8 @@ def effect_table(
     """The change of a mean over tasks, a line for each fault and a column for each configuration."""
     methods = list(setting.right)
     runs = {method: run_of(method, plan, rows, book) for method, plan in setting.right.items()}
-    whole = {method: run and scored(run, exact_match_only) for method, run in runs.items()}
-    scores = [None if (run := whole[method]) is None else Cell(run.quantities[MEAN]) for method in methods]
+    whole = [None if (run := runs[method]) is None else scored(run, exact_match_only) for method in methods]
+    scores = [None if run is None else Cell(run.quantities[MEAN]) for run in whole]
     lines: list[tuple[str, list[Cell | str | None]]] = [("without a fault", [*scores])]
     measured = {
         pair: change
