@@ -20,7 +20,7 @@ from answer_traces import (
     shared_input,
     slope,
 )
-from fault_traces import one_input, sampling
+from fault_traces import crossed, one_input, sampling
 
 from lora_retriever.data.rows import Row
 from lora_retriever.errors import UserError
@@ -103,6 +103,16 @@ def test_an_answer_of_one_adapter_alone_is_named() -> None:
         "s: fusion": ["= adapter y (2 of 2)", "= adapter y (2 of 2)"],
         "s: best_selection": ["= adapter x (2 of 2)", "= adapter y (2 of 2)"],
     }
+
+
+def test_two_sources_are_compared_answer_by_answer() -> None:
+    sources = {
+        "s": {"fusion": answers("fusion", ["a"] * 24)},
+        "t": {"fusion": answers("fusion", ["a"] * 6 + ["b"] * 18)},
+    }
+    table = crossed(sources)
+    assert table.columns == ["s: fusion", "t: fusion"]
+    assert dict(table.rows) == {"t: fusion": ["25", "100"], "s: fusion": ["100", "25"]}
 
 
 def test_answers_are_read_with_task_names_from_elsewhere_and_scored_by_the_paper(tmp_path: Path) -> None:
