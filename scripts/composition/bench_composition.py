@@ -248,7 +248,7 @@ class Pool:
             name: StackedLoras(
                 torch.stack([adapter[name][0] for adapter in made]).to(device),
                 torch.stack([adapter[name][1] for adapter in made]).to(device),
-                SCALING,
+                torch.full((len(made),), SCALING, dtype=self.base.dtype, device=device),
             )
             for name in self.modules
         }

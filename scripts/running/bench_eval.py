@@ -185,9 +185,9 @@ class OriginalLoop:
             down = torch.stack([adapter[key] for adapter in tensors])  # [adapters, r, d_in]
             up = torch.stack([adapter[key.replace("lora_A", "lora_B")] for adapter in tensors])  # [adapters, d_out, r]
             module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            scaling = configs[0]["lora_alpha"] / configs[0]["r"]
+            scalings = torch.tensor([config["lora_alpha"] / config["r"] for config in configs])
             place = self.model.device, self.dtype
-            stacks[module] = StackedLoras(down.to(*place), up.to(*place), scaling)
+            stacks[module] = StackedLoras(down.to(*place), up.to(*place), scalings.to(*place))
         return stacks
 
     def _retrieval(self) -> tuple[AdapterIndex, Embeddings]:

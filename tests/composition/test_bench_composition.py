@@ -95,7 +95,7 @@ def test_upstream_keeps_no_weighted_adapter_of_a_batch(pool):
 
 def test_the_original_takes_its_hooks_off_after_an_exception():
     linear = torch.nn.Sequential(torch.nn.Linear(3, 3))
-    stacks = {"0": StackedLoras(torch.ones(2, 1, 3), torch.ones(2, 3, 1), 1.0)}
+    stacks = {"0": StackedLoras(torch.ones(2, 1, 3), torch.ones(2, 3, 1), torch.ones(2))}
     x = torch.ones(1, 1, 3)
     plain = linear(x)
     with pytest.raises(KeyError), original_composition(linear, stacks, torch.ones(1, 2), "mixture"):
