@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_retriever.analysis.runs import AnsweredRow, Run, read_run
+from lora_retriever.analysis.runs import AnsweredRow, Run, read_folder
 from lora_retriever.analysis.scores import score_run
 from lora_retriever.data.rows import Row
 from lora_retriever.errors import UserError
@@ -53,17 +53,14 @@ def read_answers(folder: Path, rows: Sequence[Row]) -> dict[str, Answers]:
     """The answers of a folder, by configuration.
 
     Raises:
-        UserError: the folder has no answers, or the answers of a file are not to the benchmark's rows in their order.
+        UserError: the folder has no answers, or the answers of a run are not to the benchmark's rows in their order.
     """
     found = {}
-    for path in sorted(folder.glob("*.json")):
-        run = read_run(path.stem, path)
+    for run in read_folder(folder)[0]:
         if [row.inputs for row in run.rows.values()] != [row.inputs for row in rows]:
-            raise UserError(f"{path}: its rows are not the benchmark's rows in the benchmark's order")
+            raise UserError(f"{folder}: {run.name}: its rows are not the benchmark's rows in the benchmark's order")
         texts = [row.answer.strip() for row in run.rows.values()]
-        found[path.stem] = Answers(path.stem, tuple(texts), exact_match(rows, texts))
-    if not found:
-        raise UserError(f"{folder} has no answers (NAME.json)")
+        found[run.name] = Answers(run.name, tuple(texts), exact_match(rows, texts))
     return found
 
 

@@ -44,7 +44,7 @@ from lora_retriever.methods.paper import METHODS
 from lora_retriever.resampling import wilson_interval
 from lora_retriever.retrieval.embedding_cache import cached
 from lora_retriever.retrieval.encoders import load_encoder
-from lora_retriever.retrieval.pooling import index_pool
+from lora_retriever.retrieval.index import AdapterIndex
 from lora_retriever.tables import Cell, Table, markdown
 
 CONFIGURATIONS = [method.name for method in METHODS]
@@ -296,7 +296,7 @@ def own_places(rows: Sequence[Row], pool: Sequence[PoolEntry], folder: Path) -> 
     """
     encoder = cached(partial(load_encoder, folder, instruction=INSTRUCTION), hash_path(folder), "auto", INSTRUCTION)
     queries = encoder.encode([row.inputs for row in rows])
-    hits = index_pool(encoder, pool, "mean_ip").search(queries, len(pool))
+    hits = AdapterIndex.from_texts(pool, encoder, "mean_ip").search(queries, len(pool))
     domains = {entry.model_name: entry.domain for entry in pool}
     places = [names.index(row.task) for row, names in zip(rows, hits.names, strict=True)]
     return np.array(places, dtype=float), np.array([domains[names[0]] for names in hits.names])

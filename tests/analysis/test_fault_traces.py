@@ -126,7 +126,7 @@ def test_answers_are_read_with_task_names_from_elsewhere_and_scored_by_the_paper
     assert found.texts[:2] == ("wrong", "Right.")
     assert found.exact.tolist() == [0.0] + [100.0] * 23
     (tmp_path / "fusion.json").write_text(json.dumps(given[::-1]))
-    with pytest.raises(UserError, match=r"fusion\.json: its rows are not the benchmark's rows"):
+    with pytest.raises(UserError, match="fusion: its rows are not the benchmark's rows"):
         read_answers(tmp_path, ROWS)
     with pytest.raises(UserError, match="has no answers"):
         read_answers(tmp_path / "nothing", ROWS)
