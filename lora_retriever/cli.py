@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = error.signal if isinstance(error, StoppedError) else int(signal.SIGINT)
         name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         status = _failed(
-            f"stopped{name}; the rows done so far are on disk, and the same command goes on", SIGNALLED + number
+            f"stopped{name}; what is done so far is on disk, and the same command goes on", SIGNALLED + number
         )
     except ModuleNotFoundError as error:
         status = _failed(missing_package(error) or _unforeseen(error), UNUSABLE)

@@ -71,7 +71,7 @@ def count(text: str) -> int:
     return number
 
 
-def seed(text: str) -> int:
+def nonnegative(text: str) -> int:
     """An integer of 0 or more.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A *location* in a profile that begins with `.`, `/` or `~` is a folder or a file. A relative location starts at the
 profile's own folder. Any other location is a Hub id. `{adapter}` in the location of the adapters stands for an
-adapter's name.
+adapter's name. `{official}` in a file of `data` stands for the folder of the official benchmark, which `fetch` writes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator
 
+from lora_retriever.data.official import official_folder
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
@@ -28,6 +29,8 @@ from lora_retriever.settings import MAX_COUNT, MAX_PROBLEMS, MAX_THREADS, Sectio
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
 ADAPTER = "{adapter}"
 """The part of the adapters' location that stands for an adapter's name."""
+OFFICIAL = "{official}"
+"""The part of a data file's location that stands for the folder of the official benchmark."""
 MAX_LOCATION = 4096
 """Maximum length of a location, in characters."""
 BALANCED = "balanced"
@@ -259,17 +262,20 @@ class Profile(Section):
     @property
     def rows_path(self) -> Path:
         """The file of the benchmark's rows."""
-        return self._file(self.data.rows)
+        return self._data_file(self.data.rows)
 
     @property
     def pool_path(self) -> Path:
         """The file of the pool."""
-        return self._file(self.data.pool)
+        return self._data_file(self.data.pool)
 
     @property
     def metric_folders(self) -> tuple[Path, ...]:
         """The folders whose own metrics may run."""
         return tuple(map(self._file, self.metrics))
+
+    def _data_file(self, location: str) -> Path:
+        return self._file(location.replace(OFFICIAL, str(official_folder())))
 
     def _file(self, location: str) -> Path:
         try:
