@@ -7,13 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_encoding
+from lora_retriever.commands.arguments import SCORERS, add_encoding
 from lora_retriever.commands.shared import check_scorer, load_encoder_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
 from lora_retriever.files import writing
 
 HELP = "encode a pool's samples and save the index"
+EXAMPLES = """
+lora-retriever index --pool pool.jsonl --encoder sentence-transformers/all-MiniLM-L6-v2 --out index
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=Path, required=True, help="pool file")
     parser.add_argument("--encoder", required=True, help="sentence encoder: a folder or a Hub id")
     add_encoding(parser)
-    parser.add_argument("--scorer", default="hybrid", metavar="NAME", help="(default: hybrid)")
+    scorer = parser.add_argument("--scorer", default="hybrid", metavar="NAME", help="(default: hybrid)")
+    SCORERS.complete(scorer)
     parser.add_argument(
         "--private", action="store_true", help="keep means and the shared covariance only, no sample and no text"
     )

@@ -13,6 +13,9 @@ from lora_retriever.files import writing
 from lora_retriever.progress import quieten_transformers
 
 HELP = "learn the weights of a fusion from a task's few examples"
+EXAMPLES = """
+lora-retriever lorahub --base ./models/my-base --adapters adapters --examples few.jsonl --out task
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_encoding, count
+from lora_retriever.commands.arguments import SCORERS, add_encoding, count
 from lora_retriever.commands.shared import check_scorer, load_encoder_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lora_retriever.analysis.retrieval.rankings import RetrievalData
 
 HELP = "how often a scorer finds the input's own adapter"
+EXAMPLES = """
+lora-retriever retrieval --pool pool.jsonl --inputs rows.jsonl --encoder ./my-encoder --scorer cosine hybrid
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="embeddings in place of an encoder: arrays names, pool, tasks, queries; repeat for several",
     )
     add_encoding(parser)
-    parser.add_argument("--scorer", nargs="+", action="extend", required=True, metavar="NAME")
+    scorer = parser.add_argument("--scorer", nargs="+", action="extend", required=True, metavar="NAME")
+    SCORERS.complete(scorer)
     parser.add_argument("--by", choices=["domain", "task"], help="add a table by domain or by task")
     parser.add_argument("--confusions", type=count, metavar="N", help="add the N most frequent confusions")
     parser.add_argument(

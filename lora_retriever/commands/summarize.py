@@ -14,6 +14,10 @@ from lora_retriever.escaping import as_json
 from lora_retriever.files import write_text, writing
 
 HELP = "the table of a results folder"
+EXAMPLES = """
+lora-retriever summarize results/mine --versus selection
+lora-retriever summarize results/mine --scoring standard --format markdown --output table.md
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

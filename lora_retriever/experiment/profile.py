@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,8 @@ from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_val
 from lora_retriever.data.official import official_folder
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import quoted
+from lora_retriever.escaping import brief, quoted
+from lora_retriever.experiment.overrides import Keys, parse, put
 from lora_retriever.files import MAX_NAME_BYTES, is_location, safe_name
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.retrieval.encoders import Layout
@@ -98,7 +100,12 @@ class EncoderSection(Checkpoint):
 
 
 class DataSection(Section):
-    """The files of the benchmark's rows and of the pool."""
+    """The files of the benchmark's rows and of the pool.
+
+    Attributes:
+        rows: the file of the rows.
+        pool: the file of the pool.
+    """
 
     rows: Location
     pool: Location
@@ -148,8 +155,10 @@ class Profile(Section):
     """One validated profile.
 
     Attributes:
+        name: the name of the profile, and so of the results folder `results/NAME`.
         folder: the profile's own folder, where relative locations start.
         note: a text that is printed under every table.
+        dtype: the dtype of base and adapters. Many CPUs compute slowly in 16 bits.
         device: a device of torch; `auto`: a GPU if there is one; or `balanced`: all GPUs, for a base model that is
             larger than one GPU.
         threads: torch's threads on a CPU. None: as many as there are cores.
@@ -303,13 +312,37 @@ def cuda_device_count() -> int:
     return torch.cuda.device_count()
 
 
-def load_profile(name_or_file: str) -> Profile:
+def load_profile(name_or_file: str, values: Sequence[str] = ()) -> Profile:
     """The bundled profile of this name, or the profile in this YAML file.
+
+    Args:
+        values: values that replace those of the file, such as `retrieval.k=5`.
 
     Raises:
         UserError: there is no such profile, the file is not YAML, or a field is missing, unknown or wrong. The message
             names the field.
     """
+    return read_profile(name_or_file, values).profile
+
+
+@dataclass(frozen=True)
+class ReadProfile:
+    """A profile, and where its values come from.
+
+    Attributes:
+        path: the profile's file.
+        content: the fields and values of the file.
+        values: the values that replace those of the file, by the parts of the field's name.
+    """
+
+    profile: Profile
+    path: Path
+    content: dict[str, Any]
+    values: dict[Keys, Any]
+
+
+def read_profile(name_or_file: str, values: Sequence[str] = ()) -> ReadProfile:
+    """As `load_profile`, with the sources of the values."""
     bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     path = bundled.get(name_or_file, Path(name_or_file))
     if not name_or_file or not os.path.exists(path):
@@ -317,10 +350,15 @@ def load_profile(name_or_file: str) -> Profile:
             f"no profile {name_or_file[:MAX_NAME_BYTES]!r}: known are {', '.join(bundled)}, or give the path of a "
             "YAML file"
         )
-    content = read_yaml(path)
-    if "folder" in content:
-        raise UserError(f"{path}: folder: is no field of a profile")
-    return _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
+    content = whole = read_yaml(path)
+    replaced = parse(values, Profile)
+    for keys, value in replaced.items():
+        whole = put(whole, keys, value)
+    source = " ".join([str(path), *(f"--set {brief(text)}" for text in values)])
+    if "folder" in whole:
+        raise UserError(f"{source}: folder: is no field of a profile")
+    profile = _validated({"name": path.stem, **whole, "folder": path.resolve().parent}, source)
+    return ReadProfile(profile, path, content, replaced)
 
 
 def _validated(content: dict[str, Any], source: str) -> Profile:
