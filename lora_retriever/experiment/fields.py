@@ -156,4 +156,4 @@ def _meaning(section: type[Section], name: str) -> str:
 
 def _prose(text: str) -> str:
     """A meaning as a cell of a Markdown table. Python's None is YAML's null."""
-    return re.sub(r"\bNone\b", "null", text[:1].upper() + text[1:]).replace("|", "\\|")
+    return re.sub(r"\bNone\b", "`null`", text[:1].upper() + text[1:]).replace("|", "\\|")
