@@ -51,11 +51,11 @@ def progress_bar(console: Console | None, name: str, total: float, done: float =
         TimeRemainingColumn(),
     )
     started = time.perf_counter()
-    LOG.info("%s: begins %s", name, text)
+    LOG.info("%s: begins %s", one_line(name), text)
     with Progress(*columns, console=console, disable=console is None) as progress:
         bar = Bar(progress, name, total, done, text)
         yield bar
-    LOG.info("%s: done, %s (%.1f s)", name, bar.text, time.perf_counter() - started)
+    LOG.info("%s: done, %s (%.1f s)", one_line(name), bar.text, time.perf_counter() - started)
 
 
 class _Tolerant:

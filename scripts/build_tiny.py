@@ -160,7 +160,7 @@ class Build:
                 if out.exists():
                     continue
                 made = train_adapter(base, tokenizer, self.samples(task.name, TRAIN_ROWS), own, out, initial=start)
-                (out / PLOT).unlink()  # a picture of each training is too much for a miniature
+                (out / PLOT).unlink(missing_ok=True)  # a picture of each training is too much for a miniature
                 print(f"  adapter {number}/{len(TASKS)}: {task.name}: {_summary(made)}", flush=True)
         return {
             "start_rows": START_ROWS * len(TASKS),

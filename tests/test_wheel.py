@@ -13,6 +13,8 @@ from zipfile import ZipFile
 import pytest
 from places import ROOT, TINY
 
+from lora_retriever import __version__
+
 PACKAGES = {"lora_retriever": ROOT / "lora_retriever", "peft_composition": ROOT / "peft" / "peft_composition"}
 MINIATURE = "lora_retriever/profiles/tiny"
 
@@ -68,7 +70,7 @@ def test_an_installed_wheel_answers_the_miniature_outside_any_checkout(wheels: d
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert started("--version") == "lora-retriever 0.1.0\n"
+    assert started("--version") == f"lora-retriever {__version__}\n"
     assert str(site / "lora_retriever" / "profiles" / "tiny.yaml") in started("profile", "tiny")
     official = {"test.json", "pool.json"}
     assert {f"{elsewhere}/data/official/{name}" for name in official} <= set(started("profile", "llama2-7b").split())

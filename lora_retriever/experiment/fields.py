@@ -44,15 +44,15 @@ class Field:
     meaning: str
 
 
-def profile_fields(section: type[Section] = Profile, prefix: str = "", required: bool = True) -> Iterator[Field]:
-    """Every field of a profile, in the order of the classes; a section's fields stand together."""
+def profile_fields(section: type[Section] = Profile, prefix: str = "") -> Iterator[Field]:
+    """Every field of a profile, or of a section under the `prefix` of its name, in the order of the classes."""
     properties = section.model_json_schema()["properties"]
     for name, info in section.model_fields.items():
         if name in NO_FIELDS:
             continue
         inner = section_of(info.annotation)
         if inner is not None:
-            yield from profile_fields(inner, f"{prefix}{name}.", info.is_required())
+            yield from profile_fields(inner, f"{prefix}{name}.")
             continue
         default = None if info.is_required() else _yaml(info.get_default(call_default_factory=True))
         if section is Profile and name == "name":
@@ -89,11 +89,10 @@ def with_sources(name_or_file: str, values: Sequence[str] = ()) -> str:
     read = read_profile(name_or_file, values)
     profile = read.profile
     lines = [*_lines(profile, read.content, set(read.values), ())]
-    width = max(len(line) for line, source in lines if source and len(line) <= WIDTH) + 2
+    width = max(len(line) for line, source in lines if source and len(line) <= WIDTH)
     head = [f"# {read.path}", f"# rows: {profile.rows_path}", f"# pool: {profile.pool_path}"]
-    return (
-        "\n".join([*head, *(f"{line:<{width - 2}}  # {source}" if source else line for line, source in lines)]) + "\n"
-    )
+    body = [f"{line:<{width}}  # {source}" if source else line for line, source in lines]
+    return "\n".join([*head, *body]) + "\n"
 
 
 def _lines(section: Section, content: Mapping[str, Any], given: set[Keys], keys: Keys) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from lora_retriever.data.yaml_files import parse_yaml
+from lora_retriever.data.yaml_files import MAX_LEVELS, parse_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief
 from lora_retriever.files import is_location
@@ -32,7 +32,7 @@ def parse(texts: Sequence[str], section: type[Section]) -> dict[Keys, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         keys = tuple(name.strip().split("."))
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_LEVELS:
             raise UserError(f"--set {brief(text)}: expected FIELD=VALUE, for example retrieval.k=5")
         if keys in values:
             raise UserError(f"--set {brief(text)}: {brief(name)} is set twice; keep one")

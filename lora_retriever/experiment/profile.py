@@ -284,7 +284,7 @@ class Profile(Section):
         return tuple(map(self._file, self.metrics))
 
     def _data_file(self, location: str) -> Path:
-        return self._file(location.replace(OFFICIAL, str(official_folder())))
+        return self._file(location.replace(OFFICIAL, str(official_folder())) if OFFICIAL in location else location)
 
     def _file(self, location: str) -> Path:
         try:

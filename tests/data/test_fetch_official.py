@@ -23,6 +23,7 @@ from lora_retriever.data import official
 from lora_retriever.data.official import OFFICIAL, Expected, check_official
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.profile import load_profile
 from lora_retriever.files import hash_path
 
 REAL = ROOT.parent / "shared" / "official"
@@ -135,6 +136,19 @@ def test_a_checkout_is_laid_out_unchanged_and_recorded(source: Path, out: Path) 
     assert record["outputs"] == {name: hash_path(out / name) for name in ("test.json", "pool.json")}
     assert record["counts"] == {"rows": 5, "tasks": 3, "domains": {"nli": 3, "struct to text": 2}}
     assert record["differences"] == []
+
+
+def test_without_a_folder_the_files_go_where_the_profiles_read_them(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("llama2-7b", "llama2-13b"):
+        profile = load_profile(name)
+        assert (profile.rows_path, profile.pool_path) == tuple(
+            official.official_folder() / file for file in ("test.json", "pool.json")
+        )
+    monkeypatch.setattr(official, "official_folder", lambda: out)
+    assert main(["--source", str(source)]) == 0
+    assert len(read_rows(out / "test.json")) == SMALL.rows
 
 
 def test_of_the_larger_configuration_only_the_tasks_with_rows_are_kept(source: Path, out: Path) -> None:
