@@ -4,6 +4,7 @@
 # make lint         ruff, mypy, and the rule of the layout
 # make mutants      mutation testing of the formulas, some hours; a stopped run goes on
 # make docs         the documentation as a site, in site/
+# make wheel        the wheels of lora-retriever and peft-composition, in dist/
 # make campaign     kills, signals, failing disks, bad inputs and fuzzing: some hours; figures in results/campaign
 PYTHON ?= python3
 BIN = .venv/bin
@@ -11,7 +12,7 @@ BIN = .venv/bin
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: eval test test-quick lint mutants docs campaign
+.PHONY: eval test test-quick lint mutants docs wheel campaign
 eval: .venv/installed
 	bash eval_all.sh
 
@@ -32,6 +33,11 @@ mutants: .venv/installed-mutants
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# setuptools would put what an earlier build left in build/ into the wheel.
+wheel:
+	rm -rf build peft/build
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./peft .
 
 campaign: .venv/installed-dev
 	$(BIN)/python scripts/run_campaign.py all

@@ -1,4 +1,7 @@
-"""The distribution `lora-retriever`: the library and its command. Pinned versions are in requirements.txt."""
+"""The distribution `lora-retriever`: the library and its command. Pinned versions are in requirements.txt.
+
+`lora_retriever/profiles/tiny` is a link to `data/tiny`. A wheel has the files of the bundled miniature in its place.
+"""
 
 from setuptools import find_packages, setup
 
@@ -13,6 +16,7 @@ setup(
         "lora_retriever": [
             "profiles/*.yaml",
             "data/*.csv",
+            "profiles/tiny/**/*",
             "metrics/*.yaml",
             "analysis/published/*.csv",
             "analysis/published/*.yaml",
@@ -21,6 +25,7 @@ setup(
         "lora_retriever.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[
+        "argcomplete>=3",
         "peft-composition",
         "torch>=2.6",
         "transformers>=5,<6",

@@ -9,31 +9,59 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import platform
 import signal
 import sys
 import tempfile
+import textwrap
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-
-from rich.console import Console
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from lora_retriever import __version__
 from lora_retriever.commands import commands
+from lora_retriever.commands.arguments import KnownNames
 from lora_retriever.errors import RowsFailedError, StoppedError, UserError, one_line_of
 from lora_retriever.escaping import for_terminal, replace_unwritable
 from lora_retriever.files import DISK_ERRORS
-from lora_retriever.progress import tolerant
+from lora_retriever.log import LOG, SHOWN, logged
 
 DONE, ROWS_FAILED, UNUSABLE, SIGNALLED = 0, 1, 2, 128
+STATUSES = """
+exit status:
+  0       everything was done
+  1       rows failed; all other rows are answered
+  2       the arguments, the input or the environment are unusable
+  128+N   signal N ended the command: 130 for Ctrl-C, 143 for SIGTERM
+"""
+COMPLETION = """
+the shell completes commands, arguments and names after
+  eval "$(register-python-argcomplete lora-retriever)"
+"""
+WIDTH = 100
+"""Width of lists of names in a help text, in characters."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     replace_unwritable()
+    with ExitStack() as log:
+        status = _run(arguments, log)
+    return _flushed(status)
+
+
+def _run(arguments: Sequence[str] | None, log: ExitStack) -> int:
+    """Run one command, with its log in `log`, and return its exit status. Every error becomes a message."""
     try:
-        args = build_parser().parse_args(arguments)
-        status: int = args.run(args, Console(file=tolerant(sys.stderr)))
+        parser = build_parser()
+        _complete(parser)
+        args = parser.parse_args(arguments)
+        console = log.enter_context(logged(args.verbose, args.quiet, args.log_file))
+        given = sys.argv[1:] if arguments is None else arguments
+        LOG.info("lora-retriever %s, Python %s, arguments: %s", __version__, platform.python_version(), [*given])
+        status: int = args.run(args, console)
+        LOG.info("exit status %d", status)
     except RowsFailedError as error:
         status = _failed(str(error), ROWS_FAILED)
     except UserError as error:
@@ -42,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = error.signal if isinstance(error, StoppedError) else int(signal.SIGINT)
         name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         status = _failed(
-            f"stopped{name}; the rows done so far are on disk, and the same command goes on", SIGNALLED + number
+            f"stopped{name}; what is done so far is on disk, and the same command goes on", SIGNALLED + number
         )
     except ModuleNotFoundError as error:
         status = _failed(missing_package(error) or _unforeseen(error), UNUSABLE)
@@ -53,19 +81,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if output_error is not None:
             return _without_output(output_error, DONE)
         status = _failed(_of_the_disk(error) or _unforeseen(error), UNUSABLE)
-    return _flushed(status)
+    return status
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command. Its help ends with examples, the names that arguments take, and exit statuses."""
+
+    examples = ""
+
+    def format_help(self) -> str:
+        """The help text. The names are looked up here, because looking them up may import slow packages."""
+        lines = ["examples:", *(f"  {line}" for line in self.examples.strip().splitlines()), *self._known()]
+        self.epilog = "\n".join(lines) + "\n" + STATUSES
+        return super().format_help()
+
+    def _known(self) -> Iterator[str]:
+        known = [action.completer for action in self._actions if hasattr(action, "completer")]
+        for names in dict.fromkeys(one for one in known if isinstance(one, KnownNames)):
+            with suppress(ImportError):  # a package is absent: the rest of the help is still of use
+                text = textwrap.fill(", ".join(names.names()), WIDTH, initial_indent="  ", subsequent_indent="  ")
+                yield f"\n{names.title}:\n{text}"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands and their arguments."""
-    parser = argparse.ArgumentParser(prog="lora-retriever", description="Retrieve, compose and evaluate LoRA adapters.")
+    parser = argparse.ArgumentParser(
+        prog="lora-retriever",
+        description="Retrieve, compose and evaluate LoRA adapters.",
+        epilog=STATUSES + COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"lora-retriever {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(verbose=False, quiet=False, log_file=None)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, command in commands().items():
-        one = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
+        one = subparsers.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.examples = command.EXAMPLES
         command.add_arguments(one)
+        _add_messages(one)
         one.set_defaults(run=command.run)
     return parser
+
+
+def _add_messages(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which messages a command gives."""
+    group = parser.add_argument_group("messages")
+    amount = group.add_mutually_exclusive_group()
+    amount.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show also what begins and ends, what libraries log, and tracebacks",
+    )
+    amount.add_argument("-q", "--quiet", action="store_true", help="show results and errors only")
+    group.add_argument("--log-file", type=Path, metavar="FILE", help="append everything that -v shows to this file")
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell, and end, if the shell asks for completions."""
+    if "_ARGCOMPLETE" in os.environ:
+        from argcomplete import autocomplete
+
+        autocomplete(parser)
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
@@ -81,6 +163,9 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def _failed(message: str, status: int) -> int:
+    LOG.error("%s (exit status %d)", message, status, extra=SHOWN)
+    if sys.exc_info()[0] is not None:
+        LOG.info("the error came from:", exc_info=True)
     with suppress(OSError, ValueError):  # standard error may be closed or full; the exit status still tells
         print(for_terminal(f"lora-retriever: {message}"), file=sys.stderr)
     return status

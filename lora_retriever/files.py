@@ -50,7 +50,7 @@ WITHOUT_EFFECT = (
     "README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif",
     "*.pdf", "*.log", "*.pyc", "events.out.tfevents.*", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt",
     "rng_state*.pth", "trainer_state.json", "training_args.bin", "all_results.json", "train_results.json",
-    "eval_results.json",
+    "eval_results.json", "losses.csv",
 )  # fmt: skip
 """Files in the folder of a model or an adapter that compute nothing; hidden files compute nothing either."""
 FOLDERS_WITHOUT_EFFECT = ("runs", "checkpoint-*", "wandb", "__pycache__")

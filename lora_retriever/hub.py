@@ -35,8 +35,11 @@ def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
     return fetch(text, None, wanted)
 
 
-def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path:
+def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED, repo_type: str | None = None) -> Path:
     """The local copy of the files of a Hub repository that match `wanted`.
+
+    Args:
+        repo_type: `dataset` for a data set. None: a model.
 
     Raises:
         UserError: the Hub does not give the repository.
@@ -44,11 +47,13 @@ def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(plain_text(repository), revision=revision, allow_patterns=list(wanted)))
+        name, patterns = plain_text(repository), list(wanted)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, repo_type=repo_type))
     except Exception as error:  # errors of the Hub, of the network below it, of the disk, of a name
+        at = f" at {revision[:MAX_REASON]}" if revision else ""
         reason = one_line(str(error).strip().split("\n")[0])[:MAX_REASON] or type(error).__name__
         raise UserError(
-            f"{repository[:MAX_REASON]}: there is no such folder, and the Hub does not give it either ({reason}). "
+            f"{repository[:MAX_REASON]}{at}: there is no such folder, and the Hub does not give it either ({reason}). "
             "Check the name, the network, and your access to gated models (`hf auth login`, and the licence on the "
             "model's page)"
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
@@ -12,6 +14,7 @@ from rich.table import Column
 
 from lora_retriever.escaping import one_line
 
+LOG = logging.getLogger(__name__)
 NAME_WIDTH = 24
 """Minimum width of the name, in characters. A longer name wraps, so that the count stays visible."""
 
@@ -22,20 +25,23 @@ class Bar:
     def __init__(self, progress: Progress, name: str, total: float, done: float, text: str) -> None:
         """Begin with `done` of `total` units of work."""
         self._progress = progress
+        self.text = text
         self._task = progress.add_task(one_line(name), total=total, completed=int(done), text=text)
 
     def move_to(self, done: float, text: str) -> None:
         """Show `done` units of work and the `text`."""
+        self.text = text
         self._progress.update(self._task, completed=done, text=text)
 
     def restart_at(self, done: float, text: str) -> None:
         """Show `done` units of work from an earlier start, which the estimate of the time left ignores."""
+        self.text = text
         self._progress.reset(self._task, completed=int(done), text=text)
 
 
 @contextmanager
 def progress_bar(console: Console | None, name: str, total: float, done: float = 0, text: str = "") -> Iterator[Bar]:
-    """Show a bar while the context is open; `console` None shows nothing."""
+    """Show a bar while the context is open; `console` None shows nothing. The log tells of begin and end."""
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(min_width=NAME_WIDTH, overflow="fold")),
         BarColumn(),
@@ -44,8 +50,12 @@ def progress_bar(console: Console | None, name: str, total: float, done: float =
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    started = time.perf_counter()
+    LOG.info("%s: begins %s", one_line(name), text)
     with Progress(*columns, console=console, disable=console is None) as progress:
-        yield Bar(progress, name, total, done, text)
+        bar = Bar(progress, name, total, done, text)
+        yield bar
+    LOG.info("%s: done, %s (%.1f s)", one_line(name), bar.text, time.perf_counter() - started)
 
 
 class _Tolerant:
@@ -74,8 +84,13 @@ def tolerant(stream: IO[str]) -> IO[str]:
 
 
 def quieten_transformers() -> None:
-    """Hide the progress bars and the advice of transformers, which would interrupt ours."""
-    from transformers.utils import logging
+    """Hide the progress bars and the advice of transformers, which would interrupt ours. A log keeps the advice."""
+    from transformers.utils import logging as of_transformers
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        of_transformers.set_verbosity_warning()
+        of_transformers.disable_default_handler()
+        of_transformers.enable_propagation()
+    else:
+        of_transformers.set_verbosity_error()

@@ -38,6 +38,7 @@ from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.prompt import ALPACA
 from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.curve import PLOT
 
 TRAIN_ROWS = 800
 TEST_ROWS = 30
@@ -159,6 +160,7 @@ class Build:
                 if out.exists():
                     continue
                 made = train_adapter(base, tokenizer, self.samples(task.name, TRAIN_ROWS), own, out, initial=start)
+                (out / PLOT).unlink(missing_ok=True)  # a picture of each training is too much for a miniature
                 print(f"  adapter {number}/{len(TASKS)}: {task.name}: {_summary(made)}", flush=True)
         return {
             "start_rows": START_ROWS * len(TASKS),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from places import ROOT
+from places import TINY
 from rich.console import Console
 
 from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
@@ -30,7 +30,7 @@ def write_profile(folder: Path, **changes: Any) -> str:
     generation = {**content["generation"], **changes.pop("generation", {})}
     path = folder / "mine.yaml"
     text = yaml.safe_dump({**content, "generation": generation, **changes})
-    path.write_text(text.replace("../../data", str(ROOT / "data")))
+    path.write_text(text.replace("./tiny/", f"{TINY}/"))
     return str(path)
 
 

@@ -1,8 +1,8 @@
 """The commands of `lora-retriever`, one file each. Every file of this folder that has `HELP` is a command.
 
-The file of a command has the command's name, and in it `HELP` (one line), `add_arguments(parser)` and
-`run(args, console)`, which returns the exit status. To keep `--help` fast, a file imports torch, transformers and other
-slow libraries only within `run`.
+The file of a command has the command's name. `HELP` is one line, `EXAMPLES` has a call of the command on each line,
+`add_arguments(parser)` adds the arguments, and `run(args, console)` returns the exit status. To keep `--help` fast, a
+file imports torch, transformers and other slow libraries only within `run`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class Command(Protocol):
     """The interface of a command's file."""
 
     HELP: str
+    EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""

@@ -3,16 +3,101 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_retriever.experiment.profile import Profile
 
 DEFAULT_PROFILE = "tiny"
 DEFAULT_RESULTS = Path("results") / DEFAULT_PROFILE
 
 
+class KnownNames:
+    """Names that an argument takes: `--help` lists the names, and the shell completes them.
+
+    Attributes:
+        title: what the names are, for the help.
+    """
+
+    def __init__(self, title: str, find: Callable[[], Iterable[str]], several: bool = False, end: str = "") -> None:
+        """`find` gives the names, `several` names may stand with commas between them, `end` comes after a name."""
+        self.title = title
+        self._find, self._several, self._end = find, several, end
+
+    def complete(self, *arguments: argparse.Action) -> None:
+        """Let these arguments take the names."""
+        for argument in arguments:
+            argument.completer = self  # type: ignore[attr-defined]  # where argcomplete looks for it
+
+    def names(self) -> list[str]:
+        """The names. Finding them may import slow packages."""
+        return list(self._find())
+
+    def __call__(self, prefix: str = "", **_: Any) -> list[str]:
+        """What argcomplete offers for a text that begins with `prefix`."""
+        before = prefix[: prefix.rfind(",") + 1] if self._several else ""
+        return [f"{before}{name}{self._end}" for name in self.names()]
+
+
+def _profiles() -> list[str]:
+    return sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "profiles").glob("*.yaml"))
+
+
+def _fields() -> list[str]:
+    from lora_retriever.experiment.fields import profile_fields
+
+    return [field.name for field in profile_fields()]
+
+
+def _methods() -> list[str]:
+    from lora_retriever.methods import registered
+
+    return ["all", "paper", *registered()]
+
+
+def _scorers() -> list[str]:
+    from lora_retriever.retrieval.scorers import SCORERS
+
+    return list(SCORERS)
+
+
+PROFILES = KnownNames("bundled profiles", _profiles)
+FIELDS = KnownNames("fields of a profile", _fields, end="=")
+METHODS = KnownNames("methods", _methods, several=True)
+SCORERS = KnownNames("scorers", _scorers)
+
+
 def add_profile(parser: argparse.ArgumentParser, help: str = "a bundled profile's name, or a YAML file") -> None:
-    """Add the argument for the profile."""
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"{help} (default: {DEFAULT_PROFILE})")
+    """Add the arguments for the profile, which `profile_of` reads."""
+    profile = parser.add_argument("--profile", default=DEFAULT_PROFILE, help=f"{help} (default: {DEFAULT_PROFILE})")
+    PROFILES.complete(profile)
+    add_set(parser)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that sets fields of the profile."""
+    fields = parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="set_fields",
+        metavar="FIELD=VALUE",
+        help="a value in place of the profile's, such as retrieval.k=5; repeat for several",
+    )
+    FIELDS.complete(fields)
+
+
+def profile_of(args: argparse.Namespace) -> Profile:
+    """The profile that the arguments name, with the values that the arguments set.
+
+    Raises:
+        UserError: there is no such profile, or a field is wrong.
+    """
+    from lora_retriever.experiment.profile import load_profile
+
+    return load_profile(args.profile, args.set_fields)
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +167,7 @@ def count(text: str) -> int:
     return number
 
 
-def seed(text: str) -> int:
+def nonnegative(text: str) -> int:
     """An integer of 0 or more.
 
     Raises:

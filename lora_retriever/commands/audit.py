@@ -14,6 +14,10 @@ from lora_retriever.files import write_json, writing
 from lora_retriever.progress import quieten_transformers
 
 HELP = "what is wrong or odd in a benchmark's rows and its pool"
+EXAMPLES = """
+lora-retriever audit rows.jsonl --pool pool.jsonl
+lora-retriever audit rows.jsonl --pool pool.jsonl --tokenizer ./models/my-base --json findings.json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,9 @@ from lora_retriever.files import writing
 from lora_retriever.progress import quieten_transformers
 
 HELP = "save a composition as an ordinary PEFT checkpoint"
+EXAMPLES = """
+lora-retriever compose --base ./models/my-base --adapter adapters/dart=0.5 --adapter adapters/e2e=0.5 --out both
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

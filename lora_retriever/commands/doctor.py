@@ -7,10 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_profile
+from lora_retriever.commands.arguments import add_profile, profile_of
 from lora_retriever.escaping import one_line
 
 HELP = "what is missing or will not fit, before anything is loaded"
+EXAMPLES = """
+lora-retriever doctor --profile mine.yaml
+lora-retriever doctor --profile llama2-7b --set generation.batch_size=32
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
-    from lora_retriever.experiment.profile import load_profile
     from lora_retriever.progress import quieten_transformers
     from lora_retriever.running.doctor import examine
 
-    profile = load_profile(args.profile)
+    profile = profile_of(args)
     results = args.results or Path("results") / profile.name
     problems = 0
     for number, finding in enumerate(examine(profile, results)):

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_encoding
+from lora_retriever.commands.arguments import SCORERS, add_encoding
 from lora_retriever.commands.shared import load_encoder_of, scorer_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, for_terminal
 from lora_retriever.files import writing
 
 HELP = "encode a pool's samples and save the index"
+EXAMPLES = """
+lora-retriever index --pool pool.jsonl --encoder sentence-transformers/all-MiniLM-L6-v2 --out index
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sentence encoder: a folder, a Hub id, or module:object (scorers of texts alone need none)",
     )
     add_encoding(parser)
-    parser.add_argument("--scorer", default="hybrid", metavar="NAME", help="a name, or module:object (default: hybrid)")
+    scorer = parser.add_argument(
+        "--scorer", default="hybrid", metavar="NAME", help="a name, or module:object (default: hybrid)"
+    )
+    SCORERS.complete(scorer)
     parser.add_argument(
         "--private", action="store_true", help="keep means and the shared covariance only, no sample and no text"
     )

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import count, penalty, seed
+from lora_retriever.commands.arguments import count, nonnegative, penalty
 from lora_retriever.errors import UserError
 from lora_retriever.files import writing
 from lora_retriever.progress import quieten_transformers
 
 HELP = "learn the weights of a fusion from a task's few examples"
+EXAMPLES = """
+lora-retriever lorahub --base ./models/my-base --adapters adapters --examples few.jsonl --out task
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=count, default=20, help="number of adapters that are drawn (default: 20)")
     parser.add_argument("--steps", type=count, default=40, help="number of weight vectors tried (default: 40)")
     parser.add_argument("--l1", type=penalty, default=0.05, help="penalty on the mean absolute weight (default: 0.05)")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the draw (default: 0)")
+    parser.add_argument("--seed", type=nonnegative, default=0, help="seed of the draw (default: 0)")
     parser.add_argument("--template", default="alpaca", help="a template's name, or a text with {inputs} in it")
     parser.add_argument("--batch-size", type=count, default=8, help="examples in a batch (default: 8)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_profile
+from lora_retriever.commands.arguments import add_profile, profile_of
 from lora_retriever.escaping import for_terminal
 
 if TYPE_CHECKING:
     from lora_retriever.methods import Method
 
 HELP = "every method, a line each, with where it is described"
+EXAMPLES = """
+lora-retriever methods
+lora-retriever methods --profile mine.yaml      # with the options and the own methods of a profile
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
-    from lora_retriever.experiment.profile import load_profile
     from lora_retriever.methods import methods_of
 
-    profile = load_profile(args.profile)
+    profile = profile_of(args)
     own = [name for name in profile.methods if ":" in name]
     print(to_text(methods_of(profile, ["all", *own]), {method.name for method in methods_of(profile)}), end="")
     return 0

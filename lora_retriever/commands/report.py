@@ -14,6 +14,10 @@ from lora_retriever.escaping import for_terminal
 from lora_retriever.files import write_text, writing
 
 HELP = "a results folder as one HTML page, and plots for a paper"
+EXAMPLES = """
+lora-retriever report results/mine
+lora-retriever report results/mine --versus selection --plots plots
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_encoding, count
+from lora_retriever.commands.arguments import SCORERS, add_encoding, count
 from lora_retriever.commands.shared import load_encoder_of, scorer_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TEXTS = "texts alone"
 """The name of the data of scorers that read no embeddings."""
 HELP = "how often a scorer finds the input's own adapter"
+EXAMPLES = """
+lora-retriever retrieval --pool pool.jsonl --inputs rows.jsonl --encoder ./my-encoder --scorer cosine hybrid
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="embeddings in place of an encoder: arrays names, pool, tasks, queries; repeat for several",
     )
     add_encoding(parser)
-    parser.add_argument(
+    scorer = parser.add_argument(
         "--scorer", nargs="+", action="extend", required=True, metavar="NAME", help="names, or module:object"
     )
+    SCORERS.complete(scorer)
     parser.add_argument("--by", choices=["domain", "task"], help="add a table by domain or by task")
     parser.add_argument("--confusions", type=count, metavar="N", help="add the N most frequent confusions")
     parser.add_argument(

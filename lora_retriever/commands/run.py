@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_profile, count, names
+from lora_retriever.commands.arguments import METHODS, add_profile, count, names, profile_of
 from lora_retriever.commands.shared import runs_and_notes
 from lora_retriever.errors import RowsFailedError, RunsFailedError, UserError
 from lora_retriever.escaping import for_rich, for_shell
@@ -16,17 +16,24 @@ from lora_retriever.escaping import for_rich, for_shell
 RUNS_ABREAST = 12
 """Maximum number of runs that the table shows as columns. More runs are shown as rows."""
 HELP = "answer a benchmark under every method of a profile"
+EXAMPLES = """
+lora-retriever run --table                                         # the bundled miniature, and its table
+lora-retriever run --profile mine.yaml --limit 5 --results results/first
+lora-retriever run --profile mine.yaml --only mixture,fusion --sweep k=1,2,4
+lora-retriever run --profile mine.yaml --set generation.batch_size=32 --log-file run.log
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_profile(parser)
     parser.add_argument("--results", type=Path, help="results folder (default: results/PROFILE)")
-    parser.add_argument(
+    only = parser.add_argument(
         "--only",
         type=names,
         help="methods, separated by commas; all, paper (the paper's eight), or module:object (default: the profile's)",
     )
+    METHODS.complete(only)
     parser.add_argument("--limit", type=count, help="rows per task (default: all)")
     parser.add_argument(
         "--sweep",
@@ -57,10 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
     from lora_retriever.backends.signals import stopping_on_signals
-    from lora_retriever.experiment.profile import load_profile
     from lora_retriever.running.evaluate import evaluate
 
-    profile = load_profile(args.profile)
+    profile = profile_of(args)
     results = args.results or Path("results") / profile.name
     failed: RowsFailedError | RunsFailedError | None = None
     with stopping_on_signals():

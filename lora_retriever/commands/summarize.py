@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from lora_retriever.tables import Table
 
 HELP = "the table of a results folder, or of several side by side"
+EXAMPLES = """
+lora-retriever summarize results/mine --versus selection
+lora-retriever summarize results/mine --scoring standard --format markdown --output table.md
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

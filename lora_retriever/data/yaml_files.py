@@ -65,6 +65,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
     if len(text) > MAX_LENGTH:
         raise UserError(f"{path}: longer than {MAX_LENGTH:,} characters, the maximum; is this the right file?")
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected fields and values, found {_kind(content)}")
+    return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a text has as YAML. `where` says where the text is, for messages.
+
+    Raises:
+        UserError: the text is not YAML, or has something this module refuses.
+    """
     loader = None
     try:
         loader = _Loader(text)
@@ -72,13 +84,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if node is not None:
             _check(node)
         content = None if node is None else loader.construct_document(node)
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: expected fields and values, found {_kind(content)}")
         _check_values(content, "")
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML: {_one_line(error)}") from error
+        raise UserError(f"{where}: not readable as YAML: {_one_line(error)}") from error
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     finally:
         if loader is not None:
             loader.dispose()

@@ -2,23 +2,26 @@
 
 A *location* in a profile that begins with `.`, `/` or `~` is a folder or a file. A relative location starts at the
 profile's own folder. Any other location is a Hub id. `{adapter}` in the location of the adapters stands for an
-adapter's name.
+adapter's name. `{official}` in a file of `data` stands for the folder of the official benchmark, which `fetch` writes.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 
+from lora_retriever.data.fetching import official_folder
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import quoted
+from lora_retriever.escaping import brief, quoted
+from lora_retriever.experiment.overrides import Keys, parse, put
 from lora_retriever.files import MAX_NAME_BYTES, is_location, safe_name
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.own_objects import is_own
@@ -30,6 +33,8 @@ from lora_retriever.settings import MAX_COUNT, MAX_PROBLEMS, MAX_THREADS, Sectio
 PROFILES = Path(str(files("lora_retriever"))) / "profiles"
 ADAPTER = "{adapter}"
 """The part of the adapters' location that stands for an adapter's name."""
+OFFICIAL = "{official}"
+"""The part of a data file's location that stands for the folder of the official benchmark."""
 MAX_LOCATION = 4096
 """Maximum length of a location, in characters."""
 BALANCED = "balanced"
@@ -116,7 +121,12 @@ class EncoderSection(Checkpoint):
 
 
 class DataSection(Section):
-    """The files of the benchmark's rows and of the pool."""
+    """The files of the benchmark's rows and of the pool.
+
+    Attributes:
+        rows: the file of the rows.
+        pool: the file of the pool.
+    """
 
     rows: Location
     pool: Location
@@ -167,9 +177,11 @@ class Profile(Section):
     """One validated profile.
 
     Attributes:
+        name: the name of the profile, and so of the results folder `results/NAME`.
         folder: the profile's own folder, where relative locations start.
         encoder: None if no method of the profile needs embeddings.
         note: a text that is printed under every table.
+        dtype: the dtype of base and adapters. Many CPUs compute slowly in 16 bits.
         device: a device of torch; `auto`: a GPU if there is one; or `balanced`: all GPUs, for a base model that is
             larger than one GPU.
         threads: torch's threads on a CPU. None: as many as there are cores.
@@ -302,17 +314,20 @@ class Profile(Section):
     @property
     def rows_path(self) -> Path:
         """The file of the benchmark's rows."""
-        return self._file(self.data.rows)
+        return self._data_file(self.data.rows)
 
     @property
     def pool_path(self) -> Path:
         """The file of the pool."""
-        return self._file(self.data.pool)
+        return self._data_file(self.data.pool)
 
     @property
     def metric_folders(self) -> tuple[Path, ...]:
         """The folders whose own metrics may run."""
         return tuple(map(self._file, self.metrics))
+
+    def _data_file(self, location: str) -> Path:
+        return self._file(location.replace(OFFICIAL, str(official_folder())) if OFFICIAL in location else location)
 
     def _file(self, location: str) -> Path:
         try:
@@ -340,13 +355,37 @@ def cuda_device_count() -> int:
     return torch.cuda.device_count()
 
 
-def load_profile(name_or_file: str) -> Profile:
+def load_profile(name_or_file: str, values: Sequence[str] = ()) -> Profile:
     """The bundled profile of this name, or the profile in this YAML file.
+
+    Args:
+        values: values that replace those of the file, such as `retrieval.k=5`.
 
     Raises:
         UserError: there is no such profile, the file is not YAML, or a field is missing, unknown or wrong. The message
             names the field.
     """
+    return read_profile(name_or_file, values).profile
+
+
+@dataclass(frozen=True)
+class ReadProfile:
+    """A profile, and where its values come from.
+
+    Attributes:
+        path: the profile's file.
+        content: the fields and values of the file.
+        values: the values that replace those of the file, by the parts of the field's name.
+    """
+
+    profile: Profile
+    path: Path
+    content: dict[str, Any]
+    values: dict[Keys, Any]
+
+
+def read_profile(name_or_file: str, values: Sequence[str] = ()) -> ReadProfile:
+    """As `load_profile`, with the sources of the values."""
     bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
     path = bundled.get(name_or_file, Path(name_or_file))
     if not name_or_file or not os.path.exists(path):
@@ -354,10 +393,15 @@ def load_profile(name_or_file: str) -> Profile:
             f"no profile {name_or_file[:MAX_NAME_BYTES]!r}: known are {', '.join(bundled)}, or give the path of a "
             "YAML file"
         )
-    content = read_yaml(path)
-    if "folder" in content:
-        raise UserError(f"{path}: folder: is no field of a profile")
-    return _validated({"name": path.stem, **content, "folder": path.resolve().parent}, str(path))
+    content = whole = read_yaml(path)
+    replaced = parse(values, Profile)
+    for keys, value in replaced.items():
+        whole = put(whole, keys, value)
+    source = " ".join([str(path), *(f"--set {brief(text)}" for text in values)])
+    if "folder" in whole:
+        raise UserError(f"{source}: folder: is no field of a profile")
+    profile = _validated({"name": path.stem, **whole, "folder": path.resolve().parent}, source)
+    return ReadProfile(profile, path, content, replaced)
 
 
 def _validated(content: dict[str, Any], source: str) -> Profile:

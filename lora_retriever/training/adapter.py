@@ -1,14 +1,14 @@
 """Training of one LoRA adapter on the samples of one pool entry, with transformers' Trainer and PEFT.
 
 The loss counts the answer's tokens only. The adapters of the bundled miniature and a user's own adapters are trained by
-this module. `scripts/train_loras.py` trains the adapters of a whole pool, and resumes.
+this module. `pool` trains the adapters of a whole pool, and resumes.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA
 from lora_retriever.generation.special_tokens import pad_token_id
+from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
 
 RECORD_FILE = "training.json"
 
@@ -65,14 +66,16 @@ def train_adapter(
     out: Path,
     validation: Sequence[Sample] = (),
     initial: Path | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one LoRA. Write the LoRA and the record of its training to the folder `out` in one atomic step.
+    """Train one LoRA. Write the LoRA, the record and the curve of its training to the folder `out` in one atomic step.
 
     Args:
         base: the base model, which is frozen and comes back unchanged. The adapter of a 16-bit base is float32.
         samples: the examples trained on.
         validation: examples whose loss is recorded after every epoch. The adapter is not trained on them.
         initial: folder of a LoRA of the same shape, from which the training starts. None: PEFT's initialisation.
+        on_step: called after every step.
 
     Returns:
         The record: options, losses per epoch, seconds, versions.
@@ -111,7 +114,10 @@ def train_adapter(
                 seed=options.seed,
                 eval_strategy="epoch" if validation else "no",
                 save_strategy="no",
-                logging_strategy="epoch",
+                logging_strategy="steps",
+                logging_steps=1,
+                logging_nan_inf_filter=False,
+                include_num_input_tokens_seen="non_padding",
                 disable_tqdm=True,
                 report_to="none",
                 remove_unused_columns=False,
@@ -123,12 +129,14 @@ def train_adapter(
             data_collator=LeftPadding(pad_token_id(tokenizer, vocabulary_of(base))),
         )
         trainer.remove_callback(PrinterCallback)  # the losses go into the record
+        if on_step is not None:
+            trainer.add_callback(StepCallback(on_step))
         with contiguous_head(base):
             trainer.train()
     record = {
         "options": options.model_dump(mode="json"),
         "samples": len(samples),
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": epoch_losses(trainer.state.log_history),
         "validation_losses": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
         "steps": trainer.state.global_step,
         "seconds": round(time.perf_counter() - started, 1),
@@ -146,6 +154,7 @@ def train_adapter(
         model.save_pretrained(str(finished))
         (finished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         write_json(finished / RECORD_FILE, record)
+        write_curve(trainer.state.log_history, finished)
         finished.rename(out)
     model.unload()
     return record

@@ -128,5 +128,5 @@ def test_answers_are_read_with_task_names_from_elsewhere_and_scored_by_the_paper
     (tmp_path / "fusion.json").write_text(json.dumps(given[::-1]))
     with pytest.raises(UserError, match="fusion: its rows are not the benchmark's rows"):
         read_answers(tmp_path, ROWS)
-    with pytest.raises(UserError, match="has no answers"):
+    with pytest.raises(UserError, match="no results folder"):
         read_answers(tmp_path / "nothing", ROWS)

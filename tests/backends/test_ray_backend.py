@@ -133,7 +133,7 @@ def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         message = process.communicate(timeout=90)[1]
     assert process.returncode == 143, message
-    assert "stopped by SIGTERM; the rows done so far are on disk" in message
+    assert "stopped by SIGTERM; what is done so far is on disk" in message
     assert "Traceback" not in message
     lines = (results / "base.jsonl.partial").read_bytes().count(b"\n")
     assert 0 < lines < 570

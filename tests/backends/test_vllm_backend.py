@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from places import ROOT, TINY
+from places import TINY
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
@@ -282,7 +282,7 @@ def test_vllm_answers_as_the_local_backend(tmp_path, monkeypatch):
     methods = ["base", "best_selection", "fusion", "mixture", "mixture_ood"]
     answers = {}
     for backend in ("local", "vllm"):
-        text = (PROFILES / "tiny.yaml").read_text().replace("../../data", str(ROOT / "data"))
+        text = (PROFILES / "tiny.yaml").read_text().replace("./tiny/", f"{TINY}/")
         file = tmp_path / f"{backend}.yaml"
         file.write_text(f"{text}\nbackend: {backend}\n")
         assert set(yaml.safe_load(file.read_text())) - set(yaml.safe_load(text)) == {"backend"}

@@ -57,9 +57,9 @@ def start_slow_run(results: Path, prelude: str = "") -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
-        (signal.SIGINT, 130, "lora-retriever: stopped; the rows done so far are on disk"),
-        (signal.SIGTERM, 143, "lora-retriever: stopped by SIGTERM; the rows done so far are on disk"),
-        (signal.SIGHUP, 129, "lora-retriever: stopped by SIGHUP; the rows done so far are on disk"),
+        (signal.SIGINT, 130, "lora-retriever: stopped; what is done so far is on disk"),
+        (signal.SIGTERM, 143, "lora-retriever: stopped by SIGTERM; what is done so far is on disk"),
+        (signal.SIGHUP, 129, "lora-retriever: stopped by SIGHUP; what is done so far is on disk"),
     ],
 )
 def test_a_signal_closes_the_backend_and_says_that_the_run_goes_on(

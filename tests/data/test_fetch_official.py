@@ -18,11 +18,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import enable_progress_bars
 from places import ROOT
 
+from lora_retriever import cli
+from lora_retriever.data import official
+from lora_retriever.data.fetching import OFFICIAL, Expected, check_official
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.profile import load_profile
 from lora_retriever.files import hash_path
-from scripts import fetch_official
-from scripts.fetch_official import OFFICIAL, Expected, check_official, main
 
 REAL = ROOT.parent / "shared" / "official"
 TASKS = {"rte": ("nli", "em"), "cb": ("nli", "em"), "dart": ("struct to text", "rouge")}
@@ -36,6 +38,10 @@ SMALL = Expected(
 )
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Records = list[dict[str, Any]]
+
+
+def main(arguments: list[str]) -> int:
+    return cli.main(["fetch", *arguments])
 
 
 def small_rows() -> Records:
@@ -82,7 +88,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the files go, while the small benchmark stands for the official one."""
-    monkeypatch.setattr(fetch_official, "OFFICIAL", SMALL)
+    monkeypatch.setattr(official, "OFFICIAL", SMALL)
     return tmp_path / "official"
 
 
@@ -101,14 +107,13 @@ def the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             raise RepositoryNotFoundError(f"404: {repository} not found", response=response)
         return str(there)
 
-    monkeypatch.setattr(fetch_official, "snapshot_download", stand_in)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stand_in)
     yield folder
     enable_progress_bars()
 
 
 def evaluation_set(the_hub: Path) -> Path:
-    return the_hub / fetch_official.EVALUATION_SET / "snapshots" / COMMIT
+    return the_hub / official.EVALUATION_SET / "snapshots" / COMMIT
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str | Path) -> str:
@@ -116,7 +121,7 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str | Pat
     assert main([*map(str, arguments), "--out", str(out)]) == 2
     assert not out.exists()
     message = capsys.readouterr().err
-    assert message.count("fetch_official: ") == 1 and "Traceback" not in message
+    assert message.count("lora-retriever: ") == 1 and "Traceback" not in message
     return message
 
 
@@ -131,6 +136,19 @@ def test_a_checkout_is_laid_out_unchanged_and_recorded(source: Path, out: Path) 
     assert record["outputs"] == {name: hash_path(out / name) for name in ("test.json", "pool.json")}
     assert record["counts"] == {"rows": 5, "tasks": 3, "domains": {"nli": 3, "struct to text": 2}}
     assert record["differences"] == []
+
+
+def test_without_a_folder_the_files_go_where_the_profiles_read_them(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("llama2-7b", "llama2-13b"):
+        profile = load_profile(name)
+        assert (profile.rows_path, profile.pool_path) == tuple(
+            official.official_folder() / file for file in ("test.json", "pool.json")
+        )
+    monkeypatch.setattr(official, "official_folder", lambda: out)
+    assert main(["--source", str(source)]) == 0
+    assert len(read_rows(out / "test.json")) == SMALL.rows
 
 
 def test_of_the_larger_configuration_only_the_tasks_with_rows_are_kept(source: Path, out: Path) -> None:
@@ -240,9 +258,9 @@ def test_the_hubs_evaluation_set_loses_the_suffix_of_its_tasks(
     assert main(["--pool", str(pool), "--eval-revision", "v1", "--out", str(out)]) == 0
     assert json.loads((out / "test.json").read_text()) == small_rows()
     evaluation = json.loads((out / "record.json").read_text())["evaluation_set"]
-    assert evaluation["from"] == fetch_official.EVALUATION_SET
+    assert evaluation["from"] == official.EVALUATION_SET
     assert (evaluation["revision"], evaluation["commit"]) == ("v1", COMMIT)
-    assert (the_hub / "calls").read_text() == f"{fetch_official.EVALUATION_SET} dataset v1\n"
+    assert (the_hub / "calls").read_text() == f"{official.EVALUATION_SET} dataset v1\n"
 
 
 def test_parquet_needs_datasets_and_is_read_with_it(

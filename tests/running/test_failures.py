@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from nasty_names import NASTY_NAMES
-from places import ROOT
+from places import TINY
 from rich.console import Console
 
 from lora_retriever.backends.local import LocalBackend
@@ -70,7 +70,7 @@ METHODS = [method(how.replace(" ", "_"), router=Broken(how)) for how in HOWS]
 
 def own_profile(folder: Path, **changes: Any) -> Path:
     """A profile with a user's own methods beside it, all broken, then `base`."""
-    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text().replace("../../data", str(ROOT / "data")))
+    content = yaml.safe_load((PROFILES / "tiny.yaml").read_text().replace("./tiny/", f"{TINY}/"))
     (folder / "broken_methods.py").write_text(OWN_METHODS)
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**content, "methods": ["base", "broken_methods:METHODS"], **changes}))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
+import csv
+import io
 import json
+import math
+import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from places import ROOT, TINY
+from places import TINY
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_retriever.cli import build_parser, main
+from lora_retriever.commands.train import OPTIONS as OPTION_HELPS
 from lora_retriever.data.rows import PoolEntry
 from lora_retriever.errors import UserError
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
 from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.curve import Step
 from peft_composition import ComposableModel
 
 OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_size=4, max_tokens=128)
@@ -24,15 +30,6 @@ OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_s
 @pytest.fixture(scope="module")
 def base() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_loras", ROOT / "scripts" / "train_loras.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_loss_is_the_mean_over_the_answers_tokens(
@@ -94,21 +91,100 @@ def test_training_lowers_the_loss_and_leaves_the_base(
 
 @pytest.mark.slow
 def test_a_pool_is_trained_task_by_task_and_resumed(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_pool: list[PoolEntry]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_pool: list[PoolEntry]
 ) -> None:
     names = [entry.model_name for entry in tiny_pool[:2]]
     arguments = [
-        *("--base", str(TINY / "base"), "--pool", str(TINY / "pool.json"), "--out", str(tmp_path / "adapters")),
+        *(
+            "train",
+            "--base",
+            str(TINY / "base"),
+            "--pool",
+            str(TINY / "pool.json"),
+            "--out",
+            str(tmp_path / "adapters"),
+        ),
         *("--epochs", "1", "--batch-size", "10", "--dtype", "float32", "--device", "cpu"),
     ]
-    assert script.main([*arguments, "--only", names[0]]) == 0
+    assert main([*arguments, "--only", names[0]]) == 0
     first = (tmp_path / "adapters" / names[0] / "adapter_model.safetensors").stat().st_mtime_ns
-    assert script.main([*arguments, "--only", ",".join(names)]) == 0
+    assert main([*arguments, "--only", ",".join(names)]) == 0
     assert "1 of 2 adapters exist, 1 to train" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(names)
     assert (tmp_path / "adapters" / names[0] / "adapter_model.safetensors").stat().st_mtime_ns == first
 
-    assert script.main([*arguments, "--only", names[0], "--rank", "9"]) == 2
+    assert main([*arguments, "--only", names[0], "--rank", "9"]) == 2
     assert "was trained with rank 6 (now 9)" in capsys.readouterr().err
-    assert script.main([*arguments, "--only", "nothing"]) == 2
+    assert main([*arguments, "--only", "nothing"]) == 2
     assert "has no entry nothing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_shows_its_steps_and_keeps_its_curve(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry], tmp_path: Path
+) -> None:
+    """Two epochs of three steps: the first loss against a forward pass, the tokens against the examples."""
+    samples = tiny_pool[0].sample[:7]
+    options = OPTIONS.model_copy(update={"epochs": 2, "batch_size": 2, "dropout": 0.0})
+    shown: list[Step] = []
+    record = train_adapter(base, tokenizer, samples[:6], options, tmp_path / "a", samples[6:], on_step=shown.append)
+    assert [(step.number, step.steps) for step in shown] == [(number, 6) for number in range(1, 7)]
+    assert all(step.tokens_per_second > 0 for step in shown)
+    with (tmp_path / "a" / "losses.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["loss"]) for line in lines] == pytest.approx([step.loss for step in shown], rel=1e-5)
+    examples = [encode_example(tokenizer, sample, options.template, options.max_tokens) for sample in samples[:6]]
+    assert int(lines[2]["tokens"]) == sum(len(example["input_ids"]) for example in examples), "one epoch, no padding"
+    assert int(lines[5]["tokens"]) == 2 * int(lines[2]["tokens"])
+    pairs = [(a, b) for a in examples for b in examples if a is not b]
+    with torch.no_grad():  # the adapter changes nothing before the first step, so the base alone gives its loss
+        possible = [float(base(**LeftPadding(0)([a, b])).loss) for a, b in pairs]
+    assert min(abs(loss - shown[0].loss) for loss in possible) < 1e-4
+    means = [math.fsum(step.loss for step in shown[start : start + 3]) / 3 for start in (0, 3)]
+    assert record["losses"] == pytest.approx(means)
+    held_out = [line["validation_loss"] for line in lines]
+    assert [held_out[place] for place in (0, 1, 3, 4)] == [""] * 4
+    assert [float(held_out[place]) for place in (2, 5)] == pytest.approx(record["validation_losses"], rel=1e-5)
+    assert (tmp_path / "a" / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_terminal_shows_step_loss_speed_and_time_left(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    arguments = [*("train", "--base", str(TINY / "base"), "--pool", str(TINY / "pool.json")), "--only", "city_qa"]
+    arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "10", "--dtype", "float32"]
+    args = build_parser().parse_args([*arguments, "--device", "cpu"])
+    assert args.run(args, Console(file=screen, force_terminal=True, width=160)) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search(r"city_qa .*step 2/2, loss \d+\.\d{3}, [\d,]+ tokens/s 0:00:\d\d left 0:00:00", text)
+    assert "1/1" in text
+
+
+def test_the_help_names_the_codes_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert set(OPTION_HELPS) == set(TrainingOptions.model_fields)
+    for name, value in TrainingOptions().model_dump().items():
+        texts = {"template": "alpaca", "targets": "q_proj,v_proj"}
+        shown = texts.get(name) or f"{value:g}"
+        assert re.search(rf"--{name.replace('_', '-')} [^-].*?\(default: {re.escape(shown)}\)", said), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", "0"], "--rank 0: Input should be greater than or equal to 1"),
+        (["--template", "x"], "--template: unknown template 'x'"),
+        (["--validation", "20"], "20 samples held out for validation leave none of its 20 to train on"),
+        (["--device", "cuda:99"], "--device cuda:99: torch finds no such device"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_anything_is_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapters"
+    needed = ["train", "--base", str(TINY / "base"), "--pool", str(TINY / "pool.json"), "--out", str(out)]
+    assert main([*needed, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()

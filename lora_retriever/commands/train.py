@@ -1,0 +1,134 @@
+"""`lora-retriever train`: one LoRA adapter for each entry of a pool."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lora_retriever.commands.arguments import names, nonnegative
+from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_terminal
+from lora_retriever.files import writing
+from lora_retriever.progress import quieten_transformers
+
+if TYPE_CHECKING:
+    from lora_retriever.training.adapter import TrainingOptions
+
+HELP = "train one LoRA adapter for each entry of a pool; a stopped training goes on"
+EXAMPLES = """
+lora-retriever train --base ./models/my-base --pool pool.jsonl --out adapters
+lora-retriever train --base org/model --pool pool.jsonl --out adapters --only dart,e2e --epochs 3 --validation 2
+lora-retriever train --base org/model --pool pool.jsonl --out adapters --rank 16 --targets q_proj,k_proj,v_proj,o_proj
+"""
+OPTIONS: dict[str, tuple[type, str]] = {
+    "rank": (int, "rank of the adapters (default: 6)"),
+    "alpha": (float, "alpha of the adapters (default: 12)"),
+    "targets": (str, "names of the modules that get an adapter, separated by commas (default: q_proj,v_proj)"),
+    "dropout": (float, "dropout of the adapter's input (default: 0.05)"),
+    "epochs": (float, "passes over the samples (default: 5)"),
+    "learning_rate": (float, "learning rate of the first step; the rate falls linearly to 0 (default: 0.0003)"),
+    "batch_size": (int, "samples of a step (default: 4)"),
+    "max_tokens": (int, "maximum length of a prompt, in tokens; longer inputs are cut (default: 512)"),
+    "max_answer_tokens": (int, "maximum length of an answer, in tokens; longer answers are cut (default: 512)"),
+    "template": (str, "alpaca, none, or a text with {inputs} in it (default: alpaca)"),
+    "seed": (int, "seed of all random numbers (default: 0)"),
+}
+"""The options of a training, by their names in `TrainingOptions`: type and help."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--base", required=True, help="base model: a folder or a Hub id")
+    parser.add_argument("--revision", help="commit of the base model on the Hub")
+    parser.add_argument("--pool", required=True, type=Path, help="pool file; one adapter is trained for each entry")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the adapters, one sub-folder each")
+    parser.add_argument("--only", type=names, help="names of pool entries, separated by commas (default: all)")
+    for name, (kind, help) in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help)
+    parser.add_argument(
+        "--validation",
+        type=nonnegative,
+        default=0,
+        help="number of samples of each entry that are held out; their loss is recorded (default: 0)",
+    )
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: a GPU if there is one")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run the command and return the exit status."""
+    import torch
+
+    from lora_retriever.backends.signals import stopping_on_signals
+    from lora_retriever.data.rows import read_pool
+    from lora_retriever.generation.loading import load_base, load_tokenizer
+    from lora_retriever.hub import fetch, folder_or_id
+    from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
+
+    options = _options(args)
+    entries = chosen_entries(read_pool(args.pool), args.only, args.validation)
+    missing = [entry for entry in entries if not is_trained(args.out / entry.model_name, options)]
+    device = _device(args.device)
+    print(f"{len(entries) - len(missing)} of {len(entries)} adapters exist, {len(missing)} to train", flush=True)
+    if not missing:
+        return 0
+    with writing(args.out):  # an unusable path is refused before the training
+        args.out.mkdir(parents=True, exist_ok=True)
+    quieten_transformers()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between transformers and PEFT
+    with stopping_on_signals():
+        folder = fetch(args.base, args.revision) if args.revision else folder_or_id(args.base)
+        with console.status("loading"):
+            tokenizer = load_tokenizer(folder)
+            base = load_base(folder, getattr(torch, args.dtype), device)
+        with writing(args.out):
+            train_pool(base, tokenizer, missing, options, args.out, args.validation, console)
+    print(for_terminal(f"{args.out}: {len(missing)} adapters trained"))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> TrainingOptions:
+    """The options that the arguments give; the others have their defaults.
+
+    Raises:
+        UserError: the value of an option is wrong.
+    """
+    from pydantic import ValidationError
+
+    from lora_retriever.generation.prompt import TEMPLATES, check_template
+    from lora_retriever.training.adapter import TrainingOptions
+
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    if "targets" in given:
+        given["targets"] = tuple(given["targets"].split(","))
+    try:
+        if "template" in given:
+            given["template"] = TEMPLATES.get(given["template"]) or check_template(given["template"])
+        return TrainingOptions(**given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise UserError(f"--{option} {wrong['input']}: {wrong['msg']}") from error
+    except ValueError as error:
+        raise UserError(f"--template: {error}") from error
+
+
+def _device(name: str) -> str:
+    """The device of torch that an argument names.
+
+    Raises:
+        UserError: torch does not know or does not find the device.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: torch finds no such device; say auto or cpu") from error
+    return name

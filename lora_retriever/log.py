@@ -1,0 +1,92 @@
+"""The log of a command, for `-v` and `--log-file`: what begins and ends, what libraries say, tracebacks.
+
+Without these two arguments nothing is logged, and a command says what it always says.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_terminal
+from lora_retriever.progress import tolerant
+
+LOG = logging.getLogger("lora_retriever")
+LOG.addHandler(logging.NullHandler())  # without a handler, logging would print warnings and errors itself
+SHOWN = {"shown": True}
+"""What marks an entry of the log whose text the terminal shows anyway."""
+
+
+class LoggedConsole(Console):
+    """A console for messages, which also go into the log."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does, and log what is text."""
+        super().print(*objects, **options)
+        texts = [part.plain if isinstance(part, Text) else part for part in objects if isinstance(part, str | Text)]
+        if texts:
+            LOG.info("%s", " ".join(texts), extra=None if self.quiet else SHOWN)
+
+
+class _Formatter(logging.Formatter):
+    """Entries whose text cannot control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
+
+
+@contextmanager
+def logged(verbose: bool, quiet: bool, file: Path | None) -> Iterator[Console]:
+    """The console for a command's messages, on standard error, while the log is open.
+
+    Args:
+        verbose: whether the log goes to the console, too.
+        quiet: whether the console shows nothing.
+        file: the file to which the log is appended.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    console = LoggedConsole(file=tolerant(sys.stderr), quiet=quiet)
+    handlers: list[logging.Handler] = []
+    stream = None
+    if file is not None:
+        try:
+            stream = file.open("a", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"--log-file {file}: cannot be written ({error.strerror or error})") from error
+        handlers.append(logging.StreamHandler(tolerant(stream)))
+        handlers[-1].setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    if verbose:
+        from rich.logging import RichHandler
+
+        handlers.append(RichHandler(console=console, show_path=False, highlighter=None))
+        handlers[-1].setFormatter(_Formatter("%(name)s: %(message)s"))
+        handlers[-1].addFilter(lambda record: not hasattr(record, "shown"))
+    if not handlers:
+        yield console
+        return
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    for handler in handlers:
+        root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield console
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+        if stream is not None:
+            with suppress(OSError):  # a full disk
+                stream.close()

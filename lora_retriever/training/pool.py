@@ -1,0 +1,118 @@
+"""Training of one adapter for each entry of a pool, adapter by adapter: a stopped training goes on where it was.
+
+An adapter's folder appears only when the adapter is complete, and an adapter whose folder exists is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_retriever.data.rows import PoolEntry
+from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_rich
+from lora_retriever.progress import Bar, progress_bar
+from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
+from lora_retriever.training.curve import Step
+
+
+def chosen_entries(pool: Sequence[PoolEntry], names: Sequence[str] | None, validation: int = 0) -> list[PoolEntry]:
+    """The entries of these names, in the order of `names`. None: all entries.
+
+    Args:
+        validation: number of samples of each entry that are held out.
+
+    Raises:
+        UserError: the pool lacks a name, or no sample of an entry is left to train on.
+    """
+    entries = {entry.model_name: entry for entry in pool}
+    if unknown := [name for name in names or () if name not in entries]:
+        raise UserError(f"the pool has no entry {', '.join(unknown)}")
+    chosen = [entries[name] for name in dict.fromkeys(names or entries)]
+    for entry in chosen:
+        if len(entry.sample) <= validation:
+            raise UserError(
+                f"{entry.model_name}: {validation} samples held out for validation leave none of its "
+                f"{len(entry.sample)} to train on"
+            )
+    return chosen
+
+
+def is_trained(folder: Path, options: TrainingOptions) -> bool:
+    """Whether the adapter exists and was trained with these options.
+
+    Raises:
+        UserError: the adapter was trained with other options, or its record cannot be read.
+    """
+    if not folder.exists():
+        return False
+    path = folder / RECORD_FILE
+    if not path.exists():
+        raise UserError(f"{folder} exists and was not trained here; move the folder, or choose another --out")
+    try:
+        made_with: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: is no record of a training; delete the folder {folder} to train anew") from error
+    wanted = options.model_dump(mode="json")
+    differing = [
+        f"{key} {made_with.get(key)} (now {value})" for key, value in wanted.items() if made_with.get(key) != value
+    ]
+    if differing:
+        raise UserError(f"{folder} was trained with {', '.join(differing)}; choose another --out, or delete the folder")
+    return True
+
+
+def train_pool(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    entries: Sequence[PoolEntry],
+    options: TrainingOptions,
+    out: Path,
+    validation: int,
+    console: Console,
+) -> None:
+    """Train an adapter for each entry, into the sub-folder of `out` with the entry's name.
+
+    Args:
+        validation: number of samples of each entry, its last ones, that are held out. Their loss is recorded.
+        console: where progress goes: steps, loss, tokens a second and time left of the adapter that is being trained,
+            and the adapters done.
+
+    Raises:
+        UserError: an adapter cannot be trained.
+    """
+    with progress_bar(console, "adapters", len(entries), text=f"0/{len(entries)}") as adapters:
+        for number, entry in enumerate(entries):
+            kept = len(entry.sample) - validation
+            with progress_bar(console, entry.model_name, 1) as bar:
+
+                def show(step: Step, bar: Bar = bar, done: int = number) -> None:
+                    share = step.number / step.steps
+                    speed = f"{step.tokens_per_second:,.0f} tokens/s"
+                    bar.move_to(share, f"step {step.number}/{step.steps}, loss {step.loss:.3f}, {speed}")
+                    adapters.move_to(done + share, f"{done}/{len(entries)}")
+
+                record = train_adapter(
+                    base,
+                    tokenizer,
+                    entry.sample[:kept],
+                    options,
+                    out / entry.model_name,
+                    entry.sample[kept:],
+                    on_step=show,
+                )
+            console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
+        adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line about the training of one adapter."""
+    losses = " → ".join(f"{loss:.3f}" for loss in (record["losses"][0], record["losses"][-1]))
+    validation = " ".join(f"{loss:.3f}" for loss in record["validation_losses"])
+    heldout = f", validation {validation}" if validation else ""
+    return f"loss {losses}{heldout}, {record['steps']} steps, {record['seconds']} s"
