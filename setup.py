@@ -28,7 +28,7 @@ setup(
         "argcomplete>=3",
         "peft-composition",
         "torch>=2.6",
-        "transformers>=5,<6",
+        "transformers>=5,<5.24",  # 5.24 gives the cache of keys and values another name in forward passes
         "peft>=0.21,<0.22",
         "sentence-transformers>=6,<7",
         "accelerate",
