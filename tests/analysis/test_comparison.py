@@ -173,7 +173,8 @@ TABLE = """
   mean over tasks     -0.5 [-2.3, +1.2] p 0.001     +1.5 [+0.5, +2.5] p 0.020
 
 run `three` is left out
-Points above (+) or below (−) base, paper scoring, on the same rows; [95 % bootstrap interval of the difference], p of the paired permutation test.
+Points above (+) or below (−) base, paper scoring, on the same rows; \
+[95 % bootstrap interval of the difference], p of the paired permutation test.
 ~ not separable: p, corrected for 5 comparisons (Holm), is 0.05 or more.
 Mean over tasks if the tasks are a sample, too: one [-4.0, +3.0], two [+1.0, +2.0].
 one lacks 4 rows that base has; they are left out here: 3, 5-7.

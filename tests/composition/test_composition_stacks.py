@@ -73,10 +73,10 @@ def test_a_cleared_slot_is_zero_and_another_adapter_may_take_it():
     stack = stack_of(torch.float32)
     kept = stack.down[1].clone(), stack.up[1].clone()
     stack.clear(3)
-    stack.clear(3)  # an empty slot: nothing happens
     assert not stack.down[3].any() and not stack.up[3].any()
     assert 3 not in stack.ranks and 3 not in stack.scalings and 3 not in stack.adapters
     assert torch.equal(stack.down[1], kept[0]) and torch.equal(stack.up[1], kept[1])
+    stack.clear(3)  # an empty slot: nothing happens
     stack.write(3, torch.ones(1, D_IN), torch.ones(1, D_OUT), 1.0, "other")
     update = multiplied_out(mixture_pair, stack, torch.tensor([[0.0, 0.0, 1.0]]))
     assert torch.equal(update[0], torch.ones(D_OUT, D_IN, dtype=torch.float64)), "nothing of rank 4 may be left"
@@ -93,6 +93,12 @@ def test_only_as_many_ranks_are_read_as_the_adapters_in_use_have():
 
 
 # Devices and dtypes
+
+
+def test_a_stack_follows_its_module_to_another_device_and_dtype():
+    stack = stack_of(torch.float32)
+    stack.follow(META, torch.float16)
+    assert {(half.device, half.dtype) for half in (stack.down, stack.up)} == {(META, torch.float16)}
 
 
 @pytest.mark.parametrize("composer", COMPOSERS, ids=str)
