@@ -60,7 +60,7 @@ GROUPS = {
         tuple(f"peft_composition/{name}.py" for name in ("gates", "merges", "merging", "pairs", "updates")),
         tuple(
             f"tests/composition/test_composition_{name}.py"
-            for name in ("formulas", "gates", "golden", "merges", "passes", "updates")
+            for name in ("formulas", "gates", "golden", "merges", "passes", "stacks", "updates")
         ),
     ),
 }

@@ -157,7 +157,9 @@ def test_the_same_rows_give_the_same_interval_and_a_single_row_none() -> None:
     assert alone.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("hits", "rows"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (499, 1000)])
+@pytest.mark.parametrize(("hits", "rows"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (9, 9), (499, 1000)])
 def test_wilsons_interval_is_scipys(hits: int, rows: int) -> None:
     expected = stats.binomtest(hits, rows).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(hits, rows) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+    low, high = wilson_interval(hits, rows)
+    assert (low, high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+    assert low >= 0 and high <= 100, "also where the last digits of the formula are rounded up"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_retriever.analysis.comparison import Comparison, compare, comparison_table
+from lora_retriever.analysis.comparison import Comparison, Difference, compare, comparison_table
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.scores import MEAN, Quantity, score_run
 from lora_retriever.cli import main
@@ -28,7 +28,7 @@ RIGHT = {"better": "1111101111 1111", "worse": "1010000100 1101"}
 def write_run(folder: Path, name: str, right: str, leave_out: Sequence[int] = ()) -> None:
     """A run of tasks `a`, `b`, …, one group of digits each."""
     lines = []
-    for task, digits in zip("abc", right.split(), strict=False):
+    for task, digits in zip("abcde", right.split(), strict=False):
         for digit in digits:
             row = {"inputs": f"row {len(lines)}", "targets": "yes", "task": task, "domain": "all", "metric": "em"}
             lines.append({"id": len(lines), **row, "predicted_answer": "yes" if digit == "1" else "no"})
@@ -113,6 +113,89 @@ def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(resu
     text = terminal(comparison_table(list(comparisons.values()), "paper"))
     assert "p 1.000 ~" in text
     assert "corrected for 6 comparisons (Holm)" in text
+
+
+def test_the_interval_is_the_bootstraps_and_is_widened_for_tasks_of_equal_differences_only(tmp_path: Path) -> None:
+    """Of a task with 40 rows, 39 are drawn: here 20,000 times by numpy. 20 equal rows may hide what 0 of 20 may."""
+    digits = "1101" * 10, "1001" * 10
+    gained = np.array([int(ours) - int(theirs) for ours, theirs in zip(*digits, strict=True)])
+    drawn = gained[np.random.default_rng(7).integers(0, 40, (20_000, 39))].mean(axis=1)
+    low, high = 100 * np.quantile(drawn, [0.025, 0.975])
+    for name, right in zip(("ours", "theirs"), digits, strict=True):
+        write_run(tmp_path, name, right)
+    found = compared(tmp_path, "theirs", "mean")[0].differences[MEAN]
+    assert (found.low, found.high) == pytest.approx((low, high), abs=2.6)  # a row is 2.5 points
+    for name, right in zip(("ours", "theirs"), digits, strict=True):
+        write_run(tmp_path, name, right + " " + "1" * 20)
+    found = compared(tmp_path, "theirs", "mean")[0].differences[MEAN]
+    hidden = 100 * (1 - 0.025 ** (1 / 20)) / 2
+    assert found.value == 12.5
+    assert found.low == pytest.approx(12.5 - np.hypot(12.5 - low / 2, hidden), abs=1)
+    assert found.high == pytest.approx(12.5 + np.hypot(high / 2 - 12.5, hidden), abs=1)
+
+
+def test_a_task_of_one_row_says_little(tmp_path: Path) -> None:
+    """If 1 of 1 rows is right, the share of right rows is at least 2.5 % (the exact binomial bound)."""
+    write_run(tmp_path, "right", "1")
+    write_run(tmp_path, "wrong", "0")
+    (comparison,) = compared(tmp_path, "wrong", "mean")
+    found = comparison.differences[MEAN]
+    assert (found.value, found.low, found.high, found.p) == (100, pytest.approx(2.5), 100, 1)
+    assert comparison.over_tasks is None
+
+
+def test_tasks_as_a_sample_are_drawn_by_their_differences(tmp_path: Path) -> None:
+    """Each of five tasks differs by 50 points, so every draw of tasks does."""
+    write_run(tmp_path, "ours", "11 11 11 11 11")
+    write_run(tmp_path, "theirs", "10 01 10 10 01")
+    (comparison,) = compared(tmp_path, "theirs", "mean")
+    assert comparison.over_tasks == (50, 50)
+
+
+def test_so_many_permutations_are_drawn_that_holms_correction_leaves_small_p_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least 100 for each number that is compared: here a task, a domain and the mean. No draw is as far out."""
+    monkeypatch.setattr("lora_retriever.analysis.comparison.PERMUTATIONS", 50)
+    write_run(tmp_path, "right", "1" * 40)
+    write_run(tmp_path, "wrong", "0" * 40)
+    for level, permutations in (("mean", 100), ("task", 200)):
+        (comparison,) = compared(tmp_path, "wrong", level)
+        assert {difference.p for difference in comparison.differences.values()} == {2 / (permutations + 1)}
+
+
+TABLE = """
+                                            one                           two
+ ─────────────────────────────────────────────────────────────────────────────
+  nli em            +12.3 [+8.0, +15.5] p <.001   +0.0 [-3.0, +3.0] p 1.000 ~
+  qa f1                                       –   +2.0 [+1.0, +3.0] p 0.050 ~
+
+  mean over tasks     -0.5 [-2.3, +1.2] p 0.001     +1.5 [+0.5, +2.5] p 0.020
+
+run `three` is left out
+Points above (+) or below (−) base, paper scoring, on the same rows; \
+[95 % bootstrap interval of the difference], p of the paired permutation test.
+~ not separable: p, corrected for 5 comparisons (Holm), is 0.05 or more.
+Mean over tasks if the tasks are a sample, too: one [-4.0, +3.0], two [+1.0, +2.0].
+one lacks 4 rows that base has; they are left out here: 3, 5-7.
+base lacks 1 rows that two has; they are left out here: 95.
+"""
+
+
+def test_a_table_shows_each_difference_with_its_interval_and_p_value() -> None:
+    nli, qa = Quantity("domain", "nli", "em"), Quantity("domain", "qa", "f1")
+    one = {nli: Difference(12.34, 8.0, 15.5, 0.0002, 0.0008), MEAN: Difference(-0.5, -2.3, 1.2, 0.001, 0.002)}
+    two = {
+        nli: Difference(0.0, -3.0, 3.0, 1.0, 1.0),
+        MEAN: Difference(1.5, 0.5, 2.5, 0.02, 0.04),
+        qa: Difference(2.0, 1.0, 3.0, 0.05, 0.05),
+    }
+    comparisons = [
+        Comparison("one", "base", 90, (), (3, 5, 6, 7), one, (-4.0, 3.0)),
+        Comparison("two", "base", 95, (95,), (), two, (1.0, 2.0)),
+    ]
+    text = terminal(comparison_table(comparisons, "paper", ["run `three` is left out"]))
+    assert text.strip() == TABLE.strip()
 
 
 @pytest.mark.slow

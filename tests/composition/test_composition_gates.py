@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from peft_composition import AdapterMemoryError, ComposableModel, CompositionError, GateUsage, Offered, Tokens
-from peft_composition.gates import KEPT_SETS
+from peft_composition.gates import KEPT_SETS, PreparedGates, Tally, usage_of
 from peft_composition.pairs import mixture_pair
 
 NEW = 5
@@ -140,6 +141,21 @@ def test_beams_are_weighed_token_by_token_too(adapted, options):
 # What a gate is given and leaves
 
 
+def test_rows_remember_beside_the_rows_that_remembered_before():
+    """Rows 2 and 0 of a batch of 4 are read, then row 1, in another dtype."""
+    memory: dict[str, Tensor] = {}
+
+    def tokens(*rows: int) -> Tokens:
+        nothing = torch.zeros(len(rows), 1, 1)
+        return Tokens(nothing, nothing, nothing, nothing, torch.tensor(rows), True, memory, batch=4)
+
+    tokens(2, 0).remember("mean", torch.tensor([[2.0, 2.5], [0.5, 0.25]]))
+    tokens(1).remember("mean", torch.tensor([[1.0, 1.5]], dtype=torch.float64))
+    tokens(3).remember("other", torch.tensor([7.0]))
+    assert tokens(0, 1, 2, 3).recall("mean").tolist() == [[0.5, 0.25], [1.0, 1.5], [2.0, 2.5], [0.0, 0.0]]
+    assert tokens(3).recall("other").tolist() == [7.0]
+
+
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_a_gate_that_weighs_nothing_leaves_the_logits_of_the_base_to_the_bit(model, mode):
     ids, names = some_ids(3), ["plain", "rank2", "head"]
@@ -229,6 +245,35 @@ def test_a_gate_is_known_by_value_where_it_has_one_and_else_no_longer_than_it_li
     assert len(prepared) == len(set(prepared)) == 4
 
 
+class State:
+    """What a gate prepared; unlike None, a weak reference can tell whether it is gone."""
+
+
+class Preparing(Seeing):
+    """Prepares a `State`, and holds the last of them weakly."""
+
+    def prepare(self, offered: Offered) -> Any:
+        super().prepare(offered)
+        state = State()
+        self.last = weakref.ref(state)
+        return state
+
+
+def test_the_sets_that_were_used_last_are_kept_and_those_of_gates_that_are_gone_are_not():
+    offered = Offered("module", ("one",), torch.ones(1, 1, 2), torch.ones(1, 1, 2), torch.tensor([True]))
+    kept, gates = PreparedGates(), [Preparing() for _ in range(KEPT_SETS + 1)]
+    for place in (*range(KEPT_SETS), 0, KEPT_SETS, 0, 1):
+        kept.of(gates[place], offered)
+    assert len(gates[0].offers) == 1, "used again before the store was full"
+    assert len(gates[1].offers) == 2, "used longest ago when the last one came"
+    last = gates[1].last
+    assert last() is not None
+    del gates[1]
+    gc.collect()
+    kept.of(Preparing(), offered)
+    assert last() is None
+
+
 def test_a_masked_adapter_is_offered_too_so_that_batches_share_what_is_prepared(model):
     gate = Seeing()
     with model.composed(["plain", "alike"], [[1.0, 0.0]], gate=gate):
@@ -294,6 +339,21 @@ def test_usage_is_the_mean_over_real_tokens_and_modules_and_rows_that_left_keep_
         expected = sum(entropies) / len(entropies) if entropies else 0.0
         assert float(usage.entropy[row]) == pytest.approx(float(expected), abs=1e-6)
     assert (usage.weights.shape, usage.weights.dtype, usage.entropy.shape) == ((4, 3), torch.float32, (4,))
+
+
+def test_usage_by_hand():
+    """Two modules, two adapters, three rows: the first has one token, the second is padding, the third has two."""
+    tallies = [Tally.empty(3, 2, torch.zeros(())) for _ in range(2)]
+    real = torch.tensor([[False, True], [False, False], [True, True]])
+    weights = torch.tensor([[[9.0, 9.0], [0.5, 0.5]], [[9.0, 9.0], [9.0, 9.0]], [[1.0, 0.0], [0.0, 0.0]]])
+    tallies[0].note(weights, real, torch.arange(3))
+    usage = usage_of(tallies[:1], [1, 0])
+    torch.testing.assert_close(usage.weights, torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.0, 0.5]]))
+    torch.testing.assert_close(usage.entropy, torch.tensor([math.log(2), 0.0, 0.0]))
+    tallies[1].note(torch.tensor([[[0.75, 0.25]]]), torch.tensor([[True]]), torch.tensor([2]))
+    usage = usage_of(tallies, [0, 1])
+    torch.testing.assert_close(usage.weights, torch.tensor([[0.5, 0.5], [0.0, 0.0], [1.75 / 3, 0.25 / 3]]))
+    assert float(usage.entropy[2]) == pytest.approx((2 * math.log(2) - 0.75 * math.log(3)) / 2)
 
 
 def test_usage_is_asked_for_within_a_gated_composition(model):

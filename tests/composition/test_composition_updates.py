@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,30 +38,84 @@ def updated(update: Any, x: Tensor, rows: int, length: int) -> Tensor:
     return added
 
 
-def test_a_mixtures_shared_adapters_do_what_a_pair_for_each_row_does():
+def both_forms() -> tuple[SharedAdapters, Pairs, list[Tensor]]:
+    """A batch of mixtures as shared adapters and as pairs, and the dense update of each row."""
     stack, slots = stack_of(4), [1, 2, 3, 4]
     (shared,) = row_updates(mixture_pair, [stack], slots, WEIGHTS).values()
     active = active_slots(slots, WEIGHTS)
     assert isinstance(shared, SharedAdapters) and active is not None
-    pairs = Pairs(mixture_pair(stack, active))
-    x = torch.randn(8, 3, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     dense = [
         sum(float(w) * stack.up[slot].T @ stack.down[slot] for slot, w in zip(slots, row, strict=True) if slot != 2)
         for row in WEIGHTS
     ]
-    for rows in (4, 8):  # and with two beams
-        expected = torch.stack(
-            [torch.stack([1 + dense[row * 4 // rows] @ token for token in x[row]]) for row in range(rows)]
-        )
-        for update in (shared, pairs):
-            torch.testing.assert_close(updated(update, x[:rows], rows, 3), expected, **CLOSE)
-            flat = updated(update, x[:rows].flatten(0, 1), rows, 3)
-            torch.testing.assert_close(flat, expected.flatten(0, 1), **CLOSE)
-            transposed = x[:rows].transpose(0, 1).contiguous().transpose(0, 1)
-            torch.testing.assert_close(updated(update, transposed, rows, 3), expected, **CLOSE)
+    return shared, Pairs(mixture_pair(stack, active)), dense
+
+
+def inputs_of(rows: int, length: int) -> Tensor:
+    """The inputs of a module, [rows, length, 6]."""
+    return torch.randn(rows, length, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda tensor: tensor,
+    "flat": lambda tensor: tensor.flatten(0, 1),
+    "blocks of positions": lambda tensor: tensor.unflatten(1, (2, -1)),
+    "positions first in memory": lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows", [4, 8])
+def test_a_mixtures_shared_adapters_and_its_pairs_add_the_dense_update(rows, dtype, gradients, layout):
+    """8 rows are two beams of 4 samples. float32 inputs and outputs meet adapters in float64."""
+    shared, pairs, dense = both_forms()
+    x = inputs_of(rows, 4).to(dtype)
+    expected = torch.stack(
+        [torch.stack([1 + dense[row * 4 // rows] @ token.double() for token in x[row]]) for row in range(rows)]
+    )
+    tolerance = CLOSE if dtype == torch.float64 else {"atol": 1e-5, "rtol": 1e-5}
+    for update in (shared, pairs):
+        before = layout(torch.ones(rows, 4, 5, dtype=dtype))
+        with torch.set_grad_enabled(gradients):
+            added = update.add(layout(x), before, Pass(rows, 4))
+        torch.testing.assert_close(added, layout(expected).to(dtype), **tolerance)
+        assert (added is before) != gradients, "written in place, except where gradients are wanted"
+
+
+def test_rows_of_an_update_may_be_chosen_again_and_again():
+    shared, pairs, _ = both_forms()
+    x = inputs_of(1, 3)
     for update in (shared, pairs):
         kept = update.at(torch.tensor([3, 0])).at(slice(1, 2))
-        torch.testing.assert_close(updated(kept, x[:1], 1, 3), updated(shared.at(slice(0, 1)), x[:1], 1, 3), **CLOSE)
+        torch.testing.assert_close(updated(kept, x, 1, 3), updated(shared.at(slice(0, 1)), x, 1, 3), **CLOSE)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_is_weighed_in_float32_is_added_in_the_modules_16_bits(gradients):
+    half = stack_of(4, torch.bfloat16)
+    weights = WEIGHTS.clone().requires_grad_(gradients)
+    (shared,) = row_updates(mixture_pair, [half], [1, 2, 3, 4], weights).values()
+    with torch.set_grad_enabled(gradients):
+        added = shared.add(inputs_of(4, 3).bfloat16(), torch.ones(4, 3, 5, dtype=torch.bfloat16), Pass(4, 3))
+    assert added.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("weights", "form"),
+    [
+        ([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]], SharedAdapters),  # 4 adapters are twice the 2 of a row
+        ([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], Pairs),  # 5 are more
+        ([[1, 1, 1, 0, 0]], Pairs),
+        ([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]], Pairs),  # one pair for both rows
+    ],
+)
+def test_adapters_are_shared_where_this_is_at_most_twice_the_work(weights, form):
+    (update,) = row_updates(mixture_pair, [stack_of(5)], [1, 2, 3, 4, 5], torch.tensor(weights).float()).values()
+    assert isinstance(update, form)
+    if len(weights) == 2 and isinstance(update, Pairs):
+        assert len(update.pair.down) == 1
 
 
 def test_an_adapter_that_overflows_for_one_row_is_nothing_to_another():
@@ -82,7 +137,8 @@ def test_an_adapter_that_overflows_is_nothing_to_a_token_that_a_gate_gives_none_
     inner = torch.tensor([[[[1.0, -2.0], [torch.inf, torch.nan]]]], dtype=torch.float16)  # [1, 1, P, r]
     actual = weighted(inner, torch.tensor([[[0.5, 0.0]]]), mode)
     times = 0.5 if mode == "mixture" else 0.25
-    assert torch.equal(actual, torch.tensor([[[[times, -2 * times], [0.0, 0.0]]]], dtype=torch.float16))
+    expected = torch.tensor([[[[times, -2 * times], [0.0, 0.0]]]], dtype=torch.float16)
+    torch.testing.assert_close(actual, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["mixture", "fusion", "ties"])
