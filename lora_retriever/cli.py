@@ -45,10 +45,13 @@ WIDTH = 100
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    replace_unwritable()
-    with ExitStack() as log:
-        status = _run(arguments, log)
-    return _flushed(status)
+    try:
+        replace_unwritable()
+        with ExitStack() as log:
+            status = _run(arguments, log)
+        return _flushed(status)
+    except KeyboardInterrupt:  # a Ctrl-C before the command begins, or after its last message
+        return SIGNALLED + signal.SIGINT
 
 
 def _run(arguments: Sequence[str] | None, log: ExitStack) -> int:

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_retriever.analysis.runs import AnsweredRow, Run, check_rows_agree, id_ranges, open_results, read_folder
+from lora_retriever.analysis.runs import (
+    AnsweredRow,
+    Run,
+    check_is_folder,
+    check_rows_agree,
+    id_ranges,
+    open_results,
+    read_folder,
+)
 from lora_retriever.data.rows import Row, read_rows, shortened, single_spaced, texts_of
 from lora_retriever.errors import UserError
 
@@ -202,8 +210,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """The end of each path that no other path has.
 
     Raises:
-        UserError: two paths are the same folder.
+        UserError: there is no such folder, or two paths are the same folder.
     """
+    for path in paths:
+        check_is_folder(path)
     parts = [path.resolve().parts for path in paths]
     if repeated := [path for index, path in enumerate(paths) if parts[index] in parts[:index]]:
         raise UserError(f"{repeated[0]} is there more than once; name each results folder once")

@@ -140,8 +140,7 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
         UserError: there is no such folder, no run in it, a run's file, its record or `runs.yaml` is damaged, or two
             files are the same run.
     """
-    if not folder.is_dir():
-        raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
+    check_is_folder(folder)
     files, foreign = _files_of_runs(folder)
     order = {method.name: place for place, method in enumerate(METHODS)}
     names = sorted(files, key=lambda name: (order.get(name.partition("@")[0], len(order)), _natural(name)))
@@ -172,6 +171,12 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
         concerned = [run.name for run in runs if renamed(run.tasks_in_file)]
         notes.append(f"{'All runs' if len(concerned) == len(runs) else ', '.join(concerned)}: {said}.")
     return [replace(run, origin=origins.get(run.name)) for run in runs], notes
+
+
+def check_is_folder(folder: Path) -> None:
+    """Raise `UserError` if there is no such results folder."""
+    if not folder.is_dir():
+        raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
 
 
 def unfinished_runs(folder: Path) -> list[str]:

@@ -23,15 +23,32 @@ def stopping_on_signals() -> Iterator[None]:
 
     A signal that this process was started to ignore, as `nohup` does with SIGHUP, stays ignored. After the first signal
     the others are ignored while backends are closed, but a second Ctrl-C ends that as well.
+
+    Raises:
+        StoppedError: a signal came, also if a library made another error of the interrupt.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for other in ENDING:
+            if signal.getsignal(other) == stop:
+                signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_IGN)
+        raise StoppedError(number)
+
     with keeping_handlers():
         for number in ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, _stop)
-        yield
+                signal.signal(number, stop)
+        try:
+            yield
+        except Exception as error:
+            if received:
+                raise StoppedError(received[0]) from error
+            raise
 
 
 @contextmanager
@@ -45,10 +62,3 @@ def keeping_handlers() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # None: not installed by Python
                 signal.signal(number, handler)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for other in ENDING:
-        if signal.getsignal(other) == _stop:
-            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_IGN)
-    raise StoppedError(number)

@@ -123,6 +123,7 @@ def test_bad_input_is_answered_in_one_clear_message(
         (["run", "--limit", "0"], "must be 1 or more"),
         (["run", "--results", "/proc/nowhere"], "cannot be written"),
         (["summarize", "/nowhere"], "no results folder /nowhere"),
+        (["summarize", "a\0b"], "no results folder a"),
         (["summarize", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["retrieval", "--pool", str(TINY / "pool.json"), "--inputs", str(TINY / "test.json"),
           "--encoder", str(TINY / "encoder"), "--scorer", "bm25"], "unknown scorer 'bm25'"),

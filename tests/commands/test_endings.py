@@ -48,7 +48,9 @@ def start_slow_run(results: Path, prelude: str = "") -> subprocess.Popen[str]:
     )
     partial = results / "base.jsonl.partial"
     patience = time.monotonic() + 120
-    while process.poll() is None and not partial.exists() and time.monotonic() < patience:
+    while process.poll() is None and time.monotonic() < patience:
+        if partial.exists() and partial.stat().st_size:
+            break
         time.sleep(0.02)
     return process
 
@@ -229,6 +231,24 @@ def test_signals_of_another_handler_come_back_and_ours_stay() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # but a second Ctrl-C does
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interrupt_that_a_library_made_another_error_of_still_stops() -> None:
+    with pytest.raises(StoppedError) as stopped, stopping_on_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            raise ValueError("could not determine the shape") from interrupt
+    assert stopped.value.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize("place", ["replace_unwritable", "_flushed"])
+def test_ctrl_c_before_and_after_the_command_gives_no_traceback(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, place, interrupted)
+    assert main(["methods", "--profile", "tiny"]) == 130
 
 
 def test_a_disk_that_fails_anywhere_is_one_line_that_names_the_file(
