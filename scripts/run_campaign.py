@@ -81,7 +81,7 @@ def _shown(log: Log) -> bool:
 
 
 def _world(scratch: Path, is_small: bool) -> World:
-    """The world of all trials. The runs of a small one have few file operations: two batches each."""
+    """The world of all trials. A run in a small world has few file operations: two batches."""
     from campaign.world import make_world, warm_up
 
     small = {"tasks": 4, "rows_a_task": 2, "methods": "base,selection,mixture"}
