@@ -74,7 +74,7 @@ def _run(experiment: str, args: argparse.Namespace, scratch: Path) -> bool:
 
 
 def _shown(log: Log) -> bool:
-    """Write and print the figures; whether a promise was broken."""
+    """Write and print the figures. Returns whether a promise was broken."""
     figures = log.save()
     print(json.dumps({log.experiment: figures}, indent=1, ensure_ascii=False))
     return bool(figures["problems"])

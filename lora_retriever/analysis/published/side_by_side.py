@@ -129,7 +129,7 @@ def _notes(reproductions: Mapping[str, Reproduction], level: str, intervals: boo
 
 
 def _cells(figures: Sequence[ReproducedFigure | None], intervals: bool) -> list[Cell | None]:
-    """The paper's figure, then the cell of every folder. A figure of other tasks than the paper's has no difference."""
+    """The paper's figure, then the cell of every folder. A difference is shown only between figures of equal tasks."""
     known = [figure for figure in figures if figure is not None]
     if not known:
         return [None] * (1 + len(figures))
