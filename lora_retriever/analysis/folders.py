@@ -199,7 +199,7 @@ def _agree(row: AnsweredRow, wanted: Row | AnsweredRow) -> bool:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The end of each path that no other path has.
+    """Names of the folders: the shortest end of each path that is not the end of another path.
 
     Raises:
         UserError: two paths are the same folder.
