@@ -5,9 +5,10 @@ method in a round is divided by the base model's time in the same round. A first
 gate prepares what is prepared only once.
 
 *Routing at first* is all that a method does before its first token, apart from encoding the texts of rows and pool
-(bench_encoding times the encoding). The method trains its gate, learns weights, probes the rows, fits and calibrates its
-index, and gives the rows their adapters. Each method does all this work for itself, although the methods of a run share
-a part of the work. With --results, a method uses what a run or an earlier method left in the folder.
+(bench_encoding times the encoding). The method trains its gate, learns weights, probes the rows, fits and calibrates
+its index, and gives the rows their adapters. Each method does all this work for itself, although the methods of a run
+share a part of the work. With --results, a method uses what a run or an earlier method left in the folder.
+
 *Again* is the router alone, a second time, with the results of this work: gates are not asked, and no prompt is read.
 """
 
