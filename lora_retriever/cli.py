@@ -175,7 +175,7 @@ def _failed(message: str, status: int) -> int:
 
 
 def _of_the_disk(error: Exception) -> str | None:
-    """The message for an error by which a file system says that it fails, whichever file it concerns. None: another."""
+    """The message for an error of the file system, such as a full disk, at any file. None: the error is another one."""
     if not isinstance(error, OSError) or error.filename is None:
         return None
     known = {errno.EACCES: "no permission", errno.EPERM: "no permission", **DISK_ERRORS}

@@ -209,7 +209,7 @@ def _is_unicode(encoding: str) -> bool:
 
 
 def _plain_codec(name: str) -> codecs.CodecInfo | None:
-    """For `codecs.register`: an encoding's codec that first makes the signs of `_SIGNS` ASCII."""
+    """For `codecs.register`: a codec that first replaces the signs of `_SIGNS` by ASCII, and then encodes."""
     if not name.startswith(_PLAIN_CODEC):
         return None
     codec = codecs.lookup(name.removeprefix(_PLAIN_CODEC))

@@ -236,7 +236,7 @@ def safe_name(name: str, kind: str, may_have_folders: bool = False) -> str:
 def cache_folder() -> Path:
     """The folder of this user's cache: `$LORA_RETRIEVER_CACHE`, or else `~/.cache/lora-retriever`.
 
-    For a user without a home folder, the path is one at which no folder can be made. Each cache then works without
+    If the user has no home folder, no folder can be made at the path that is returned. Each cache then works without
     files, as on a disk that cannot be written.
     """
     try:

@@ -183,7 +183,7 @@ class Build:
         return {"tasks": ENCODER_TASKS, "steps": ENCODER_STEPS, "loss": round(losses[-1], 3)}
 
     def make_check(self) -> dict[str, Any]:
-        """Measure the finished miniature; the README is written from the record that this completes."""
+        """Measure the finished miniature. The figures complete the record, from which the README is written."""
         measured = measure(self.folder)
         return {**measured, "unmet": failures(read_rows(self.folder / "test.json"), measured)}
 

@@ -74,14 +74,14 @@ def _run(experiment: str, args: argparse.Namespace, scratch: Path) -> bool:
 
 
 def _shown(log: Log) -> bool:
-    """Write and print the figures; whether a promise was broken."""
+    """Write and print the figures. Returns whether a promise was broken."""
     figures = log.save()
     print(json.dumps({log.experiment: figures}, indent=1, ensure_ascii=False))
     return bool(figures["problems"])
 
 
 def _world(scratch: Path, is_small: bool) -> World:
-    """The world of all trials. The runs of a small one have few file operations: two batches each."""
+    """The world of all trials. A run in a small world has few file operations: two batches."""
     from campaign.world import make_world, warm_up
 
     small = {"tasks": 4, "rows_a_task": 2, "methods": "base,selection,mixture"}

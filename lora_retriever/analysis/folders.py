@@ -207,7 +207,7 @@ def _agree(row: AnsweredRow, wanted: Row | AnsweredRow) -> bool:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The end of each path that no other path has.
+    """Names of the folders: the shortest end of each path that is not the end of another path.
 
     Raises:
         UserError: there is no such folder, or two paths are the same folder.

@@ -152,7 +152,7 @@ def score_run(run: Run, scoring: Scoring) -> ScoredRun:
     if all(rows[0].metric in METRICS for rows in grouped.values()):
         statistics = iter(remembered(_decisive(grouped, scoring), compute))
     else:
-        statistics = iter(compute())  # what a user's own metric depends on is not known
+        statistics = iter(compute())  # not kept: the files that a user's own metric reads are not known
     return ScoredRun(
         run,
         scoring,

@@ -59,7 +59,7 @@ class Backend(Protocol):
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
     ) -> Iterator[Outcome]:
-        """The outcomes of all requests but those of the ids `done`, each as soon as the backend knows it.
+        """The outcomes of all requests whose ids are not in `done`, each as soon as the backend has the outcome.
 
         A run that is started again comes with the same requests, and more of them are done. The last bits of an answer
         may depend on its batch: such a backend always divides *all* requests into the same batches, and skips the

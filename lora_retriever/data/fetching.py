@@ -206,7 +206,9 @@ def fetch_rows(repository: str, revision: str | None) -> tuple[list[Row], list[P
 
 
 def gather_adapters(sources: Sources, tasks: Sequence[str], console: Console) -> dict[str, Any]:
-    """What the record says of every task's adapter: found in the source folder if there are any, else fetched."""
+    """The part of the record about the adapters. The adapters are read from the source folder if the folder has
+    adapters, and else fetched.
+    """
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 

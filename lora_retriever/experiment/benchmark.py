@@ -131,7 +131,7 @@ def _folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[st
     """The folder of each adapter of the pool.
 
     Raises:
-        UserError: some are missing. The message names all of them.
+        UserError: adapters are missing. The message names every missing adapter.
     """
     folders, missing = {}, []
     for entry in pool:

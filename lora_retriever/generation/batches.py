@@ -112,8 +112,8 @@ class Halving(Generic[Item, Result]):
 def is_too_large(error: Exception) -> bool:
     """Whether an error says that the batch itself was too large for the device or the host.
 
-    Adapters that exceed their own memory limit are no reason to halve later batches: to meet that error again costs
-    nothing.
+    Adapters that exceed their own memory limit are no reason to halve later batches, because the same error in a later
+    batch costs no time.
     """
     return ran_out_of_memory(error) and not isinstance(error, AdapterMemoryError)
 

@@ -26,7 +26,7 @@ def check_template(template: str) -> str:
     """Return `template` if it is a template's name or a text with `{inputs}` in it.
 
     Raises:
-        ValueError: the template is neither.
+        ValueError: `template` is not a template's name, and has no `{inputs}`.
     """
     if "{inputs}" not in template and template not in TEMPLATES:
         raise ValueError(

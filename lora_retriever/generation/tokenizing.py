@@ -118,7 +118,10 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Frame, _Body
 
 
 def _spans(parts: Sequence[str], length: int) -> list[tuple[int, int]]:
-    """The characters [start, end) of a filled template that are inputs of `length` characters between its `parts`."""
+    """Where the inputs stand in a filled template, as characters [start, end).
+
+    The template consists of `parts`, with an input of `length` characters between each part and the next.
+    """
     spans, end = [], 0
     for part in parts[:-1]:
         start = end + len(part)
@@ -214,7 +217,7 @@ def _tokens_by_parts(
 
 
 def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text under a tokenizer written in Python, which then parses no special token."""
+    """The tokens of a text under a tokenizer written in Python. No special token in the text is parsed."""
     tokens: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return tokens if text else []
 
@@ -241,7 +244,7 @@ _LITERAL: WeakKeyDictionary[PreTrainedTokenizerBase, _Literal] = WeakKeyDictiona
 
 
 def _literal_tokenizer(tokenizer: PreTrainedTokenizerBase, special: dict[str, int]) -> _Literal:
-    """The copy of a tokenizer for texts that contain special tokens. It is made once for each tokenizer."""
+    """The copy of a tokenizer for texts that contain special tokens. Each tokenizer gets one copy, which is kept."""
     kept = _LITERAL.get(tokenizer)
     if kept is not None and kept.special == special:
         return kept

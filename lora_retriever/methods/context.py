@@ -340,7 +340,7 @@ class Context:
 
 
 def _conditions_of(folder: Path) -> dict[str, Any] | None:
-    """What a learned folder's record says of how it was made, without the code. None: there is no such record."""
+    """The conditions, apart from the code, under which a learned folder was made. None: no record says them."""
     try:
         conditions = json.loads(read_bytes(folder / RECORD_FILE))["conditions"]
         return {name: value for name, value in conditions.items() if name != "code"}

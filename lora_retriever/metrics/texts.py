@@ -64,7 +64,7 @@ def words(text: str) -> list[str]:
 
 
 def without_punctuation(text: str) -> str:
-    """The text without punctuation of any script; of ASCII, also without the symbols of `string.punctuation`."""
+    """The text without the punctuation of all scripts, and without the ASCII symbols of `string.punctuation`."""
     return "".join(character for character in text if not _is_punctuation(character))
 
 

@@ -74,7 +74,7 @@ def adapter_similarity(index: AdapterIndex, tasks: Sequence[Task]) -> Matrix:
 
 
 def task_similarity(runs: Sequence[ScoredRun], tasks: Sequence[Task]) -> Matrix | None:
-    """The cosine between tasks' shares of retrieved adapters, which needs results alone and no index.
+    """The similarity of tasks: the cosine of the shares in which a run retrieved each adapter for them. Needs no index.
 
     The shares come from the run that retrieved most adapters per row. None if no run retrieved any adapter.
     """

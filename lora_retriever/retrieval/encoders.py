@@ -34,7 +34,7 @@ Embeddings = NDArray[np.float32]
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 SHOWN = 60  # Maximum number of characters of a text that a message shows.
-UNLIMITED = 10**9  # Minimum limit that means no limit, in tokens: tokenizers without a limit state 10^30.
+UNLIMITED = 10**9  # A limit of at least this many tokens means no limit: tokenizers without a limit state 10^30.
 TELLING = 16  # Minimum number of texts for which equal vectors show a broken encoder.
 
 

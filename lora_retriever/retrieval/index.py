@@ -330,8 +330,8 @@ class AdapterIndex:
     def presence(self, hits: Hits) -> NDArray[np.float64] | None:
         """The probability [n] that the query's own adapter is in the pool at all, from a search with k = 2 or more.
 
-        The probability is fitted on pool samples, each scored as if left out, and scored with its own adapter masked.
-        None if no sample can be left out, as in a private index.
+        The probability is fitted on held-out samples of the pool. Each sample is scored twice: with its own adapter in
+        the pool, and with its own adapter masked. None if no sample can be left out, as in a private index.
 
         Raises:
             ValueError: the search was for fewer than two adapters, or the pool has fewer than three.

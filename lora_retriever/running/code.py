@@ -106,7 +106,7 @@ def checkout_state() -> dict[str, Any]:
 
 
 def code_record(hashes: Hashes, kept: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The field `code` of a record. `kept` are earlier codes whose answers are kept on purpose."""
+    """The field `code` of a record. `kept` lists the earlier code whose answers the user chose to keep."""
     return {"files": hashes, **checkout_state(), **({"kept": list(kept)} if kept else {})}
 
 

@@ -55,7 +55,7 @@ class Finding:
 
 
 def examine(profile: Profile, results: Path) -> Iterator[Finding]:
-    """Everything that a run of this profile needs, looked at one by one. Whatever fails, the rest is looked at."""
+    """Check everything that a run of this profile needs. A check that fails does not stop the other checks."""
     rows: list[Row] = []
     pool: list[PoolEntry] = []
     try:

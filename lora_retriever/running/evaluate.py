@@ -103,7 +103,7 @@ def evaluate(
 
     Raises:
         UserError: something is unusable, or other code answered a run. Nothing was begun.
-        RunsFailedError: some runs could not be made. The others are on disk.
+        RunsFailedError: some runs could not be made. All other runs are on disk.
         RowsFailedError: some rows could not be answered; all other rows were.
     """
     variants = expand(profile, methods_of(profile, only), sweep)

@@ -87,7 +87,7 @@ class HeldFolder:
 def locked(results: Path) -> Iterator[HeldFolder]:
     """Hold a results folder, which is made if it is not there, for this process alone.
 
-    A folder that can only be read is not held: then no run can change it, and finished runs can be looked at.
+    A read-only folder is not held, because no run can change such a folder. Its finished runs can still be shown.
 
     Raises:
         UserError: the folder cannot be made, or another process holds it.

@@ -109,7 +109,7 @@ class RunFile:
         """Write the record before the first row, and mend a file that an interruption or an editor left damaged.
 
         Raises:
-            FolderError: the file system does not take it.
+            FolderError: the file system refuses to write.
         """
         with writing_into(self.results):
             write_json(self.meta_path, self._meta(meta))
@@ -135,7 +135,7 @@ class RunFile:
         """Add fields to the record of an earlier start.
 
         Raises:
-            FolderError: the file system does not take it.
+            FolderError: the file system refuses to write.
         """
         self.recorded = {**self.recorded, **fields}
         with writing_into(self.results):
@@ -145,7 +145,7 @@ class RunFile:
         """Move the run's files to a folder of their own below `earlier`, so that the run begins anew.
 
         Raises:
-            FolderError: the file system does not take it.
+            FolderError: the file system refuses to write.
         """
         with writing_into(self.results):
             record = read_bytes(self.meta_path)
@@ -269,7 +269,7 @@ def _read(results: Path, name: str) -> tuple[dict[int, Line], bool]:
 
 
 def _parsed(text: str) -> Line | None:
-    """An answered row, with fields that every reader of results takes. None: the text is none."""
+    """An answered row, with fields that every reader of results takes. None: the text is not an answered row."""
     try:
         line = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

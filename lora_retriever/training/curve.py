@@ -38,7 +38,7 @@ class Step:
 
 
 class StepCallback(TrainerCallback):
-    """Tells a function of every step, when the Trainer logs every step and counts tokens."""
+    """Calls a function after every step. The Trainer must log every step and count tokens."""
 
     def __init__(self, on_step: Callable[[Step], None]) -> None:
         self._on_step = on_step
@@ -56,7 +56,7 @@ class StepCallback(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Tell of a step. The Trainer also logs evaluations and the end of the training, which are no steps."""
+        """Call the function. The Trainer also logs evaluations and the end of the training, which are no steps."""
         if logs and "loss" in logs:
             speed = state.num_input_tokens_seen / max(time.perf_counter() - self._started, 1e-9)
             self._on_step(Step(state.global_step, state.max_steps, logs["loss"], speed))

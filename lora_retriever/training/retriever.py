@@ -100,7 +100,7 @@ def choose_tasks(pool: Sequence[PoolEntry], options: RetrieverOptions) -> TaskCh
 
 
 def training_pairs(pool: Sequence[PoolEntry], options: RetrieverOptions) -> Dataset:
-    """(anchor, positive) pairs of samples of one task, for all epochs in one data set; `label` is the task.
+    """The pairs (anchor, positive) for all epochs, in one data set. Both samples of a pair are of the task `label`.
 
     A sample gets another partner in each epoch, if the task has enough samples.
 

@@ -86,9 +86,9 @@ def inspect_adapter(
     """Check the PEFT checkpoint in a folder, or on the Hub at `revision`, without reading its tensors.
 
     `base` may lie on torch's meta device, which holds no model weights: only names and shapes of modules are read. With
-    `base`, the adapter's modules are compared with the base's modules. Without `base`, the modules have the names of
-    the file. The notes of the result say what a user should know, such as that every `lora_B` is zero. For this note
-    the tensors are read up to the first number that is not zero. Raises `AdapterError`, as
+    `base`, the adapter's modules are compared with the base's modules. Without `base`, the modules have the names that
+    the file gives. The notes of the result say what a user should know, such as that every `lora_B` is zero. For this
+    note the tensors are read up to the first number that is not zero. Raises `AdapterError`, as
     `ComposableModel.load_adapter` does, for every problem except problems that only the numbers show: NaN, an overflow,
     and parameters of the base that were trained together with the adapter.
     """

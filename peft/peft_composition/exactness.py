@@ -31,7 +31,8 @@ _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 # Keys that PEFT itself writes beside the settings of an adapter. They compute nothing.
 _SILENT_KEYS = frozenset({"runtime_config", "peft_version"})
 
-# Keys that are no settings of any version of PEFT, and are known to compute nothing. Other tools and people write them.
+# Keys that are no settings of any version of PEFT, and are known to compute nothing. Other tools, and people, write
+# these keys.
 KEYS_WITHOUT_EFFECT = frozenset(
     {
         "_comment", "_from_model_config", "_name_or_path", "author", "comment", "description", "dtype", "license",

@@ -60,7 +60,7 @@ def placement(module: nn.Module, model_dtype: torch.dtype) -> tuple[torch.device
 
 @torch.no_grad()
 def check_finite(base: nn.Module) -> None:
-    """Raise `CompositionError`, which names the first such parameter, if a parameter of a base holds NaN or infinity.
+    """Raise `CompositionError` if a parameter of a base holds NaN or infinity. The message names the parameter.
 
     Every parameter is read once. Parameters on torch's meta device, and quantised parameters, are not checked.
     """

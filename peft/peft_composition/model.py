@@ -220,7 +220,7 @@ class ComposableModel:
             self._residency.wait()
 
     def set_adapter(self, adapters: str | Sequence[str]) -> None:
-        """Name the adapters of the columns of `lora_mapping`. The call itself composes nothing.
+        """Say which adapter each column of `lora_mapping` belongs to. The call itself composes nothing.
 
         Only one thread may use this call, as in the original. Several threads must use `composed`.
         """
@@ -239,7 +239,7 @@ class ComposableModel:
         """Write one composition as an ordinary PEFT checkpoint into a new folder at `path`.
 
         `weights` holds one number for each adapter. A mixture has the sum of the adapters' ranks, a fusion the largest
-        rank. Raises `CompositionError` if all weights are zero, or if `path` exists and is no empty folder.
+        rank. Raises `CompositionError` if all weights are zero, or if `path` exists and is not an empty folder.
         """
         row = _as_floats(weights)
         if row.ndim != 1:

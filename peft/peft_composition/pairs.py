@@ -123,7 +123,9 @@ class ModuleStack:
 
 
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
-    """Return a batch's weights [batch, adapters] without zeros. Column i holds the weights of `slots[i]`.
+    """Return, for each row of a batch, only the slots whose weight is not 0, with these weights.
+
+    `weights` is [batch, adapters]; column i holds the weights of `slots[i]`.
 
     Returns None if every weight is zero. The adapters of a row keep the order of the columns, and are summed in this
     order.

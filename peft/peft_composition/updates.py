@@ -161,8 +161,9 @@ def row_updates(
 
     If all rows are equal, they share one pair. The rows of a mixture share the adapters if the batch uses at most twice
     as many adapters as a row: this needs at most twice the arithmetic of a pair for each row, and no memory per row.
-    Adapters are counted, not ranks, because all are padded to the largest rank in both forms. A pair of a fusion has
-    the rank of one adapter, so no form is cheaper; other composers cannot be written as weights of inner products.
+    Adapters are counted, not ranks, because all are padded to the largest rank in both forms. The rows of a fusion do
+    not share the adapters: a pair of a fusion has the rank of one adapter, and nothing is cheaper. Other composers
+    cannot share the adapters, because their pairs are not sums of weighed adapters.
     """
     active = active_slots(slots, weights)
     if active is None:
@@ -209,7 +210,7 @@ def gated_updates(
         raise CompositionError(f"a gate weighs a mixture or a fusion by token, and nothing else; not {composer!r}")
     updates = {}
     for stack in stacks:
-        # The prepared state is used after an inference_mode block in which it may be made.
+        # The state may be made inside an inference_mode block and used after the block: so make ordinary tensors.
         with torch.inference_mode(False), torch.no_grad():
             down, up = stack.take(slots)  # [P, r, d_in], [P, r, d_out]
             targets = torch.tensor([slot in stack.ranks for slot in slots], device=down.device)  # [P]

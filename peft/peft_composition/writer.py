@@ -49,7 +49,7 @@ class CompositionWriter:
         return rank * sum(modules.values()) * self.dtype.itemsize
 
     def load_adapter(self, path_or_repo_id: str | Path, name: str, revision: str | None = None) -> None:
-        """Load a PEFT LoRA checkpoint under `name`, from a folder or from the Hub (there at `revision`).
+        """Load a PEFT LoRA checkpoint under `name`, from a folder, or from the Hub at `revision`.
 
         Raises `AdapterError` if the name is taken or the adapter cannot be composed exactly.
         """

@@ -209,7 +209,7 @@ def most_frequent(texts: Iterable[str]) -> tuple[str, int, int]:
 
 
 def places_of(tasks: Sequence[str]) -> Mapping[str, NDArray[np.int64]]:
-    """The places of the rows of each task."""
+    """For each task, the indices of its rows."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     for place, task in enumerate(tasks):
         found[task].append(place)

@@ -162,7 +162,7 @@ def indices() -> Iterator[Case]:
 
 
 def zipped(**members: bytes) -> bytes:
-    """A file of arrays, of which these members are written as they are."""
+    """A file of arrays. `members` take the place of right members, and are written unchanged."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
         for name, content in {**_members(), **members}.items():

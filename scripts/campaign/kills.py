@@ -140,7 +140,7 @@ class Kills:
             self._kill_at(key, scenario, number, act, expected[scenario.name])
 
     def operations(self, scenario: Scenario, reads: bool = False) -> list[str]:
-        """The file operations of an undisturbed command; with `reads`, also those that only read, inputs included."""
+        """The file operations of an undisturbed command. With `reads`, operations that only read files count, too."""
         folder = self.prepared(scenario, self.scratch / "counted")
         noted = self.scratch / "operations"
 

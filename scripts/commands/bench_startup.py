@@ -1,6 +1,6 @@
 """How fast do commands start? `python scripts/commands/bench_startup.py [--rounds 5]`
 
-Answers one row of each task of the bundled miniature under the paper's eight configurations, then times commands that
+Answers one row of each task of the bundled miniature under the paper's eight methods, then times commands that
 need no model, each as a process of its own: the median of several rounds, after one round that warms the caches.
 """
 

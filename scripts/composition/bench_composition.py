@@ -375,7 +375,7 @@ def measured(
 
 
 def token_ids(cell: Cell, args: argparse.Namespace) -> Tensor:
-    """Prompts and what follows them [batch, length + steps], given, so that all implementations decode the same."""
+    """Prompts and the tokens of the steps, [batch, length + steps]. All implementations decode these same tokens."""
     generator = torch.Generator().manual_seed(args.seed)
     return torch.randint(VOCABULARY, (cell.batch, args.length + args.steps), generator=generator).to(args.device)
 
@@ -402,7 +402,7 @@ def run_once(way: Way, ids: Tensor, length: int, clock: Callable[[], float] = ti
 
 
 def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that `action` held at once on the device, above what was held before it."""
+    """The most bytes that `action` held at once on the device, minus the bytes that were held before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

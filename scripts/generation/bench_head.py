@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def in_turn(act: Callable[[bool], None], rounds: int) -> tuple[float, float]:
-    """The median seconds of both forms, the plain one first; a round before the first does not count."""
+    """The median seconds of the plain form and of our form. One round to warm up does not count."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds + 1):
         for plain, times in seconds.items():

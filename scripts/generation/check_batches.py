@@ -1,9 +1,9 @@
 """Do answers depend on the batch? `python scripts/generation/check_batches.py [--profile NAME|FILE.yaml] [--rows N]`
 
-Rows are answered in batches of two sizes, in each dtype, and those are counted whose tokens differ. A batch changes
-nothing of what is computed, only the shapes of the matrix products, and with them the order in which sums are taken. So
-a token can differ only where the two best logits lie closer together than rounding moves them: the gap between them, at
-the first token that differs, is printed beside the usual gap.
+Rows are answered in batches of two sizes, in each dtype. The script counts the rows whose tokens differ between the two
+sizes. A batch changes only the shapes of the matrix products, and so the order in which sums are taken. So a token can
+differ only where the two best logits lie closer together than rounding moves logits. The script prints the gap between
+the two best logits at the first token that differs, beside the usual gap.
 """
 
 from __future__ import annotations

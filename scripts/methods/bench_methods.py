@@ -1,14 +1,15 @@
 """How much does each method cost? `python scripts/methods/bench_methods.py [--profile tiny] [--methods mixture,arrow]`
 
-The same rows are read and given the same number of new tokens under every method; the methods take turns, and every
-round is a ratio to the base model's of that round. What a gate prepares once is prepared by a first batch that does not
-count.
+Under every method, the same rows are read and get the same number of new tokens. The methods take turns. The time of a
+method in a round is divided by the base model's time in the same round. A first batch does not count: in this batch, a
+gate prepares what is prepared only once.
 
-*Routing at first* is all that a method does before its first token, but for encoding the texts of rows and pool, which
-methods that retrieve share (bench_encoding times it): it trains its gate, learns weights, probes the rows, fits and
-calibrates its index, and gives the rows their adapters. Each method does all of this for itself, also what in a run it
-would share with others; only with --results does it find what was left there, by a run or by a method before it.
-*Again* is the router alone, a second time, with all of that at hand: gates are not asked, and no prompt is read.
+*Routing at first* is all that a method does before its first token, apart from encoding the texts of rows and pool
+(bench_encoding times the encoding). The method trains its gate, learns weights, probes the rows, fits and calibrates
+its index, and gives the rows their adapters. Each method does all this work for itself, although the methods of a run
+share a part of the work. With --results, a method uses what a run or an earlier method left in the folder.
+
+*Again* is the router alone, a second time, with the results of this work: gates are not asked, and no prompt is read.
 """
 
 from __future__ import annotations

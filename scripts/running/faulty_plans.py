@@ -154,7 +154,7 @@ def drawn(setting: Setting, method: str, temperature: float) -> Plan:
 
 
 FAULTS: dict[str, tuple[str, Fault]] = {
-    "scale": ("scale alpha/r left out", scale_left_out),
+    "scale": ("scaling alpha/r left out", scale_left_out),
     "one-of-1": ("one adapter of each row acts, with weight 1", lambda s, m: one_adapter(s, m, 1)),
     "one-of-8": ("one adapter of each batch of 8 acts, with weight 1", lambda s, m: one_adapter(s, m, BATCH)),
     "one-weight": ("one adapter of each row acts, with weight 1/k", one_weight),

@@ -403,7 +403,7 @@ def otherwise(plan: Plan, right: Plan, id: int) -> bool:
 
 
 def run_of(name: str, plan: Plan, rows: Sequence[Row], book: AnswerBook) -> Run | None:
-    """The run of a plan, from the answers in the book. None: some are not there."""
+    """The run of a plan, from the answers in the book. None: the book lacks an answer."""
     keys = {wanted.request.id: wanted.key for wanted in wanted_of(plan, rows)}
     if any(key not in book.given for key in keys.values()):
         return None

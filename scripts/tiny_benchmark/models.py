@@ -107,7 +107,8 @@ def train_base(
 def _packed(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Iterator[tuple[torch.Tensor, ...]]:
     """Blocks of token ids, labels and positions, each [BATCH, LENGTH], documents packed as `<s> document </s>`.
 
-    Positions begin at 0 with every document; by that transformers, without a cache, lets no document see another.
+    Positions begin at 0 with every document. Without a cache, transformers reads from these positions where a document
+    begins, and no document attends to another document.
     """
     flat: list[tuple[int, int, int]] = []  # token, label, position
     for document in documents:

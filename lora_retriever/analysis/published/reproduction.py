@@ -107,7 +107,7 @@ class Reproduction:
 
 
 def reproduce(runs: Sequence[RunSummary], paper: Published) -> Reproduction:
-    """Our runs, scored the paper's way, beside its figures.
+    """Our runs, in paper scoring, beside the paper's figures.
 
     Raises:
         UserError: the paper has none of the runs.

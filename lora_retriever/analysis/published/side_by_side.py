@@ -29,7 +29,7 @@ def reproduce_folders(folders: Sequence[Folder], summaries: Summaries, paper: Pu
     """The runs of every folder beside the paper's, by the folder's name.
 
     Raises:
-        UserError: the paper has none of a folder's runs; of several folders, the message names the folder.
+        UserError: the paper has none of the runs of a folder. With several folders, the message names this folder.
     """
     found = {}
     for folder in folders:
@@ -46,8 +46,8 @@ def reproductions_table(
 ) -> Table:
     """The paper's table 1, or tables 4 and 5 by task: of one folder as `reproduction_table` has it.
 
-    Of several folders, each run has a column for the paper and one for each folder. A folder's cell is the score, its
-    interval, the difference from the paper's figure, and the mark of the verdict.
+    With several folders, each run has a column for the paper and a column for each folder. A folder's cell is the
+    score, its interval, the difference from the paper's figure, and the mark of the verdict.
     """
     if len(reproductions) == 1:
         return reproduction_table(next(iter(reproductions.values())), by_task, intervals, left_out)
@@ -129,7 +129,7 @@ def _notes(reproductions: Mapping[str, Reproduction], level: str, intervals: boo
 
 
 def _cells(figures: Sequence[ReproducedFigure | None], intervals: bool) -> list[Cell | None]:
-    """The paper's figure, then the cell of every folder. A figure of other tasks than the paper's has no difference."""
+    """The paper's figure, then the cell of every folder. A difference is shown only between figures of equal tasks."""
     known = [figure for figure in figures if figure is not None]
     if not known:
         return [None] * (1 + len(figures))

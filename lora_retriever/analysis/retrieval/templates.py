@@ -143,8 +143,8 @@ def _words(line: str) -> list[str]:
 def _common(left: list[str], right: list[str]) -> list[str]:
     """The longest common parts of two lists of words, with a gap wherever one list has words between the parts.
 
-    The matching takes time in the square of the pairs of equal words. With more than `MOST_PAIRS` pairs, as between two
-    texts of 20,000 dots, only the common beginning and the common end are found.
+    The time of the matching grows with the square of the number of pairs of equal words. With more than `MOST_PAIRS`
+    pairs, as between two texts of 20,000 dots, only the common beginning and the common end are found.
     """
     counts = Counter(right)
     if sum(counts[word] for word in left) > MOST_PAIRS:

@@ -67,8 +67,8 @@ def retrieval_weights(hits: Hits, k: int, context: Context) -> Array:
 def weights_of(scores: Array, temperature: float | None) -> Array:
     """Weights [rows, k] of the adapters found, from their scores [rows, k]; every row sums to 1.
 
-    Without a temperature w_p = 1/k (paper, section 3.2); with one w_p = exp(s_p/T) / Σ_q exp(s_q/T) over the k found.
-    T is on the scale of the scores.
+    Without a temperature, w_p = 1/k (paper, section 3.2). With a temperature T, w_p = exp(s_p/T) / Σ_q exp(s_q/T),
+    where the sum is over the k adapters found. T is on the scale of the scores.
     """
     if temperature is None:
         return np.full(scores.shape, 1 / scores.shape[1])

@@ -81,7 +81,8 @@ def leave_out(known: Statistics, samples: NDArray[np.float64], own: Positions) -
     The scores are exact, except that the level tr(W)/dim remains the level of all samples. Let x be a sample of an
     adapter with mean μ and m samples, and d = x − μ. Without x, the mean is μ − d/(m − 1), and the scatter is smaller
     by m/(m − 1) dd'. So the inverse covariance changes by one outer product (Sherman and Morrison, 1950). All scores
-    are then sums of inner products in the metric of the inverse, which is diagonal in the axes of the scatter.
+    are then sums of the products x'Pμ, d'Pμ and so on, where P is the inverse with the sample. P is diagonal in the
+    axes of the scatter, so the products are cheap.
     """
     total = int(known.counts.sum())
     values, axes = np.linalg.eigh(known.scatter)

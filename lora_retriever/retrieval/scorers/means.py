@@ -9,7 +9,7 @@ from lora_retriever.retrieval.scorers.base import Array, HeldOut, Linear, Pool, 
 
 @scorer("mean_ip")
 def mean_ip(pool: Pool) -> Linear:
-    """Inner product x·μ with the unnormalised mean. The original's code computes this; its paper says cosine.
+    """Inner product x·μ with the unnormalised mean. The original's code computes this product; the paper says cosine.
 
     Adapters with varied samples have short means, so their scores are low.
     """

@@ -57,7 +57,10 @@ def nearest(pool: Pool) -> Neighbours:
 
 @scorer("knn", needs_samples=True, weights="cosine")
 def knn(pool: Pool) -> Neighbours:
-    """Mean cosine with the k most similar samples; k is the element of `NEIGHBOURS` with the most hits left out."""
+    """Mean cosine with the k most similar samples.
+
+    k is the element of `NEIGHBOURS` with which most held-out samples find their own adapter first.
+    """
     samples = unit(stacked(pool))
     found = leave_out(samples, pool.counts, NEIGHBOURS)
     hits = [0 if held_out is None else held_out.hits for held_out in found]

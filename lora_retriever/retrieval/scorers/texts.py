@@ -156,7 +156,7 @@ def hybrid(pool: Pool) -> Discriminated:
 
 
 def discriminated(pool: Pool, views: Sequence[View]) -> Discriminated:
-    """Span the space by the pool's samples, and fit the discriminant to the samples' coordinates."""
+    """Choose landmarks among the samples of a pool, and fit the discriminant in the space of the landmarks."""
     everything = Samples(stacked(pool), tuple(text for samples in pool.samples for text in samples.texts or ()))
     seen = [view.fit(everything) for view in views]
     chosen = np.unique(np.linspace(0, len(everything) - 1, min(len(everything), LANDMARKS)).astype(int))
