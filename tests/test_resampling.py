@@ -146,13 +146,21 @@ def test_as_many_permutations_are_drawn_as_asked() -> None:
     assert permutation_test(30, statistic, 999) == pytest.approx([2 / 1000])
 
 
-def test_the_same_rows_give_the_same_interval_and_a_single_row_none() -> None:
-    rows = np.array([0.0, 1.0, 1.0, 0.5])
+def test_the_same_rows_give_the_same_interval_and_p_value() -> None:
+    rows = np.random.default_rng(3).normal(size=40)  # any other draws give another interval, in its last digits
 
-    def statistic(positions: Sequence[Indices]) -> Array:
+    def mean(positions: Sequence[Indices]) -> Array:
         return (rows[positions[0]].mean(axis=-1) + 0 * positions[1].mean(axis=-1))[None]
 
-    assert bootstrap([4, 1], statistic).tolist() == bootstrap([4, 1], statistic).tolist()
+    def difference(swapped: Array) -> Array:
+        return ((1 - 2 * swapped) @ rows)[..., None]
+
+    assert bootstrap([40, 1], mean).tolist() == bootstrap([40, 1], mean).tolist()
+    assert permutation_test(40, difference).tolist() == permutation_test(40, difference).tolist()
+
+
+def test_the_interval_of_a_single_row_is_its_score() -> None:
+    rows = np.array([0.0, 1.0, 1.0, 0.5])
     (alone,) = bootstrap([1], lambda positions: rows[positions[0] + 2].mean(axis=-1)[None])
     assert alone.tolist() == [1.0, 1.0]
 
