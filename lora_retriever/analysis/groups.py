@@ -46,7 +46,7 @@ class Groups:
         """The folders, with the rows of the first value."""
         return next(iter(self.by_value.values()))
 
-    def left_of(self, names: Names) -> dict[str, list[str]]:
+    def kept_names(self, names: Names) -> dict[str, list[str]]:
         """Those of the names of runs that are not left out, by the folder's name.
 
         Raises:

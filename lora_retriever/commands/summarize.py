@@ -137,7 +137,7 @@ def _shown_by_value(args: argparse.Namespace, groups: Groups, names: Names, scor
     from lora_retriever.tables import Table
 
     summaries = {value: summarize_folders(folders, scoring) for value, folders in groups.by_value.items()}
-    names = groups.left_of(names)
+    names = groups.kept_names(names)
     if args.versus:
         pairs = {value: pairs_of(of_value, args.versus, names) for value, of_value in summaries.items()}
         compared = by_value.compare_by_value(pairs, _level(args))
