@@ -152,7 +152,7 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
         for quantity in ordered
     ]
     names, other = _names(comparisons)
-    total = sum(len(comparison.differences) for comparison in comparisons)
+    total = number_of_differences(comparisons)
     lines = [
         *left_out,
         f"Points above (+) or below (−) {other}, {scoring} scoring, on the same rows; [95 % bootstrap interval of the "
@@ -181,6 +181,11 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
     )
 
 
+def number_of_differences(comparisons: Sequence[Comparison]) -> int:
+    """The number of comparisons for which Holm's correction corrects."""
+    return sum(len(comparison.differences) for comparison in comparisons)
+
+
 def comparisons_as_json(
     comparisons: Sequence[Comparison], scoring: str, left_out: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def comparisons_as_json(
         "scoring": scoring,
         "left_out": list(left_out),
         "versus": None if several else comparisons[0].other,
-        "comparisons": sum(len(comparison.differences) for comparison in comparisons),
+        "comparisons": number_of_differences(comparisons),
         "runs": {
             comparison.name: {
                 **({"versus": comparison.other} if several else {}),

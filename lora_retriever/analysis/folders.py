@@ -81,7 +81,7 @@ def open_folders(paths: Sequence[Path], rows_file: Path | None = None) -> list[F
 
 
 def matched(run: Run, benchmark: BenchmarkRows, where: object) -> tuple[Run, list[str]]:
-    """The run with the ids, inputs and targets of the benchmark's rows, in the benchmark's order, and what was found.
+    """The run with the benchmark's ids, inputs, targets and further fields, in the benchmark's order; what was found.
 
     A row keeps its id where the benchmark's row of that id is the same. Any other row gets the id of a row with the
     same content that is not answered yet. A row that the benchmark lacks, or that is answered already, is left out.
@@ -125,7 +125,8 @@ def matched(run: Run, benchmark: BenchmarkRows, where: object) -> tuple[Run, lis
                 f"{shortened(wanted.metric)!r} in {benchmark.name}: a task has one of each"
             )
         inputs, targets = (wanted.inputs, wanted.targets) if row.inputs else (row.inputs, wanted.targets)
-        rows[id] = row.model_copy(update={"id": id, "inputs": inputs, "targets": targets})
+        further = {**row.further, **wanted.further}
+        rows[id] = row.model_copy(update={"id": id, "inputs": inputs, "targets": targets, "further": further})
     return replace(run, rows=rows), _findings(run, benchmark, given, repeated, unknown)
 
 

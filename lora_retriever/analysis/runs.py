@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lora_retriever.analysis.origins import Origin, read_origins
+from lora_retriever.data.further import Value, further_names, further_of
 from lora_retriever.data.objects import read_objects
 from lora_retriever.data.official import official_name, renamed
 from lora_retriever.data.rows import joined, shortened
@@ -31,7 +32,10 @@ OfficialName = Annotated[str, AfterValidator(official_name)]
 
 
 class AnsweredRow(BaseModel):
-    """A row with its answer and the adapters used for it; `id` is the row's position in the benchmark's file."""
+    """A row with its answer, the adapters used for it and its further fields.
+
+    `id` is the row's position in the benchmark's file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -45,6 +49,7 @@ class AnsweredRow(BaseModel):
     adapters: tuple[OfficialName, ...] = ()
     weights: tuple[FiniteFloat, ...] = ()
     scores: tuple[float | None, ...] = ()
+    further: Mapping[str, Value] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -232,8 +237,11 @@ def read_run(name: str, path: Path) -> Run:
     """
     rows: dict[int, AnsweredRow] = {}
     tasks: dict[str, None] = {}
-    for place, record in enumerate(read_objects(path, may_have_nan=True), start=1):
-        row = _validated(AnsweredRow, {"id": place - 1, **record}, f"{path}: row {place}")
+    objects = read_objects(path, may_have_nan=True)
+    kept = further_names(objects)
+    for place, record in enumerate(objects, start=1):
+        content = {"id": place - 1, **record, "further": further_of(record, kept)}
+        row = _validated(AnsweredRow, content, f"{path}: row {place}")
         if row.id in rows:
             raise UserError(f"{path}: row {place}: id {row.id} is there already")
         rows[row.id] = row

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from lora_retriever.analysis.comparison import pairs_with
 from lora_retriever.analysis.folders import Folder
-from lora_retriever.analysis.scores import ScoredRun
+from lora_retriever.analysis.scores import MEAN, ScoredRun
 from lora_retriever.analysis.summary import RunSummary, labels_of, summarize, to_json, to_table
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import Scoring
@@ -20,6 +21,8 @@ from lora_retriever.tables import Cell, Table
 
 Summaries = Mapping[str, Sequence[RunSummary]]
 """The scored runs of each folder, by the folder's name."""
+Names = Mapping[str, Sequence[str]]
+"""The names of the chosen runs of each folder, by the folder's name, in the order in which tables show them."""
 
 
 def summarize_folders(folders: Sequence[Folder], scoring: Scoring) -> dict[str, list[RunSummary]]:
@@ -32,6 +35,52 @@ def summarize_folders(folders: Sequence[Folder], scoring: Scoring) -> dict[str, 
     for folder in folders:
         with in_folder(folder, folders):
             found[folder.name] = summarize(folder.runs, scoring)
+    return found
+
+
+def chosen_names(folders: Sequence[Folder], patterns: Sequence[str] | None) -> dict[str, list[str]]:
+    """The names of the runs that `--runs` chooses, in the folders' order. Folders without such a run are left out.
+
+    Args:
+        patterns: names of runs, or patterns of a shell (`*`, `?`, `[…]`); of several folders also FOLDER:RUN. None: all
+            runs.
+
+    Raises:
+        UserError: no run has a name, or matches a pattern.
+    """
+    full = {
+        (folder.name, run.name): {run.name, f"{folder.name}:{run.name}"} if len(folders) > 1 else {run.name}
+        for folder in folders
+        for run in folder.runs
+    }
+    wanted = set()
+    for pattern in patterns or ["*"]:
+        found = {
+            key for key, names in full.items() if pattern in names or any(fnmatchcase(name, pattern) for name in names)
+        }
+        if not found:
+            known = dict.fromkeys(run for _, run in full)
+            raise UserError(f"--runs {pattern}: no such run (there are: {', '.join(known)})")
+        wanted |= found
+    names = {folder.name: [run.name for run in folder.runs if (folder.name, run.name) in wanted] for folder in folders}
+    return {folder: of_folder for folder, of_folder in names.items() if of_folder}
+
+
+def by_falling_mean(names: Names, summaries: Summaries) -> dict[str, list[str]]:
+    """The names, in every folder by falling mean over tasks. Equal means keep their order."""
+    found = {}
+    for folder, of_folder in names.items():
+        means = {run.name: run.values[MEAN] for run in summaries[folder]}
+        found[folder] = sorted(of_folder, key=lambda name: -means[name])
+    return found
+
+
+def only(summaries: Summaries, names: Names) -> dict[str, list[RunSummary]]:
+    """The runs of these names, in the order of the names."""
+    found = {}
+    for folder, of_folder in names.items():
+        known = {run.name: run for run in summaries[folder]}
+        found[folder] = [known[name] for name in of_folder]
     return found
 
 
@@ -96,7 +145,7 @@ def in_folder(folder: Folder, folders: Sequence[Folder]) -> Iterator[None]:
         raise UserError(f"{folder.path}: {error}") from error
 
 
-def pairs_of(summaries: Summaries, versus: str) -> list[tuple[ScoredRun, ScoredRun]]:
+def pairs_of(summaries: Summaries, versus: str, chosen: Names | None = None) -> list[tuple[ScoredRun, ScoredRun]]:
     """The pairs of runs that `--versus` asks for.
 
     Args:
@@ -104,10 +153,24 @@ def pairs_of(summaries: Summaries, versus: str) -> list[tuple[ScoredRun, ScoredR
             FOLDER:RUN: every other run of all folders is compared with this run. FOLDER: every run of the other folders
             is compared with the run of the same name in this folder. RUN: in every folder, every other run is compared
             with the folder's own run of this name.
+        chosen: the runs that are compared, in this order. The runs that they are compared with need not be among them.
+            None: all runs.
 
     Raises:
         UserError: there is no such folder or run, the name is a folder's and a run's, or there is no pair.
     """
+    pairs = _pairs(summaries, versus)
+    if chosen is None:
+        return pairs
+    several = len(summaries) > 1
+    names = [f"{folder}:{name}" if several else name for folder, of_folder in chosen.items() for name in of_folder]
+    wanted = [(run, other) for name in names for run, other in pairs if run.name == name]
+    if not wanted:
+        raise UserError(f"--versus {versus}: --runs leaves no run to compare with it")
+    return wanted
+
+
+def _pairs(summaries: Summaries, versus: str) -> list[tuple[ScoredRun, ScoredRun]]:
     runs = {run.name: run.scored for run in all_runs(summaries)}
     if len(summaries) == 1 or versus in runs:
         return pairs_with([*runs.values()], versus)

@@ -194,25 +194,27 @@ def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: S
 
 
 def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
-    """Several tables of the same runs as one table. The columns of each run stand side by side."""
+    """Several tables of the same runs as one table. Their columns of the same name stand side by side.
+
+    A table without groups may lack columns that another table has.
+    """
     ordered, last = labels_of(tables[::-1])
-    cells = [dict(table.rows) for table in tables]
-    columns = [f"{column} {name}" for column in tables[0].columns for name in names]
+    heads = list(dict.fromkeys(head for table in tables for head in _heads(table)))
+    cells = [{label: dict(zip(_heads(table), cells, strict=True)) for label, cells in table.rows} for table in tables]
+    columns = [f"{column} {name}" for _, column in heads for name in names]
     rows: list[tuple[str, list[Cell | str | None]]] = [
-        (
-            label,
-            [
-                by_label[label][place] if label in by_label else None
-                for place in range(len(tables[0].columns))
-                for by_label in cells
-            ],
-        )
-        for label in ordered
+        (label, [by_label.get(label, {}).get(head) for head in heads for by_label in cells]) for label in ordered
     ]
     shared = list(dict.fromkeys(note for table in tables for note in table.notes))
     groups = tuple((name, width * len(names)) for name, width in tables[0].groups)
     rules = frozenset({len(rows) - last})
     return replace(tables[0], columns=columns, rows=rows, notes=shared, rules=rules, groups=groups)
+
+
+def _heads(table: Table) -> list[tuple[str, str]]:
+    """The name of each column's group (empty: no group) with the name of the column."""
+    over = [name for name, width in table.groups for _ in range(width)] or [""] * len(table.columns)
+    return list(zip(over, table.columns, strict=True))
 
 
 def labels_of(tables: Sequence[Table]) -> tuple[list[str], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,20 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose and order the runs of a table."""
+    parser.add_argument(
+        "--runs",
+        type=run_names,
+        metavar="NAME,NAME",
+        help="show these runs alone: names, or patterns such as 'mixture*'; of several folders also FOLDER:RUN "
+        "(default: all)",
+    )
+    parser.add_argument(
+        "--sort", choices=["paper", "mean"], default="paper", help="the paper's order, or by falling mean over tasks"
+    )
+
+
 def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> None:
     """Add the arguments that say how answers are read and scored."""
     parser.add_argument("--scoring", choices=scorings, default=scorings[0])
@@ -142,16 +157,25 @@ def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> Non
     parser.add_argument("--pool", type=Path, help="the pool file, for --without-leaks (default: the run's)")
 
 
-def names(text: str) -> list[str]:
-    """Names separated by commas.
+def names(text: str, separator: str = ",") -> list[str]:
+    """Names separated by commas, or by another separator.
 
     Raises:
         argparse.ArgumentTypeError: there is no name.
     """
-    found = [name for name in text.split(",") if name]
+    found = [name for name in text.split(separator) if name]
     if not found:
         raise argparse.ArgumentTypeError("must name at least one")
     return found
+
+
+def run_names(text: str) -> list[str]:
+    """Names of runs separated by commas. In `mixture@k=4,scorer=cosine` the comma belongs to the name.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no name.
+    """
+    return names(re.sub(r",(?!\w+=)", "\0", text), "\0")
 
 
 def count(text: str) -> int:

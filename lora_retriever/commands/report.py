@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_results, add_scoring
+from lora_retriever.commands.arguments import add_results, add_runs, add_scoring
 from lora_retriever.commands.shared import report_content, title_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
@@ -23,6 +23,7 @@ lora-retriever report results/mine --versus selection --plots plots
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_results(parser)
+    add_runs(parser)
     add_scoring(parser, ["paper", "standard"])
     parser.add_argument(
         "--versus", metavar="NAME", help="add the table of every run against this one (as in summarize)"

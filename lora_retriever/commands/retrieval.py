@@ -17,6 +17,7 @@ from lora_retriever.files import write_json, writing
 
 if TYPE_CHECKING:
     from lora_retriever.analysis.retrieval.rankings import RetrievalData
+    from lora_retriever.data.rows import PoolEntry, Row
     from lora_retriever.retrieval.scorers import Scorer
 
 TEXTS = "texts alone"
@@ -24,6 +25,7 @@ TEXTS = "texts alone"
 HELP = "how often a scorer finds the input's own adapter"
 EXAMPLES = """
 lora-retriever retrieval --pool pool.jsonl --inputs rows.jsonl --encoder ./my-encoder --scorer cosine hybrid
+lora-retriever retrieval --pool pool.jsonl --inputs rows.jsonl --scorer lexical --by instruction
 """
 
 
@@ -51,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scorer", nargs="+", action="extend", required=True, metavar="NAME", help="names, or module:object"
     )
     SCORERS.complete(scorer)
-    parser.add_argument("--by", choices=["domain", "task"], help="add a table by domain or by task")
+    parser.add_argument(
+        "--by", metavar="FIELD", help="add a table by domain, by task, or by a further field of the rows"
+    )
     parser.add_argument("--confusions", type=count, metavar="N", help="add the N most frequent confusions")
     parser.add_argument(
         "--samples", type=count, nargs="+", default=[], metavar="M", help="add the pool cut to M samples an adapter"
@@ -68,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
+    from lora_retriever.analysis.groups import values_of_rows
     from lora_retriever.analysis.retrieval.evaluation import evaluate_retrieval
     from lora_retriever.analysis.retrieval.rankings import templates_of
     from lora_retriever.analysis.retrieval.tables import as_json, report_tables, template_table
@@ -79,7 +84,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
             raise UserError(
                 f"scorer {scorer.name} reads texts, and files of embeddings have none: name --pool and --inputs as well"
             )
-    known = _retrieval_data(args, scorers, console)
+    rows, pool = _rows_and_pool(args)
+    further = args.by is not None and args.by not in ("domain", "task")
+    groups = values_of_rows(rows, args.by, args.inputs) if further else None
+    known = _retrieval_data(args, rows, pool, scorers, console)
     first = next(iter(known.values()))
     templates = templates_of(first)
     evaluations = []
@@ -87,7 +95,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for scorer in scorers:
             with console.status(for_rich(f"{name}: {scorer.name}")):
                 evaluations.append(
-                    evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates)
+                    evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates, groups)
                 )
     tables = report_tables(evaluations, args.by, args.confusions)
     if args.templates and templates:
@@ -99,20 +107,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _retrieval_data(args: argparse.Namespace, scorers: Sequence[Scorer], console: Console) -> dict[str, RetrievalData]:
+def _rows_and_pool(args: argparse.Namespace) -> tuple[list[Row], list[PoolEntry]]:
+    """The rows and the pool that the arguments name; empty if the arguments name neither."""
+    from lora_retriever.data.rows import read_pool, read_rows
+
+    if bool(args.pool) != bool(args.inputs):
+        raise UserError("--pool and --inputs belong together: name both")
+    needs_texts = args.encoder or args.by not in (None, "task") or args.leave_out_templates or args.templates
+    if not args.pool and needs_texts:
+        raise UserError("encoders, domains, further fields and templates need texts: name --pool and --inputs")
+    return (read_rows(args.inputs), read_pool(args.pool)) if args.pool else ([], [])
+
+
+def _retrieval_data(
+    args: argparse.Namespace,
+    rows: Sequence[Row],
+    pool: Sequence[PoolEntry],
+    scorers: Sequence[Scorer],
+    console: Console,
+) -> dict[str, RetrievalData]:
     """The data to evaluate, by the name of the encoder or of the file of embeddings."""
     from lora_retriever.analysis.retrieval.precomputed import read_embeddings, with_texts
     from lora_retriever.analysis.retrieval.rankings import encode_data
-    from lora_retriever.data.rows import read_pool, read_rows
 
     reading = [scorer.name for scorer in scorers if scorer.needs_embeddings]
     if reading and not args.encoder and not args.embeddings:
         raise UserError(f"scorer {reading[0]} reads embeddings: name an --encoder, or a file of --embeddings")
-    if bool(args.pool) != bool(args.inputs):
-        raise UserError("--pool and --inputs belong together: name both")
-    if not args.pool and (args.encoder or args.by == "domain" or args.leave_out_templates or args.templates):
-        raise UserError("encoders, domains and templates need texts: name --pool and --inputs")
-    rows, pool = (read_rows(args.inputs), read_pool(args.pool)) if args.pool else ([], [])
     if not reading:
         if args.encoder or args.embeddings:
             unused = "--encoder and --embeddings are not used: these scorers read texts alone"

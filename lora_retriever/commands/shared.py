@@ -17,6 +17,7 @@ from lora_retriever.files import hash_path
 if TYPE_CHECKING:
     from lora_retriever.analysis.folders import Folder
     from lora_retriever.analysis.runs import Run
+    from lora_retriever.analysis.side_by_side import Names
     from lora_retriever.metrics import Scoring
     from lora_retriever.report.content import ReportContent
     from lora_retriever.retrieval.encoders import Encoder
@@ -27,15 +28,29 @@ if TYPE_CHECKING:
 def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
     """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
     from lora_retriever.analysis.comparison import compare_pairs
-    from lora_retriever.analysis.side_by_side import all_runs, notes_of, pairs_of, summarize_folders
+    from lora_retriever.analysis.side_by_side import all_runs, notes_of, only, pairs_of, summarize_folders
     from lora_retriever.report import make_content
 
     folders = read_folders_of(args)
     (scoring,) = scorings(args)
     with console.status(scoring_of(folders, scoring)):
+        names = shown_names(args, folders, scoring)
         summaries = summarize_folders(folders, scoring)
-        comparisons = compare_pairs(pairs_of(summaries, args.versus)) if args.versus else ()
-        return make_content(all_runs(summaries), comparisons, index, notes_of(folders))
+        comparisons = compare_pairs(pairs_of(summaries, args.versus, names)) if args.versus else ()
+        shown = [folder for folder in folders if folder.name in names]
+        return make_content(all_runs(only(summaries, names)), comparisons, index, notes_of(shown))
+
+
+def shown_names(args: argparse.Namespace, folders: Sequence[Folder], scoring: Scoring) -> Names:
+    """The runs of each folder that `--runs` chooses, in the order that `--sort` asks for.
+
+    Raises:
+        UserError: `--runs` names an unknown run, or a row cannot be scored.
+    """
+    from lora_retriever.analysis.side_by_side import by_falling_mean, chosen_names, summarize_folders
+
+    names = chosen_names(folders, args.runs)
+    return by_falling_mean(names, summarize_folders(folders, scoring)) if args.sort == "mean" else names
 
 
 def title_of(args: argparse.Namespace) -> str:

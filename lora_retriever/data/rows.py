@@ -2,7 +2,8 @@
 
 A row is `{inputs, targets, task, domain, metric}`, a pool entry `{model_name, domain, sample: [{inputs, targets},
 ...]}`. Both are read from JSON files in the forms of `objects`. `targets` is a text, a number, or a list of texts
-(several references, any of which is right). Other fields are not used; `read_rows` can say which there are.
+(several references, any of which is right). A row keeps its further fields (`further`). Other fields are not used;
+`read_rows` can say which there are.
 
 Names of tasks, domains, metrics and adapters are in Unicode form NFC, so that a letter with an accent is one letter
 whatever program wrote the file. Tasks of the official benchmark, and their adapters, get the official benchmark's names
@@ -14,12 +15,13 @@ from __future__ import annotations
 import pkgutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from lora_retriever.data.further import Value, further_names, further_of
 from lora_retriever.data.objects import WrittenFloat, read_objects
 from lora_retriever.data.official import official_name, renamed
 from lora_retriever.errors import UserError
@@ -109,13 +111,17 @@ class Sample(BaseModel):
 
 
 class Row(Sample):
-    """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows."""
+    """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows.
+
+    `further` has the further fields. `model_dump` leaves them out.
+    """
 
     inputs: Words
     task: TaskName
     domain: Name
     metric: Name
     id: int
+    further: Mapping[str, Value] = Field({}, exclude=True)
 
 
 class PoolEntry(BaseModel):
@@ -135,24 +141,34 @@ def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
     """The rows of a benchmark file, in the file's order.
 
     Args:
-        notes: a list to which a line is added that names the fields which are not used, if there are any, and a line
-            that says which tasks got the official benchmark's names.
+        notes: a list to which lines are added: which further fields there are, which fields are not used, and which
+            tasks got the official benchmark's names; each only if there are any.
 
     Raises:
         UserError: the file is unusable (`read_objects`), or a row lacks a field, has a wrong value or names an unknown
             metric. The message names the row and the field.
     """
     objects = read_objects(path)
-    rows = _checked(Row, [{**content, POSITION: position} for position, content in enumerate(objects)], path)
+    kept = further_names(objects)
+    rows = _checked(
+        Row,
+        [
+            {**content, POSITION: position, "further": further_of(content, kept)}
+            for position, content in enumerate(objects)
+        ],
+        path,
+    )
     for row in rows:
         if row.metric not in METRICS and not is_location(row.metric):
             known = ", ".join(METRICS)
             raise UserError(f"{path}: row {row.id + 1}: unknown metric {quoted(row.metric)} (known: {known})")
     if notes is not None:
-        unused = dict.fromkeys(name for content in objects for name in content if name not in Row.model_fields)
+        own = Row.model_fields.keys() - {"further"} | {*kept}
+        unused = dict.fromkeys(name for content in objects for name in content if name not in own)
+        if kept:
+            notes.append(f"{path}: further fields of rows, which only --by uses: {_listed(kept)}")
         if unused:
-            listed = ", ".join(shortened(name, 40) for name in list(unused)[:8]) + (", …" if len(unused) > 8 else "")
-            notes.append(f"{path}: fields of rows that are not used: {listed}")
+            notes.append(f"{path}: fields of rows that are not used: {_listed([*unused])}")
         if said := renamed(dict.fromkeys(content["task"] for content in objects)):
             notes.append(f"{path}: {said}")
     return rows
@@ -221,6 +237,11 @@ def shortened(text: str, length: int = EXAMPLE_LENGTH) -> str:
     """The beginning of a text in one line."""
     line = single_spaced(text)
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, to show in a message."""
+    return ", ".join(shortened(name, 40) for name in names[:8]) + (", …" if len(names) > 8 else "")
 
 
 def _checked(kind: type[Checked], objects: Sequence[dict[str, Any]], path: Path) -> list[Checked]:

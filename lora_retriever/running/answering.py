@@ -179,6 +179,7 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
     return {
         "id": planned.row.id,
         **planned.row.model_dump(exclude={"id"}),
+        **planned.row.further,
         "predicted_answer": answer.text,
         "adapters": list(weights),
         "weights": list(weights.values()),

@@ -222,11 +222,13 @@ def test_the_command_prints_the_page_and_writes_all_of_it_as_json(
 def test_the_command_says_which_fields_are_not_used(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{**row.model_dump(), "source": "web", "split": "test"} for row in ROWS]
+    rows = [{**row.model_dump(), "source": {"web": 1}, "split": "test"} for row in ROWS]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     assert main(["audit", *files]) == 0
     captured = capsys.readouterr()
-    assert "rows.json: fields of rows that are not used: source, split" in captured.err.replace("\n", " ")
+    said = captured.err.replace("\n", " ")
+    assert "rows.json: further fields of rows, which only --by uses: split" in said
+    assert "rows.json: fields of rows that are not used: source" in said
     assert captured.out == to_text(found())
 
 

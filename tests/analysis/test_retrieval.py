@@ -149,6 +149,21 @@ def test_left_out_templates_are_missing_from_the_own_adapter() -> None:
     assert rows.tolist() == asked
 
 
+def test_groups_of_rows_have_the_shares_that_a_loop_counts() -> None:
+    groups = [None if row == 3 else str(row % 2) for row in range(len(TASKS))]
+    found = evaluate_retrieval("e", DATA, "cosine", None, groups=groups).groups
+    assert list(found) == ["0", "1"]
+    for group, figures in found.items():
+        hits = [ranked_by_hand(QUERIES[row]).index(TASKS[row]) for row, its in enumerate(groups) if its == group]
+        assert figures.rows == len(hits)
+        assert values(figures)["top1"] == pytest.approx(percent([hit == 0 for hit in hits]))
+        assert values(figures)["top3"] == pytest.approx(percent([hit < 3 for hit in hits]))
+        low, high = figures.cells["top1"].low, figures.cells["top1"].high
+        assert low is not None
+        assert high is not None
+        assert low <= figures.cells["top1"].value <= high
+
+
 def test_a_row_without_an_adapter_is_a_miss() -> None:
     data = RetrievalData(NAMES, POOL, ("gnu", *TASKS[1:]), QUERIES)
     ranking = rank(data, "cosine")
@@ -441,6 +456,38 @@ def test_every_table_asked_for_is_printed(tiny_embeddings: Path, capsys: pytest.
     assert len(tables[3].splitlines()) == 2 + 2
 
 
+def test_a_table_by_a_further_field_has_a_line_for_each_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = [
+        {"model_name": name, "domain": "d", "sample": [{"inputs": f"{name} {n}", "targets": ""} for n in range(3)]}
+        for name in ("apple", "berry")
+    ]
+    row = {"targets": "", "domain": "d", "metric": "em"}
+    rows = [
+        {**row, "inputs": "apple 7", "task": "apple", "wording": "own"},
+        {**row, "inputs": "berry 8", "task": "berry", "wording": "own"},
+        {**row, "inputs": "berry 9", "task": "apple", "wording": "other's"},
+        {**row, "inputs": "berry 9", "task": "berry"},
+    ]
+    for name, content in (("pool", pool), ("rows", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    asked = ["--pool", str(tmp_path / "pool.json"), "--inputs", str(tmp_path / "rows.json"), "--scorer", "lexical"]
+    details = written(tmp_path / "f.json", *asked, "--by", "wording", "--format", "csv")["details"]["lexical"]
+    assert {value: (of["rows"], of["top1"]) for value, of in details["groups"].items()} == {
+        "own": (2, 100),
+        "other's": (1, 0),
+    }
+    table = capsys.readouterr().out.split("\n\n")[-1]
+    assert [line.split(",")[:2] for line in table.splitlines()[-2:]] == [["own", "2"], ["other's", "1"]]
+    assert main(["retrieval", *asked, "--by", "wording"]) == 0
+    assert "1 rows without wording, so left out here." in capsys.readouterr().out
+    assert main(["retrieval", *asked, "--by", "style"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "--by style: " in message
+    assert "rows.json: no row has this field (the rows have further fields: wording)" in message
+
+
 def other_order(pool: list[Any]) -> list[Any]:
     return pool[::-1]
 
@@ -479,6 +526,7 @@ def test_a_pool_that_was_not_embedded_is_refused(
         (["--encoder", "x"], "need texts: name --pool and --inputs"),
         (["--embeddings", "x", "--pool", "y"], "--pool and --inputs belong together"),
         (["--embeddings", "x", "--by", "domain"], "need texts: name --pool and --inputs"),
+        (["--embeddings", "x", "--by", "instruction"], "need texts: name --pool and --inputs"),
         (["--embeddings", "nowhere.npz"], "nowhere.npz: no readable file"),
     ],
 )

@@ -145,15 +145,35 @@ def test_names_of_one_unicode_form_are_one_name(tmp_path: Path) -> None:
     assert entry.model_name == row.task
 
 
-def test_fields_that_are_not_used_are_named_once(tmp_path: Path) -> None:
+def test_further_fields_and_fields_that_are_not_used_are_named_once(tmp_path: Path) -> None:
     notes: list[str] = []
-    path = write(
-        tmp_path / "rows.json", json.dumps([{**ROW, "source": 1, "id": 7}, {**ROW, "source": 2, "target": ""}])
-    )
-    assert [row.id for row in read_rows(path, notes=notes)] == [0, 1]
-    assert notes == [f"{path}: fields of rows that are not used: source, target"]
+    rows = [{**ROW, "source": 1, "id": 7, "parts": ["a"]}, {**ROW, "source": 2, "target": ""}]
+    path = write(tmp_path / "rows.json", json.dumps(rows))
+    assert [(row.id, row.further) for row in read_rows(path, notes=notes)] == [
+        (0, {"source": 1}),
+        (1, {"source": 2, "target": ""}),
+    ]
+    assert notes == [
+        f"{path}: further fields of rows, which only --by uses: source, target",
+        f"{path}: fields of rows that are not used: parts",
+    ]
     read_rows(write(path, json.dumps([ROW])), notes=notes)
-    assert len(notes) == 1
+    assert len(notes) == 2
+
+
+def test_a_further_field_has_only_short_texts_numbers_and_truth_values(tmp_path: Path) -> None:
+    kept = {"text": "seen", "number": 3, "fraction": 0.5, "truth": False, "lacking": None, "\u00e9": "\u00e9"}
+    others = {
+        "list": [1], "object": {"a": 1}, "long": "a" * 101, "digits": 10**100, "nul": "a\0", "null": None,
+        "n" * 101: 1, "weights": 1.0, "predicted_answer": "a", "retrieved": "a",
+    }  # fmt: skip
+    first, second = {**ROW, **kept, **others, "mixed": 1}, {**ROW, "lacking": True, "mixed": ["a"], "further": "a"}
+    one, two = read_rows(write(tmp_path / "rows.json", json.dumps([first, second])))
+    assert one.further == {"text": "seen", "number": 3, "fraction": 0.5, "truth": False, "\u00e9": "\u00e9"}
+    assert one.further["truth"] is False
+    assert two.further == {"lacking": True, "further": "a"}
+    assert json.dumps(one.further["fraction"]) == "0.5"
+    assert "further" not in one.model_dump()
 
 
 def test_several_targets_are_shown_as_one_text() -> None:

@@ -197,7 +197,7 @@ def test_all_adapters_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 def test_what_a_run_should_say_is_in_the_benchmark(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text(json.dumps([{**row("city_qa").model_dump(), "source": "web"}]))
+    (tmp_path / "rows.json").write_text(json.dumps([{**row("city_qa").model_dump(), "source": ["web"]}]))
     (tmp_path / "pool.json").write_text(json.dumps([e.model_dump() for e in pool_of("city_qa", domain="nli")]))
     fields, domains = open_benchmark(profile_of(tmp_path), None).warnings
     assert fields.endswith("fields of rows that are not used: source")

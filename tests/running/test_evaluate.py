@@ -23,16 +23,21 @@ from tiny_runs import QUIET, lines_of, tiny_profile
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_retriever import AdapterIndex
+from lora_retriever.cli import main
+from lora_retriever.data.further import LINE_FIELDS
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.answer import Answer, GateUse
 from lora_retriever.generation.batches import Request, plan_batches
 from lora_retriever.generation.loading import load_composable
 from lora_retriever.generation.prompt import ALPACA, Prompt
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.methods import Composition, Method, registered
 from lora_retriever.methods.paper import METHODS, Nearest, Nothing, Own
+from lora_retriever.running.answering import answer_line
 from lora_retriever.running.evaluate import evaluate
+from lora_retriever.running.plan import PlannedRow
 from lora_retriever.running.run_file import Line, RunFile
 
 
@@ -94,6 +99,35 @@ def test_a_line_holds_the_row_and_what_was_used(paper_runs: Path, tiny_rows: lis
                 assert line["scores"] == sorted(line["scores"], reverse=True)
             if method.masked:
                 assert row.task not in line["adapters"]
+
+
+def test_a_line_keeps_the_rows_further_fields_and_its_own_fields_are_none_of_them() -> None:
+    row = {"inputs": "a", "targets": "b", "task": "t", "domain": "d", "metric": "em", "id": 4}
+    composed, answer = (Prompt([1], 0), Composition({"t": 1.0})), Answer("c", 1, GateUse({"t": 1.0}, 0.0))
+    plain = answer_line(PlannedRow(Row(**row), *composed), answer)
+    assert plain.keys() == LINE_FIELDS
+    further = {"instruction": "seen", "length": 3}
+    assert answer_line(PlannedRow(Row(**row, further=further), *composed), answer) == {**plain, **further}
+
+
+@pytest.mark.slow
+def test_further_fields_are_in_the_answers_and_a_run_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((TINY / "test.json").read_text())[:6]
+    values = ["seen", "unseen"] * 3
+    further = [{**row, "instruction": value} for row, value in zip(rows, values, strict=True)]
+    (tmp_path / "rows.json").write_text(json.dumps(further))
+    profile = tiny_profile(tmp_path, data={"rows": "rows.json", "pool": f"{TINY}/pool.json"})
+    evaluate(profile, ["best_selection"], tmp_path / "results", None, QUIET)
+    path = tmp_path / "results" / "best_selection.jsonl"
+    written = path.read_bytes()
+    assert [json.loads(line)["instruction"] for line in written.splitlines()] == values
+    path.write_bytes(b"".join(written.splitlines(keepends=True)[:2]))
+    evaluate(profile, ["best_selection"], tmp_path / "results", None, QUIET)
+    assert path.read_bytes() == written
+    assert main(["summarize", str(tmp_path / "results"), "--by", "instruction", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith(",best_selection seen,")
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ class Evaluation:
         confusions: by task and adapter of another task, the number of the task's rows for which this adapter was first;
             most frequent first.
         cut: by number of samples, the figures with only the first samples of every adapter.
+        groups: by value of a further field of the rows; empty if the user named no field.
     """
 
     encoder: str
@@ -71,6 +72,7 @@ class Evaluation:
     tasks: dict[str, Figures]
     confusions: dict[tuple[str, str], int]
     cut: dict[int, Evaluation] = field(default_factory=dict)
+    groups: dict[str, Figures] = field(default_factory=dict)
 
 
 def evaluate_retrieval(
@@ -80,6 +82,7 @@ def evaluate_retrieval(
     templates: Templates | None,
     cuts: Sequence[int] = (),
     leave_out: bool = False,
+    groups: Sequence[str | None] | None = None,
 ) -> Evaluation:
     """All figures of one scorer on one encoder's embeddings.
 
@@ -88,6 +91,7 @@ def evaluate_retrieval(
         templates: the templates of samples and rows, if texts are known.
         cuts: numbers of samples per adapter to which the pool is cut.
         leave_out: whether to rank all rows also without their own adapter's samples of their template.
+        groups: each row's value of a further field. None: the row lacks the field.
 
     Raises:
         UserError: as for `rank`.
@@ -121,6 +125,7 @@ def evaluate_retrieval(
         _by_group(values, tasks, data.tasks),
         dict(Counter((data.tasks[row], data.names[ranking.order[row, 0]]) for row in wrong).most_common()),
         cut,
+        {} if groups is None else _by_group(values, tasks, groups),
     )
 
 
@@ -157,11 +162,13 @@ def figures(values: dict[str, Values], tasks: NDArray[np.str_]) -> Figures:
     return Figures(sum(sizes), cells)
 
 
-def _by_group(values: dict[str, Values], tasks: NDArray[np.str_], groups: Sequence[str]) -> dict[str, Figures]:
-    of_row = np.array(groups)
-    return {
-        group: figures(_of_rows(values, of_row == group), tasks[of_row == group]) for group in dict.fromkeys(groups)
-    }
+def _by_group(values: dict[str, Values], tasks: NDArray[np.str_], groups: Sequence[str | None]) -> dict[str, Figures]:
+    """The figures of each group of rows. A row with None belongs to no group."""
+    found = {}
+    for group in dict.fromkeys(group for group in groups if group is not None):
+        chosen = np.array([of_row == group for of_row in groups])
+        found[group] = figures(_of_rows(values, chosen), tasks[chosen])
+    return found
 
 
 def _of_rows(values: dict[str, Values], chosen: NDArray[np.bool_]) -> dict[str, Values]:

@@ -73,14 +73,21 @@ def main_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def group_table(evaluations: Sequence[Evaluation], by: str) -> Table:
-    """A line per domain or task: the number of rows, and each scorer's share of rows with the own adapter found."""
-    groups = [one.domains if by == "domain" else one.tasks for one in evaluations]
+    """A line per group of rows: the number of rows, and each scorer's share of rows with the own adapter found.
+
+    Args:
+        by: "domain", "task", or the further field by whose values the rows were evaluated.
+    """
+    groups = [{"domain": one.domains, "task": one.tasks}.get(by, one.groups) for one in evaluations]
     rows: list[tuple[str, Cells]] = [
         (name, [str(over.rows), *(cell for of_one in groups for cell in _cells(of_one[name], TOP_1_AND_3))])
         for name, over in groups[0].items()
     ]
     heads = [("", 1), *((label, 2) for label in _labels(evaluations))]
-    return Table(["rows", *(["top 1", "top 3"] * len(evaluations))], rows, [INTERVALS], groups=tuple(heads))
+    notes = [INTERVALS]
+    if without := evaluations[0].overall.rows - sum(over.rows for over in groups[0].values()):
+        notes.append(f"{without} rows without {by}, so left out here.")
+    return Table(["rows", *(["top 1", "top 3"] * len(evaluations))], rows, notes, groups=tuple(heads))
 
 
 def cut_table(evaluations: Sequence[Evaluation]) -> Table:
@@ -147,6 +154,7 @@ def _details(one: Evaluation) -> dict[str, Any]:
         "left_out": _as_json(one.left_out),
         "domains": {name: _as_json(over) for name, over in one.domains.items()},
         "tasks": {name: _as_json(over) for name, over in one.tasks.items()},
+        **({"groups": {value: _as_json(over) for value, over in one.groups.items()}} if one.groups else {}),
         "confusions": [{"task": own, "found": found, "rows": rows} for (own, found), rows in one.confusions.items()],
         "samples": {str(size): _details(cut) for size, cut in one.cut.items()},
     }
