@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_retriever.escaping import quoted
+from lora_retriever.generation.chat import ChatTemplate, chat_template_of
 from lora_retriever.generation.tokenizing import prompt_tokens
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ ALPACA = (
     "### Instruction:\n{inputs}\n\n### Response:\n"
 )
 TEMPLATES = {"alpaca": ALPACA, "none": "{inputs}"}
+CHAT = "chat"
+"""The name of the template that is the tokenizer's own chat template."""
 RESPONSE_MARK = "### Response:\n"
 
 
@@ -28,11 +31,34 @@ def check_template(template: str) -> str:
     Raises:
         ValueError: the template is neither.
     """
-    if "{inputs}" not in template and template not in TEMPLATES:
-        raise ValueError(
-            f"unknown template {quoted(template)} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
-        )
+    names = (*TEMPLATES, CHAT)
+    if "{inputs}" not in template and template not in names:
+        raise ValueError(f"unknown template {quoted(template)} (known: {', '.join(names)}, or a text with {{inputs}})")
     return template
+
+
+def check_system(system: str | None, template: str) -> str | None:
+    """Return the system prompt `system` if the template takes a system prompt, or if `system` is None.
+
+    Raises:
+        ValueError: the template is not `chat`, or the system prompt is blank.
+    """
+    if system is not None and template != CHAT:
+        raise ValueError("only the template chat takes a system prompt; write the text into the template")
+    if system is not None and not system.strip():
+        raise ValueError("is blank; remove the field")
+    return system
+
+
+def template_of(
+    tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None
+) -> str | ChatTemplate:
+    """The template that a name or a text means: a text with `{inputs}` in it, or the tokenizer's chat template.
+
+    Raises:
+        UserError: as for `chat_template_of`.
+    """
+    return chat_template_of(tokenizer, system) if template == CHAT else TEMPLATES.get(template, template)
 
 
 @dataclass(frozen=True)
@@ -42,14 +68,20 @@ class Prompt:
     Attributes:
         token_ids: the prompt's tokens.
         truncated_tokens: how many tokens the input lost because the prompt was too long.
+        truncated_text: the end of the input that was cut.
     """
 
     token_ids: list[int]
     truncated_tokens: int
+    truncated_text: str = ""
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str, max_tokens: int) -> Prompt:
-    """The prompt of `inputs` in `template`, of at most `max_tokens` tokens. `prompt_tokens` makes the tokens.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, template: str | ChatTemplate, inputs: str, max_tokens: int
+) -> Prompt:
+    """The prompt of `inputs` in `template`, of at most `max_tokens` tokens.
+
+    `prompt_tokens` makes the tokens, or the chat template.
 
     A prompt that is too long loses the end of its input, and keeps the template whole: the prompt has the longest
     beginning of the input that fits. (The original passes `max_length=512` without truncation, and cuts no prompt.)
@@ -59,7 +91,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
     """
 
     def tokens(kept_characters: int) -> list[int]:
-        return prompt_tokens(tokenizer, template, inputs[:kept_characters])
+        kept = inputs[:kept_characters]
+        if isinstance(template, ChatTemplate):
+            return template.tokens(tokenizer, kept)
+        return prompt_tokens(tokenizer, template, kept)
 
     whole = tokens(len(inputs))
     if len(whole) <= max_tokens:
@@ -74,7 +109,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
         else:
             too_many = middle
     kept = tokens(fits)
-    return Prompt(kept, len(whole) - len(kept))
+    return Prompt(kept, len(whole) - len(kept), inputs[fits:])
 
 
 def extract_answer(generated: str) -> str:
