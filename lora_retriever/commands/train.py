@@ -115,7 +115,7 @@ def _options(args: argparse.Namespace) -> TrainingOptions:
     except ValidationError as error:
         wrong = error.errors()[0]
         option = str(wrong["loc"][0]).replace("_", "-")
-        raise UserError(f"--{option} {wrong['input']}: {wrong['msg']}") from error
+        raise UserError(f"--{option} {wrong['input']}: {wrong['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
 

@@ -98,7 +98,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
 
 
 def _fixed_clock() -> str:
-    """Jinja for the beginning of a template: `strftime_now`, the clock of transformers' templates, always says `DAY`."""
+    """Jinja for the beginning of a template: `strftime_now`, the clock of chat templates, always says `DAY`."""
     directives = [f"%{letter}" for letter in "AaBbdeFHIjMmpSuwYyZz"] + ["%-d", "%-m", "%%"]
     replaced = "".join(f" | replace({text!r}, {DAY.strftime(text)!r})" for text in directives)
     # The empty text at the end keeps a line end that follows: jinja removes the line end after a block.

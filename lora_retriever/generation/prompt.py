@@ -50,9 +50,7 @@ def check_system(system: str | None, template: str) -> str | None:
     return system
 
 
-def template_of(
-    tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None
-) -> str | ChatTemplate:
+def template_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> str | ChatTemplate:
     """The template that a name or a text means: a text with `{inputs}` in it, or the tokenizer's chat template.
 
     Raises:

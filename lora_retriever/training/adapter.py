@@ -33,7 +33,7 @@ from lora_retriever.files import write_json
 from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, LeftPadding, check_examples, encode_example
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
-from lora_retriever.generation.prompt import ALPACA, check_system, template_of
+from lora_retriever.generation.prompt import ALPACA, CHAT, check_system, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
 
@@ -61,7 +61,7 @@ class TrainingOptions(BaseModel):
     @field_validator("system")
     @classmethod
     def _for_chat(cls, system: str | None, info: ValidationInfo) -> str | None:
-        return check_system(system, info.data["template"])
+        return check_system(system, info.data.get("template", CHAT))
 
 
 def train_adapter(

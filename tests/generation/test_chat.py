@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from places import TINY
-from tiny_runs import QUIET, answers_of, lines_of, tiny_profile
+from tiny_runs import QUIET, lines_of, tiny_profile
 from tokenizers_made import KINDS, TEXTS, byte_level
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.data.rows import Row, Sample
+from lora_retriever.cli import main
+from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import open_benchmark
+from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.chat import chat_template_of
 from lora_retriever.generation.examples import IGNORED, encode_example
 from lora_retriever.generation.generator import make_prompts
-from lora_retriever.generation.prompt import encode_prompt, template_of
+from lora_retriever.generation.loading import load_composable, load_tokenizer
+from lora_retriever.generation.prompt import ALPACA, encode_prompt, template_of
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.tokenizing import special_tokens
 from lora_retriever.methods import registered
+from lora_retriever.methods.parts.lorahub_weights import answer_loss
+from lora_retriever.running.evaluate import evaluate
 from lora_retriever.running.plan import configuration
 
 CHATML = (
@@ -126,7 +131,7 @@ def test_an_example_of_a_training_is_the_prompt_and_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", ["strftime_now('%d %b %Y')", "strftime_now(\"%Y-%m-%d\")", "strftime_now('%-d. %B') if strftime_now else 0"]
+    "call", ["strftime_now('%d %b %Y')", 'strftime_now("%Y-%m-%d")', "strftime_now('%-d. %B') if strftime_now else 0"]
 )
 def test_the_day_of_a_prompt_does_not_depend_on_the_clock(call: str) -> None:
     tokenizer = with_chat(byte_level(), "\nToday: {{ " + call + " }}.\n" + CHATML)
@@ -177,3 +182,55 @@ def test_profiles_without_the_new_field_keep_their_configuration(tmp_path: Path)
     chat = tiny_profile(tmp_path, generation={"template": "chat", "system": "Be brief."})
     used = configuration(chat, benchmark, registered()["base"])["generation"]
     assert used == {**old, "template": "chat", "system": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def alpaca_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature's base with a chat template that makes what the template `alpaca` makes."""
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    shutil.copytree(TINY / "base", folder)
+    before, after = ALPACA.split("{inputs}")
+    text = f"{{{{ bos_token }}}}{before}{{{{ messages[0]['content'] }}}}{after}"
+    (folder / "chat_template.jinja").write_text(text + "\n")  # jinja removes the last line end of a template
+    return folder
+
+
+@pytest.mark.slow
+def test_runs_answer_as_under_the_text_that_the_chat_template_makes(
+    alpaca_base: Path, paper_runs: Path, tmp_path: Path
+) -> None:
+    profile = tiny_profile(tmp_path, base={"location": str(alpaca_base)}, generation={"template": "chat"})
+    evaluate(profile, ["mixture", "best_selection"], tmp_path / "r", 1, QUIET)
+    for name in ("mixture", "best_selection"):
+        assert lines_of(tmp_path / "r", name) == lines_of(paper_runs, name)
+
+
+def test_losses_of_examples_are_those_of_the_text_that_the_chat_template_makes(
+    alpaca_base: Path, tiny_pool: list[PoolEntry], tiny: Profile
+) -> None:
+    """For LoraHub, whose weights are learned from these losses."""
+    model = load_composable(TINY / "base", {"city_qa": TINY / "adapters" / "city_qa"}, torch.float32, "cpu")
+    tokenizer, samples = load_tokenizer(alpaca_base), tiny_pool[0].sample[:3]
+    chat = tiny.generation.model_copy(update={"template": "chat"})
+    losses = [answer_loss(model, tokenizer, ["city_qa"], samples, one)([1.0]) for one in (chat, tiny.generation)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_as_under_the_text_that_the_chat_template_makes(
+    alpaca_base: Path, tmp_path: Path
+) -> None:
+    common = ["--pool", str(TINY / "pool.json"), "--only", "city_qa", "--epochs", "1", "--dtype", "float32"]
+    for base, name in ((TINY / "base", "alpaca"), (alpaca_base, "chat")):
+        out = ["--base", str(base), "--out", str(tmp_path / name), "--template", name, "--device", "cpu"]
+        assert main(["train", *common, *out]) == 0
+    weights = [tmp_path / name / "city_qa" / "adapter_model.safetensors" for name in ("alpaca", "chat")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_training_names_the_option_at_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["train", "--base", str(TINY / "base"), "--pool", str(TINY / "pool.json"), "--out", str(tmp_path / "a")]
+    assert main([*common, "--system", "Be brief."]) == 2
+    assert "--system Be brief.: only the template chat takes a system prompt" in capsys.readouterr().err
+    assert main([*common, "--template", "chat", "--only", "city_qa", "--device", "cpu"]) == 2
+    assert "template: chat needs a chat template, and the tokenizer" in capsys.readouterr().err

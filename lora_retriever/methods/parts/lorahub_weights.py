@@ -271,7 +271,9 @@ def learn_checkpoint(
     conditions = {
         "base": str(getattr(model.base, "name_or_path", "")),
         "examples": len(samples),
-        "generation": generator.settings.model_dump(include={"template", "system", "max_prompt_tokens"}, exclude_none=True),
+        "generation": generator.settings.model_dump(
+            include={"template", "system", "max_prompt_tokens"}, exclude_none=True
+        ),
         "dtype": str(model.dtype).removeprefix("torch."),
         "steps": steps,
         "l1": l1,
