@@ -13,9 +13,7 @@ from lora_retriever.settings import plain_text
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Files that are fetched: model weights as safetensors, configuration and tokenizer. Never code, never pickles."""
-CHAT_WANTED = (*WANTED, "*.jinja")
-"""The files of a base whose chat template is used. Without the template, the base keeps the hash of finished runs."""
-TOKENIZER_WANTED = ("*.json", "*.txt", "*.model", "*.jinja")
+TOKENIZER_WANTED = ("*.json", "*.txt", "*.model")
 """Files that make a tokenizer. The model weights are not fetched."""
 ENCODER_WANTED = (*WANTED, "*.bin")
 """Instructor encoders on the Hub are older than safetensors. torch reads a .bin file as tensors only (weights_only)."""

@@ -185,14 +185,14 @@ def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_toke
     """
     # Importing transformers takes seconds, and `summarize` imports this module without needing prompts.
     from lora_retriever.generation.loading import load_tokenizer
-    from lora_retriever.generation.prompt import check_template, encode_prompt, template_of
+    from lora_retriever.generation.prompt import check_template, encode_prompt, files_wanted, template_of
     from lora_retriever.hub import TOKENIZER_WANTED, folder_or_id
 
     try:
         check_template(template)
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
-    loaded = load_tokenizer(folder_or_id(tokenizer, TOKENIZER_WANTED))
+    loaded = load_tokenizer(folder_or_id(tokenizer, files_wanted(template, TOKENIZER_WANTED)))
     filled = template_of(loaded, template)
     too_long = []
     for row in rows:

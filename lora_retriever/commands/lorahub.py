@@ -46,9 +46,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.escaping import for_rich, for_terminal
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
-    from lora_retriever.generation.prompt import CHAT, check_system, check_template
+    from lora_retriever.generation.prompt import check_system, check_template, files_wanted
     from lora_retriever.generation.settings import GenerationSection
-    from lora_retriever.hub import CHAT_WANTED, WANTED, folder_or_id
+    from lora_retriever.hub import folder_or_id
     from lora_retriever.methods.parts.lorahub_weights import (
         ADAPTER_CONFIG,
         adapter_folders,
@@ -61,13 +61,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already; name a new folder")
     try:
-        check_template(args.template)
+        check_system(args.system, check_template(args.template))
     except ValueError as error:
         raise UserError(str(error)) from error
-    try:
-        check_system(args.system, args.template)
-    except ValueError as error:
-        raise UserError(f"--system: {error}") from error
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
@@ -80,7 +76,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(for_rich(f"--adapters {args.adapters}: passed over, no {ADAPTER_CONFIG}: {names}"))
     drawn = draw_adapters(locations, args.count, args.seed)
     settings = GenerationSection(template=args.template, system=args.system, batch_size=args.batch_size)
-    base = folder_or_id(args.base, CHAT_WANTED if args.template == CHAT else WANTED)
+    base = folder_or_id(args.base, files_wanted(args.template))
     quieten_transformers()
     with console.status("loading"):
         model = load_composable(base, {location: location for location in drawn}, getattr(torch, args.dtype), device)

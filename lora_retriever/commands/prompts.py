@@ -43,6 +43,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.experiment.benchmark import folder_of
     from lora_retriever.generation.generator import make_prompts
     from lora_retriever.generation.loading import load_tokenizer
+    from lora_retriever.generation.prompt import files_wanted
     from lora_retriever.hub import TOKENIZER_WANTED
     from lora_retriever.progress import quieten_transformers
 
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--task: {profile.rows_path} has no row of the task {quoted(args.task)}")
     chosen = [row for row in rows if args.task in (None, row.task)][: args.rows]
     quieten_transformers()
-    tokenizer = load_tokenizer(folder_of(profile, profile.base.location, profile.base.revision, TOKENIZER_WANTED))
+    wanted = files_wanted(profile.generation.template, TOKENIZER_WANTED)
+    tokenizer = load_tokenizer(folder_of(profile, profile.base.location, profile.base.revision, wanted))
     prompts = make_prompts([row.inputs for row in chosen], tokenizer, profile.generation)
     print("\n\n".join(_shown(*pair, tokenizer, args.tokens) for pair in zip(chosen, prompts, strict=True)))
     return 0

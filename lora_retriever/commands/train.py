@@ -67,8 +67,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.backends.signals import stopping_on_signals
     from lora_retriever.data.rows import read_pool
     from lora_retriever.generation.loading import load_base, load_tokenizer
-    from lora_retriever.generation.prompt import CHAT
-    from lora_retriever.hub import CHAT_WANTED, WANTED, fetch, folder_or_id
+    from lora_retriever.generation.prompt import files_wanted
+    from lora_retriever.hub import fetch, folder_or_id
     from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
 
     options = _options(args)
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     quieten_transformers()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between transformers and PEFT
     with stopping_on_signals():
-        files = CHAT_WANTED if options.template == CHAT else WANTED
-        folder = fetch(args.base, args.revision, files) if args.revision else folder_or_id(args.base, files)
+        wanted = files_wanted(options.template)
+        folder = fetch(args.base, args.revision, wanted) if args.revision else folder_or_id(args.base, wanted)
         with console.status("loading"):
             tokenizer = load_tokenizer(folder)
             base = load_base(folder, getattr(torch, args.dtype), device)

@@ -75,12 +75,14 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
         )
 
     mark = uuid.uuid4().hex  # no row, system prompt or template has this text
+    probe = _PROBE.format(mark)
     try:
         render(mark, None)
+        render(probe, None)
     except Exception as error:  # a template may fail in any way
         raise UserError(f"template: the chat template of {name} cannot be rendered: {one_line_of(error)}") from error
     try:
-        filled = render(mark, system)
+        filled, shown = render(mark, system), render(probe, system)
     except Exception as error:
         raise UserError(
             f"system: the chat template of {name} refuses a system prompt ({one_line_of(error)}); remove the field"
@@ -88,8 +90,6 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
     if system is not None and system.strip() not in filled:
         raise UserError(f"system: the chat template of {name} leaves the system prompt out; remove the field")
     parts = tuple(filled.split(mark))
-    probe = _PROBE.format(mark)
-    shown = render(probe, system)
     trim = next((trim for trim in TRIMS if trim(probe).join(parts) == shown), None)
     if len(parts) == 1 or trim is None:
         done = "leaves messages out" if len(parts) == 1 else "changes the text of messages"
@@ -99,7 +99,8 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
 
 def _fixed_clock() -> str:
     """Jinja for the beginning of a template: `strftime_now`, the clock of chat templates, always says `DAY`."""
-    directives = [f"%{letter}" for letter in "AaBbdeFHIjMmpSuwYyZz"] + ["%-d", "%-m", "%%"]
-    replaced = "".join(f" | replace({text!r}, {DAY.strftime(text)!r})" for text in directives)
+    words = {f"%{letter}": DAY.strftime(f"%{letter}") for letter in "AaBbdHIjMmpSwYy"}
+    words |= {"%-d": str(DAY.day), "%e": str(DAY.day), "%-m": str(DAY.month), "%F": DAY.isoformat()}
+    replaced = "".join(f" | replace({directive!r}, {word!r})" for directive, word in words.items())
     # The empty text at the end keeps a line end that follows: jinja removes the line end after a block.
     return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}"

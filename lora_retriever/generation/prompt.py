@@ -5,12 +5,14 @@ The module reads texts and tokenizers only: it uses no model, adapter or batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_retriever.escaping import quoted
 from lora_retriever.generation.chat import ChatTemplate, chat_template_of
 from lora_retriever.generation.tokenizing import prompt_tokens
+from lora_retriever.hub import WANTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +48,16 @@ def check_system(system: str | None, template: str) -> str | None:
     if system is not None and template != CHAT:
         raise ValueError("only the template chat takes a system prompt; write the text into the template")
     if system is not None and not system.strip():
-        raise ValueError("is blank; remove the field")
+        raise ValueError("the system prompt is blank; leave the system prompt out")
     return system
+
+
+def files_wanted(template: str, wanted: Sequence[str] = WANTED) -> Sequence[str]:
+    """The files of a base on the Hub that are fetched for a template: `wanted`, and for `chat` the chat template.
+
+    Under other templates the chat template is not fetched: one more file would change the hash of the base.
+    """
+    return (*wanted, "*.jinja") if template == CHAT else wanted
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> str | ChatTemplate:

@@ -86,3 +86,20 @@ def test_a_mistake_is_one_line(
     printed = capsys.readouterr()
     assert said in printed.err
     assert not printed.out
+
+
+@pytest.mark.parametrize(("template", "more"), [("chat", {"*.jinja"}), ("alpaca", set())])
+def test_of_a_base_on_the_hub_only_the_tokenizer_is_fetched(
+    profile: str, template: str, more: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more file would change the hash of a base, so the chat template is fetched only where the profile uses it."""
+    asked: list[set[str]] = []
+
+    def fetched(name: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append(set(allow_patterns))
+        return str(Path(profile).parent / "base")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    changes = ["base.location=some/model", f"generation.template={template}", "generation.system=null"]
+    assert main(["prompts", "--profile", profile, *(word for change in changes for word in ("--set", change))]) == 0
+    assert asked == [{"*.json", "*.txt", "*.model"} | more]

@@ -152,6 +152,11 @@ def test_the_day_of_a_prompt_does_not_depend_on_the_clock(call: str) -> None:
         ("{{ messages[0]['content'] | replace('\n', ' ') }}", None, "changes the text of messages"),
         ("{{ messages[0]['content'] | escape }}", None, "changes the text of messages"),
         ("{{ raise_exception('no') }}", None, "generation.template: .* cannot be rendered: TemplateError: no"),
+        (
+            "{{ messages[0]['content'] }}{% if '<b>' in messages[0]['content'] %}{{ raise_exception('x') }}{% endif %}",
+            None,
+            "cannot be rendered: TemplateError: x",
+        ),
         ("{% if %}", None, "generation.template: .* cannot be rendered: TemplateSyntaxError"),
         ("{{ messages.__class__.__mro__ }}", None, "cannot be rendered: SecurityError"),
     ],
@@ -169,7 +174,7 @@ def test_a_chat_template_that_does_not_serve_is_an_error_that_names_the_field(
 def test_a_system_prompt_needs_the_template_chat() -> None:
     with pytest.raises(ValueError, match="only the template chat takes a system prompt"):
         GenerationSection(system="Be brief.")
-    with pytest.raises(ValueError, match="is blank"):
+    with pytest.raises(ValueError, match="the system prompt is blank"):
         GenerationSection(template="chat", system=" ")
 
 
