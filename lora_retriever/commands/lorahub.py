@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--l1", type=penalty, default=0.05, help="penalty on the mean absolute weight (default: 0.05)")
     parser.add_argument("--seed", type=nonnegative, default=0, help="seed of the draw (default: 0)")
     parser.add_argument("--template", default="alpaca", help="a template's name, or a text with {inputs} in it")
-    parser.add_argument("--system", metavar="TEXT", help="system prompt of the template chat")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt of the template chat (default: its own)")
     parser.add_argument("--batch-size", type=count, default=8, help="examples in a batch (default: 8)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -35,7 +35,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "maximum length of a prompt, in tokens; longer inputs are cut (default: 512)"),
     "max_answer_tokens": (int, "maximum length of an answer, in tokens; longer answers are cut (default: 512)"),
     "template": (str, "alpaca, none, chat, or a text with {inputs} in it (default: alpaca)"),
-    "system": (str, "system prompt of the template chat"),
+    "system": (str, "system prompt of the template chat (default: the chat template's own)"),
     "seed": (int, "seed of all random numbers (default: 0)"),
 }
 """The options of a training, by their names in `TrainingOptions`: type and help."""
