@@ -13,6 +13,8 @@ from lora_retriever.settings import plain_text
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Files that are fetched: model weights as safetensors, configuration and tokenizer. Never code, never pickles."""
+TOKENIZER_WANTED = ("*.json", "*.txt", "*.model")
+"""Files that make a tokenizer. The model weights are not fetched."""
 ENCODER_WANTED = (*WANTED, "*.bin")
 """Instructor encoders on the Hub are older than safetensors. torch reads a .bin file as tensors only (weights_only)."""
 

@@ -18,8 +18,6 @@ from lora_retriever.experiment.checks import alike_names
 
 EXAMPLES = 3
 """Maximum number of findings that the page shows for one kind of finding."""
-TOKENIZER_WANTED = ("*.json", "*.txt", "*.model")
-"""The files of a Hub repository that make a tokenizer. The model weights are not fetched."""
 
 
 class HasInputs(Protocol):
@@ -187,18 +185,19 @@ def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_toke
     """
     # Importing transformers takes seconds, and `summarize` imports this module without needing prompts.
     from lora_retriever.generation.loading import load_tokenizer
-    from lora_retriever.generation.prompt import TEMPLATES, check_template, encode_prompt
-    from lora_retriever.hub import folder_or_id
+    from lora_retriever.generation.prompt import check_template, encode_prompt, files_wanted, template_of
+    from lora_retriever.hub import TOKENIZER_WANTED, folder_or_id
 
     try:
         check_template(template)
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
-    loaded = load_tokenizer(folder_or_id(tokenizer, TOKENIZER_WANTED))
+    loaded = load_tokenizer(folder_or_id(tokenizer, files_wanted(template, TOKENIZER_WANTED)))
+    filled = template_of(loaded, template)
     too_long = []
     for row in rows:
         try:
-            prompt = encode_prompt(loaded, TEMPLATES.get(template, template), row.inputs, max_tokens)
+            prompt = encode_prompt(loaded, filled, row.inputs, max_tokens)
         except ValueError as error:
             raise UserError(f"--max-prompt-tokens is too small: {error}") from error
         if prompt.truncated_tokens:

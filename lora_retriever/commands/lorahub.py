@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--l1", type=penalty, default=0.05, help="penalty on the mean absolute weight (default: 0.05)")
     parser.add_argument("--seed", type=nonnegative, default=0, help="seed of the draw (default: 0)")
     parser.add_argument("--template", default="alpaca", help="a template's name, or a text with {inputs} in it")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt of the template chat (default: its own)")
     parser.add_argument("--batch-size", type=count, default=8, help="examples in a batch (default: 8)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -42,10 +43,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.data.rows import read_samples
-    from lora_retriever.escaping import for_rich, for_terminal, quoted
+    from lora_retriever.escaping import for_rich, for_terminal
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
-    from lora_retriever.generation.prompt import TEMPLATES
+    from lora_retriever.generation.prompt import check_system, check_template, files_wanted
     from lora_retriever.generation.settings import GenerationSection
     from lora_retriever.hub import folder_or_id
     from lora_retriever.methods.parts.lorahub_weights import (
@@ -59,10 +60,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already; name a new folder")
-    if "{inputs}" not in args.template and args.template not in TEMPLATES:
-        raise UserError(
-            f"unknown template {quoted(args.template)} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
-        )
+    try:
+        check_system(args.system, check_template(args.template))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
@@ -74,8 +75,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         names = ", ".join(path.name for path in passed_over)
         console.print(for_rich(f"--adapters {args.adapters}: passed over, no {ADAPTER_CONFIG}: {names}"))
     drawn = draw_adapters(locations, args.count, args.seed)
-    settings = GenerationSection(template=args.template, batch_size=args.batch_size)
-    base = folder_or_id(args.base)
+    settings = GenerationSection(template=args.template, system=args.system, batch_size=args.batch_size)
+    base = folder_or_id(args.base, files_wanted(args.template))
     quieten_transformers()
     with console.status("loading"):
         model = load_composable(base, {location: location for location in drawn}, getattr(torch, args.dtype), device)

@@ -34,7 +34,8 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "batch_size": (int, "samples of a step (default: 4)"),
     "max_tokens": (int, "maximum length of a prompt, in tokens; longer inputs are cut (default: 512)"),
     "max_answer_tokens": (int, "maximum length of an answer, in tokens; longer answers are cut (default: 512)"),
-    "template": (str, "alpaca, none, or a text with {inputs} in it (default: alpaca)"),
+    "template": (str, "alpaca, none, chat, or a text with {inputs} in it (default: alpaca)"),
+    "system": (str, "system prompt of the template chat (default: the chat template's own)"),
     "seed": (int, "seed of all random numbers (default: 0)"),
 }
 """The options of a training, by their names in `TrainingOptions`: type and help."""
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.backends.signals import stopping_on_signals
     from lora_retriever.data.rows import read_pool
     from lora_retriever.generation.loading import load_base, load_tokenizer
+    from lora_retriever.generation.prompt import files_wanted
     from lora_retriever.hub import fetch, folder_or_id
     from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
 
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     quieten_transformers()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between transformers and PEFT
     with stopping_on_signals():
-        folder = fetch(args.base, args.revision) if args.revision else folder_or_id(args.base)
+        wanted = files_wanted(options.template)
+        folder = fetch(args.base, args.revision, wanted) if args.revision else folder_or_id(args.base, wanted)
         with console.status("loading"):
             tokenizer = load_tokenizer(folder)
             base = load_base(folder, getattr(torch, args.dtype), device)
@@ -112,7 +115,7 @@ def _options(args: argparse.Namespace) -> TrainingOptions:
     except ValidationError as error:
         wrong = error.errors()[0]
         option = str(wrong["loc"][0]).replace("_", "-")
-        raise UserError(f"--{option} {wrong['input']}: {wrong['msg']}") from error
+        raise UserError(f"--{option} {wrong['input']}: {wrong['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
 

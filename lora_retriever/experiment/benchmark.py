@@ -14,6 +14,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path
+from lora_retriever.generation.prompt import files_wanted
 from lora_retriever.hub import ENCODER_WANTED, WANTED, fetch
 from lora_retriever.own_objects import source_hash
 from lora_retriever.retrieval.own import find_encoder
@@ -67,7 +68,8 @@ def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = Tru
     problems = benchmark_problems(profile, rows, pool)
     if problems:
         raise UserError(_listed(f"profile {profile.name}: the benchmark is inconsistent", problems))
-    base = folder_of(profile, profile.base.location, profile.base.revision)
+    wanted = files_wanted(profile.generation.template)
+    base = folder_of(profile, profile.base.location, profile.base.revision, wanted)
     encoder, encoder_hash = _find_encoder(profile) if uses_encoder else (None, {})
     adapters = _folders_of_adapters(profile, pool)
     hashes = {

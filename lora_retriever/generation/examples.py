@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
+from lora_retriever.generation.chat import ChatTemplate
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.prompt import encode_prompt
@@ -28,7 +29,7 @@ MAX_ANSWER_TOKENS = 512
 def encode_example(
     tokenizer: PreTrainedTokenizerBase,
     sample: Sample,
-    template: str,
+    template: str | ChatTemplate,
     max_tokens: int,
     max_answer_tokens: int = MAX_ANSWER_TOKENS,
 ) -> dict[str, list[int]]:
@@ -38,7 +39,7 @@ def encode_example(
     cut as at evaluation. An answer of more than `max_answer_tokens` loses its end and its EOS token.
 
     Args:
-        template: a text with `{inputs}` in it.
+        template: a text with `{inputs}` in it, or a chat template.
         max_tokens: maximum length of the prompt, in tokens.
 
     Raises:

@@ -90,9 +90,10 @@ def make_prompts(
     """The prompt of each input: the input in the template, cut where the input is too long.
 
     Raises:
-        UserError: the template alone is longer than `settings.max_prompt_tokens`.
+        UserError: the template alone is longer than `settings.max_prompt_tokens`, or the tokenizer lacks the template.
     """
+    template = settings.template_for(tokenizer)
     try:
-        return [encode_prompt(tokenizer, settings.template_text, text, settings.max_prompt_tokens) for text in inputs]
+        return [encode_prompt(tokenizer, template, text, settings.max_prompt_tokens) for text in inputs]
     except ValueError as error:
         raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error

@@ -5,11 +5,14 @@ The module reads texts and tokenizers only: it uses no model, adapter or batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_retriever.escaping import quoted
+from lora_retriever.generation.chat import ChatTemplate, chat_template_of
 from lora_retriever.generation.tokenizing import prompt_tokens
+from lora_retriever.hub import WANTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +22,8 @@ ALPACA = (
     "### Instruction:\n{inputs}\n\n### Response:\n"
 )
 TEMPLATES = {"alpaca": ALPACA, "none": "{inputs}"}
+CHAT = "chat"
+"""The name of the template that is the tokenizer's own chat template."""
 RESPONSE_MARK = "### Response:\n"
 
 
@@ -28,11 +33,40 @@ def check_template(template: str) -> str:
     Raises:
         ValueError: `template` is not a template's name, and has no `{inputs}`.
     """
-    if "{inputs}" not in template and template not in TEMPLATES:
-        raise ValueError(
-            f"unknown template {quoted(template)} (known: {', '.join(TEMPLATES)}, or a text with {{inputs}})"
-        )
+    names = (*TEMPLATES, CHAT)
+    if "{inputs}" not in template and template not in names:
+        raise ValueError(f"unknown template {quoted(template)} (known: {', '.join(names)}, or a text with {{inputs}})")
     return template
+
+
+def check_system(system: str | None, template: str) -> str | None:
+    """Return the system prompt `system` if the template takes a system prompt, or if `system` is None.
+
+    Raises:
+        ValueError: the template is not `chat`, or the system prompt is blank.
+    """
+    if system is not None and template != CHAT:
+        raise ValueError("only the template chat takes a system prompt; write the text into the template")
+    if system is not None and not system.strip():
+        raise ValueError("the system prompt is blank; leave the system prompt out")
+    return system
+
+
+def files_wanted(template: str, wanted: Sequence[str] = WANTED) -> Sequence[str]:
+    """The files of a base on the Hub that are fetched for a template: `wanted`, and for `chat` the chat template.
+
+    Under other templates the chat template is not fetched: one more file would change the hash of the base.
+    """
+    return (*wanted, "*.jinja") if template == CHAT else wanted
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> str | ChatTemplate:
+    """The template that a name or a text means: a text with `{inputs}` in it, or the tokenizer's chat template.
+
+    Raises:
+        UserError: as for `chat_template_of`.
+    """
+    return chat_template_of(tokenizer, system) if template == CHAT else TEMPLATES.get(template, template)
 
 
 @dataclass(frozen=True)
@@ -42,14 +76,20 @@ class Prompt:
     Attributes:
         token_ids: the prompt's tokens.
         truncated_tokens: how many tokens the input lost because the prompt was too long.
+        truncated_text: the end of the input that was cut.
     """
 
     token_ids: list[int]
     truncated_tokens: int
+    truncated_text: str = ""
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str, max_tokens: int) -> Prompt:
-    """The prompt of `inputs` in `template`, of at most `max_tokens` tokens. `prompt_tokens` makes the tokens.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, template: str | ChatTemplate, inputs: str, max_tokens: int
+) -> Prompt:
+    """The prompt of `inputs` in `template`, of at most `max_tokens` tokens.
+
+    `prompt_tokens` makes the tokens, or the chat template.
 
     A prompt that is too long loses the end of its input, and keeps the template whole: the prompt has the longest
     beginning of the input that fits. (The original passes `max_length=512` without truncation, and cuts no prompt.)
@@ -59,7 +99,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
     """
 
     def tokens(kept_characters: int) -> list[int]:
-        return prompt_tokens(tokenizer, template, inputs[:kept_characters])
+        kept = inputs[:kept_characters]
+        if isinstance(template, ChatTemplate):
+            return template.tokens(tokenizer, kept)
+        return prompt_tokens(tokenizer, template, kept)
 
     whole = tokens(len(inputs))
     if len(whole) <= max_tokens:
@@ -74,7 +117,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
         else:
             too_many = middle
     kept = tokens(fits)
-    return Prompt(kept, len(whole) - len(kept))
+    return Prompt(kept, len(whole) - len(kept), inputs[fits:])
 
 
 def extract_answer(generated: str) -> str:

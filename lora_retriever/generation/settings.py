@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import TYPE_CHECKING, Any
 
-from lora_retriever.generation.prompt import TEMPLATES, check_template
+from pydantic import Field, ValidationInfo, field_validator
+
+from lora_retriever.errors import UserError
+from lora_retriever.generation.prompt import CHAT, TEMPLATES, check_system, check_template, template_of
 from lora_retriever.settings import MAX_COUNT, Section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_retriever.generation.chat import ChatTemplate
 
 MAX_BATCH_TOKENS = 2**31
 """Maximum of `batch_tokens`."""
@@ -17,7 +25,9 @@ class GenerationSection(Section):
     """How prompts are made and answered. Decoding is greedy.
 
     Attributes:
-        template: the name of a template, or a text with `{inputs}` in it.
+        template: the name of a template (`alpaca`, `none`, or `chat`: the tokenizer's own chat template), or a text
+            with `{inputs}` in it.
+        system: the system prompt of the template `chat`. None: the chat template's own, if there is one.
         max_prompt_tokens: maximum length of a prompt, in tokens. A longer input is cut at its end.
         max_new_tokens: maximum length of an answer, in tokens.
         batch_size: maximum number of rows in a batch.
@@ -27,6 +37,7 @@ class GenerationSection(Section):
     """
 
     template: str = "alpaca"
+    system: str | None = None
     max_prompt_tokens: int = Field(512, ge=1, le=MAX_COUNT)
     max_new_tokens: int = Field(50, ge=1, le=MAX_COUNT)
     batch_size: int = Field(8, ge=1, le=MAX_COUNT)
@@ -38,10 +49,34 @@ class GenerationSection(Section):
     def _known(cls, template: str) -> str:
         return check_template(template)
 
+    @field_validator("system")
+    @classmethod
+    def _for_chat(cls, system: str | None, info: ValidationInfo) -> str | None:
+        return check_system(system, info.data.get("template", CHAT))  # without template: the template is at fault
+
     @property
     def template_text(self) -> str:
-        """The template itself, with `{inputs}` in it."""
+        """The template with `{inputs}` in it, or `chat`."""
         return TEMPLATES.get(self.template, self.template)
+
+    def template_for(self, tokenizer: PreTrainedTokenizerBase) -> str | ChatTemplate:
+        """The template as `encode_prompt` takes the template.
+
+        Raises:
+            UserError: as for `chat_template_of`; the message names the field of the profile.
+        """
+        try:
+            return template_of(tokenizer, self.template, self.system)
+        except UserError as error:
+            raise UserError(f"generation.{error}") from error
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as a run's configuration records them.
+
+        A setting that was added to the project later appears only where a profile sets the setting.
+        """
+        added = ("batch_tokens", "system")
+        return self.model_dump(exclude={name for name in added if getattr(self, name) is None})
 
     def rows_that_fit(self, longest: int) -> int:
         """Maximum number of rows in a batch whose longest prompt has `longest` tokens; at least one."""

@@ -45,17 +45,21 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
     puts before a text (a BOS token) come first, once, also if the template writes them out. The tokens that the
     tokenizer puts behind a text (an EOS token) are left out.
     """
-    parts = template.split(INPUTS)
-    text = inputs.join(parts)
-    frame, body = _framed(tokenizer, text)
-    if _special_within(tokenizer, text, body, _spans(parts, len(inputs)), inputs):
-        body = _Body(_literal_tokens(tokenizer, parts, inputs, body))
+    frame, own = _between(tokenizer, template.split(INPUTS), inputs)
     before = list(frame.before)
-    tokens = body.tokens if before and body.tokens[: len(before)] == before else before + body.tokens
+    tokens = own if before and own[: len(before)] == before else before + own
     bos = tokenizer.bos_token_id
     while len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
         del tokens[0]
     return tokens
+
+
+def tokens_between(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str) -> list[int]:
+    """The tokens of a text in which `inputs` stand between each two of the `parts`, and no token that is not written.
+
+    Special tokens are parsed in the parts. The same characters in `inputs` are ordinary text.
+    """
+    return _between(tokenizer, parts, inputs)[1]
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -82,6 +86,15 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     found = {text: id for text, id in {**named, **added}.items() if text and isinstance(id, int)}
     _SPECIAL[tokenizer] = state, found
     return found
+
+
+def _between(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str) -> tuple[Frame, list[int]]:
+    """The special tokens that the tokenizer puts around the filled parts, and the tokens of the filled parts."""
+    text = inputs.join(parts)
+    frame, body = _framed(tokenizer, text)
+    if _special_within(tokenizer, text, body, _spans(parts, len(inputs)), inputs):
+        return frame, _literal_tokens(tokenizer, parts, inputs, body)
+    return frame, body.tokens
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,7 @@ class Context:
             **{str(use): self._value_of(use) for use in sorted(uses)},
             **{part: benchmark.hashes[part] for part in ("base", "adapters", "pool")},
             "template": generation.template_text,
+            **({} if generation.system is None else {"system": generation.system}),
             "max_prompt_tokens": generation.max_prompt_tokens,
             "dtype": self._profile.dtype,
         }

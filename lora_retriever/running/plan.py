@@ -47,13 +47,13 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
     A setting that was added to the project later appears only where a profile sets the setting. So older results
     folders stay usable.
     """
-    k, temperature, tokens = profile.retrieval.k, profile.retrieval.temperature, profile.generation.batch_tokens
+    k, temperature = profile.retrieval.k, profile.retrieval.temperature
     used = {
         "method": method.describe(),
         "rows": benchmark.hashes["rows"],
         "limit_per_task": benchmark.limit,
         "base": benchmark.hashes["base"],
-        "generation": profile.generation.model_dump(exclude={"batch_tokens"} if tokens is None else None),
+        "generation": profile.generation.recorded(),
         "dtype": profile.dtype,
         "device": profile.torch_device,
         "threads": profile.threads,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
@@ -33,7 +33,7 @@ from lora_retriever.files import write_json
 from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, LeftPadding, check_examples, encode_example
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
-from lora_retriever.generation.prompt import ALPACA
+from lora_retriever.generation.prompt import ALPACA, CHAT, check_system, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
 
@@ -55,7 +55,13 @@ class TrainingOptions(BaseModel):
     max_tokens: int = Field(512, ge=1)
     max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
     template: str = ALPACA
+    system: str | None = None
     seed: int = 0
+
+    @field_validator("system")
+    @classmethod
+    def _for_chat(cls, system: str | None, info: ValidationInfo) -> str | None:
+        return check_system(system, info.data.get("template", CHAT))
 
 
 def train_adapter(
@@ -165,8 +171,9 @@ def _encoded(
 ) -> list[dict[str, list[int]]]:
     """The examples of samples. Raises `UserError` if the template is too long or a token is not in the vocabulary."""
     limits = options.max_tokens, options.max_answer_tokens
+    template = template_of(tokenizer, options.template, options.system)
     try:
-        examples = [encode_example(tokenizer, sample, options.template, *limits) for sample in samples]
+        examples = [encode_example(tokenizer, sample, template, *limits) for sample in samples]
     except ValueError as error:
         raise UserError(f"max_tokens is too small: {error}") from error
     check_examples(examples, samples, vocabulary)

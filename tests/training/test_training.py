@@ -166,7 +166,7 @@ def test_the_help_names_the_codes_defaults(capsys: pytest.CaptureFixture[str]) -
     said = " ".join(capsys.readouterr().out.split())
     assert set(OPTION_HELPS) == set(TrainingOptions.model_fields)
     for name, value in TrainingOptions().model_dump().items():
-        texts = {"template": "alpaca", "targets": "q_proj,v_proj"}
+        texts = {"template": "alpaca", "targets": "q_proj,v_proj", "system": "the chat template's own"}
         shown = texts.get(name) or f"{value:g}"
         assert re.search(rf"--{name.replace('_', '-')} [^-].*?\(default: {re.escape(shown)}\)", said), name
 

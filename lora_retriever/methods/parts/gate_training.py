@@ -209,10 +209,10 @@ def examples_of(context: Context, options: Training) -> list[dict[str, list[int]
     settings = context.generator.settings
     longest = settings.max_prompt_tokens if options.max_tokens is None else options.max_tokens
     samples = [sample for entry in context.pool for sample in entry.sample[: options.samples]]
+    tokenizer = context.generator.tokenizer
+    template = settings.template_for(tokenizer)
     try:
-        examples = [
-            encode_example(context.generator.tokenizer, sample, settings.template_text, longest) for sample in samples
-        ]
+        examples = [encode_example(tokenizer, sample, template, longest) for sample in samples]
     except ValueError as error:
         raise UserError(f"option max_tokens of the gate is too small: {error}") from error
     check_examples(examples, samples, context.generator.limits.vocabulary)

@@ -216,10 +216,9 @@ def answer_loss(
         UserError: the template alone is too long, the tokenizer has no EOS token, or a sample has a token that the
             base lacks. The function itself raises it if the batches or the adapters do not fit into memory.
     """
+    template = settings.template_for(tokenizer)
     try:
-        examples = [
-            encode_example(tokenizer, sample, settings.template_text, settings.max_prompt_tokens) for sample in samples
-        ]
+        examples = [encode_example(tokenizer, sample, template, settings.max_prompt_tokens) for sample in samples]
     except ValueError as error:
         raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error
     vocabulary = vocabulary_of(model.base)
@@ -272,7 +271,9 @@ def learn_checkpoint(
     conditions = {
         "base": str(getattr(model.base, "name_or_path", "")),
         "examples": len(samples),
-        "generation": generator.settings.model_dump(include={"template", "max_prompt_tokens"}),
+        "generation": generator.settings.model_dump(
+            include={"template", "system", "max_prompt_tokens"}, exclude_none=True
+        ),
         "dtype": str(model.dtype).removeprefix("torch."),
         "steps": steps,
         "l1": l1,

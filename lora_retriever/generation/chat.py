@@ -1,0 +1,106 @@
+"""The chat template of a tokenizer, read as texts around an input.
+
+A chat template is a jinja template that comes with a checkpoint. transformers renders the template in a sandbox. The
+template is rendered with a mark in place of the user's message, and never with the text of a row: so the text of a row
+stays text, as in every other template.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.generation.tokenizing import tokens_between
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DAY = date(2024, 7, 26)
+"""The day that a chat template writes as today, so that prompts do not depend on the day. Llama 3.2's own default."""
+TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+"""What a chat template may do to the white space around a message."""
+_PROBE = ' \n{0}\n\n  "quoted" \\n <b>{{x}}</b> \t É & 1.\n{0} \n '
+"""A message that shows what a chat template does to messages; `{0}` is the mark."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template with everything but the input filled in.
+
+    Attributes:
+        parts: the texts around the input, which stands between each two of them. Special tokens are written out.
+        trim: what the chat template does to the white space around the input.
+    """
+
+    parts: tuple[str, ...]
+    trim: Callable[[str], str]
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, inputs: str) -> list[int]:
+        """The tokens of the prompt. A special token in `inputs` is text; the tokenizer adds no token of its own."""
+        return tokens_between(tokenizer, self.parts, self.trim(inputs))
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> ChatTemplate:
+    """The tokenizer's chat template for one message of a user, and the beginning of the answer to it.
+
+    Args:
+        system: the system prompt. None: the chat template's own, if there is one.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or the chat template cannot be rendered, refuses or leaves out
+            the system prompt, or changes messages. The message begins with the field at fault, `template` or `system`.
+    """
+    name = tokenizer.name_or_path
+    try:
+        source = tokenizer.get_chat_template()
+    except (ValueError, AttributeError) as error:  # no chat template, several without a default, no chat at all
+        raise UserError(
+            f"template: chat needs a chat template, and the tokenizer {name} has none; "
+            "write alpaca, none, or a text with {inputs} in it"
+        ) from error
+    if "strftime_now" in source:
+        source = _fixed_clock() + source
+
+    def render(message: str, system: str | None) -> str:
+        head = [] if system is None else [{"role": "system", "content": system}]
+        conversation = [*head, {"role": "user", "content": message}]
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=source, tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    mark = uuid.uuid4().hex  # no row, system prompt or template has this text
+    probe = _PROBE.format(mark)
+    try:
+        render(mark, None)
+        render(probe, None)
+    except Exception as error:  # a template may fail in any way
+        raise UserError(f"template: the chat template of {name} cannot be rendered: {one_line_of(error)}") from error
+    try:
+        filled, shown = render(mark, system), render(probe, system)
+    except Exception as error:
+        raise UserError(
+            f"system: the chat template of {name} refuses a system prompt ({one_line_of(error)}); remove the field"
+        ) from error
+    if system is not None and system.strip() not in filled:
+        raise UserError(f"system: the chat template of {name} leaves the system prompt out; remove the field")
+    parts = tuple(filled.split(mark))
+    trim = next((trim for trim in TRIMS if trim(probe).join(parts) == shown), None)
+    if len(parts) == 1 or trim is None:
+        done = "leaves messages out" if len(parts) == 1 else "changes the text of messages"
+        raise UserError(f"template: the chat template of {name} {done}; write a text with {{inputs}} in it instead")
+    return ChatTemplate(parts, trim)
+
+
+def _fixed_clock() -> str:
+    """Jinja for the beginning of a template: `strftime_now`, the clock of chat templates, always says `DAY`."""
+    words = {f"%{letter}": DAY.strftime(f"%{letter}") for letter in "AaBbdHIjMmpSwYy"}
+    words |= {"%-d": str(DAY.day), "%e": str(DAY.day), "%-m": str(DAY.month), "%F": DAY.isoformat()}
+    replaced = "".join(f" | replace({directive!r}, {word!r})" for directive, word in words.items())
+    # The empty text at the end keeps a line end that follows: jinja removes the line end after a block.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}"
