@@ -26,7 +26,7 @@ def separator_of(text: str) -> str | None:
     first = text.lstrip(" \r\n\ufeff")
     if first.startswith(("[", "{", "<")):
         return None
-    line = io.StringIO(first[:65536]).readline()
+    line = io.StringIO(first[:65536].replace("\0", ""), newline=None).readline()
     cells = {separator: len(next(csv.reader([line], delimiter=separator), [])) for separator in SEPARATORS}
     best = max(SEPARATORS, key=lambda separator: cells[separator])
     return best if cells[best] > 1 else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from lora_retriever.data.sources import HUB
 from lora_retriever.data.yaml_files import MAX_LEVELS, parse_yaml
@@ -84,7 +84,7 @@ def _kinds(keys: Keys, section: type[Section]) -> set[Any]:
     if field is None:
         return set()
     if len(keys) == 1:
-        return set(get_args(field.annotation)) or {field.annotation}
+        return {dict} if get_origin(field.annotation) is dict else set(get_args(field.annotation)) or {field.annotation}
     inner = section_of(field.annotation)
     return _kinds(keys[1:], inner) if inner is not None else set()
 
