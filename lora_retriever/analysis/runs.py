@@ -194,7 +194,7 @@ def _files_of_runs(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if path.name.startswith(".") or path.suffix not in (".json", ".jsonl") or path.name.endswith(".meta.json"):
             continue
         is_lines = path.suffix == ".jsonl"
-        if not path.is_file():
+        if not path.exists():
             if is_lines:
                 kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
                 foreign.append(f"{path.name} (it is {kind})")
@@ -274,7 +274,7 @@ def pool_file(runs: Sequence[Run]) -> Path:
         if recorded is None:
             continue
         path, expected = Path(recorded), run.meta.get("configuration", {}).get("pool")
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"the pool of {run.name} was {path}, which is not there any more; name it with --pool")
         if expected not in (None, hash_path(path)):
             raise UserError(f"the pool {path} has changed since {run.name} was made; name the right one with --pool")
