@@ -194,7 +194,7 @@ def _files_of_runs(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if path.name.startswith(".") or path.suffix not in (".json", ".jsonl") or path.name.endswith(".meta.json"):
             continue
         is_lines = path.suffix == ".jsonl"
-        if not path.exists():
+        if not path.is_file():
             if is_lines:
                 kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
                 foreign.append(f"{path.name} (it is {kind})")
@@ -267,10 +267,16 @@ def pool_file(runs: Sequence[Run]) -> Path:
     """The file of the pool with which the runs were made.
 
     Raises:
-        UserError: no run's record names the pool, or the pool's file does not exist any more or has changed since.
+        UserError: no run's record names the pool, the pool was drawn, or the pool's file does not exist any more or has
+            changed since.
     """
     for run in runs:
-        recorded = run.meta.get("files", {}).get("pool")
+        files = run.meta.get("files", {})
+        if "pool_drawn_from" in files:
+            raise UserError(
+                f"the pool of {run.name} was drawn without the rows' inputs, so no row leaks; leave --without-leaks out"
+            )
+        recorded = files.get("pool")
         if recorded is None:
             continue
         path, expected = Path(recorded), run.meta.get("configuration", {}).get("pool")

@@ -73,7 +73,10 @@ def read_source(source: DataSource) -> list[dict[str, Any]]:
     sizes = sum(os.path.getsize(file) for file in files) if len(files) > 1 else 0
     if sizes > MAX_FILE_BYTES:
         raise UserError(f"{source.path}: larger than {MAX_FILE_BYTES >> 20} MiB, the maximum; save a part of the rows")
-    return _with_fields(source, [content for file in files for content in read_objects(file)])
+    objects = [content for file in files for content in read_objects(file)]
+    if not objects:
+        raise UserError(f"{source.path}: the folder holds no rows")
+    return _with_fields(source, objects)
 
 
 def hash_source(source: DataSource) -> str:

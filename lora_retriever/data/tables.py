@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lora_retriever.errors import one_line_of
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -91,7 +93,7 @@ def arrow_objects(content: bytes, at_most: int) -> Iterator[dict[str, Any]]:
                         row[name] = labels[name][value] if 0 <= value < len(labels[name]) else None
                 yield row
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"damaged ({str(error).splitlines()[0]}); copy the file again") from error
+        raise ValueError(f"damaged ({one_line_of(error)}); copy the file again") from error
 
 
 def _open(content: bytes) -> tuple[pyarrow.Schema, Iterable[pyarrow.RecordBatch]]:

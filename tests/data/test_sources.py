@@ -152,6 +152,9 @@ def test_a_state_file_cannot_lead_out_of_its_folder(saved: Path) -> None:
     state.write_text(json.dumps({"_data_files": [{"filename": "../train/data-00000-of-00001.arrow"}]}))
     with pytest.raises(UserError, match="has a /"):
         read_rows(saved / "test")
+    state.write_text('{"_data_files": []}')
+    with pytest.raises(UserError, match="the folder holds no rows"):
+        read_rows(saved / "test")
     state.write_text("{}")
     with pytest.raises(UserError, match="names no data files"):
         read_rows(saved / "test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 from places import TINY
 from tiny_runs import tiny_profile
 
+from lora_retriever.analysis.runs import pool_file
 from lora_retriever.data.rows import read_pool, read_rows
 from lora_retriever.data.sources import DataSource
 from lora_retriever.errors import UserError
@@ -71,6 +73,12 @@ def test_a_drawn_pool_has_the_hash_of_what_was_drawn(tmp_path: Path) -> None:
     whole = {entry.model_name: set(entry.sample) for entry in read_pool(TINY / "pool.json")}
     assert [entry.model_name for entry in first.pool] == list(whole)
     assert all(len(entry.sample) == 3 and set(entry.sample) < whole[entry.model_name] for entry in first.pool)
+
+
+def test_without_leaks_needs_no_drawn_pool() -> None:
+    run: Any = SimpleNamespace(name="mixture", meta={"files": {"rows": "a", "pool_drawn_from": "b"}})
+    with pytest.raises(UserError, match="drawn without the rows' inputs, so no row leaks"):
+        pool_file([run])
 
 
 def test_columns_of_rows_hold_for_training_data_until_these_have_their_own(tmp_path: Path) -> None:
