@@ -280,14 +280,20 @@ def pool_file(runs: Sequence[Run]) -> Path:
     """The file of the pool with which the runs were made.
 
     Raises:
-        UserError: no run's record names the pool, or the pool's file does not exist any more or has changed since.
+        UserError: no run's record names the pool, the pool was drawn, or the pool's file does not exist any more or has
+            changed since.
     """
     for run in runs:
-        recorded = run.meta.get("files", {}).get("pool")
+        files = run.meta.get("files", {})
+        if "pool_drawn_from" in files:
+            raise UserError(
+                f"the pool of {run.name} was drawn without the rows' inputs, so no row leaks; leave --without-leaks out"
+            )
+        recorded = files.get("pool")
         if recorded is None:
             continue
         path, expected = Path(recorded), run.meta.get("configuration", {}).get("pool")
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"the pool of {run.name} was {path}, which is not there any more; name it with --pool")
         if expected not in (None, hash_path(path)):
             raise UserError(f"the pool {path} has changed since {run.name} was made; name the right one with --pool")

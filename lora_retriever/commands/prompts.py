@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     profile = profile_of(args)
     notes: list[str] = []
-    rows = read_rows(profile.rows_path, notes=notes)
+    rows = read_rows(profile.rows_source, notes=notes)
     for note in notes:
         console.print(for_rich(note), soft_wrap=True)
     if args.task is not None and not any(row.task == args.task for row in rows):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -193,16 +192,7 @@ def fetch_rows(repository: str, revision: str | None) -> tuple[list[Row], list[P
     files = [path for path in files if "test" in path.relative_to(folder).as_posix()] or files
     if not files:
         raise UserError(f"{repository}: holds neither JSON nor Parquet files; --source takes them from {WHERE}")
-    if files[0].suffix != ".parquet":
-        return [row for file in files for row in read_rows(file)], files
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError(f"{repository}: holds Parquet files only; `pip install datasets` reads them") from error
-    with tempfile.TemporaryDirectory() as scratch:
-        as_json = Path(scratch) / f"{files[0].stem}.json"  # so that the same reader checks every field
-        write_json(as_json, load_dataset("parquet", data_files=[str(file) for file in files], split="train").to_list())
-        return read_rows(as_json), files
+    return [row for file in files for row in read_rows(file)], files
 
 
 def gather_adapters(sources: Sources, tasks: Sequence[str], console: Console) -> dict[str, Any]:

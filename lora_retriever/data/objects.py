@@ -1,8 +1,8 @@
-"""The objects of a user's JSON file, checked before any other code reads them.
+"""The objects of a user's file, checked before any other code reads them.
 
-A file is one JSON list of objects, one JSON object with such a list (`{"data": […]}`), or JSON lines; in UTF-8 with or
-without a byte order mark; packed by gzip or not. Any other file is refused with one message that says what the file is,
-where it is wrong, and what to do.
+A file is one JSON list of objects, one JSON object with such a list (`{"data": […]}`), JSON lines, or a table: CSV,
+TSV, Parquet or Arrow (`tables`). Texts are in UTF-8 with or without a byte order mark. Every file may be packed by
+gzip. Any other file is refused with one message that says what the file is, where it is wrong, and what to do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from gzip import GzipFile
 from pathlib import Path
 from typing import Any, cast
 
+from lora_retriever.data.tables import (
+    ARROW,
+    ARROW_STREAM,
+    BEGINNINGS,
+    PARQUET,
+    arrow_objects,
+    csv_objects,
+    separator_of,
+)
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_shell, one_line
 from lora_retriever.files import read_bytes
@@ -30,20 +39,18 @@ ROW_FIELDS = frozenset({"inputs", "targets", "task", "domain", "metric", "model_
 
 _SPACE = re.compile("[ \t\r\n\ufeff]*")  # files with a byte order mark each may have been put together
 _WRAPPED = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*(?=\[)')  # an object whose first field is a list
-_PANDAS = (
-    "python -c 'import sys, pandas; {read}.to_json(sys.argv[2], orient=\"records\", lines=True)' {file} NEW_FILE.jsonl"
-)
-_READ_CSV = "pandas.read_csv(sys.argv[1], dtype=str, keep_default_na=False{more})"
-
 _UNREAD = "; unpack the file"
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (PARQUET, "a Parquet file, and not a text"),
+    (ARROW, "an Arrow file, and not a text"),
+    (ARROW_STREAM, "an Arrow stream, and not a text"),
     (b"BZh", "packed by bzip2" + _UNREAD),
     (b"\xfd7zXZ\x00", "packed by xz" + _UNREAD),
     (b"\x28\xb5\x2f\xfd", "packed by zstd" + _UNREAD),
     (b"\x1f\x8b", "packed by gzip twice" + _UNREAD),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive" + _UNREAD),
     (b"SQLite format 3\x00", "an SQLite database; write its rows as JSON lines"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel or Word file; save the table as CSV and convert the CSV to JSON lines"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Word file; save the table as CSV"),
     (b"\x80\x04", "a pickle, which can run code; write its rows as JSON lines"),
     (b"\x80\x05", "a pickle, which can run code; write its rows as JSON lines"),
     (b"\x93NUMPY", "a numpy array; write its rows as JSON lines"),
@@ -61,8 +68,8 @@ class WrittenFloat(float):
 def read_objects(path: Path, may_have_nan: bool = False) -> list[dict[str, Any]]:
     """The objects of a file, in the file's order.
 
-    Fractions are `WrittenFloat`s. Texts are unchanged. `plain_text` later refuses texts that other programs cannot
-    read.
+    Fractions of JSON are `WrittenFloat`s. Every cell of a CSV file is a text. Texts are unchanged. `plain_text` later
+    refuses texts that other programs cannot read.
 
     Args:
         may_have_nan: whether NaN and Infinity are read as numbers, which JSON does not have. Python writes them into
@@ -70,20 +77,28 @@ def read_objects(path: Path, may_have_nan: bool = False) -> list[dict[str, Any]]
 
     Raises:
         UserError: the file cannot be read, is another kind of file, is empty or too large, or has a line or a row that
-            is wrong: no JSON, no object, a key twice, NaN or Infinity, too many digits, too many levels.
+            is wrong: no JSON, no object, a key twice, NaN or Infinity, too many digits, too many levels, too few cells.
     """
-    text = read_text(path)
-    kind = _kind_of_text(path, text)
-    if kind:
-        raise UserError(f"{path}: this is {kind}")
+    content = _content(path)
+    try:
+        if content.startswith(BEGINNINGS):
+            return _some(path, arrow_objects(content, MAX_FILE_BYTES))
+        text = _text(path, content)
+        separator = separator_of(text)
+        if separator is not None:
+            return _some(path, csv_objects(text, separator))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    if text.lstrip(" \t\r\n\ufeff").startswith("<"):
+        raise UserError(
+            f"{path}: this is HTML or XML, perhaps a page about the file instead of the file; download the file itself"
+        )
     objects = []
     for number, value in enumerate(_values(path, text, _LENIENT if may_have_nan else _STRICT), start=1):
         if not isinstance(value, dict):
             raise UserError(f"{path}: row {number}: expected an object, found {_kind(value)}")
         objects.append(value)
-    if not objects:
-        raise UserError(f"{path}: the file holds no rows")
-    return objects
+    return _some(path, objects)
 
 
 def read_text(path: Path) -> str:
@@ -92,7 +107,19 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: the file cannot be read, is another kind of file, is empty or too large.
     """
-    content = _content(path)
+    return _text(path, _content(path))
+
+
+def _some(path: Path, objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects, of which there is one at least."""
+    found = list(objects)
+    if not found:
+        raise UserError(f"{path}: the file holds no rows")
+    return found
+
+
+def _text(path: Path, content: bytes) -> str:
+    """The text of a file's unpacked bytes."""
     kind = _kind_of_file(path, content)
     if kind:
         raise UserError(f"{path}: this is {kind}")
@@ -133,10 +160,6 @@ def _kind_of_file(path: Path, content: bytes) -> str | None:
     name = for_shell(str(path))
     if content[:64].count(0) == min(len(content), 64) > 0:
         return "damaged: the file begins with NUL bytes, as after a crash; copy the file again"
-    if content.startswith((b"PAR1", b"ARROW1")):
-        kind, function = ("Parquet", "read_parquet") if content.startswith(b"PAR1") else ("Arrow", "read_feather")
-        command = _PANDAS.format(read=f"pandas.{function}(sys.argv[1])", file=name)
-        return f"a file of {kind}; convert it to JSON lines: {command}"
     if content.startswith(b"PK\x03\x04"):
         return _kind_of_zip(content)
     for beginning, kind in _BEGINNINGS:
@@ -146,20 +169,6 @@ def _kind_of_file(path: Path, content: bytes) -> str | None:
         return "a tar archive" + _UNREAD
     if encoding := _wide_encoding(content[:4]):
         return f"{encoding}, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name} > NEW_FILE"
-    return None
-
-
-def _kind_of_text(path: Path, text: str) -> str | None:
-    """The kind of a text that begins neither with a list nor with an object. None: no known kind."""
-    first = text.lstrip(" \t\r\n\ufeff")[:4096]
-    if first.startswith("<"):
-        return "HTML or XML, perhaps a page about the file instead of the file; download the file itself"
-    line = first.split("\n")[0]
-    for separator, kind in (("\t", "TSV"), (",", "CSV"), (";", "CSV")):
-        if separator in line and not first.startswith(("[", "{")):
-            more = "" if separator == "," else f', sep="{separator.encode("unicode_escape").decode()}"'
-            command = _PANDAS.format(read=_READ_CSV.format(more=more), file=for_shell(str(path)))
-            return f"no JSON and looks like {kind}; convert it to JSON lines: {command}"
     return None
 
 
@@ -180,7 +189,7 @@ def _kind_of_zip(content: bytes) -> str:
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         names = []
     if any(name.startswith("xl/") for name in names):
-        return "an Excel file; save the table as CSV and convert the CSV to JSON lines"
+        return "an Excel file; save the table as CSV"
     if names and all(name.endswith(".npy") for name in names):
         return "a file of numpy arrays; write its rows as JSON lines"
     return "a zip archive" + _UNREAD

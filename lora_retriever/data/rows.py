@@ -1,9 +1,10 @@
 """Benchmark rows and adapter pools: reading and checking the two kinds of data file.
 
 A row is `{inputs, targets, task, domain, metric}`, a pool entry `{model_name, domain, sample: [{inputs, targets},
-...]}`. Both are read from JSON files in the forms of `objects`. `targets` is a text, a number, or a list of texts
-(several references, any of which is right). A row keeps its further fields (`further`). Other fields are not used;
-`read_rows` can say which there are.
+...]}`. Both are read from files in the forms of `objects`, from folders, or from the Hub (`sources`). `targets` is a
+text, a number, or a list of texts (several references, any of which is right). A row keeps its further fields
+(`further`). Other fields are not used; `read_rows` can say which there are. A pool may also be a table with one sample
+a line, `{inputs, targets, task, domain}`: the samples of a task are one entry.
 
 Names of tasks, domains, metrics and adapters are in Unicode form NFC, so that a letter with an accent is one letter
 whatever program wrote the file. Tasks of the official benchmark, and their adapters, get the official benchmark's names
@@ -22,8 +23,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from lora_retriever.data.further import Value, further_names, further_of
-from lora_retriever.data.objects import WrittenFloat, read_objects
+from lora_retriever.data.objects import WrittenFloat
 from lora_retriever.data.official import official_name, renamed
+from lora_retriever.data.sources import DataSource, read_source
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.files import is_location
@@ -124,6 +126,13 @@ class Row(Sample):
     further: Mapping[str, Value] = Field({}, exclude=True)
 
 
+class TaskSample(Sample):
+    """A sample with the names of its task and domain: one line of a pool that is a table."""
+
+    task: TaskName
+    domain: Annotated[Text, AfterValidator(_one_form)]
+
+
 class PoolEntry(BaseModel):
     """One adapter of a pool, described by samples of the data it was trained for. `model_name` is its task's name."""
 
@@ -137,18 +146,19 @@ class PoolEntry(BaseModel):
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def read_rows(path: Path, notes: list[str] | None = None) -> list[Row]:
-    """The rows of a benchmark file, in the file's order.
+def read_rows(place: Path | DataSource, notes: list[str] | None = None) -> list[Row]:
+    """The rows of a benchmark, in their order in the file.
 
     Args:
         notes: a list to which lines are added: which further fields there are, which fields are not used, and which
             tasks got the official benchmark's names; each only if there are any.
 
     Raises:
-        UserError: the file is unusable (`read_objects`), or a row lacks a field, has a wrong value or names an unknown
+        UserError: the place is unusable (`read_source`), or a row lacks a field, has a wrong value or names an unknown
             metric. The message names the row and the field.
     """
-    objects = read_objects(path)
+    source = DataSource.of(place)
+    path, objects = source.path, read_source(source)
     kept = further_names(objects)
     rows = _checked(
         Row,
@@ -185,29 +195,48 @@ def limited(rows: Iterable[Row], per_task: int) -> list[Row]:
     return kept
 
 
-def read_samples(path: Path) -> list[Sample]:
+def read_samples(place: Path | DataSource) -> list[Sample]:
     """The examples `{inputs, targets}` of a file, in the file's order.
 
     Raises:
-        UserError: the file is unusable (`read_objects`), or an example lacks a field or has a wrong value. The message
+        UserError: the place is unusable (`read_source`), or an example lacks a field or has a wrong value. The message
             names the row and the field.
     """
-    return _checked(Sample, read_objects(path), path)
+    source = DataSource.of(place)
+    return _checked(Sample, read_source(source), source.path)
 
 
-def read_pool(path: Path | str) -> list[PoolEntry]:
-    """The entries of a pool file, in the file's order.
+def read_pool(place: Path | str | DataSource) -> list[PoolEntry]:
+    """The entries of a pool, in their order in the file. Of a table of samples: in the order of their first samples.
 
     Raises:
-        UserError: the file is unusable (`read_objects`), an entry lacks a field or has a wrong value, or two entries
-            have one name.
+        UserError: the place is unusable (`read_source`), an entry or a sample lacks a field or has a wrong value, two
+            entries have one name, or the samples of a task have several domains.
     """
-    path = Path(path)
-    entries = _checked(PoolEntry, read_objects(path), path)
+    source = DataSource.of(place)
+    path, objects = source.path, read_source(source)
+    if "sample" not in objects[0] and {"inputs", "targets"} & objects[0].keys():
+        return _entries(_checked(TaskSample, objects, path), path)
+    entries = _checked(PoolEntry, objects, path)
     repeated = [name for name, count in Counter(entry.model_name for entry in entries).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: adapter {shortened(repeated[0])!r} is there more than once")
     return entries
+
+
+def _entries(samples: Sequence[TaskSample], path: Path) -> list[PoolEntry]:
+    """One entry for each task, with the samples of the task."""
+    domains: dict[str, str] = {}
+    found: dict[str, list[Sample]] = {}
+    for number, sample in enumerate(samples, start=1):
+        domain = domains.setdefault(sample.task, sample.domain)
+        if sample.domain != domain:
+            raise UserError(
+                f"{path}: row {number}: domain {quoted(sample.domain)}, but earlier rows of task {quoted(sample.task)} "
+                f"have {quoted(domain)}; a task has one domain"
+            )
+        found.setdefault(sample.task, []).append(Sample.model_construct(inputs=sample.inputs, targets=sample.targets))
+    return [PoolEntry(model_name=task, domain=domains[task], sample=tuple(found[task])) for task in found]
 
 
 def tasks_of(rows: Iterable[Row]) -> list[str]:
@@ -250,5 +279,9 @@ def _checked(kind: type[Checked], objects: Sequence[dict[str, Any]], path: Path)
         try:
             checked.append(kind.model_validate(content))
         except ValidationError as error:
-            raise UserError(f"{path}: row {number}: field {problems_of(error, quote=chr(39))[0]}") from error
+            hint = ""
+            if error.errors()[0]["type"] == "missing":
+                listed = ", ".join(quoted(name) for name in list(content)[:8] if name != POSITION)
+                hint = f" (found: {listed or 'nothing'})"
+            raise UserError(f"{path}: row {number}: field {problems_of(error, quote=chr(39))[0]}{hint}") from error
     return checked

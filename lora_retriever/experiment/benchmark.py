@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_retriever.data.drawing import draw_pool, hash_entries
 from lora_retriever.data.rows import PoolEntry, Row, limited, read_pool, read_rows
+from lora_retriever.data.sources import hash_source
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
 from lora_retriever.experiment.profile import Profile
@@ -36,7 +38,7 @@ class Benchmark:
         encoder: the folder of the encoder. None: no encoder is used, or an encoder of a user's own.
         adapters: the folder of each adapter, by the adapter's name.
         hashes: SHA-256 of `rows`, `pool`, `base`, of each adapter in `adapters`, and of the `encoder` if an encoder is
-            used. The hash of a user's own encoder is its source file's.
+            used. The hash of a user's own encoder is its source file's. The hash of a drawn pool is its content's.
         warnings: findings about rows and pool that do not stop a run, one line each.
     """
 
@@ -63,8 +65,8 @@ def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = Tru
             pool, or all missing adapters.
     """
     notes: list[str] = []
-    rows = read_rows(profile.rows_path, notes=notes)
-    pool = read_pool(profile.pool_path)
+    rows = read_rows(profile.rows_source, notes=notes)
+    pool = pool_of(profile, rows, notes)
     problems = benchmark_problems(profile, rows, pool)
     if problems:
         raise UserError(_listed(f"profile {profile.name}: the benchmark is inconsistent", problems))
@@ -73,8 +75,8 @@ def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = Tru
     encoder, encoder_hash = _find_encoder(profile) if uses_encoder else (None, {})
     adapters = _folders_of_adapters(profile, pool)
     hashes = {
-        "rows": hash_path(profile.rows_path),
-        "pool": hash_path(profile.pool_path),
+        "rows": hash_source(profile.rows_source),
+        "pool": hash_source(profile.pool_source) if isinstance(profile.data.pool, str) else hash_entries(pool),
         "base": hash_path(base),
         **encoder_hash,
         "adapters": {name: hash_path(folder) for name, folder in adapters.items()},
@@ -82,6 +84,21 @@ def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = Tru
     warnings = (*notes, *benchmark_warnings(profile, rows, pool))
     kept = rows if limit is None else limited(rows, limit)
     return Benchmark(kept, limit, pool, base, encoder, adapters, hashes, warnings)
+
+
+def pool_of(profile: Profile, rows: Sequence[Row], notes: list[str]) -> list[PoolEntry]:
+    """The pool of a profile: read, or drawn from training data without the inputs of the `rows`.
+
+    Args:
+        notes: a list to which a line is added for each finding about a draw.
+
+    Raises:
+        UserError: the pool is unusable (`read_pool`), or nothing can be drawn for a task.
+    """
+    entries, pool = read_pool(profile.pool_source), profile.data.pool
+    if isinstance(pool, str):
+        return entries
+    return draw_pool(entries, rows, pool.samples, pool.seed, str(profile.pool_path), notes)
 
 
 def _find_encoder(profile: Profile) -> tuple[Path | None, dict[str, str | None]]:

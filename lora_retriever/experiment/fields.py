@@ -16,7 +16,7 @@ import yaml
 
 from lora_retriever.escaping import for_markdown
 from lora_retriever.experiment.overrides import Keys, section_of
-from lora_retriever.experiment.profile import Profile, read_profile
+from lora_retriever.experiment.profile import PoolSection, Profile, read_profile
 from lora_retriever.settings import Section
 
 NO_FIELDS = ("folder",)
@@ -57,7 +57,8 @@ def profile_fields(section: type[Section] = Profile, prefix: str = "") -> Iterat
         default = None if info.is_required() else _yaml(info.get_default(call_default_factory=True))
         if section is Profile and name == "name":
             default = "the file's name"
-        yield Field(f"{prefix}{name}", _kind(properties[name]), default, _meaning(section, name))
+        shown = info.alias or name
+        yield Field(f"{prefix}{shown}", _kind(properties[shown]), default, _meaning(section, name))
 
 
 def reference() -> str:
@@ -71,11 +72,19 @@ def reference() -> str:
         "| field | value | default | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    for field in profile_fields():
+    for field in _with_fields_of_pool():
         default = "required" if field.default is None else f"`{field.default}`"
         cells = [f"`{field.name}`", for_markdown(field.kind), default, _prose(field.meaning)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_fields_of_pool() -> Iterator[Field]:
+    """All fields, with those of `data.pool` as a mapping after `data.pool`."""
+    for field in profile_fields():
+        yield field
+        if field.name == "data.pool":
+            yield from profile_fields(PoolSection, "data.pool.")
 
 
 def with_sources(name_or_file: str, values: Sequence[str] = ()) -> str:
@@ -102,7 +111,7 @@ def _lines(section: Section, content: Mapping[str, Any], given: set[Keys], keys:
         if name in NO_FIELDS:
             continue
         value, place = getattr(section, name), (*keys, name)
-        if isinstance(value, Section):
+        if isinstance(value, Section) and section_of(type(section).model_fields[name].annotation) is not None:
             inner = content.get(name)
             yield f"{indent}{name}:", ""
             yield from _lines(value, inner if isinstance(inner, dict) else {}, given, place)
@@ -116,6 +125,8 @@ def _lines(section: Section, content: Mapping[str, Any], given: set[Keys], keys:
 
 def _yaml(value: Any) -> str:
     """A value as YAML in one line."""
+    if isinstance(value, Section):
+        value = value.model_dump(by_alias=True, exclude_unset=True)
     plain = list(value) if isinstance(value, tuple) else value
     plain = int(plain) if isinstance(plain, int) and not isinstance(plain, bool) else plain  # ByteSize is an int
     text = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
@@ -128,7 +139,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(map(_kind, schema["anyOf"])))
     if "enum" in schema:
         return ", ".join(schema["enum"])
-    kind = schema.get("type", "")
+    kind = "object" if "$ref" in schema else schema.get("type", "")
     if kind not in ("integer", "number"):
         if kind == "array":
             return f"list of {_kind(schema['items'])}s"

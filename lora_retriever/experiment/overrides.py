@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
+from lora_retriever.data.sources import HUB
 from lora_retriever.data.yaml_files import MAX_LEVELS, parse_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief
@@ -17,6 +18,8 @@ from lora_retriever.files import is_location
 from lora_retriever.settings import Section
 
 Keys = tuple[str, ...]
+DATA_LOCATIONS = ("rows", "pool", "from")
+"""Fields of `data` that hold locations."""
 
 
 def parse(texts: Sequence[str], section: type[Section]) -> dict[Keys, Any]:
@@ -56,11 +59,16 @@ def put(content: Mapping[str, Any], keys: Keys, value: Any) -> dict[str, Any]:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field of this type holds. None: the field holds a value."""
-    for kind in (annotation, *get_args(annotation)):
+    """The section that a field of this type holds. None: the field holds a value, or may be a text."""
+    for kind in () if str in _plain_kinds(annotation) else (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
     return None
+
+
+def _plain_kinds(annotation: Any) -> set[Any]:
+    """The types that a value may have, without what pydantic is told of them."""
+    return {get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in get_args(annotation)}
 
 
 def _read(keys: Keys, value: str, section: type[Section], where: str) -> Any:
@@ -76,7 +84,7 @@ def _kinds(keys: Keys, section: type[Section]) -> set[Any]:
     if field is None:
         return set()
     if len(keys) == 1:
-        return set(get_args(field.annotation)) or {field.annotation}
+        return {dict} if get_origin(field.annotation) is dict else set(get_args(field.annotation)) or {field.annotation}
     inner = section_of(field.annotation)
     return _kinds(keys[1:], inner) if inner is not None else set()
 
@@ -85,8 +93,12 @@ def _located(keys: Keys, value: Any) -> Any:
     """The value with its relative locations made absolute, if the field holds locations."""
     if keys == ("metrics",) and isinstance(value, list):
         return [_located(("location",), one) for one in value]
+    if keys == ("data", "pool") and isinstance(value, dict):
+        return {name: _located((*keys, name), one) for name, one in value.items()}
     if not isinstance(value, str) or not value or value.startswith(("{", "~")):
         return value
-    if keys[0] == "data" or (keys[-1] == "location" and is_location(value)):
+    if (keys[0] == "data" and keys[-1] in DATA_LOCATIONS and not value.startswith(HUB)) or (
+        keys[-1] == "location" and is_location(value)
+    ):
         return os.path.join(os.getcwd(), value)
     return value

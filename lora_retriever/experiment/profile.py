@@ -2,7 +2,8 @@
 
 A *location* in a profile that begins with `.`, `/` or `~` is a folder or a file. A relative location starts at the
 profile's own folder. Any other location is a Hub id. `{adapter}` in the location of the adapters stands for an
-adapter's name. `{official}` in a file of `data` stands for the folder of the official benchmark, which `fetch` writes.
+adapter's name. The locations of `data` are files or folders, or data sets on the Hub if they begin with `hub:`.
+`{official}` in them stands for the folder of the official benchmark, which `fetch` writes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lora_retriever.data.fetching import official_folder
+from lora_retriever.data.sources import HUB, DataSource
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief, quoted
@@ -120,16 +122,89 @@ class EncoderSection(Checkpoint):
         return self
 
 
-class DataSection(Section):
-    """The files of the benchmark's rows and of the pool.
+def _texts_of(known: Sequence[str]) -> AfterValidator:
+    """A check that texts are given for known fields of rows only."""
+
+    def check(texts: dict[str, str] | None) -> dict[str, str] | None:
+        for name in texts or {}:
+            one_of(name, known, "field of rows")
+        return texts
+
+    return AfterValidator(check)
+
+
+ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric")
+Columns = Annotated[dict[str, str], _texts_of(ROW_FIELDS)]
+Defaults = Annotated[dict[str, str], _texts_of(("task", "domain", "metric"))]
+
+
+class PoolSection(Section):
+    """A pool that is drawn from training data: some samples of each task.
+
+    A sample whose input is also a row's input is never drawn.
 
     Attributes:
-        rows: the file of the rows.
-        pool: the file of the pool.
+        from_: the file or folder of the training data, or `hub:` and a Hub id. A file of a pool is training data, too.
+        samples: maximum number of samples of a task.
+        seed: the seed of the draw.
+        split: the split of a folder or of a data set on the Hub. None: the only split.
+        subset: the subset of a data set that has several.
+        revision: the commit of a data set on the Hub. None: the newest.
+        columns: the column of each field, as in `data.columns`. None: those of `data.columns`.
+        defaults: values of fields, as in `data.defaults`. None: those of `data.defaults`.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: Location = Field(alias="from")
+    samples: int = Field(20, ge=1, le=MAX_COUNT)
+    seed: int = Field(0, ge=0, lt=2**32)
+    split: str | None = Field(None, min_length=1)
+    subset: str | None = Field(None, min_length=1)
+    revision: str | None = Field(None, min_length=1, max_length=MAX_NAME_BYTES)
+    columns: Columns | None = None
+    defaults: Defaults | None = None
+
+
+class DataSection(Section):
+    """The benchmark's rows and the pool: where they are, and how the fields of the rows are found there.
+
+    Attributes:
+        rows: the file or folder of the rows, or `hub:` and a Hub id.
+        pool: the file or folder of the pool, or `hub:` and a Hub id; or a mapping, which draws the pool from training
+            data, such as `{from: train.csv, samples: 20, seed: 0}`.
+        split: the split of a folder of rows or of a data set on the Hub. None: the only split.
+        subset: the subset of a data set that has several. None: the only or the default one.
+        revision: the commit of a data set on the Hub. None: the newest.
+        columns: the name that the data has for a field of the rows, such as `{inputs: question, targets: answer}`.
+        defaults: the value of a field that the data does not have, such as `{metric: em, domain: mine}`.
     """
 
     rows: Location
-    pool: Location
+    pool: Location | PoolSection
+    split: str | None = Field(None, min_length=1)
+    subset: str | None = Field(None, min_length=1)
+    revision: str | None = Field(None, min_length=1, max_length=MAX_NAME_BYTES)
+    columns: Columns = Field(default_factory=dict)
+    defaults: Defaults = Field(default_factory=dict)
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _pool(cls, pool: Any) -> Any:
+        if isinstance(pool, str):
+            return _location(pool)
+        if not isinstance(pool, dict):
+            raise ValueError("write a file, a folder, a Hub id, or a mapping such as {from: train.csv, samples: 20}")
+        try:
+            return PoolSection.model_validate(pool)
+        except ValidationError as error:
+            raise ValueError("; ".join(problems_of(error, of="data.pool"))) from error
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What decides the content of the rows beside the hash of their file. Empty: nothing else."""
+        fields = self.model_dump(include={"split", "subset", "columns", "defaults"})
+        return {name: value for name, value in fields.items() if value}
 
 
 class RetrievalSection(Section):
@@ -312,21 +387,48 @@ class Profile(Section):
         return self.adapters.location.replace(ADAPTER, adapter)
 
     @property
+    def rows_source(self) -> DataSource:
+        """Where the benchmark's rows are, and how they are read."""
+        data = self.data
+        return DataSource(
+            self._data_place(data.rows), data.split, data.subset, data.revision, data.columns, data.defaults
+        )
+
+    @property
+    def pool_source(self) -> DataSource:
+        """Where the pool is, or the training data from which the pool is drawn, and how it is read."""
+        pool = self.data.pool
+        if isinstance(pool, str):
+            return DataSource(self._data_place(pool))
+        columns = self.data.columns if pool.columns is None else pool.columns
+        defaults = self.data.defaults if pool.defaults is None else pool.defaults
+        return DataSource(
+            self._data_place(pool.from_),
+            pool.split,
+            pool.subset,
+            pool.revision,
+            {name: column for name, column in columns.items() if name != "metric"},
+            {name: value for name, value in defaults.items() if name != "metric"},
+        )
+
+    @property
     def rows_path(self) -> Path:
-        """The file of the benchmark's rows."""
-        return self._data_file(self.data.rows)
+        """The file or folder of the benchmark's rows, or `hub:` and a Hub id."""
+        return self.rows_source.path
 
     @property
     def pool_path(self) -> Path:
-        """The file of the pool."""
-        return self._data_file(self.data.pool)
+        """The file or folder of the pool or of its training data, or `hub:` and a Hub id."""
+        return self.pool_source.path
 
     @property
     def metric_folders(self) -> tuple[Path, ...]:
         """The folders whose own metrics may run."""
         return tuple(map(self._file, self.metrics))
 
-    def _data_file(self, location: str) -> Path:
+    def _data_place(self, location: str) -> Path:
+        if location.startswith(HUB):
+            return Path(location)
         return self._file(location.replace(OFFICIAL, str(official_folder())) if OFFICIAL in location else location)
 
     def _file(self, location: str) -> Path:

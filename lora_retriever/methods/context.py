@@ -304,7 +304,8 @@ class Context:
         """What a learned folder's name keeps of something that its content depends on."""
         hashes, encoder = self._resources.benchmark.hashes, self._profile.encoder
         if use == "rows":
-            return [hashes["rows"], self._resources.benchmark.limit]
+            reading = self._profile.data.reading
+            return [hashes["rows"], self._resources.benchmark.limit, *([reading] if reading else [])]
         if use == "encoder":
             if "scorer" not in self._declared.settings:
                 self._check_reads("encoder")

@@ -199,7 +199,10 @@ def describe(profile: Profile, plan: Sequence[PlannedRow], learned: Mapping[str,
     return {
         "profile": profile.name,
         "note": profile.note,
-        "files": {"rows": str(profile.rows_path), "pool": str(profile.pool_path)},
+        "files": {
+            "rows": str(profile.rows_path),
+            "pool" if isinstance(profile.data.pool, str) else "pool_drawn_from": str(profile.pool_path),
+        },
         "rows": len(plan),
         **({"learned": dict(learned)} if learned else {}),
         "truncated_rows": sum(planned.prompt.truncated_tokens > 0 for planned in plan),

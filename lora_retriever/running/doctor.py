@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.data.rows import PoolEntry, Row, read_rows
 from lora_retriever.errors import UserError, one_line_of
-from lora_retriever.experiment.benchmark import Benchmark, adapter_folder, folder_of
+from lora_retriever.experiment.benchmark import Benchmark, adapter_folder, folder_of, pool_of
 from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
 from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.hub import ENCODER_WANTED, WANTED, is_cached
@@ -60,14 +60,16 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
     pool: list[PoolEntry] = []
     try:
         notes: list[str] = []
-        rows = read_rows(profile.rows_path, notes=notes)
+        rows = read_rows(profile.rows_source, notes=notes)
         yield Finding("ok", f"rows: {len(rows)} in {profile.rows_path}")
         yield from (Finding("warning", f"rows: {note}") for note in notes)
     except UserError as error:
         yield Finding("problem", f"rows: {error}")
     try:
-        pool = read_pool(profile.pool_path)
+        drawing: list[str] = []
+        pool = pool_of(profile, rows, drawing)
         yield Finding("ok", f"pool: {len(pool)} adapters in {profile.pool_path}")
+        yield from (Finding("warning", f"pool: {note}") for note in drawing)
     except UserError as error:
         yield Finding("problem", f"pool: {error}")
     if rows and pool:

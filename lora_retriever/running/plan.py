@@ -71,6 +71,8 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         used |= {"temperature": temperature}
         if profile.scorer.weights != "cosine":  # before there was a choice, weights were made of the scores themselves
             used |= {"weights": profile.scorer.weights}
+    if profile.data.reading:
+        used |= {"data": profile.data.reading}
     if profile.seed != 0:
         used |= {"seed": profile.seed}
     if profile.backend != "local":

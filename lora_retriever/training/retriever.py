@@ -34,6 +34,7 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from lora_retriever.analysis.retrieval.evaluation import CUTS
 from lora_retriever.analysis.retrieval.rankings import Ranking, encode_data, rank
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
+from lora_retriever.data.sources import DataSource, hash_source
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import hash_path, read_bytes, write_json
@@ -145,7 +146,7 @@ def train_retriever(
     configuration = {
         "base_hash": hash_path(base),
         "layout": layout,
-        "pool_hash": hash_path(pool_file),
+        "pool_hash": hash_source(DataSource.of(pool_file)),
         "options": options.model_dump(mode="json"),
     }
     partial = out.with_name(f"{out.name}.partial")
@@ -279,7 +280,7 @@ def evaluate_retriever(base: Path, out: Path, pool_file: Path, rows_file: Path, 
         tasks with its p-value and its interval.
     """
     record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
-    rows_hash = hash_path(rows_file)
+    rows_hash = hash_source(DataSource.of(rows_file))
     if record.get("evaluation", {}).get("rows_hash") == rows_hash:
         return record["evaluation"]
     pool, rows = read_pool(pool_file), read_rows(rows_file)

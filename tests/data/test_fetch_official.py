@@ -6,20 +6,20 @@ All local: small folders made here, a stand-in for the Hub, and the real files w
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import pandas as pd
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import enable_progress_bars
 from places import ROOT
 
 from lora_retriever import cli
-from lora_retriever.data import official
+from lora_retriever.data import fetching as official
 from lora_retriever.data.fetching import OFFICIAL, Expected, check_official
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
@@ -263,21 +263,12 @@ def test_the_hubs_evaluation_set_loses_the_suffix_of_its_tasks(
     assert (the_hub / "calls").read_text() == f"{official.EVALUATION_SET} dataset v1\n"
 
 
-def test_parquet_needs_datasets_and_is_read_with_it(
-    the_hub: Path, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_evaluation_set_of_parquet_files_is_read(the_hub: Path, source: Path, out: Path) -> None:
+    file = put(evaluation_set(the_hub) / "data" / "test-00000-of-00001.parquet", "")
+    pd.DataFrame(small_rows()).to_parquet(file)
     pool = source / "config" / "config2.json"
-    file = put(evaluation_set(the_hub) / "data" / "test-00000-of-00001.parquet", "not read here")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install datasets" in refused(capsys, out, "--pool", pool)
-
-    def load_dataset(kind: str, data_files: list[str], split: str) -> SimpleNamespace:
-        assert (kind, data_files, split) == ("parquet", [str(file)], "train")
-        return SimpleNamespace(to_list=small_rows)
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert main(["--pool", str(pool), "--out", str(out)]) == 0
-    assert len(read_rows(out / "test.json")) == 5
+    assert json.loads((out / "test.json").read_text()) == small_rows()
 
 
 def test_an_evaluation_set_that_is_absent_or_empty_is_named(

@@ -9,8 +9,6 @@ import json
 import lzma
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,11 +114,6 @@ OTHER_FILES = {
     "UTF-16BE without a mark": (LINES.encode("utf-16-be"), "UTF-16BE, not UTF-8"),
     "UTF-32": (LINES.encode("utf-32"), "UTF-32, not UTF-8"),
     "UTF-32 without a mark": (LINES.encode("utf-32-be"), "UTF-32BE, not UTF-8"),
-    "CSV": (b"inputs,targets,task\nwhat?,yes,a\n", "no JSON and looks like CSV; convert it to JSON lines: python -c"),
-    "TSV": (b"inputs\ttargets\n", "no JSON and looks like TSV; convert it to JSON lines: python -c"),
-    "CSV of a German Excel": ("\ufeffinputs;targets\n".encode(), "no JSON and looks like CSV"),
-    "Parquet": (saved(pd.DataFrame(ROWS).to_parquet), "a file of Parquet; convert it to JSON lines: python -c"),
-    "Arrow": (saved(pd.DataFrame(ROWS).to_feather), "a file of Arrow; convert it to JSON lines: python -c"),
     "Excel": (zipped("xl/workbook.xml"), "an Excel file; save the table as CSV"),
     "zip": (zipped("rows.json"), "a zip archive; unpack"),
     "a damaged zip": (zipped("rows.json")[:20], "a zip archive; unpack"),
@@ -143,17 +135,6 @@ OTHER_FILES = {
 def test_another_kind_of_file_is_named(tmp_path: Path, kind: str) -> None:
     content, message = OTHER_FILES[kind]
     assert message_of(written(tmp_path, content)).startswith(f"this is {message}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_the_advised_command_makes_json_lines_of_a_table(tmp_path: Path, separator: str) -> None:
-    path = tmp_path / "my table's.csv"
-    pd.DataFrame([{**ROW, "targets": "007"}]).to_csv(path, index=False, sep=separator)
-    command = message_of(path).partition("lines: ")[2].replace("NEW_FILE.jsonl", "new.jsonl")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=environment)
-    assert read_objects(tmp_path / "new.jsonl") == [{**ROW, "targets": "007"}]
 
 
 def test_results_may_have_numbers_that_json_lacks(tmp_path: Path) -> None:
