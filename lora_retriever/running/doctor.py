@@ -24,7 +24,7 @@ from lora_retriever.experiment.checks import benchmark_problems, benchmark_warni
 from lora_retriever.experiment.profile import BALANCED, OFFICIAL, Profile
 from lora_retriever.hub import ENCODER_WANTED, WANTED, HubAnswer, ask_hub, is_cached
 from lora_retriever.methods import methods_of
-from lora_retriever.metrics import SCORINGS, Scoring
+from lora_retriever.metrics import METRICS, SCORINGS, Scoring
 from lora_retriever.retrieval.encoders import Encoder, load_encoder
 from lora_retriever.retrieval.encoding import encode_texts
 from lora_retriever.retrieval.own import find_encoder
@@ -128,7 +128,7 @@ def grouped(lines: Sequence[str]) -> list[str]:
     for line in lines:
         quoted = QUOTED.search(line)
         name = quoted[0] if quoted else ""
-        key = line.replace(name.strip("'"), "…") if name else line
+        key = re.sub(rf"(?<!\w){re.escape(name.strip(chr(39)))}(?!\w)", "…", line) if name else line
         found.setdefault(key, []).append((line, name))
     result = []
     for key, alike in found.items():
@@ -142,20 +142,27 @@ def grouped(lines: Sequence[str]) -> list[str]:
 
 
 def _examine_metrics(profile: Profile, rows: Sequence[Row]) -> Iterator[Finding]:
-    """Every metric, under both scorings, tried on the first row that names it, with the target as the answer."""
+    """Every metric, under both scorings, tried on the first row that names it, with the target as the answer.
+
+    If a user's own metric fails on the row, this is a warning, because the metric may need several rows.
+    """
     first = {row.metric: row for row in reversed(rows)}
     tried = []
     for metric, row in sorted(first.items()):
         answer = row.targets if isinstance(row.targets, str) else next(iter(row.targets), "")
+        scorings = [Scoring(name, metric_folders=profile.metric_folders) for name in SCORINGS]
         try:
-            for name in SCORINGS:
-                scoring = Scoring(name, metric_folders=profile.metric_folders)
-                for used in scoring.metrics_of(row.task, metric):
-                    used.combine(used.statistics([answer], [row.targets]).sum(axis=0))
+            metrics = [used for scoring in scorings for used in scoring.metrics_of(row.task, metric)]
         except UserError as error:
-            yield Finding("problem", f"metrics: {metric} cannot score row {row.id}: {error}")
+            yield Finding("problem", f"metrics: row {row.id}: {error}")
+            continue
+        try:
+            for used in metrics:
+                used.combine(used.statistics([answer], [row.targets]).sum(axis=0))
         except Exception as error:  # of a library, or of a user's own code
-            yield Finding("problem", f"metrics: {metric} cannot score row {row.id}: {one_line_of(error)}")
+            reason = str(error) if isinstance(error, UserError) else one_line_of(error)
+            level: Literal["problem", "warning"] = "problem" if metric in METRICS else "warning"
+            yield Finding(level, f"metrics: {metric} cannot score row {row.id} alone: {reason}")
         else:
             tried.append(metric)
     if tried:
