@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import one_line
@@ -21,6 +23,8 @@ ENCODER_WANTED = (*WANTED, "*.bin")
 
 MAX_REASON = 300
 """Maximum length of the Hub's own message within ours, in characters."""
+HUB_LIMIT = 10.0
+"""Maximum time to wait for the Hub's answer to a question, in seconds."""
 
 
 def folder_or_id(text: str, wanted: Sequence[str] = WANTED) -> Path:
@@ -70,3 +74,57 @@ def is_cached(repository: str, revision: str | None) -> bool:
     except Exception:  # not in the cache, an unreadable cache, an invalid name
         return False
     return True
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    """What the Hub says about a repository.
+
+    Attributes:
+        gives: whether a fetch would be allowed. None: this could not be learned.
+        reason: why not, or why nothing could be learned; empty if the Hub gives the repository.
+    """
+
+    gives: bool | None
+    reason: str = ""
+
+
+def ask_hub(repository: str, revision: str | None, file: str = "config.json", limit: float = HUB_LIMIT) -> HubAnswer:
+    """Ask the Hub whether this user may fetch a model's repository. Nothing is fetched.
+
+    Args:
+        file: a file of the repository, for which the question is asked.
+        limit: maximum time to wait for the answer, in seconds.
+    """
+    answers: list[HubAnswer] = []
+    # A thread, because looking up the Hub's address has no time limit of its own.
+    asking = Thread(target=lambda: answers.append(_asked(repository, revision, file, limit)), daemon=True)
+    asking.start()
+    asking.join(limit)
+    return answers[0] if answers else HubAnswer(None, f"the Hub did not answer within {limit:g} seconds")
+
+
+def _asked(repository: str, revision: str | None, file: str, limit: float) -> HubAnswer:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(plain_text(repository), file, revision=revision), timeout=limit
+        )
+    except errors.GatedRepoError:
+        if huggingface_hub.get_token() is None:
+            return HubAnswer(
+                False, "you are not logged in: accept the licence on the model's page, then `hf auth login`"
+            )
+        return HubAnswer(False, "your account has no access: accept the licence on the model's page")
+    except errors.RepositoryNotFoundError:
+        return HubAnswer(False, "the Hub has no such repository, or it is private and you are not logged in")
+    except errors.RevisionNotFoundError:
+        return HubAnswer(False, f"the repository has no revision {(revision or '')[:MAX_REASON]}")
+    except errors.RemoteEntryNotFoundError:  # the repository is there, and may be read
+        return HubAnswer(True)
+    except Exception as error:  # of the network, and of whatever lies between
+        reason = one_line(str(error).strip().split("\n")[0])[:MAX_REASON] or type(error).__name__
+        return HubAnswer(None, f"the Hub cannot be asked ({reason})")
+    return HubAnswer(True)

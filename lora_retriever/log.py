@@ -1,12 +1,14 @@
 """The log of a command, for `-v` and `--log-file`: what begins and ends, what libraries say, tracebacks.
 
-Without these two arguments nothing is logged, and a command says what it always says.
+Without these two arguments nothing is logged, and a command says what it always says. What libraries log, and their
+warnings, reach the terminal by `-v` alone. The warnings of this project's own packages are messages of the command.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,13 +18,14 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import for_terminal
+from lora_retriever.escaping import for_rich, for_terminal
 from lora_retriever.progress import tolerant
 
 LOG = logging.getLogger("lora_retriever")
 LOG.addHandler(logging.NullHandler())  # without a handler, logging would print warnings and errors itself
 SHOWN = {"shown": True}
 """What marks an entry of the log whose text the terminal shows anyway."""
+OWN_PACKAGES = ("lora_retriever", "peft_composition")
 
 
 class LoggedConsole(Console):
@@ -71,15 +74,16 @@ def logged(verbose: bool, quiet: bool, file: Path | None) -> Iterator[Console]:
         handlers.append(RichHandler(console=console, show_path=False, highlighter=None))
         handlers[-1].setFormatter(_Formatter("%(name)s: %(message)s"))
         handlers[-1].addFilter(lambda record: not hasattr(record, "shown"))
-    if not handlers:
-        yield console
-        return
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.INFO)
+    if handlers:
+        root.setLevel(logging.INFO)
+    else:
+        handlers.append(logging.NullHandler())  # without a handler, logging would print libraries' warnings itself
     for handler in handlers:
         root.addHandler(handler)
     logging.captureWarnings(True)
+    _show_own_warnings(console)
     try:
         yield console
     finally:
@@ -90,3 +94,16 @@ def logged(verbose: bool, quiet: bool, file: Path | None) -> Iterator[Console]:
         if stream is not None:
             with suppress(OSError):  # a full disk
                 stream.close()
+
+
+def _show_own_warnings(console: Console) -> None:
+    """Print the warnings of this project's packages on the console. All other warnings still go into the log."""
+    into_the_log = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if category.__module__.partition(".")[0] in OWN_PACKAGES:
+            console.print(for_rich(str(message)), soft_wrap=True)
+        else:
+            into_the_log(message, category, *where, **options)
+
+    warnings.showwarning = show

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from threading import Event
 
 import pytest
+from huggingface_hub import errors
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from lora_retriever.errors import UserError
-from lora_retriever.hub import fetch, folder_or_id, is_cached
+from lora_retriever.hub import ask_hub, fetch, folder_or_id, is_cached
 
 ERRORS = [
     OSError(28, "No space left on device"),
@@ -57,3 +60,43 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert folder_or_id(str(tmp_path / "model")) == folder_or_id("~/model") == tmp_path / "model"
+
+
+def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
+    """An error as the Hub's library raises it, without the Hub's response."""
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "token", "gives", "reason"),
+    [
+        (None, None, True, ""),
+        (refusal(errors.RemoteEntryNotFoundError), None, True, ""),
+        (refusal(errors.GatedRepoError), None, False, "not logged in.*licence"),
+        (refusal(errors.GatedRepoError), "secret", False, "account has no access.*licence"),
+        (refusal(errors.RepositoryNotFoundError), None, False, "no such repository"),
+        (refusal(errors.RevisionNotFoundError), None, False, "no revision v1"),
+        (OfflineModeIsEnabled("offline"), None, None, "cannot be asked \\(offline\\)"),
+        (OSError("no network\nsecond line"), None, None, "cannot be asked \\(no network\\)"),
+    ],
+)
+def test_what_the_hub_says_of_a_repository_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, token: str | None, gives: bool | None, reason: str
+) -> None:
+    def answer(*_: object, **__: object) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answer)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    found = ask_hub("org/model", "v1")
+    assert found.gives is gives
+    assert re.search(reason, found.reason) and bool(found.reason) == bool(reason)
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Event()
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: end.wait())
+    found = ask_hub("org/model", None, limit=0.01)
+    end.set()
+    assert (found.gives, found.reason) == (None, "the Hub did not answer within 0.01 seconds")

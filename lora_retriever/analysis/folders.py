@@ -136,7 +136,8 @@ def _match_all(runs: Sequence[Run], benchmark: BenchmarkRows, path: Path) -> tup
     result = []
     for run in runs:
         same_rows, findings = matched(run, benchmark, path)
-        result.append(same_rows)
+        missing = frozenset(benchmark.rows.keys() - same_rows.rows.keys())  # `findings` name all of them
+        result.append(replace(same_rows, noted_as_missing=missing))
         for text in findings:
             found.setdefault(text, []).append(run.name)
     check_rows_agree(result, path)

@@ -56,6 +56,11 @@ class AnsweredRow(BaseModel):
         """Whether the answer has only white space and dots."""
         return not self.answer.replace(".", "").strip()
 
+    @property
+    def names_adapters(self) -> bool:
+        """Whether the file says which adapters answered the row. An empty list says that no adapter did."""
+        return "adapters" in self.model_fields_set
+
 
 class _Record(BaseModel):
     """The fields that are read from a run's record. Every field may be missing."""
@@ -79,6 +84,7 @@ class Run:
         meta: the record (`NAME.meta.json`). Empty: there is no record.
         origin: whose answers these are, from the folder's `runs.yaml`. None: the file is not there or does not say.
         tasks_in_file: the names that the file has for the tasks.
+        noted_as_missing: the ids of rows that the run lacks and that a note of its folder names.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Run:
     meta: dict[str, Any]
     origin: Origin | None = None
     tasks_in_file: tuple[str, ...] = ()
+    noted_as_missing: frozenset[int] = frozenset()
 
     @property
     def method(self) -> str:

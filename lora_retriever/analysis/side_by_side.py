@@ -129,9 +129,12 @@ def notes_of(folders: Sequence[Folder]) -> list[str]:
 
 def common_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
     """The notes of several folders: first the notes of single folders with the folder's name, then the shared notes."""
-    first, *others = notes.values()
-    shared = [note for note in first if all(note in lines for lines in others)]
-    return [f"{name}: {note}" for name, lines in notes.items() for note in lines if note not in shared] + shared
+    folders: dict[str, list[str]] = {}
+    for name, lines in notes.items():
+        for note in dict.fromkeys(lines):
+            folders.setdefault(note, []).append(name)
+    shared = [note for note, names in folders.items() if len(names) == len(notes)]
+    return [f"{', '.join(names)}: {note}" for note, names in folders.items() if note not in shared] + shared
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -249,18 +249,41 @@ def notes(runs: Sequence[RunSummary], intervals: bool, by_run: bool = False) -> 
     single = sorted({name for run in runs for name, task in run.scored.tasks.items() if len(task.ids) == 1})
     if intervals and single:
         lines.append(f"No interval where a task has a single row: {', '.join(single)}.")
-    missing = missing_rows([run.scored.run for run in runs])
-    lines += [f"{name} lacks {len(ids)} rows that other runs have: {id_ranges(ids)}." for name, ids in missing.items()]
+    lines += _missing_lines([run.scored.run for run in runs])
     if not by_run:
-        lines += [f"{run.name}: {run.empty} answers are empty or dots only." for run in runs if run.empty]
+        lines += _by_runs((run.name, f"{run.empty} answers are empty or dots only.") for run in runs if run.empty)
     lines += [f"{note}." for run in runs if (note := run.scored.run.single_note)]
-    for run in runs:
-        if NORMALIZED in run.values and (lost := run.tasks_not_normalized):
-            lines.append(f"{run.name}: normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")
+    lines += _by_runs(
+        (run.name, f"normalized without {', '.join(lost)}, which {ORACLE} lacks or scores 0 on.")
+        for run in runs
+        if NORMALIZED in run.values and (lost := run.tasks_not_normalized)
+    )
     lines += _scoring_notes(runs, runs[0].scored.scoring)
     if runs[0].scored.scoring.name == "standard":
         lines += [f"{score}: {how}." for score, how in runs[0].scored.scoring.details.items()]
     return lines
+
+
+def _missing_lines(runs: Sequence[Run]) -> list[str]:
+    """A line for the runs that lack the same rows of other runs, without rows that a note of the folder names."""
+    noted = {run.name: run.noted_as_missing for run in runs}
+    lacking: dict[tuple[int, ...], list[str]] = {}
+    for name, ids in missing_rows(runs).items():
+        if new := tuple(id for id in ids if id not in noted[name]):
+            lacking.setdefault(new, []).append(name)
+    return [
+        f"{', '.join(names)} lack{'s' if len(names) == 1 else ''} {len(ids)} rows that other runs have: "
+        f"{id_ranges(ids)}."
+        for ids, names in lacking.items()
+    ]
+
+
+def _by_runs(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Notes on runs as lines; runs with the same note share a line."""
+    runs: dict[str, list[str]] = {}
+    for name, note in notes:
+        runs.setdefault(note, []).append(name)
+    return [f"{', '.join(names)}: {note}" for note, names in runs.items()]
 
 
 def _scoring_notes(runs: Sequence[RunSummary], scoring: Scoring) -> list[str]:

@@ -13,6 +13,7 @@ from lora_retriever.escaping import one_line
 HELP = "what is missing or will not fit, before anything is loaded"
 EXAMPLES = """
 lora-retriever doctor --profile mine.yaml
+lora-retriever doctor --profile llama2-7b --offline
 lora-retriever doctor --profile llama2-7b --set generation.batch_size=32
 """
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_profile(parser)
     parser.add_argument("--results", type=Path, help="results folder (default: results/PROFILE)")
+    parser.add_argument("--offline", action="store_true", help="do not ask the Hub about models that are not here")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     profile = profile_of(args)
     results = args.results or Path("results") / profile.name
     problems = 0
-    for number, finding in enumerate(examine(profile, results)):
+    for number, finding in enumerate(examine(profile, results, args.offline)):
         print(f"{finding.level:<8} {one_line(finding.text)}", flush=True)
         problems += finding.level == "problem"
         if number == 0:  # transformers takes seconds to import, and the first finding does not need it

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.analysis.retrieval.evaluation import evaluate_retrieval
     from lora_retriever.analysis.retrieval.rankings import templates_of
     from lora_retriever.analysis.retrieval.tables import as_json, report_tables, template_table
+    from lora_retriever.data.official import is_official
     from lora_retriever.tables import FORMATS
 
     scorers = [scorer_of(name) for name in args.scorer]
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 evaluations.append(
                     evaluate_retrieval(name, data, scorer, templates, args.samples, args.leave_out_templates, groups)
                 )
-    tables = report_tables(evaluations, args.by, args.confusions)
+    tables = report_tables(evaluations, args.by, args.confusions, is_official(first.names, first.tasks))
     if args.templates and templates:
         tables.append(template_table(first, templates))
     print("\n".join(FORMATS[args.format](table) for table in tables), end="")

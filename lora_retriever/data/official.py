@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,17 @@ def renamed(names: Iterable[str]) -> str:
     (first, official), *more = changed.items()
     others = f", and {len(more)} more tasks likewise" if more else ""
     return f"task {first} is read as {official}, the official benchmark's name{others}"
+
+
+def is_official(adapters: Iterable[str], tasks: Iterable[str]) -> bool:
+    """Whether these are the official benchmark's data: its 48 adapters, and as many rows of each task as it has.
+
+    Args:
+        adapters: the names of the pool's adapters.
+        tasks: the task of every row.
+    """
+    wanted = {row["task"]: int(row["rows"]) for row in read_tasks()}
+    return set(map(official_name, adapters)) == wanted.keys() and Counter(map(official_name, tasks)) == wanted
 
 
 @cache

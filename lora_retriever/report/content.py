@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from lora_retriever.analysis.comparison import Comparison, comparison_table
@@ -11,7 +12,7 @@ from lora_retriever.analysis.runs import Run
 from lora_retriever.analysis.scores import MEAN
 from lora_retriever.analysis.summary import Interval, RunSummary, to_table
 from lora_retriever.report.matrices import Matrix, adapter_similarity, retrieval_maps, task_similarity
-from lora_retriever.report.rows import Rows, all_rows, pack_rows, rounded, tasks_of
+from lora_retriever.report.rows import Rows, all_rows, pack_rows, tasks_of
 from lora_retriever.report.sweeps import Sweep, sweeps_of
 from lora_retriever.report.use import Use, use_of
 from lora_retriever.retrieval.index import AdapterIndex
@@ -23,13 +24,17 @@ CellContent = str | list[float | str | None] | None
 
 @dataclass(frozen=True)
 class TableContent:
-    """A table of scores. Sorting moves the rows before index `foot`; the later rows stay at the bottom."""
+    """A table of scores. Sorting moves the rows before index `foot`; the later rows stay at the bottom.
+
+    The numbers are not rounded: the page rounds them as the terminal does. `bounds` and `signed` are those of `Table`.
+    """
 
     name: str
     columns: list[str]
     rows: list[tuple[str, list[CellContent]]]
     foot: int
     signed: bool
+    bounds: bool
     notes: list[str]
 
 
@@ -51,11 +56,13 @@ class ReportContent:
     Attributes:
         scoring: the scoring's name, then a line per score that says how the score is computed.
         tables: the scores by domain, by task, and, if asked for, the comparison with one run.
+        notes: the notes that all tables share. A table has only the other notes.
     """
 
     scoring: list[str]
     runs: list[RunContent]
     tables: list[TableContent]
+    notes: list[str]
     retrieval: list[Matrix]
     similarity: Matrix | None
     sweeps: list[Sweep]
@@ -86,13 +93,16 @@ def make_content(
     }
     if comparisons:
         tables[f"against {comparisons[0].other}"] = comparison_table(comparisons, scoring.name, left_out)
+    first, *others = (table.notes for table in tables.values())
+    shared = [note for note in first if all(note in notes for notes in others)]
     return ReportContent(
         scoring=[scoring.name, *(f"{score}: {how}" for score, how in scoring.details.items())],
         runs=[
             RunContent(run.name, run.rows, run.values[MEAN], run.intervals.get(MEAN), _made(run.scored.run))
             for run in runs
         ],
-        tables=[_table(name, table) for name, table in tables.items()],
+        tables=[_table(name, table, shared) for name, table in tables.items()],
+        notes=shared,
         retrieval=retrieval_maps(scored, tasks),
         similarity=adapter_similarity(index, tasks) if index else task_similarity(scored, tasks),
         sweeps=sweeps_of(runs),
@@ -101,15 +111,23 @@ def make_content(
     )
 
 
-def _table(name: str, table: Table) -> TableContent:
+def _table(name: str, table: Table, shared: Sequence[str]) -> TableContent:
+    notes = [note for note in table.notes if note not in shared]
     rows = [(label, [_cell(cell) for cell in cells]) for label, cells in table.rows]
-    return TableContent(name, table.columns, rows, min(table.rules, default=len(rows)), table.signed, table.notes)
+    return TableContent(
+        name, table.columns, rows, min(table.rules, default=len(rows)), table.signed, table.bounds, notes
+    )
 
 
 def _cell(cell: Cell | str | None) -> CellContent:
     if not isinstance(cell, Cell):
         return cell
-    return [rounded(cell.value, 2), rounded(cell.low, 2), rounded(cell.high, 2), cell.mark.strip()]
+    return [*(_finite(number) for number in (cell.value, cell.low, cell.high)), cell.mark.strip()]
+
+
+def _finite(number: float | None) -> float | None:
+    """The number; None for NaN and infinity, which JSON lacks."""
+    return None if number is None or not isfinite(number) else number
 
 
 def _made(run: Run) -> dict[str, str]:

@@ -59,8 +59,17 @@ function breakable(name) {
   return parts.flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
 }
 
+/** One decimal, rounded as Python rounds in all other tables: of two equally near numbers, the one with an even digit. */
+function rounded(value) {
+  const between = Math.abs(value) % 1 === 0.25; // .75 is the only other such number, and toFixed rounds it to .8, too
+  return (between ? value - Math.sign(value) * 0.05 : value).toFixed(1);
+}
+
+/** One decimal with its sign. */
+const signedNumber = (value) => (value < 0 ? "" : "+") + rounded(value);
+
 /** One decimal; a dash where there is no number. */
-const shown = (value) => (value === null || value === undefined ? "–" : value.toFixed(1));
+const shown = (value) => (value === null || value === undefined ? "–" : rounded(value));
 
 const percent = (share) => `${Number((100 * share).toFixed(1))} %`;
 

@@ -1,7 +1,7 @@
 // The page: reads the data, shows every section, and marks the time from which the page is usable.
 
 const content = JSON.parse(byId("data").textContent);
-showTables(content.tables);
+showTables(content.tables, content.notes);
 if (content.retrieval.length) showRetrieval(content.retrieval);
 if (content.similarity) showSimilarity(content.similarity);
 if (content.sweeps.length) showSweeps(content.sweeps);

@@ -3,6 +3,7 @@
 const ITEM_HEIGHT = 52; // pixels; page.css gives list items the same
 const MARGIN = 10; // number of items made above and below the visible items
 const MOST_MARKS = 1000; // maximum number of matches that are marked in one text
+const NOT_RECORDED = -2; // in `RunRows.used`: the file does not say which adapters were used
 const FIELDS = ["text", "domain", "task", "run", "verdict", "retrieval", "disagree", "threshold"];
 
 /** Set up the reader on `rows`, the packed rows, and the runs' names. */
@@ -171,13 +172,15 @@ function verdictOf(run, at, threshold) {
   return run.scores[at] >= threshold ? "right" : "wrong";
 }
 
-/** The position of the row's own adapter among the used adapters; "" if no adapter was used. */
+/** The position of the row's own adapter among the used adapters; "" if the row was not answered. */
 function retrievalOf(rows, run, at) {
+  if (run.used[at] === NOT_RECORDED) return "unknown";
   const [adapters] = rows.used[run.used[at]] ?? [[]];
   const own = adapters.findIndex((adapter) => rows.adapters[adapter] === rows.tasks[rows.task[at]].name);
   if (own === 0) return "first";
   if (own > 0) return "among";
-  return adapters.length ? "absent" : "";
+  if (adapters.length) return "absent";
+  return run.answers[at] === -1 ? "" : "none";
 }
 
 /** The first characters of a text; no half of a surrogate pair is left at the end. */
@@ -225,6 +228,7 @@ function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
 
 function adapterLines(rows, run, at, own) {
   const [adapters, weights, scores] = rows.used[run.used[at]] ?? [[], [], []];
+  if (run.used[at] === NOT_RECORDED) return ["unknown"];
   if (!adapters.length) return ["–"];
   return adapters.map((adapter, rank) => {
     const name = rows.adapters[adapter];

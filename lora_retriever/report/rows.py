@@ -32,7 +32,7 @@ class RunRows:
 
     Attributes:
         answers: index of the answer in `Rows.texts`; -1: not answered.
-        used: index in `Rows.used` of the adapters that the answer used; -1: not answered.
+        used: index in `Rows.used` of the adapters that the answer used; -1: not answered; -2: not recorded.
         scores: the row's metric score; None: not answered.
     """
 
@@ -107,7 +107,7 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
         packed.append(
             RunRows(
                 answers=[texts.index(row.answer) if row else -1 for row in answered],
-                used=[used.index(_used(row, adapters)) if row else -1 for row in answered],
+                used=[_used_index(row, adapters, used) for row in answered],
                 scores=[rounded(scores[row.id], 1) if row else None for row in answered],
             )
         )
@@ -131,6 +131,13 @@ def rounded(value: float | None, digits: int) -> float | None:
         return None
     short = round(value, digits)
     return int(short) if short == int(short) else short
+
+
+def _used_index(row: AnsweredRow | None, adapters: _Numbered[str], used: _Numbered[Used]) -> int:
+    """The entry of `RunRows.used` for an answered row. None: the run did not answer the row."""
+    if row is None:
+        return -1
+    return used.index(_used(row, adapters)) if row.names_adapters else -2
 
 
 def _used(row: AnsweredRow, adapters: _Numbered[str]) -> Used:

@@ -2,8 +2,10 @@
 
 const NEXT_ORDER = { none: "descending", descending: "ascending", ascending: "none" };
 
-/** The tables of the page. The screen shows one table at a time, a print shows all. */
-function showTables(tables) {
+const note = (text) => element("p", { class: "note" }, text);
+
+/** The tables of the page, and the notes that the tables share. The screen shows one table at a time, a print all. */
+function showTables(tables, notes) {
   const buttons = tables.map((table, index) => {
     const button = element("button", { type: "button", "aria-pressed": String(index === 0) }, table.name);
     button.addEventListener("click", () => show(index));
@@ -13,7 +15,7 @@ function showTables(tables) {
     const panel = element("div", { class: "panel", "data-shown": String(index === 0) },
       element("h3", { class: "print-only" }, table.name));
     whenNear(panel, () => panel.append(
-      scoreTable(table), ...table.notes.map((note) => element("p", { class: "note" }, note))));
+      scoreTable(table), ...table.notes.map(note)));
     return panel;
   });
   const show = (chosen) => {
@@ -21,19 +23,20 @@ function showTables(tables) {
     buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === chosen)));
   };
   byId("table-choice").append(...buttons);
-  byId("tables").append(...panels);
+  byId("tables").append(...panels, ...notes.map(note));
 }
 
 /**
  * A scrollable, sortable table of numbers [value, low, high, mark], texts or nothing; rows from `foot` on stay below.
+ * A count is [value], a number that is not known is `UNKNOWN`. `bounds`: intervals are shown by their ends, not by half their width.
  * Whiskers lie on the given scale. Without one each row has its own scale, shown at the end of the row.
  */
-function scoreTable({ name, corner = "score", columns, rows, foot, signed, scale }) {
+function scoreTable({ name, corner = "score", columns, rows, foot, signed, bounds, scale }) {
   const ofWords = (column) => rows.some(([, cells]) => typeof cells[column - 1] === "string");
   const heads = [corner, ...columns].map((label, column) =>
     element("th", { scope: "col", class: ofWords(column) ? "words" : null, "aria-sort": "none" },
       element("button", { type: "button" }, ...breakable(label))));
-  const lines = rows.map(([label, cells]) => scoreRow(label, cells, signed, scale));
+  const lines = rows.map(([label, cells]) => scoreRow(label, cells, signed, bounds, scale));
   const body = element("tbody", {}, ...lines.slice(0, foot));
   const table = element("table", { class: "scores" },
     element("caption", {}, name),
@@ -64,28 +67,30 @@ function compared(a, b, order) {
   return order === "ascending" ? less : -less;
 }
 
-function scoreRow(label, cells, signed, fixed) {
+function scoreRow(label, cells, signed, bounds, fixed) {
   const numbers = cells.filter(Array.isArray).flatMap((cell) => cell.slice(0, 3)).filter((number) => number !== null);
   const scale = fixed ?? [Math.min(...numbers), Math.max(...numbers)];
   const ends = numbers.length ? scale.map((end) => end.toFixed(0)).join(" – ") : "";
   return element("tr", {},
     element("th", { scope: "row" }, label),
-    ...cells.map((cell) => scoreCell(cell, scale, signed)),
+    ...cells.map((cell) => scoreCell(cell, scale, signed, bounds)),
     ...(fixed ? [] : [element("td", { class: "scale" }, ends)]));
 }
 
-function scoreCell(cell, scale, signed) {
+function scoreCell(cell, scale, signed, bounds) {
   if (typeof cell === "string") return element("td", { class: "words" }, cell);
   if (cell === null) return element("td", {}, "–");
   const [value, low, high, mark] = cell;
-  if (value === null) return element("td", {}, "–");
-  const digits = low === null && Number.isInteger(value) ? 0 : 1; // a count, most likely
-  const made = element("td", {}, (signed && value > 0 ? "+" : "") + value.toFixed(digits));
-  if (low !== null) made.append(element("small", {}, ` ±${((high - low) / 2).toFixed(1)}`));
-  if (mark) made.append(element("small", {}, ` ${mark}`));
+  if (value === null) return element("td", {}, mark || "–");
+  if (cell.length === 1) return element("td", {}, String(value));
+  const number = signed ? signedNumber : rounded;
+  const made = element("td", {}, number(value));
   if (low !== null) {
-    made.title = `${value.toFixed(1)} [${low.toFixed(1)}, ${high.toFixed(1)}]`;
-    made.append(whisker(value, low, high, scale));
+    const ends = `[${number(low)}, ${number(high)}]`;
+    made.append(element("small", {}, bounds ? ` ${ends}` : ` ±${rounded((high - low) / 2)}`));
+    made.title = `${number(value)} ${ends}`;
   }
+  if (mark) made.append(element("small", {}, ` ${mark}`));
+  if (low !== null) made.append(whisker(value, low, high, scale));
   return made;
 }

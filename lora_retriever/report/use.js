@@ -1,19 +1,23 @@
 // Which adapters each run used, and how often it was right, by the outcome of retrieval.
 
+const UNKNOWN = [null, null, null, "unknown"];
+const orUnknown = (value) => (value === null ? UNKNOWN : [value, null, null, ""]);
 const USE_COLUMNS = {
-  "adapters a row": (use) => use.adapters_per_row,
-  "different adapters": (use) => use.distinct,
-  "own adapter first, %": (use) => use.own_first,
-  "own adapter used, %": (use) => use.own_used,
-  "first of the row's domain, %": (use) => use.domain_first,
+  "adapters a row": (use) => orUnknown(use.adapters_per_row),
+  "different adapters": (use) => (use.distinct === null ? UNKNOWN : [use.distinct]),
+  "own adapter first, %": (use) => orUnknown(use.own_first),
+  "own adapter used, %": (use) => orUnknown(use.own_used),
+  "first of the row's domain, %": (use) => orUnknown(use.domain_first),
 };
 
 function showUse(uses) {
-  const situations = uses[0].situations.map((situation) => situation.name);
-  const bySituation = (name, cell) => useTable(name, situations, uses, (use) => use.situations.map(cell));
+  const hasRows = (place) => uses.some(({ situations }) => situations[place].exact || situations[place].others);
+  const shownOnes = (situations) => situations.filter((_, place) => hasRows(place));
+  const names = shownOnes(uses[0].situations).map((situation) => situation.name);
+  const bySituation = (name, cell) => useTable(name, names, uses, (use) => shownOnes(use.situations).map(cell));
   const used = useTable("What each run used", [...Object.keys(USE_COLUMNS), "most used, % of rows"], uses, (use) => [
-    ...Object.values(USE_COLUMNS).map((column) => [column(use), null, null, ""]),
-    use.most_used.map(([name, share]) => `${name} ${shown(share)}`).join(", ") || null,
+    ...Object.values(USE_COLUMNS).map((column) => column(use)),
+    use.most_used === null ? UNKNOWN : use.most_used.map(([name, share]) => `${name} ${shown(share)}`).join(", ") || null,
   ]);
   const right = bySituation("Exact-match tasks: right answers, %", (found) =>
     [found.right, found.low, found.high, `n ${found.exact}`]);

@@ -16,11 +16,12 @@ from lora_retriever.resampling import wilson_interval
 MOST_USED = 5
 
 NOTHING = "no adapter"
+UNKNOWN = "not recorded"
 OWN_FIRST = "own adapter first"
 OWN_AMONG = "own adapter not first"
 SAME_DOMAIN = "own absent, its domain first"
 OTHER_DOMAIN = "own absent, other domain first"
-SITUATIONS = (OWN_FIRST, OWN_AMONG, SAME_DOMAIN, OTHER_DOMAIN, NOTHING)
+SITUATIONS = (OWN_FIRST, OWN_AMONG, SAME_DOMAIN, OTHER_DOMAIN, NOTHING, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,19 @@ class Situation:
 
 @dataclass(frozen=True)
 class Use:
-    """How one run used the pool. Shares are percentages of the run's rows; `situations` has all of `SITUATIONS`."""
+    """How one run used the pool. `situations` has all of `SITUATIONS`.
+
+    Shares are percentages of the rows whose adapters are recorded. If no row's adapters are recorded, every figure
+    before `situations` is None, which stands for unknown.
+    """
 
     run: str
-    adapters_per_row: float
-    distinct: int
-    most_used: list[tuple[str, float]]
-    own_first: float
-    own_used: float
-    domain_first: float
+    adapters_per_row: float | None
+    distinct: int | None
+    most_used: list[tuple[str, float]] | None
+    own_first: float | None
+    own_used: float | None
+    domain_first: float | None
     situations: list[Situation]
 
 
@@ -63,25 +68,29 @@ def use_of(run: ScoredRun, tasks: Sequence[Task]) -> Use:
     found: dict[str, list[AnsweredRow]] = {}
     for row in rows:
         found.setdefault(situation_of(row, domains), []).append(row)
-    used = Counter(name for row in rows for name in row.adapters)
+    situations = [_situation(name, found.get(name, ()), scores) for name in SITUATIONS]
+    known = [row for row in rows if row.names_adapters]
+    if not known:
+        return Use(run.name, None, None, None, None, None, None, situations)
+    used = Counter(name for row in known for name in row.adapters)
     return Use(
         run=run.name,
-        adapters_per_row=sum(len(row.adapters) for row in rows) / len(rows),
+        adapters_per_row=sum(len(row.adapters) for row in known) / len(known),
         distinct=len(used),
-        most_used=[(name, 100 * count / len(rows)) for name, count in used.most_common(MOST_USED)],
-        own_first=100 * len(found.get(OWN_FIRST, ())) / len(rows),
-        own_used=100 * sum(row.task in row.adapters for row in rows) / len(rows),
+        most_used=[(name, 100 * count / len(known)) for name, count in used.most_common(MOST_USED)],
+        own_first=100 * len(found.get(OWN_FIRST, ())) / len(known),
+        own_used=100 * sum(row.task in row.adapters for row in known) / len(known),
         domain_first=100
-        * sum(domains.get(name) == row.domain for row in rows for name in row.adapters[:1])
-        / len(rows),
-        situations=[_situation(name, found.get(name, ()), scores) for name in SITUATIONS],
+        * sum(domains.get(name) == row.domain for row in known for name in row.adapters[:1])
+        / len(known),
+        situations=situations,
     )
 
 
 def situation_of(row: AnsweredRow, domains: Mapping[str, str]) -> str:
     """The outcome of retrieval for a row. `domains` maps a task's name, which is its adapter's name, to its domain."""
     if not row.adapters:
-        return NOTHING
+        return NOTHING if row.names_adapters else UNKNOWN
     if row.task in row.adapters:
         return OWN_FIRST if row.adapters[0] == row.task else OWN_AMONG
     return SAME_DOMAIN if domains.get(row.adapters[0]) == row.domain else OTHER_DOMAIN

@@ -1,12 +1,14 @@
 """`lora-retriever doctor`: what a run would meet, found before any weight is loaded onto a device.
 
 The checks are those that a run makes before its first row. So a profile without problems here is a profile that a run
-takes, but for what only weights and numbers show; small models are read for that, too.
+takes, but for what only weights and numbers show; small models are read for that, too. The Hub is asked about models
+that are not on this machine; what cannot be learned is said.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,18 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lora_retriever.data.fetching import ADAPTER
 from lora_retriever.data.rows import PoolEntry, Row, read_rows
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.experiment.benchmark import Benchmark, adapter_folder, folder_of, pool_of
 from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
-from lora_retriever.experiment.profile import BALANCED, Profile
-from lora_retriever.hub import ENCODER_WANTED, WANTED, is_cached
+from lora_retriever.experiment.profile import BALANCED, OFFICIAL, Profile
+from lora_retriever.hub import ENCODER_WANTED, WANTED, HubAnswer, ask_hub, is_cached
 from lora_retriever.methods import methods_of
+from lora_retriever.metrics import METRICS, SCORINGS, Scoring
 from lora_retriever.retrieval.encoders import Encoder, load_encoder
 from lora_retriever.retrieval.encoding import encode_texts
 from lora_retriever.retrieval.own import find_encoder
 from lora_retriever.running.memory import MemoryUse, ModelShape, predicted_memory
-from lora_retriever.running.models import BaseFindings, inspect_adapters, inspect_base
+from lora_retriever.running.models import NAMES_LISTED, BaseFindings, inspect_adapters, inspect_base
 from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size
 from lora_retriever.running.results_folder import locked
 from lora_retriever.running.sweep import Variant, expand
@@ -42,6 +46,10 @@ LARGEST_READ = 2 * GIB
 """Maximum size of weights that are read to look for NaN, in bytes. A run looks at weights of any size."""
 BATCH_SHAPES = 256
 """Maximum number of batch sizes for which the memory is predicted."""
+QUOTED = re.compile(r"'[^']+'")
+"""The first name that a line quotes."""
+FETCH = "`lora-retriever fetch --source FOLDER`, with a checkout of the authors' repository as FOLDER,"
+"""The command that writes the official data."""
 TIGHT = 0.9
 """Share of the free memory above which a prediction is a warning."""
 
@@ -54,8 +62,38 @@ class Finding:
     text: str
 
 
-def examine(profile: Profile, results: Path) -> Iterator[Finding]:
-    """Check everything that a run of this profile needs. A check that fails does not stop the other checks."""
+class _Hub:
+    """Questions to the Hub. After the first question that the Hub cannot be asked, no other question is asked."""
+
+    def __init__(self, offline: bool) -> None:
+        self._silent = HubAnswer(None, "the Hub was not asked (--offline)") if offline else None
+
+    def finding(
+        self, what: str, location: str, revision: str | None, file: str = "config.json", how: str = ""
+    ) -> Finding:
+        """What is known of a model that is not on this machine.
+
+        Args:
+            file: a file of the model, for which the Hub is asked.
+            how: the command that fetches the model. Empty: the Hub's own command.
+        """
+        answer = self._silent or ask_hub(location, revision, file)
+        absent = f"{what}: {location} is not on this machine"
+        if answer.gives:
+            return Finding("warning", f"{absent}; a run will fetch it, or now: `{how or f'hf download {location}'}`")
+        if answer.gives is False:
+            return Finding("problem", f"{absent}, and the Hub does not give it: {answer.reason}")
+        self._silent = answer
+        return Finding("warning", f"{absent}, and whether a run can fetch it is not known: {answer.reason}")
+
+
+def examine(profile: Profile, results: Path, offline: bool = False) -> Iterator[Finding]:
+    """Check everything that a run of this profile needs. A check that fails does not stop the other checks.
+
+    Args:
+        offline: whether to ask the Hub nothing about models that are not on this machine.
+    """
+    hub = _Hub(offline)
     rows: list[Row] = []
     pool: list[PoolEntry] = []
     try:
@@ -73,13 +111,64 @@ def examine(profile: Profile, results: Path) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("problem", f"pool: {error}")
     if rows and pool:
-        yield from (Finding("problem", text) for text in benchmark_problems(profile, rows, pool))
+        yield from (Finding("problem", text) for text in grouped(list(benchmark_problems(profile, rows, pool))))
         yield from (Finding("warning", text) for text in benchmark_warnings(profile, rows, pool))
+    if not (rows and pool) and any(OFFICIAL in file for file in (profile.data.rows, profile.data.pool)):
+        yield Finding("warning", f"official data: {FETCH} writes rows and pool where this profile reads them")
+    if rows:
+        yield from _examine_metrics(profile, rows)
     variants, uses_encoder, findings = _examine_methods(profile, rows, pool)
     yield from findings
-    yield from _examine_models(profile, rows, pool)
-    yield from _examine_encoder(profile, rows, uses_encoder)
+    yield from _examine_models(profile, rows, pool, hub)
+    yield from _examine_encoder(profile, rows, uses_encoder, hub)
     yield _examine_disk(results, len(rows) * len(variants) * BYTES_PER_ANSWER)
+
+
+def grouped(lines: Sequence[str]) -> list[str]:
+    """The lines, with those that differ only by the name that they quote first as one line that lists the names."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in lines:
+        quoted = QUOTED.search(line)
+        name = quoted[0] if quoted else ""
+        key = re.sub(rf"(?<!\w){re.escape(name.strip(chr(39)))}(?!\w)", "…", line) if name else line
+        found.setdefault(key, []).append((line, name))
+    result = []
+    for key, alike in found.items():
+        names = list(dict.fromkeys(name for _, name in alike))
+        if len(names) == 1:
+            result.append(alike[0][0])
+            continue
+        more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+        result.append(key.replace("'…'", ", ".join(names[:NAMES_LISTED]) + more, 1))
+    return result
+
+
+def _examine_metrics(profile: Profile, rows: Sequence[Row]) -> Iterator[Finding]:
+    """Every metric, under both scorings, tried on the first row that names it, with the target as the answer.
+
+    If a user's own metric fails on the row, this is a warning, because the metric may need several rows.
+    """
+    first = {row.metric: row for row in reversed(rows)}
+    tried = []
+    for metric, row in sorted(first.items()):
+        answer = row.targets if isinstance(row.targets, str) else next(iter(row.targets), "")
+        scorings = [Scoring(name, metric_folders=profile.metric_folders) for name in SCORINGS]
+        try:
+            metrics = [used for scoring in scorings for used in scoring.metrics_of(row.task, metric)]
+        except UserError as error:
+            yield Finding("problem", f"metrics: row {row.id}: {error}")
+            continue
+        try:
+            for used in metrics:
+                used.combine(used.statistics([answer], [row.targets]).sum(axis=0))
+        except Exception as error:  # of a library, or of a user's own code
+            reason = str(error) if isinstance(error, UserError) else one_line_of(error)
+            level: Literal["problem", "warning"] = "problem" if metric in METRICS else "warning"
+            yield Finding(level, f"metrics: {metric} cannot score row {row.id} alone: {reason}")
+        else:
+            tried.append(metric)
+    if tried:
+        yield Finding("ok", f"metrics: {', '.join(tried)}, each tried on a row")
 
 
 def _examine_methods(
@@ -106,13 +195,15 @@ def _examine_methods(
     return variants, uses_encoder, [Finding("ok", f"methods: {len(variants)}")]
 
 
-def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> Iterator[Finding]:
+def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry], hub: _Hub) -> Iterator[Finding]:
     """Base model, prompts, adapters, device and memory."""
-    base, findings = _examine_base(profile)
+    base, findings = _examine_base(profile, hub)
     yield from findings
     if base is not None and rows:
         yield _examine_prompts(profile, rows, base)
-    adapters, findings = _examine_adapters(profile, pool, base)
+    elif rows:
+        yield Finding("warning", "prompts: the template cannot be tried without the base model's tokenizer")
+    adapters, findings = _examine_adapters(profile, pool, base, hub)
     yield from findings
     try:
         device = profile.torch_device
@@ -120,7 +211,9 @@ def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEn
         yield Finding("problem", f"device: {error}")
     else:
         yield _examine_device(profile, device)
-        if base is not None:
+        if base is None:
+            yield Finding("warning", "memory: cannot be predicted without the base model")
+        else:
             yield _examine_memory(profile, len(pool), list(adapters.values()), base, device)
 
 
@@ -135,12 +228,12 @@ def _here(profile: Profile, location: str, revision: str | None, wanted: Sequenc
     return folder_of(profile, location, revision, wanted)
 
 
-def _examine_base(profile: Profile) -> tuple[BaseFindings | None, list[Finding]]:
+def _examine_base(profile: Profile, hub: _Hub) -> tuple[BaseFindings | None, list[Finding]]:
     location = profile.base.location
     try:
         folder = _here(profile, location, profile.base.revision)
         if folder is None:
-            return None, [Finding("warning", f"base model: {location} is not on this machine; a run will fetch it")]
+            return None, [hub.finding("base model", location, profile.base.revision)]
         base = inspect_base(folder, profile.generation)
         findings = [Finding("warning", f"base model: {warning}") for warning in base.warnings]
         return base, [_examine_weights("base model", folder), *findings]
@@ -187,11 +280,11 @@ def _examine_prompts(profile: Profile, rows: Sequence[Row], base: BaseFindings) 
             f"prompts: {cut} of {len(prompts)} are longer than generation.max_prompt_tokens = "
             f"{profile.generation.max_prompt_tokens} and will be cut",
         )
-    return Finding("ok", f"prompts: at most {longest} tokens")
+    return Finding("ok", f"prompts: the template was tried on every row; at most {longest} tokens")
 
 
 def _examine_adapters(
-    profile: Profile, pool: Sequence[PoolEntry], base: BaseFindings | None
+    profile: Profile, pool: Sequence[PoolEntry], base: BaseFindings | None, hub: _Hub
 ) -> tuple[Mapping[str, AdapterHeader], list[Finding]]:
     folders: dict[str, Path | UserError] = {}
     absent = []
@@ -206,11 +299,14 @@ def _examine_adapters(
         except UserError as error:
             folders[name] = error
     found = inspect_adapters(folders, None if base is None else base.skeleton)
-    findings = [Finding("problem", problem) for problem in found.problems]
+    findings = [Finding("problem", problem) for problem in grouped(found.problems)]
     findings += [Finding("warning", warning) for warning in found.warnings]
     if absent:
-        first = f"adapters: {len(absent)} are not on this machine, such as {absent[0]}; a run will fetch them"
-        findings.append(Finding("warning", first))
+        what = f"adapters: {len(absent)} of {len(pool)} are not here; the first"
+        official = {ADAPTER.format(size=size, task="{adapter}"): size for size in ("7b", "13b")}
+        size = official.get(profile.adapters.location)
+        how = f"lora-retriever fetch --source FOLDER --adapters {size}" if size else ""
+        findings.append(hub.finding(what, absent[0], profile.adapters.revision, "adapter_config.json", how))
     if found.headers:
         findings.append(Finding("ok", f"adapters: {len(found.headers)} of {len(pool)} are there"))
     return found.headers, findings
@@ -224,7 +320,7 @@ def _examine_device(profile: Profile, device: str) -> Finding:
     return Finding("ok", f"device: {device}, {profile.dtype}")
 
 
-def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool) -> Iterator[Finding]:
+def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool, hub: _Hub) -> Iterator[Finding]:
     """The encoder, if it is used: there, and, if it is not too large, loaded and tried on two rows."""
     settings = profile.encoder
     if settings is None:
@@ -242,7 +338,7 @@ def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool) -> It
         yield Finding("problem", f"encoder: {error}")
         return
     if folder is None:
-        yield Finding("warning", f"encoder: {location} is not on this machine; a run will fetch it from the Hub")
+        yield hub.finding("encoder", location, settings.revision)
         return
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if size > LARGEST_READ:

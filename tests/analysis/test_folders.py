@@ -147,6 +147,33 @@ def test_odd_files_score_as_a_loop_does_and_every_oddity_is_named(
         assert re.search(pattern.replace("REF", re.escape(name)), note), note
 
 
+def test_a_row_that_only_some_runs_lack_is_named_in_one_note(
+    tmp_path: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = put(tmp_path / "foreign", "base.json", answers()[1:])
+    put(folder, "selection.json", answers()[2:])
+    for arguments in ([], ["--by-run"], ["--scoring", "both"]):
+        assert main(["summarize", str(folder), "--rows", str(rows_file), *arguments]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if "answered" in line or "lack" in line] == [
+            f"base: 1 rows of {rows_file} not answered: 0.",
+            f"selection: 2 rows of {rows_file} not answered: 0-1.",
+        ]
+    assert main(["summarize", str(folder), "--rows", str(rows_file), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing_rows"] == {"selection": [1]}
+
+
+def test_runs_that_lack_the_same_rows_share_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = put(tmp_path / "ours", "base.json", answers())
+    for name in ("selection", "mixture", "fusion"):
+        put(folder, f"{name}.json", answers()[: 6 if name == "fusion" else 7])
+    assert main(["summarize", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "lack" in line] == [
+        "selection, mixture lack 3 rows that other runs have: 7-9.", "fusion lacks 4 rows that other runs have: 6-9.",
+    ]  # fmt: skip
+
+
 def test_white_space_does_not_tell_rows_apart(tmp_path: Path, rows_file: Path) -> None:
     lines = [{**line, "inputs": f" {line['inputs']}\n".replace(" ", "  ")} for line in answers()]
     (folder,) = open_folders([put(tmp_path / "foreign", "base.json", lines)], rows_file)

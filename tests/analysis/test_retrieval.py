@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from lora_retriever.analysis.retrieval.rankings import (
 )
 from lora_retriever.analysis.retrieval.templates import Templates
 from lora_retriever.cli import main
+from lora_retriever.data.official import TASKS_FILE
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
 from lora_retriever.retrieval.encoders import load_encoder
@@ -486,6 +488,40 @@ def test_a_table_by_a_further_field_has_a_line_for_each_value(
     message = " ".join(capsys.readouterr().err.split())
     assert "--by style: " in message
     assert "rows.json: no row has this field (the rows have further fields: wording)" in message
+
+
+def official_embeddings(path: Path, **changes: Any) -> Path:
+    """A file of made-up embeddings with the names of the official benchmark: 48 adapters, 2,395 rows."""
+    with TASKS_FILE.open(encoding="utf-8") as lines:
+        rows_of = {line["task"]: int(line["rows"]) for line in csv.DictReader(lines)}
+    names = [*rows_of]
+    tasks = [task for task, rows in rows_of.items() for _ in range(rows)]
+    dice = np.random.default_rng(0)
+    pool, queries = dice.normal(size=(48, 2, 4)), dice.normal(size=(len(tasks), 4))
+    arrays = {"names": np.array(names), "pool": pool, "tasks": np.array(tasks), "queries": queries} | changes
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.slow
+def test_the_papers_rows_stand_under_the_official_data_alone(
+    tmp_path: Path, tiny_embeddings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(path: Path, *arguments: str) -> str:
+        assert main(["retrieval", "--embeddings", str(path), "--scorer", "cosine", *arguments]) == 0
+        return capsys.readouterr().out
+
+    whole = printed(official_embeddings(tmp_path / "whole.npz"), "--format", "csv")
+    papers = [line for line in whole.splitlines() if line.startswith("paper: ")]
+    assert any(line.split(",")[1] == "63.16" for line in papers), "a CSV has all digits"
+    table = printed(tmp_path / "whole.npz")
+    (trained,) = [line for line in table.splitlines() if " 63.2 " in line]
+    assert "paper: " in trained and " 89.1 " in trained, "rounded like the cells above"
+    assert "on the official rows" in table
+    with np.load(tmp_path / "whole.npz") as arrays:
+        less = {"tasks": arrays["tasks"][1:], "queries": arrays["queries"][1:]}
+    for other in (tiny_embeddings, official_embeddings(tmp_path / "less.npz", **less)):
+        assert "paper" not in printed(other)
 
 
 def other_order(pool: list[Any]) -> list[Any]:

@@ -276,4 +276,4 @@ def test_tasks_without_a_normalized_score_are_named(results: Path) -> None:
     rows[2]["predicted_answer"] = "blue"
     (results / "best_selection.jsonl").write_text("\n".join(map(json.dumps, rows)))
     notes = to_table(summaries(results)).notes
-    assert "mixture: normalized without qa2, which best_selection lacks or scores 0 on." in notes
+    assert "mixture, best_selection: normalized without qa2, which best_selection lacks or scores 0 on." in notes

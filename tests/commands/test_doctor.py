@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,10 @@ from tiny_runs import tiny_profile, write_profile
 from lora_retriever.backends import local
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.profile import load_profile
+from lora_retriever.hub import HubAnswer
 from lora_retriever.running import doctor
-from lora_retriever.running.doctor import examine, turning_points
+from lora_retriever.running.doctor import examine, grouped, turning_points
 from lora_retriever.running.evaluate import evaluate
 
 QUIET = Console(file=io.StringIO())
@@ -240,3 +243,83 @@ def test_a_folder_of_a_file_s_place_is_refused_by_both(own: Path, tmp_path: Path
     assert len(texts) == 1
     with pytest.raises(UserError, match="cannot be written"):
         evaluate(profile, ["base"], tmp_path / "file", 1, QUIET)
+
+
+def test_lines_that_differ_by_a_name_alone_are_one_line() -> None:
+    lines = [f"adapter '{name}': no folder pool/{name}" for name in "abcdefg"]
+    assert grouped([*lines[:2], "adapter 'x': not JSON", *lines[2:], "no name", "no name"]) == [
+        "adapter 'a', 'b', 'c', 'd', 'e' and 2 more: no folder pool/…", "adapter 'x': not JSON", "no name",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [True, False, None])
+def test_models_that_are_not_here_are_asked_for_at_the_hub(
+    own: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | None
+) -> None:
+    edit_profile(own, "base", location="org/base")
+    edit_profile(own, "encoder", location="org/encoder")
+    asked: list[str] = []
+
+    def ask(repository: str, *_: object) -> HubAnswer:
+        asked.append(repository)
+        return HubAnswer(answer, "" if answer else "the reason")
+
+    monkeypatch.setattr(doctor, "ask_hub", ask)
+    profile = load_profile(str(own / "mine.yaml"))
+    found = [finding for finding in examine(profile, own / "r") if "org/" in finding.text]
+    assert [finding.level for finding in found] == ["problem" if answer is False else "warning"] * 2
+    assert all(("the reason" in finding.text) == (not answer) for finding in found)
+    assert all(("`hf download org/" in finding.text) == bool(answer) for finding in found)
+    assert asked == (["org/base"] if answer is None else ["org/base", "org/encoder"])
+    asked.clear()
+    texts = [finding.text for finding in examine(profile, own / "r", offline=True)]
+    assert asked == []
+    assert sum("not known: the Hub was not asked (--offline)" in text for text in texts) == 2
+    assert "prompts: the template cannot be tried without the base model's tokenizer" in texts
+
+
+OWN_METRIC = """
+import datasets
+import evaluate
+
+class Failing(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({side: datasets.Value("string") for side in ("predictions", "references")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        raise KeyError("broken")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "level", "reason"),
+    [(OWN_METRIC, "warning", "row 1 alone.*broken"), ("", "problem", "row 1: .*cannot be loaded")],
+)
+def test_every_metric_is_tried_on_a_row(own: Path, code: str, level: str, reason: str) -> None:
+    (own / "failing").mkdir()
+    (own / "failing" / "failing.py").write_text(code)
+    rows = json.loads((own / "rows.json").read_text())
+    rows[1]["metric"] = str(own / "failing")
+    (own / "rows.json").write_text(json.dumps(rows))
+    content = yaml.safe_load((own / "mine.yaml").read_text())
+    (own / "mine.yaml").write_text(yaml.safe_dump({**content, "metrics": ["."]}))
+    found = examine(load_profile(str(own / "mine.yaml")), own / "r", offline=True)
+    (failed, tried) = [finding for finding in found if finding.text.startswith("metrics: ")]
+    assert failed.level == level and re.search(reason, failed.text)
+    assert (tried.level, tried.text) == ("ok", "metrics: em, each tried on a row")
+
+
+def test_official_data_that_is_not_here_names_the_command_that_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile("llama2-7b")
+    monkeypatch.setattr(doctor, "read_rows", missing)
+    monkeypatch.setattr(doctor, "read_pool", missing)
+    texts = [finding.text for finding in examine(profile, tmp_path / "r", offline=True)]
+    assert sum("lora-retriever fetch --source" in text for text in texts) == 1
+
+
+def missing(path: Path, **_: object) -> None:
+    raise UserError(f"{path}: cannot be read")

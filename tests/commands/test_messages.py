@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -41,6 +43,33 @@ IN_THE_LOG = (
     "UserWarning: a library warns",
     "status 0",
 )
+
+
+@pytest.mark.slow
+def test_a_librarys_warnings_stay_off_the_terminal_and_ours_are_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    program = """
+import logging, sys, warnings
+from lora_retriever.cli import main
+from lora_retriever.commands import methods
+from peft_composition import AdapterWarning
+
+def run(args, console):
+    warnings.warn("a library warns")
+    logging.getLogger("some_library").warning("a library logs")
+    warnings.warn("adapter 'x': it [adds] nothing", AdapterWarning)
+    return 0
+
+methods.run = run
+sys.exit(main(["methods", *sys.argv[1:]]))
+"""
+
+    def said(*arguments: str) -> str:
+        return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True).stderr
+
+    assert said() == "adapter 'x': it [adds] nothing\n"
+    verbose = said("-v")
+    assert all(text in verbose for text in ("a library warns", "a library logs", "it [adds] nothing"))
 
 
 @pytest.mark.usefixtures("say")

@@ -200,6 +200,7 @@ def test_situations_divide_a_runs_rows_by_how_retrieval_ended(results: Path) -> 
         "own absent, its domain first": (0, 0),
         "own absent, other domain first": (1, 0),  # row 3
         "no adapter": (0, 0),
+        "not recorded": (0, 0),
     }
     assert by_name["own adapter first"].right == 100
     assert by_name["own adapter not first"].right == 0
@@ -208,8 +209,32 @@ def test_situations_divide_a_runs_rows_by_how_retrieval_ended(results: Path) -> 
     assert {situation.name for situation in uses["base"].situations if situation.exact} == {"no adapter"}
 
 
+def test_adapters_that_no_file_names_are_unknown(results: Path) -> None:
+    lines = [line("mixture", id) for id in range(6)]
+    write(results, "mixture", [{key: line[key] for key in line if key != "adapters"} for line in lines])
+    write(results, "selection", [line("selection", 0), *({**line, "adapters": []} for line in lines[1:3]), *(
+        {key: line[key] for key in line if key not in ("adapters", "weights", "scores")} for line in lines[3:]
+    )])  # fmt: skip
+    content = content_of(results)
+    uses = {use.run: use for use in content.use}
+    assert vars(uses["mixture"]) | {"situations": None} == {
+        "run": "mixture", "adapters_per_row": None, "distinct": None, "most_used": None, "own_first": None,
+        "own_used": None, "domain_first": None, "situations": None,
+    }  # fmt: skip
+    counts = {found.name: found.exact + found.others for found in uses["mixture"].situations}
+    assert counts == dict.fromkeys(counts, 0) | {"not recorded": 6}
+    partly = uses["selection"]  # recorded: row 0 with its own adapter, rows 1 and 2 without any adapter
+    assert (partly.adapters_per_row, partly.distinct) == (pytest.approx(1 / 3), 1)
+    assert partly.own_first == partly.own_used == partly.domain_first == pytest.approx(100 / 3)
+    assert partly.most_used == [("sky", pytest.approx(100 / 3))]
+    used = {run.name: rows.used for run, rows in zip(content.runs, content.rows.runs, strict=True)}
+    assert used["mixture"] == [-2] * 6
+    assert used["selection"][3:] == [-2] * 3 and min(used["selection"][:3]) >= 0
+
+
 def test_the_interval_of_a_share_is_wilsons(results: Path) -> None:
-    base = {use.run: use for use in content_of(results).use}["base"].situations[-1]
+    base = {use.run: use for use in content_of(results).use}["base"].situations[-2]
+    assert base.name == "no adapter"
     n, share, z = 4, 1 / 4, 1.959964
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -471,7 +496,8 @@ def test_report_writes_into_the_results_folder_and_the_folder_stays_readable(
     written = (results / "report.html").read_text(encoding="utf-8")
     assert main(["summarize", str(results), "--format", "html"]) == 0
     assert capsys.readouterr().out == written
-    assert "A note." in Page(written).data["tables"][0]["notes"]
+    assert "A note." in Page(written).data["notes"]
+    assert written.count('"A note."') == 1, "tables that share a note have it once"
     assert "c0ffee" in written
 
 

@@ -19,8 +19,11 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from report_cases import DOMAIN, HOSTILE, RUNS, write_full_size
 
+from lora_retriever.analysis.runs import read_runs
+from lora_retriever.analysis.summary import summarize, to_table
 from lora_retriever.cli import main
 from lora_retriever.data.rows import Row
+from lora_retriever.metrics import Scoring
 
 pytestmark = pytest.mark.slow
 
@@ -190,6 +193,25 @@ def test_the_table_by_task_has_every_task(page: Page) -> None:
     assert {label.rpartition(" ")[0] for label in first_column(page)} == set(DOMAIN)
     assert page.locator("#tables .panel[data-shown=false]").is_hidden()
     page.get_by_role("button", name="by domain").click()
+
+
+def test_cells_are_rounded_as_in_the_terminals_tables(page: Page, results: Path) -> None:
+    table = to_table(summarize(read_runs(results), Scoring("paper")), intervals=False)
+    rows = page.locator("#tables .panel[data-shown=true] tr").filter(has=page.locator("td"))
+    found = {
+        row.locator("th").first.inner_text(): [text.split(" ±")[0] for text in row.locator("td").all_inner_texts()[:-1]]
+        for row in rows.all()
+    }
+    assert found == {label: [f"{cell.value:.1f}" for cell in cells] for label, cells in table.rows}  # type: ignore[union-attr]
+    numbers = [at / 8 for at in range(-80, 81)] + [0.05, 0.15, 2.675, 99.95, 81.24999999999999, 81.25000000000001]
+    assert page.evaluate("numbers => numbers.map(rounded)", numbers) == [f"{number:.1f}" for number in numbers]
+    assert page.evaluate("numbers => numbers.map(signedNumber)", numbers) == [f"{number:+.1f}" for number in numbers]
+
+
+def test_notes_that_tables_share_stand_once(page: Page) -> None:
+    notes = page.locator("#tables > .note, #tables .panel .note").all_text_contents()
+    assert sum(note.startswith("± half of the 95 %") for note in notes) == 1
+    assert len(set(notes)) == len(notes)
 
 
 def test_whiskers_lie_on_the_scale_of_their_row(page: Page) -> None:
@@ -377,6 +399,16 @@ def test_a_report_without_adapters_opens_too(
     assert page.locator("nav a").all_inner_texts() == ["Scores", "Use", "Rows", "How it was made"]
     page.keyboard.press("j")
     assert page.locator("#detail .answers tbody tr").count() == 2
+    assert page.locator("#detail .adapters").all_text_contents()[-2:] == ["unknown", "unknown"]
+    used, right, _ = page.locator("#use-tables table").all()
+    for row in used.locator("tbody tr").all():
+        assert row.locator("td").all_inner_texts() == ["unknown"] * 6
+    assert right.locator("thead th").all_inner_texts() == ["run", "not recorded"]
+    for retrieval, shown in (("unknown", 48), ("none", 0), ("absent", 0)):
+        page.select_option("#filter-retrieval", retrieval)
+        assert count(page) == shown
+    if "REPORT_SCREENSHOTS" in os.environ:
+        page.locator("#use").screenshot(path=Path(os.environ["REPORT_SCREENSHOTS"]) / "unknown.png")
     assert errors == []
 
 

@@ -21,9 +21,15 @@ INTERVALS = "±: half of the 95 % interval; rows are resampled within their task
 TOP_1_AND_3 = ("top1", "top3")
 
 
-def report_tables(evaluations: Sequence[Evaluation], by: str | None, confusions: int | None) -> list[Table]:
-    """The main table, the table of cut pools if pools were cut, and the tables that the user chose."""
-    tables = [main_table(evaluations)]
+def report_tables(
+    evaluations: Sequence[Evaluation], by: str | None, confusions: int | None, with_paper: bool
+) -> list[Table]:
+    """The main table, the table of cut pools if pools were cut, and the tables that the user chose.
+
+    Args:
+        with_paper: whether the main table has the rows of the paper's table 2, which are of the official data.
+    """
+    tables = [main_table(evaluations, with_paper)]
     if evaluations[0].cut:
         tables.append(cut_table(evaluations))
     if by:
@@ -33,8 +39,8 @@ def report_tables(evaluations: Sequence[Evaluation], by: str | None, confusions:
     return tables
 
 
-def main_table(evaluations: Sequence[Evaluation]) -> Table:
-    """A line per encoder and scorer with all figures; below, the paper's table 2."""
+def main_table(evaluations: Sequence[Evaluation], with_paper: bool) -> Table:
+    """A line per encoder and scorer with all figures; below, if asked for, the paper's table 2."""
     first = evaluations[0]
     sections: list[tuple[str, list[str], Callable[[Evaluation], Cells]]] = [
         (
@@ -60,14 +66,14 @@ def main_table(evaluations: Sequence[Evaluation]) -> Table:
         for label, one in zip(_labels(evaluations), evaluations, strict=True)
     ]
     width = sum(len(columns) for _, columns, _ in sections)
-    for encoder, shares in retrieval_figures().items():
-        printed: Cells = [f"{share:.2f}" for share in shares]
+    for encoder, shares in retrieval_figures().items() if with_paper else ():
+        printed: Cells = [Cell(share) for share in shares]
         rows.append((f"paper: {encoder}", [*printed, *([None] * (width - len(printed)))]))
     return Table(
         [column for _, columns, _ in sections for column in columns],
         rows,
-        _main_notes(first),
-        rules=frozenset({len(evaluations)}),
+        [*_main_notes(first), *([f"paper: {source('table2.csv')}, on the official rows."] if with_paper else [])],
+        rules=frozenset({len(evaluations)} if with_paper else ()),
         groups=tuple((name, len(columns)) for name, columns, _ in sections),
     )
 
@@ -221,4 +227,4 @@ def _main_notes(first: Evaluation) -> list[str]:
             f"left out: {first.left_out.rows:,} rows, each ranked while its own adapter lacks the samples of the row's "
             "template."
         )
-    return [*lines, f"paper: {source('table2.csv')}, on the official rows."]
+    return lines
