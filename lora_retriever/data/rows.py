@@ -39,6 +39,8 @@ MAX_TEXT_LENGTH = 1_000_000
 """Maximum length of one text, in characters."""
 POSITION = "id"
 """The field that holds a row's position; a file's own field of this name is not used."""
+ADDED = (POSITION, "further")
+"""What `read_rows` adds to a file's fields."""
 
 
 def _bounded(text: str) -> str:
@@ -281,7 +283,7 @@ def _checked(kind: type[Checked], objects: Sequence[dict[str, Any]], path: Path)
         except ValidationError as error:
             hint = ""
             if error.errors()[0]["type"] == "missing":
-                listed = ", ".join(quoted(name) for name in list(content)[:8] if name != POSITION)
+                listed = ", ".join(quoted(name) for name in list(content)[:8] if name not in ADDED)
                 hint = f" (found: {listed or 'nothing'})"
             raise UserError(f"{path}: row {number}: field {problems_of(error, quote=chr(39))[0]}{hint}") from error
     return checked
