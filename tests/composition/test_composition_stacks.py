@@ -13,6 +13,7 @@ import torch
 from gate_cases import ByContent
 from torch import Tensor
 
+from peft_composition import Composer
 from peft_composition.gates import PreparedGates, Tally
 from peft_composition.merges import Dare, Linear, Svd, Ties
 from peft_composition.pairs import ActiveSlots, ModuleStack, active_slots, fusion_pair, mixture_pair, product_dtype
@@ -23,6 +24,11 @@ D_IN, D_OUT = 7, 6
 COMPOSERS = [mixture_pair, fusion_pair, Linear(), Ties(0.5), Dare(0.6), Svd(), Svd(2)]
 WEIGHTS = torch.tensor([[0.5, 0.25, 0.0], [0.0, 1.0, -0.5], [0.75, 0.0, 0.5]])
 RANKS = (2, 3, 4)  # of the adapters in slots 1, 2 and 3
+
+
+def name_of(composer: Composer) -> str:
+    """The name of a composer in the names of tests: the same in every process."""
+    return getattr(composer, "__name__", str(composer))
 
 
 def stack_of(dtype: torch.dtype, device: torch.device = CPU, module: str = "module") -> ModuleStack:
@@ -101,7 +107,7 @@ def test_a_stack_follows_its_module_to_another_device_and_dtype():
     assert {(half.device, half.dtype) for half in (stack.down, stack.up)} == {(META, torch.float16)}
 
 
-@pytest.mark.parametrize("composer", COMPOSERS, ids=str)
+@pytest.mark.parametrize("composer", COMPOSERS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_composed_lies_on_the_modules_device_in_its_dtype(composer, dtype):
     """A base may be spread over devices. The weights lie on the CPU, and so does what a module receives."""
@@ -155,7 +161,7 @@ def test_a_cpu_without_16_bit_arithmetic_multiplies_in_float32(monkeypatch, capa
             assert (pair.down.dtype, pair.up.dtype) == (expected, expected)
 
 
-@pytest.mark.parametrize("composer", COMPOSERS, ids=str)
+@pytest.mark.parametrize("composer", COMPOSERS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_adapters_of_16_bits_are_summed_in_float32(monkeypatch, composer, dtype):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
@@ -165,7 +171,7 @@ def test_adapters_of_16_bits_are_summed_in_float32(monkeypatch, composer, dtype)
     torch.testing.assert_close(rounded, multiplied_out(composer, stack), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("composer", [mixture_pair, fusion_pair, Linear(), Ties(1.0), Dare(1.0), Svd()], ids=str)
+@pytest.mark.parametrize("composer", [mixture_pair, fusion_pair, Linear(), Ties(1.0), Dare(1.0), Svd()], ids=name_of)
 def test_adapters_of_64_bits_are_summed_in_float64(composer):
     stack = ModuleStack("module", D_IN, D_OUT, CPU, torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -176,7 +182,7 @@ def test_adapters_of_64_bits_are_summed_in_float64(composer):
     torch.testing.assert_close(update, up.mT @ down, atol=1e-14, rtol=1e-14)
 
 
-@pytest.mark.parametrize("composer", COMPOSERS, ids=str)
+@pytest.mark.parametrize("composer", COMPOSERS, ids=name_of)
 def test_the_default_dtype_of_torch_changes_nothing(composer):
     stack = stack_of(torch.float32)
     expected = composer(stack, active())
