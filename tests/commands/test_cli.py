@@ -235,7 +235,7 @@ def test_a_prompt_limit_below_the_template_is_named(benchmark: Path, capsys: pyt
 
 
 def test_the_doctor_knows_the_papers_profiles_without_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["doctor", "--profile", "llama2-7b"])
+    main(["doctor", "--profile", "llama2-7b", "--offline"])
     findings = capsys.readouterr().out
     assert "meta-llama/Llama-2-7b-hf is not on this machine" in findings
 
