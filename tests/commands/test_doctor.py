@@ -316,10 +316,10 @@ def test_official_data_that_is_not_here_names_the_command_that_fetches_it(
 ) -> None:
     profile = load_profile("llama2-7b")
     monkeypatch.setattr(doctor, "read_rows", missing)
-    monkeypatch.setattr(doctor, "read_pool", missing)
+    monkeypatch.setattr(doctor, "pool_of", missing)
     texts = [finding.text for finding in examine(profile, tmp_path / "r", offline=True)]
     assert sum("lora-retriever fetch --source" in text for text in texts) == 1
 
 
-def missing(path: Path, **_: object) -> None:
-    raise UserError(f"{path}: cannot be read")
+def missing(*_: object, **__: object) -> None:
+    raise UserError("the official file: cannot be read")

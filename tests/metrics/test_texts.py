@@ -70,6 +70,7 @@ def test_punctuation_of_every_script_is_dropped_and_other_symbols_stay() -> None
 
 def test_only_scripts_without_spaces_are_parted() -> None:
     assert split_characters("GPT是 模型 ที่นี่ да") == ["GPT", "是", "模", "型", "ที่", "นี่", "да"]
+    assert split_characters("用Python写ที่ดี2天") == ["用", "Python", "写", "ที่", "ดี", "2", "天"]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,12 @@ def test_only_scripts_without_spaces_are_parted() -> None:
         (["วันนี้อากาศดี"], "Thai, Lao, Khmer or Myanmar"),
         (["the word 好 in an English sentence"], None),
         (["今天", "OK"], None),  # as many letters of either kind
+        (["好"], "Han"),
+        (["今天天气", "OK", "hi"], None),  # four letters of either kind
+        (["今天天气很", "OK", "hi"], "Han"),
+        (["今天天气很好很好好", "の"], "kana"),  # one letter of ten is kana
+        (["今天天气很好很好好天", "の"], "Han"),  # one of eleven
+        (["今天のの한국어"], "kana"),  # Han counts as kana beside kana
         ([], None),
         (["12 + 3"], None),
     ],
