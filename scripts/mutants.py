@@ -46,7 +46,7 @@ class Group:
 GROUPS = {
     "retrieval": Group(
         ("lora_retriever/retrieval/scorers/*.py", "lora_retriever/retrieval/calibration.py"),
-        ("tests/retrieval/test_scorers.py", "tests/retrieval/test_calibration.py", "tests/retrieval/test_index.py"),
+        tuple(f"tests/retrieval/test_{name}.py" for name in ("scorers", "calibration", "index", "texts_alone")),
     ),
     "statistics": Group(
         ("lora_retriever/resampling.py", "lora_retriever/analysis/comparison.py"),
@@ -73,7 +73,7 @@ only_mutate=
 do_not_mutate_patterns=
     raise \\w+
     ^\\s+f?"
-    SCORERS\\[name\\] =
+    SCORERS\\[name\\] = Scorer
     needs_samples: bool = False
 also_copy=
     data
