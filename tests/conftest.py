@@ -24,8 +24,9 @@ LONGEST = ("test_ray_backend.py", "test_report_browser.py", "test_composition_ba
 """The files that take longest come first: when pytest-xdist runs files side by side, no worker waits for them."""
 
 
-# A shell starts background jobs with SIGINT ignored, and the tests' processes would inherit that.
+# A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP; the tests' processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from places import ROOT, TINY
+from places import ROOT
 
 from lora_retriever.analysis.published import (
     MEAN_EM,
@@ -385,11 +385,34 @@ def test_what_cannot_be_compared_is_refused(
 
 
 @pytest.mark.slow
-def test_retrieval_prints_table_2_below_its_own_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark = ["--pool", str(TINY / "pool.json"), "--inputs", str(TINY / "test.json")]
-    assert main(["retrieval", *benchmark, "--encoder", str(TINY / "encoder"), "--scorer", "cosine"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+def test_retrieval_prints_table_2_below_its_own_figures_on_the_official_rows_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows have the names and numbers of the official rows, and made-up inputs."""
+    tasks = published_table("llama2-7b").tasks.values()
+    pool = [
+        {
+            "model_name": task.name,
+            "domain": task.domain,
+            "sample": [{"inputs": f"{task.name} {n}", "targets": ""} for n in (1, 2)],
+        }
+        for task in tasks
+    ]
+    rows = [
+        {"inputs": f"{task.name} {n}", "targets": "", "task": task.name, "domain": task.domain, "metric": task.metric}
+        for task in tasks
+        for n in range(task.rows)
+    ]
+    (tmp_path / "pool.json").write_text(json.dumps(pool))
+    printed = {}
+    for name, some in (("official", rows), ("one less", rows[1:])):
+        (tmp_path / "rows.json").write_text(json.dumps(some))
+        files = ["--pool", str(tmp_path / "pool.json"), "--inputs", str(tmp_path / "rows.json")]
+        assert main(["retrieval", *files, "--scorer", "lexical"]) == 0
+        printed[name] = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = printed["official"]
     first = [line[0] if line else "" for line in lines]
-    assert first.index("cosine") < first.index("paper:")
-    assert ["paper:", "LoraRetriever", "40", "%", "63.16", "89.09", "95.45", "98.97"] in [line[:8] for line in lines]
+    assert first.index("lexical") < first.index("paper:")
+    assert ["paper:", "LoraRetriever", "40", "%", "63.2", "89.1", "95.5", "99.0"] in [line[:8] for line in lines]
     assert " ".join(lines[-1]) == "paper: table 2 of LoraRetriever (arXiv 2402.09997v1), on the official rows."
+    assert not any(line[:1] == ["paper:"] for line in printed["one less"])

@@ -43,7 +43,7 @@ def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pyt
     assert [figure["answering_ratio"] for figure in figures.values()] == [1, 1.5, 2.5]
     assert [figure["answering_seconds_per_row"] for figure in figures.values()] == [4 / 3, 4 / 3, 10 / 3]
     assert [figure["memory_above_base_mib"] for figure in figures.values()] == [0, 2, 0.5]
-    assert figures["mixture"]["reads"] == ["adapters", "encoder", "pool"]
+    assert figures["mixture"]["reads"] == ["adapters", "pool"]
 
 
 @pytest.mark.slow
