@@ -20,7 +20,16 @@ from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.running.evaluate import evaluate
 
-LONGEST = ("test_ray_backend.py", "test_report_browser.py", "test_composition_bases.py", "test_retriever_training.py")
+LONGEST = (
+    "test_ray_backend.py",
+    "test_report_browser.py",
+    "test_endings.py",
+    "test_local_backend.py",
+    "test_campaign.py",
+    "test_composition_bases.py",
+    "test_wheel.py",
+    "test_retriever_training.py",
+)
 """The files that take longest come first: when pytest-xdist runs files side by side, no worker waits for them."""
 
 

@@ -330,6 +330,7 @@ def test_the_address_brings_back_the_row_and_the_filters(opened: Opened) -> None
     page.select_option("#filter-run", label="mixture@k=8")
     page.fill("#filter-text", "a & b=c #")
     page.fill("#filter-text", "wh")
+    page.wait_for_function("location.hash.includes('text=wh')")  # the page filters when the typing has paused
     page.keyboard.press("Escape")
     page.keyboard.press("j")
     state = address(page)
