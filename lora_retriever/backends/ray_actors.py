@@ -1,7 +1,8 @@
 """The actors of `backends.ray`: workers, each with a model of its own, and a desk that gives batches to the workers.
 
 Ray imports this module in every process that calls one of these actors. Only a worker needs torch: the other processes
-see batches and outcomes as bytes, and the method that needs torch imports it.
+see batches and outcomes as bytes, and the method that needs torch imports it. The bytes are pickles that the processes
+of one evaluation write for each other; no file and no data set is unpickled.
 """
 
 from __future__ import annotations

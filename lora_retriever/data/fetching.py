@@ -1,6 +1,6 @@
 """The paper's official benchmark: found or fetched, checked, and laid out for the profiles `llama2-*`.
 
-Downloads go through the Hub's cache, adapters where the profiles look for them: nothing comes twice.
+Every download goes into the Hub's cache, where the profiles find the adapters. So no file is downloaded twice.
 """
 
 from __future__ import annotations
