@@ -28,6 +28,7 @@ def write_run(folder: Path, name: str, targets: list[Any], answers: list[str]) -
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_targets_of_its_rows(tiny: Profile, tmp_path: Path) -> None:
     rows = [row for row in json.loads((TINY / "test.json").read_text()) if row["task"] == "city_qa"][:3]
     targets: list[Any] = [["Oslo", 7], 3, rows[2]["targets"]]

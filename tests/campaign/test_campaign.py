@@ -51,6 +51,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Target
     return folder, make_targets(folder)
 
 
+@pytest.mark.slow
 def test_readers_of_mutated_files_raise_no_error_but_the_projects(targets: tuple[Path, list[Target]]) -> None:
     folder, readers = targets
     all_refused = 0

@@ -240,6 +240,7 @@ def test_the_doctor_knows_the_papers_profiles_without_the_hub(capsys: pytest.Cap
     assert "meta-llama/Llama-2-7b-hf is not on this machine" in findings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "left_out"),
     [

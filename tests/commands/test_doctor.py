@@ -125,6 +125,7 @@ def test_what_a_run_refuses_the_doctor_finds(own: Path, capsys: pytest.CaptureFi
     assert "unexpected error" not in message
 
 
+@pytest.mark.slow
 def test_what_the_doctor_passes_a_run_takes(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, findings = examined(own, capsys)
     assert status == 0
@@ -166,6 +167,7 @@ def zero(key: str, tensor: Any) -> Any:
     return tensor * 0 if "lora_B" in key else tensor
 
 
+@pytest.mark.slow
 def test_what_adapters_lack_is_said_once_by_doctor_and_run(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for task in TASKS[:2]:
         edit_tensors(own / "adapters" / task / "adapter_model.safetensors", zero)
@@ -214,6 +216,7 @@ def test_a_user_s_own_code_that_raises_is_a_finding(own: Path, capsys: pytest.Ca
     assert "adapters: 5 of 5 are there" in findings
 
 
+@pytest.mark.slow
 def test_names_and_paths_never_act_on_the_terminal(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = json.loads((own / "pool.json").read_text())
     rows = json.loads((own / "rows.json").read_text())

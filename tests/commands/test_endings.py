@@ -169,6 +169,7 @@ def test_a_package_that_is_missing_is_named_with_what_to_do(
     assert message.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["-m", "lora_retriever", "methods"], ["summarize_results.py"]])
 def test_without_the_packages_each_command_says_what_to_do(command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

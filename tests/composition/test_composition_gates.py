@@ -259,6 +259,7 @@ class Preparing(Seeing):
         return state
 
 
+@pytest.mark.slow
 def test_the_sets_that_were_used_last_are_kept_and_those_of_gates_that_are_gone_are_not():
     offered = Offered("module", ("one",), torch.ones(1, 1, 2), torch.ones(1, 1, 2), torch.tensor([True]))
     kept, gates = PreparedGates(), [Preparing() for _ in range(KEPT_SETS + 1)]

@@ -201,6 +201,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(["rows", "pool"]))
 def test_nothing_but_a_message_comes_of_any_values(tmp_path: Path, data: st.DataObject, kind: str) -> None:

@@ -43,6 +43,7 @@ def pool_of(*names: str, domain: str = "qa") -> list[PoolEntry]:
     return [PoolEntry.model_validate({"model_name": name, "domain": domain, "sample": sample}) for name in names]
 
 
+@pytest.mark.slow
 def test_the_miniature_and_the_official_files_have_no_problems(tiny: Profile, official: Path) -> None:
     rows, pool = read_rows(tiny.rows_path), read_pool(tiny.pool_path)
     assert benchmark_problems(tiny, rows, pool) == benchmark_warnings(tiny, rows, pool) == []

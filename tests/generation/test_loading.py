@@ -172,6 +172,7 @@ def test_an_encoder_decoder_base_is_loaded_for_composing_alone(t5: Path) -> None
         assert "t5 is an encoder-decoder model" in one_line(error)
 
 
+@pytest.mark.slow
 def test_a_model_type_without_a_language_model_is_one_short_line(base: Path) -> None:
     edit(base / "config.json", model_type="vit", architectures=["ViTModel"])
     with pytest.raises(UserError) as error:

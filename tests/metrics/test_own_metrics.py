@@ -97,6 +97,7 @@ def test_rows_may_name_a_folder_but_no_script_of_the_hub(tmp_path: Path, module:
         score_run(run, Scoring())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "message"),
     [

@@ -379,6 +379,7 @@ def test_any_name_is_drawn_as_plain_text(
     assert len(capsys.readouterr().err.splitlines()) <= 1
 
 
+@pytest.mark.slow
 def test_characters_without_a_font_are_named_in_one_line(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +393,7 @@ def test_characters_without_a_font_are_named_in_one_line(
     )
 
 
+@pytest.mark.slow
 def test_characters_that_another_font_has_are_drawn_in_it(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,6 +403,7 @@ def test_characters_that_another_font_has_are_drawn_in_it(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_users_matplotlib_settings_make_no_latex_of_names(results: Path, tmp_path: Path) -> None:
     write_named(results, "$a_b$ and $\\frac$")
     with matplotlib.rc_context({"text.usetex": True, "text.parse_math": True}):
@@ -409,6 +412,7 @@ def test_a_users_matplotlib_settings_make_no_latex_of_names(results: Path, tmp_p
     assert "$a_b$ and $\\frac$" in drawn
 
 
+@pytest.mark.slow
 def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(results: Path, tmp_path: Path) -> None:
     for name in ("mixture", "mixture@k=1", "mixture@k=10"):
         (results / f"{name}.jsonl").rename(results / f"_{name}.jsonl")

@@ -59,6 +59,7 @@ def test_an_index_without_embeddings_is_saved_read_and_changed(tmp_path: Path) -
     assert not loaded.has_embeddings
 
 
+@pytest.mark.slow
 def test_hybrid_searches_texts_as_it_searches_embeddings_with_texts(tiny_pool: list[PoolEntry], tmp_path: Path) -> None:
     pool, asked = tiny_pool[:4], [entry.sample[0].inputs + " now" for entry in tiny_pool[:4]]
     encoder = lora_retriever.load_encoder(str(TINY / "encoder"))

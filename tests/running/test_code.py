@@ -245,6 +245,7 @@ def test_kept_answers_are_recorded_and_stay_until_the_code_changes_again(
         evaluate(tiny, ["base"], results, 1, QUIET)  # the first code again: the record says the second
 
 
+@pytest.mark.slow
 def test_a_run_answered_anew_equals_its_earlier_self_and_nothing_is_lost(
     results: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_run_answered_anew_equals_its_earlier_self_and_nothing_is_lost(
     evaluate(tiny, ["base", "selection"], results, 1, QUIET)
 
 
+@pytest.mark.slow
 def test_a_partial_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     results: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
@@ -309,6 +311,7 @@ def test_the_two_options_exclude_each_other(capsys: pytest.CaptureFixture[str]) 
     assert "not allowed with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_other_code_learned_is_learned_anew(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def own_profile(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_user_s_broken_method_costs_itself_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results"
     arguments = ["run", "--profile", str(own_profile(tmp_path)), "--results", str(results), "--limit", "1", "--table"]
@@ -102,6 +103,7 @@ def test_a_user_s_broken_method_costs_itself_alone(tmp_path: Path, capsys: pytes
     assert 'raise ZeroDivisionError("division by zero\\nand a second line")' in log
 
 
+@pytest.mark.slow
 def test_an_encoder_that_fails_costs_the_methods_that_retrieve(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_log_that_cannot_be_written_is_not_named(tmp_path: Path, tiny: Profile
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_device_ends_the_run_and_what_is_done_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_disk_that_fails_in_mid_run_is_one_message_and_the_run_goes_on_later(
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_folder_removed_in_mid_run_ends_the_run_with_a_message(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +251,7 @@ def test_a_finished_folder_on_a_disk_that_takes_nothing_is_shown(
     assert f"cannot be written ({os.strerror(code)})" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_left_over_files_of_dead_processes_are_swept_at_the_next_start(tmp_path: Path, tiny: Profile) -> None:
     learned = tmp_path / "learned" / "probing-0"
     learned.mkdir(parents=True)

@@ -122,6 +122,7 @@ def test_answers_of_another_version_of_own_code_are_refused(
         evaluate(profile, ["selection"], tmp_path / "r", 1, QUIET)
 
 
+@pytest.mark.slow
 def test_own_code_runs_only_if_a_method_uses_it(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit('own code ran')\n")
     encoder, retrieval = {"location": f"{name}:LETTERS"}, {"scorer": f"{name}:FIRST"}
@@ -188,6 +189,7 @@ def test_the_doctor_tries_an_own_encoder(name: str, tmp_path: Path) -> None:
     assert "encoder mine:NOTHING: cannot be loaded: AttributeError" in text
 
 
+@pytest.mark.slow
 def test_commands_take_own_scorers_and_encoders_of_the_current_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_missing_encoder_is_named_with_what_needs_it_before_anything_is_made(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_doctor_looks_at_an_encoder_only_if_it_is_used(lexical: Profile, tmp_path: Path) -> None:
     def findings(profile: Profile, *methods: str) -> dict[str, str]:
         chosen = profile.model_copy(update={"methods": methods})
@@ -140,6 +141,7 @@ def test_doctor_looks_at_an_encoder_only_if_it_is_used(lexical: Profile, tmp_pat
 # Commands
 
 
+@pytest.mark.slow
 def test_commands_of_texts_take_no_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = ["--pool", str(TINY / "pool.json")]
     rows = ["--inputs", str(TINY / "test.json"), "--json", str(tmp_path / "figures.json")]
