@@ -49,26 +49,33 @@ def main() -> int:
     broken = False
     for experiment in [*EXPERIMENTS, "fuzz"] if args.experiment == "all" else [args.experiment]:
         with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
-            broken = _run(experiment, args, Path(scratch)) or broken
+            broken = run_experiment(experiment, args.out, Path(scratch), args.count, args.seconds) or broken
     return 1 if broken else 0
 
 
-def _run(experiment: str, args: argparse.Namespace, scratch: Path) -> bool:
-    """Run one experiment, or a part of several. Returns whether a promise was broken."""
+def run_experiment(experiment: str, out: Path, scratch: Path, count: int | None = None, seconds: float = 0.0) -> bool:
+    """Run one experiment, or a part of several. Returns whether a promise was broken.
+
+    Args:
+        out: folder of the trials and figures.
+        scratch: an empty folder for everything else.
+        count: number of trials. None: the full campaign's.
+        seconds: time of fuzzing.
+    """
     from campaign.figures import Log
 
     if experiment == "fuzz":
         from campaign.fuzzing import fuzz
 
-        log = Log(args.out, "fuzz")
-        fuzz(scratch, log, args.seconds)
+        log = Log(out, "fuzz")
+        fuzz(scratch, log, seconds)
         return _shown(log)
     is_part = experiment == "part"
     world = _world(scratch, is_small=is_part or experiment in ("operations", "disks"))
     broken = False
-    for name, count in (PART if is_part else {experiment: args.count}).items():
-        log = Log(args.out, name)
-        EXPERIMENTS[name](world, scratch, log, count, PART_SCENARIOS if is_part else ())
+    for name, trials in (PART if is_part else {experiment: count}).items():
+        log = Log(out, name)
+        EXPERIMENTS[name](world, scratch, log, trials, PART_SCENARIOS if is_part else ())
         broken = _shown(log) or broken
     return broken
 

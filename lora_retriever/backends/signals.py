@@ -6,7 +6,9 @@ in the main thread. What is on disk is whole at any moment, so nothing else has 
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from types import FrameType
 from lora_retriever.errors import StoppedError
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+MOMENT = 0.02
+"""Seconds until a signal that Python swallowed is raised again."""
 
 
 @contextmanager
@@ -39,16 +43,29 @@ def stopping_on_signals() -> Iterator[None]:
                 signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_IGN)
         raise StoppedError(number)
 
+    def swallowed(what: sys.UnraisableHookArgs) -> None:
+        """Raise a signal again, a moment later, if Python swallowed the error, as in a destructor or a callback."""
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            former_hook(what)
+            return
+        number = getattr(what.exc_value, "signal", signal.SIGINT)
+        signal.signal(number, stop)
+        threading.Timer(MOMENT, _thread.interrupt_main, [number]).start()
+
+    former_hook = sys.unraisablehook
     with keeping_handlers():
         for number in ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, stop)
+        sys.unraisablehook = swallowed
         try:
             yield
         except Exception as error:
             if received:
                 raise StoppedError(received[0]) from error
             raise
+        finally:
+            sys.unraisablehook = former_hook
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from forked import Forked
 from places import TINY
 from tiny_runs import QUIET, tiny_profile, write_profile
 
@@ -103,6 +103,21 @@ def started_here(pid: int) -> bool:
     return False
 
 
+def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
+    """Ray installs handlers of its own, which abort. This test is the first: a fork cannot use its parent's Ray."""
+    write_profile(tmp_path, **IN_THREES, backend="ray", ray={"address": "local", "workers": 1, "cpus": 0.4})
+    results = tmp_path / "results"
+    run = ["run", "--profile", str(tmp_path / "mine.yaml"), "--only", "base", "--results", str(results)]
+    with Forked(run, tmp_path) as process:
+        process.wait_for(results / "base.jsonl.partial", timeout=300)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=90) == 143, process.errors
+    assert "stopped by SIGTERM; what is done so far is on disk" in process.errors
+    assert "Traceback" not in process.errors
+    lines = (results / "base.jsonl.partial").read_bytes().count(b"\n")
+    assert 0 < lines < 570
+
+
 def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: Path) -> None:
     adapters = tmp_path / "adapters"
     shutil.copytree(TINY / "adapters", adapters)
@@ -117,26 +132,6 @@ def test_a_model_that_cannot_be_loaded_is_a_users_error_and_ends_ray(tmp_path: P
     while worker_processes() and time.monotonic() < patience:
         time.sleep(0.1)
     assert worker_processes() == []
-
-
-def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
-    """Ray installs handlers of its own, which abort the process."""
-    write_profile(tmp_path, **IN_THREES, backend="ray", ray={"address": "local", "workers": 1, "cpus": 0.4})
-    results = tmp_path / "results"
-    run = ["run", "--profile", str(tmp_path / "mine.yaml"), "--only", "base", "--results", str(results)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "lora_retriever", *run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        patience = time.monotonic() + 300
-        while process.poll() is None and not (results / "base.jsonl.partial").exists() and time.monotonic() < patience:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        message = process.communicate(timeout=90)[1]
-    assert process.returncode == 143, message
-    assert "stopped by SIGTERM; what is done so far is on disk" in message
-    assert "Traceback" not in message
-    lines = (results / "base.jsonl.partial").read_bytes().count(b"\n")
-    assert 0 < lines < 570
 
 
 def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(

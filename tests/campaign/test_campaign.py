@@ -15,7 +15,7 @@ from campaign.figures import Log
 from campaign.fuzzing import Target, fuzz_once, make_targets
 from campaign.kills import differences
 from places import ROOT
-from run_campaign import PART
+from run_campaign import PART, run_experiment
 
 from lora_retriever.errors import UserError
 
@@ -25,13 +25,9 @@ FILES = 10
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of a part of the campaign."""
+    """The figures of a part of the campaign. Its commands are forks of this process."""
     out = tmp_path_factory.mktemp("campaign")
-    paths = [str(ROOT), str(ROOT / "peft"), str(ROOT / "scripts")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(ROOT / "scripts" / "run_campaign.py"), "part", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert done.returncode in (0, 1), done.stderr[-2000:]
+    run_experiment("part", out, tmp_path_factory.mktemp("scratch"))
     found: dict[str, Any] = json.loads((out / "figures.json").read_text())
     return found
 

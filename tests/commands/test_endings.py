@@ -8,50 +8,45 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import Forked
 from places import ROOT
 
 from lora_retriever import cli
+from lora_retriever.backends.local import LocalBackend
 from lora_retriever.backends.signals import keeping_handlers, stopping_on_signals
 from lora_retriever.cli import main
 from lora_retriever.commands import methods as methods_command
 from lora_retriever.errors import StoppedError
+from lora_retriever.generation.answer import Answer
+from lora_retriever.generation.generator import Generator
 
-SLOW = """
-    import sys, time
-    from lora_retriever.backends.local import LocalBackend
-    from lora_retriever.cli import main
-    from lora_retriever.generation.generator import Generator
+
+def slow_answers() -> None:
+    """Let every batch take 0.3 seconds, and the backend say that it is closed."""
     answer, close = Generator.answer, LocalBackend.close
-    def slow(self, *arguments):
+
+    def slow(self: Generator, *arguments: Any) -> list[Answer]:
         time.sleep(0.3)
         return answer(self, *arguments)
-    def closing(self):
+
+    def closing(self: LocalBackend) -> None:
         print("closed", flush=True)
         close(self)
-    Generator.answer, LocalBackend.close = slow, closing
-    {prelude}
-    sys.exit(main({arguments!r}))
-"""
+
+    Generator.answer, LocalBackend.close = slow, closing  # type: ignore[method-assign]
 
 
-def start_slow_run(results: Path, prelude: str = "") -> subprocess.Popen[str]:
+def start_slow_run(folder: Path, before: Callable[[], object] = lambda: None) -> Forked:
     """A run that answers a batch each 0.3 seconds, once its first batch is on disk."""
-    arguments = ["run", "--only", "base", "--results", str(results)]
-    code = textwrap.dedent(SLOW).format(prelude=prelude, arguments=arguments)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    partial = results / "base.jsonl.partial"
-    patience = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < patience:
-        if partial.exists() and partial.stat().st_size:
-            break
-        time.sleep(0.02)
+    arguments = ["run", "--only", "base", "--results", str(folder / "results")]
+    process = Forked(arguments, folder, lambda: (slow_answers(), before()))
+    process.wait_for(folder / "results" / "base.jsonl.partial")
     return process
 
 
@@ -69,26 +64,23 @@ def test_a_signal_closes_the_backend_and_says_that_the_run_goes_on(
 ) -> None:
     with start_slow_run(tmp_path) as process:
         process.send_signal(number)
-        out, error = process.communicate(timeout=60)
-    assert process.returncode == status, error
-    assert said in error
-    assert "Traceback" not in error
-    assert out == "closed\n"
-    lines = (tmp_path / "base.jsonl.partial").read_bytes().count(b"\n")
+        assert process.wait() == status, process.errors
+    assert said in process.errors
+    assert "Traceback" not in process.errors
+    assert process.output == "closed\n"
+    lines = (tmp_path / "results" / "base.jsonl.partial").read_bytes().count(b"\n")
     assert 0 < lines < 570
-    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]
+    assert [path.name for path in (tmp_path / "results").glob(".*")] == [".lock"]
 
 
 @pytest.mark.slow
 def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
-    prelude = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    with start_slow_run(tmp_path, prelude) as process:
+    with start_slow_run(tmp_path, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert process.returncode == 143
+        assert process.wait() == 143
 
 
 @pytest.mark.slow
@@ -98,10 +90,10 @@ def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run([sys.executable, "-m", "lora_retriever", *arguments], stdout=writing, stderr=writing)
+        with Forked(arguments, tmp_path, stdout=writing, stderr=writing) as process:
+            assert process.wait() == 0
     finally:
         os.close(writing)
-    assert done.returncode == 0
     assert (tmp_path / "base.jsonl").read_bytes().count(b"\n") == 19
 
 
@@ -129,9 +121,8 @@ def test_a_full_disk_behind_standard_output_is_told() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_standard_error_stops_nothing(tmp_path: Path) -> None:
     arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "lora_retriever", *arguments], stderr=full)
-    assert done.returncode == 0
+    with Path("/dev/full").open("w") as full, Forked(arguments, tmp_path, stderr=full.fileno()) as process:
+        assert process.wait() == 0
     assert (tmp_path / "base.jsonl").exists()
 
 
@@ -241,6 +232,23 @@ def test_an_interrupt_that_a_library_made_another_error_of_still_stops() -> None
         except KeyboardInterrupt as interrupt:
             raise ValueError("could not determine the shape") from interrupt
     assert stopped.value.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_within_a_destructor_still_stops(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python swallows what a destructor raises, and prints "Exception ignored"."""
+
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    former = sys.unraisablehook
+    with pytest.raises(StoppedError) as stopped, stopping_on_signals():
+        Interrupted()
+        time.sleep(30)
+    assert stopped.value.signal == number
+    assert capsys.readouterr().err == ""
+    assert sys.unraisablehook is former
 
 
 @pytest.mark.parametrize("place", ["replace_unwritable", "_flushed"])
