@@ -102,7 +102,6 @@ def _run(arguments: Sequence[str], before: Callable[[], object], given: Sequence
         for number, one in zip((1, 2), given, strict=True):
             os.dup2(one, number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
-        sys.stdin = Path(os.devnull).open()
         before()
         status = main(arguments)
         for stream in (sys.stdout, sys.stderr):

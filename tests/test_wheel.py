@@ -74,7 +74,7 @@ def test_an_installed_wheel_answers_the_miniature_outside_any_checkout(wheels: d
     assert str(site / "lora_retriever" / "profiles" / "tiny.yaml") in started("profile", "tiny")
     official = {"test.json", "pool.json"}
     assert {f"{elsewhere}/data/official/{name}" for name in official} <= set(started("profile", "llama2-7b").split())
-    started("run", "--only", "base", "--limit", "1")
-    lines = (elsewhere / "results" / "tiny" / "base.jsonl").read_text(encoding="utf-8").splitlines()
+    started("run", "--only", "best_selection", "--limit", "1")
+    lines = (elsewhere / "results" / "tiny" / "best_selection.jsonl").read_text(encoding="utf-8").splitlines()
     tasks = [entry["model_name"] for entry in json.loads((TINY / "pool.json").read_text(encoding="utf-8"))]
     assert [json.loads(line)["task"] for line in lines] == tasks

@@ -86,7 +86,7 @@ def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path) -> None:
     """`lora-retriever run 2>&1 | head -1` must not stop the run, and must not pass for a finished one."""
-    arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
+    arguments = ["run", "--only", "best_selection", "--limit", "1", "--results", str(tmp_path)]
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -94,7 +94,7 @@ def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path
             assert process.wait() == 0
     finally:
         os.close(writing)
-    assert (tmp_path / "base.jsonl").read_bytes().count(b"\n") == 19
+    assert (tmp_path / "best_selection.jsonl").read_bytes().count(b"\n") == 19
 
 
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
@@ -120,10 +120,10 @@ def test_a_full_disk_behind_standard_output_is_told() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_standard_error_stops_nothing(tmp_path: Path) -> None:
-    arguments = ["run", "--only", "base", "--limit", "1", "--results", str(tmp_path)]
+    arguments = ["run", "--only", "best_selection", "--limit", "1", "--results", str(tmp_path)]
     with Path("/dev/full").open("w") as full, Forked(arguments, tmp_path, stderr=full.fileno()) as process:
         assert process.wait() == 0
-    assert (tmp_path / "base.jsonl").exists()
+    assert (tmp_path / "best_selection.jsonl").exists()
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_and_a_log(
