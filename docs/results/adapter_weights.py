@@ -37,7 +37,8 @@ class BestWith:
 
 def _best(name: str, *weights: float) -> Method:
     reads, settings = frozenset({"adapters", "pool"}), frozenset({"scorer"})
-    return Method(name, f"the best adapters with the weights {weights}", "", BestWith(weights), "mixture", None, False, reads, settings)
+    summary = f"the best adapters with the weights {weights}"
+    return Method(name, summary, "", BestWith(weights), reads=reads, settings=settings)
 
 
 METHODS = [

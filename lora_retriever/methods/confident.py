@@ -1,8 +1,8 @@
 """This project's method for strong adapters: as few adapters as the probabilities allow, the best at full strength.
 
-P(p) is the calibrated probability that adapter p is the input's own, if the pool has it (`Hits.probabilities`), and c is
-the probability that the pool has it (`AdapterIndex.presence`). The most probable adapters are kept until their P sums
-to at least `mass`, and at most `most` of them. Their weights are
+P(p) is the calibrated probability that adapter p is the input's own, if the pool has the own adapter
+(`Hits.probabilities`), and c is the probability that the pool has it (`AdapterIndex.presence`). The most probable
+adapters are kept until their P sums to at least `mass`, and at most `most` of them. Their weights are
 
     w_p = P(p) / (Σ_q P(q)^n)^(1/n) over the adapters kept,
 

@@ -1,8 +1,8 @@
 """LAG: at every module and token, Arrow finds a few adapters, and the one of them that holds most of the token acts.
 
-Fleshman & Van Durme 2025, "LAG: LoRA-Augmented Generation", arXiv 2507.05346. With the update s B A = U S V^T, a* is the
-first row of V^T and A* is V^T. For a token x, the `top_k` adapters with the largest |a* · x| are kept (Arrow's score),
-and the adapter among them with the largest ‖A* x‖ (SpectR's score) acts with weight 1: y = W x + s B A x.
+Fleshman & Van Durme 2025, "LAG: LoRA-Augmented Generation", arXiv 2507.05346. With the update s B A = U S V^T, a* is
+the first row of V^T and A* is V^T. For a token x, the `top_k` adapters with the largest |a* · x| are kept (Arrow's
+score), and the adapter among them with the largest ‖A* x‖ (SpectR's score) acts with weight 1: y = W x + s B A x.
 
 Two things are open. The paper's text scores by ‖V^T x‖, without singular values, while a later paper (arXiv 2509.18093)
 describes the score as ‖S V^T x‖ = ‖s B A x‖; `singular_values` takes the latter. The paper routes a library of tasks

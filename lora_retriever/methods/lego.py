@@ -47,7 +47,8 @@ class Lego:
         from peft_composition.pairs import Pair, product_dtype
 
         down, up = stack.gather(active)  # [batch, k, r, d_in], [batch, k, r, d_out]
-        ranks = torch.tensor([[stack.ranks.get(slot, 0) for slot in row] for row in active.slots.tolist()])  # [batch, k]
+        slots: list[list[int]] = active.slots.tolist()
+        ranks = torch.tensor([[stack.ranks.get(slot, 0) for slot in row] for row in slots])  # [batch, k]
         there = (torch.arange(down.shape[2]) < ranks[..., None]).flatten(1).to(down.device)  # [batch, k * r]
         rank = ranks.amax(dim=1).to(down.device)  # [batch]
         wanted = rank if self.units is None else torch.full_like(rank, self.units)  # [batch]

@@ -23,7 +23,8 @@ QUICK = {"samples": 1, "epochs": 1}
 OPTIONS = {
     "lorahub": {"adapters": 4, "samples": 1, "steps": 3},
     **dict.fromkeys(("moe_top1", "moe_top3", "moe_soft", "smear", "phatgoose"), QUICK),
-    **dict.fromkeys(("seqr", "layerwise"), {"samples": 1}),
+    "seqr": {"samples": 1},
+    "layerwise": {"samples": 1},
 }
 STATIC = ("adaptersoup", "lorahub", "uniform")
 """These give all rows one composition, whatever they ask."""
@@ -102,7 +103,7 @@ def test_methods_that_read_the_input_do_not(results: Path) -> None:
 
 @GATED
 def test_a_gates_weights_sum_to_one_and_its_entropy_is_recorded(results: Path, method: Method) -> None:
-    """At a token and module the weights sum to 1, and so do their means. `layerwise` leaves some modules to the base."""
+    """At a token and module the weights sum to 1, and so do the means. `layerwise` leaves some modules to the base."""
     for line in lines_of(results, method.name):
         total = sum(line["weights"])
         assert 0 < total < 1.001 if method.plain_name == "layerwise" else total == pytest.approx(1, abs=1e-3)

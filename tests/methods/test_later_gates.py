@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from composition_cases import Parts
 from routing_cases import ROWS, gated_logits, looped_logits, model_with_pool, updates_of
 from torch import Tensor
 
+from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.methods.context import Context
 from lora_retriever.methods.lag import LAG
 from lora_retriever.methods.layerwise import Layerwise, Prototypes
@@ -102,7 +102,7 @@ def test_layerwise_weighs_by_the_cosines_of_mean_updates(case: Case) -> None:
             updates = {name: updates_of(parts[name])[module] for name in names if module in parts[name]}
             scores = {}
             for name, update in updates.items():
-                down, up, scaling = parts[name][module]
+                _, up, scaling = parts[name][module]
                 prototype = scaling * up @ measured.tensors[SEPARATOR.join((name, module, "inner"))]
                 scores[name] = float(torch.cosine_similarity(update @ x.mean(dim=0), prototype, dim=0))
             best = sorted(scores, key=lambda name: -scores[name])[:2]
@@ -126,7 +126,7 @@ def test_layerwise_weighs_by_the_cosines_of_mean_updates(case: Case) -> None:
 
 @pytest.mark.slow
 def test_own_samples_are_measured_as_by_reading_each_alone(
-    context_of: Callable[..., Context], generator: Any, tmp_path: Path
+    context_of: Callable[..., Context], generator: Generator
 ) -> None:
     context = context_of()
     found = own_samples(context, 2)
@@ -134,14 +134,15 @@ def test_own_samples_are_measured_as_by_reading_each_alone(
     module = next(key.split(SEPARATOR)[1] for key in found.tensors if key.startswith(entry.model_name + SEPARATOR))
     stack = generator.model._residency.stacks[module]
     slot = next(slot for slot, adapter in stack.adapters.items() if adapter == entry.model_name)
+    down, up = stack.down[slot], stack.up[slot]  # A [r, d_in], (s B)^T [r, d_out]
     norms, means = [], []
-    hook = generator.model.base.get_submodule(module).register_forward_hook(
-        lambda layer, args, output: (norms.append((args[0][0] @ stack.down[slot].T @ stack.up[slot]).norm(dim=-1)),
-                                     means.append((args[0][0] @ stack.down[slot].T).mean(dim=0)))[2:]  # fmt: skip
-        or None
-    )
-    from lora_retriever.generation.generator import make_prompts
 
+    def note(layer: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        inner = args[0][0] @ down.T  # A x, [n, r]
+        norms.append((inner @ up).norm(dim=-1))
+        means.append(inner.mean(dim=0))
+
+    hook = generator.model.base.get_submodule(module).register_forward_hook(note)
     try:
         for prompt in make_prompts([s.inputs for s in entry.sample[:2]], generator.tokenizer, generator.settings):
             with torch.no_grad():

@@ -13,7 +13,8 @@ RANKS = {"a": 3, "b": 3, "c": 2}
 
 def filled() -> tuple[ModuleStack, dict[str, np.ndarray]]:
     """A stack of three adapters with 5 inputs and 4 outputs, and the rank units [r, 9] of each."""
-    draw, stack, units = torch.Generator().manual_seed(0), ModuleStack("m", 5, 4, torch.device("cpu"), torch.float64), {}
+    draw, stack = torch.Generator().manual_seed(0), ModuleStack("m", 5, 4, torch.device("cpu"), torch.float64)
+    units = {}
     for slot, (name, rank) in enumerate(RANKS.items(), start=1):
         down, up = (torch.randn(rank, width, generator=draw, dtype=torch.float64) for width in (5, 4))
         stack.write(slot, down, 2 * up, 2.0, name)
