@@ -353,6 +353,19 @@ class AdapterIndex:
         means = unit(self._pool.means.astype(np.float64))
         return np.asarray(means @ means.T)
 
+    def sample_cosines(self, queries: Array) -> tuple[Array, Positions]:
+        """Cosines [n, samples] of queries [n, dim] with all samples, and each sample's adapter as its place in `names`.
+
+        Raises:
+            ValueError: the index is empty, has no embeddings, or keeps no single samples.
+        """
+        self._check_filled()
+        if not self.has_embeddings or not self._pool.has_samples:
+            raise ValueError("the index has no embeddings of single samples")
+        samples = np.concatenate([samples.embeddings for samples in self._pool.samples])
+        owners = np.repeat(np.arange(len(self._pool)), self._pool.counts)
+        return unit(queries) @ unit(samples).T, owners
+
     def save(self, folder: Path | str, private: bool = False) -> None:
         """Write the index to one file in `folder` in one atomic step; an older index stays readable until then.
 

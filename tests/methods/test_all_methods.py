@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 QUICK = {"samples": 1, "epochs": 1}
 OPTIONS = {
     "lorahub": {"adapters": 4, "samples": 1, "steps": 3},
-    **dict.fromkeys(("moe_top1", "moe_top3", "moe_soft", "smear"), QUICK),
+    **dict.fromkeys(("moe_top1", "moe_top3", "moe_soft", "smear", "phatgoose"), QUICK),
+    "seqr": {"samples": 1},
+    "layerwise": {"samples": 1},
 }
 STATIC = ("adaptersoup", "lorahub", "uniform")
 """These give all rows one composition, whatever they ask."""
@@ -101,12 +103,12 @@ def test_methods_that_read_the_input_do_not(results: Path) -> None:
 
 @GATED
 def test_a_gates_weights_sum_to_one_and_its_entropy_is_recorded(results: Path, method: Method) -> None:
-    """Every gate of the register weighs by a softmax, the means of which over tokens and modules sum to 1 as well."""
-    top_k = getattr(method.gate, "top_k", None)
+    """At a token and module the weights sum to 1, and so do the means. `layerwise` leaves some modules to the base."""
     for line in lines_of(results, method.name):
-        assert sum(line["weights"]) == pytest.approx(1, abs=1e-3)
+        total = sum(line["weights"])
+        assert 0 < total < 1.001 if method.plain_name == "layerwise" else total == pytest.approx(1, abs=1e-3)
         assert line["weights"] == sorted(line["weights"], reverse=True)
-        if top_k == 1:
+        if method.plain_name in ("moe_top1", "lag", "seqr"):  # one adapter for a token
             assert line["gate_entropy"] == 0
         else:
             assert line["gate_entropy"] > 0

@@ -93,7 +93,7 @@ def test_a_setting_that_does_not_bear_on_a_method_is_not_in_its_name(
 def test_a_seed_sweep_repeats_only_methods_that_draw(tiny: Profile) -> None:
     """`random` draws adapters, `lorahub` candidates, `dare` parts of factors, and the experts are drawn and trained."""
     drawing = {"dare", "dare_ood", "lorahub", "lorahub_ood", "moe_soft", "moe_top1", "moe_top3"}
-    drawing |= {"random", "random_ood", "smear"}
+    drawing |= {"random", "random_ood", "smear", "phatgoose", "phatgoose_ood"}
     found = names(tiny, ["all"], "seed=3,4")
     expected = [f"{name}@seed={seed}" for name in drawing for seed in (3, 4)] + list(registered().keys() - drawing)
     assert sorted(found) == sorted(expected)

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,6 +67,20 @@ class Matrices:
         """The matrices that a training has written to a file."""
         experts, _, matrices, _ = _read(file)
         return cls(hash_path(file), experts, matrices)
+
+    @classmethod
+    def join(cls, files: Sequence[Path], joined: Path) -> None:
+        """Write the matrices of several trainings, of different experts, to one file. Rows that lack are zeros."""
+        parts = [cls.load(file) for file in files]
+        widths = {module: matrix.shape[1] for part in parts for module, matrix in part.by_module.items()}
+        tensors = {
+            f"matrix.{module}": torch.cat(
+                [part.by_module.get(module, torch.zeros(len(part.experts), width)) for part in parts]
+            )
+            for module, width in sorted(widths.items())
+        }
+        experts = [expert for part in parts for expert in part.experts]
+        _write(joined, tensors, experts, _State())
 
     def of(self, offered: Offered) -> Tensor:
         """The G [P, d_in] of the adapters that a module is offered, on its device.
@@ -141,18 +155,23 @@ class GateInTraining:
         return self._weigh(self.parameters[prepared], replace(tokens, real=prompts.to(tokens.x.device)))
 
 
-def train(context: Context, options: Training, mode: str, weigh: Weigh, folder: Path) -> dict[str, Any]:
+def train(
+    context: Context, options: Training, mode: str, weigh: Weigh, folder: Path, adapter: str | None = None
+) -> dict[str, Any]:
     """Train the matrices, or continue an interrupted training, and write them to `folder`. Returns the record.
 
     An interrupted training ends with the same matrices as an uninterrupted one. The base comes back unchanged.
+
+    Args:
+        adapter: the only adapter that is weighed, on its own samples. None: the experts, on the samples of all tasks.
 
     Raises:
         UserError: the template does not fit into `max_tokens`, the base lacks a token of a sample, or the loss is NaN
             or infinite.
     """
     clock, generator, file = time.perf_counter(), context.generator, folder / MATRICES_FILE
-    model, examples, gate = generator.model, examples_of(context, options), GateInTraining(weigh)
-    experts = experts_of(context.pool, context.seed)
+    model, examples, gate = generator.model, examples_of(context, options, adapter), GateInTraining(weigh)
+    experts = experts_of(context.pool, context.seed) if adapter is None else (adapter,)
     collate = LeftPadding(generator.pad_id)
     epoch_steps = math.ceil(len(examples) / options.batch_size)
     steps = epoch_steps * options.epochs
@@ -200,15 +219,16 @@ def train(context: Context, options: Training, mode: str, weigh: Weigh, folder: 
     }
 
 
-def examples_of(context: Context, options: Training) -> list[dict[str, list[int]]]:
-    """The samples of all tasks of the pool as tokens and labels. The labels of prompts do not count.
+def examples_of(context: Context, options: Training, adapter: str | None = None) -> list[dict[str, list[int]]]:
+    """The samples of one adapter, or of all adapters of the pool, as tokens and labels. Prompts' labels do not count.
 
     Raises:
         UserError: the template alone does not fit into `max_tokens`, or the base lacks a token of a sample.
     """
     settings = context.generator.settings
     longest = settings.max_prompt_tokens if options.max_tokens is None else options.max_tokens
-    samples = [sample for entry in context.pool for sample in entry.sample[: options.samples]]
+    entries = [entry for entry in context.pool if adapter in (None, entry.model_name)]
+    samples = [sample for entry in entries for sample in entry.sample[: options.samples]]
     tokenizer = context.generator.tokenizer
     template = settings.template_for(tokenizer)
     try:
@@ -290,9 +310,13 @@ def _save(file: Path, gate: GateInTraining, state: _State, optimizer: torch.opti
     tensors = {f"matrix.{module}": parameter.detach().cpu() for module, parameter in gate.parameters.items()}
     for place, values in (optimizer.state_dict()["state"] if optimizer is not None else {}).items():
         tensors |= {f"optimizer.{place}.{name}": value.cpu() for name, value in values.items()}
+    _write(file, tensors, gate.experts, state)
+
+
+def _write(file: Path, tensors: dict[str, Tensor], experts: Sequence[str], state: _State) -> None:
+    """Write tensors, experts and the state of the training, as `_read` reads them, in one atomic step."""
     # One entry of metadata: safetensors writes several in a changing order, and equal content must give equal files.
-    metadata = {"training": json.dumps({"experts": gate.experts, "state": vars(state)})}
-    write_bytes(file, save(tensors, metadata))
+    write_bytes(file, save(tensors, {"training": json.dumps({"experts": list(experts), "state": vars(state)})}))
 
 
 def _read(file: Path) -> tuple[tuple[str, ...], _State, dict[str, Tensor], dict[str, Tensor]]:

@@ -26,3 +26,14 @@ def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None
         return candidates.softmax(dim=-1)
     best, places = candidates.topk(min(top_k, scores.shape[-1]), dim=-1)  # [..., k]
     return torch.zeros_like(candidates).scatter(-1, places, best.softmax(dim=-1))
+
+
+def best_of_offered(scores: Tensor, offered: Tensor) -> Tensor:
+    """One-hot weights [..., P]: 1 for the best of the scores [..., P] offered, 0 for the others.
+
+    `offered` [..., P] bool may be broadcast. Of equal scores the first counts.
+    """
+    import torch
+
+    candidates = scores.masked_fill(~offered, torch.finfo(scores.dtype).min)  # [..., P]
+    return torch.zeros_like(candidates).scatter(-1, candidates.argmax(dim=-1, keepdim=True), 1)

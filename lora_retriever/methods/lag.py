@@ -1,0 +1,73 @@
+"""LAG: at every module and token, Arrow finds a few adapters, and the one of them that holds most of the token acts.
+
+Fleshman & Van Durme 2025, "LAG: LoRA-Augmented Generation", arXiv 2507.05346. With the update s B A = U S V^T, a* is
+the first row of V^T and A* is V^T. For a token x, the `top_k` adapters with the largest |a* · x| are kept (Arrow's
+score), and the adapter among them with the largest ‖A* x‖ (SpectR's score) acts with weight 1: y = W x + s B A x.
+
+Two things are open. The paper's text scores by ‖V^T x‖, without singular values, while a later paper (arXiv 2509.18093)
+describes the score as ‖S V^T x‖ = ‖s B A x‖; `singular_values` takes the latter. The paper routes a library of tasks
+and a library of knowledge separately, with one adapter each; here the pool is one library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
+
+from lora_retriever.methods.base import Method, with_ood
+from lora_retriever.methods.options import Count
+from lora_retriever.methods.parts.everything import Everything
+from lora_retriever.methods.parts.weighing import best_of_offered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_composition import Offered, Tokens
+
+CITATION = "Fleshman & Van Durme 2025, arXiv 2507.05346"
+
+
+@dataclass(frozen=True)
+class LAG:
+    """Gives a token the longest of the `top_k` adapters whose main directions are nearest to the token.
+
+    Attributes:
+        singular_values: whether each direction of an adapter is weighted by its singular value in the second score.
+    """
+
+    top_k: Count = 20
+    singular_values: bool = False
+
+    def prepare(self, offered: Offered) -> tuple[Tensor, Tensor]:
+        """The first directions as factors of A x, [P, 1, r], and the factors [P, r, r] of the second score."""
+        from lora_retriever.methods.parts.spectral import computing_dtype, response_of, spectrum_of
+
+        coordinates = spectrum_of(offered).coordinates  # [P, r, r]
+        length = response_of(offered) if self.singular_values else coordinates  # [P, r, r]
+        place = offered.down.device, computing_dtype(offered)
+        return coordinates[:, :1].to(*place), length.to(*place)
+
+    def weights(self, prepared: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+        """One-hot weights [batch, n, P]."""
+        import torch
+
+        from lora_retriever.methods.parts.spectral import lengths
+
+        first, length = prepared
+        offered = tokens.offered[:, None]  # [batch, 1, P]
+        arrow = lengths(first, tokens.inner).masked_fill(~offered, -1)  # |a* · x|, [batch, n, P]
+        best = arrow.topk(min(self.top_k, arrow.shape[-1]), dim=-1).indices  # [batch, n, k]
+        kept = torch.zeros_like(arrow, dtype=torch.bool).scatter(-1, best, True)  # [batch, n, P]
+        return best_of_offered(lengths(length, tokens.inner), kept & offered)  # by ‖A* x‖
+
+
+METHODS = with_ood(
+    Method(
+        "lag",
+        "every token to one adapter: the 20 with the nearest main direction, of these the one that holds most of it",
+        CITATION,
+        Everything(),
+        gate=LAG(),
+    )
+)
