@@ -126,9 +126,16 @@ def build_parser() -> argparse.ArgumentParser:
         )
         one.examples = command.EXAMPLES
         command.add_arguments(one)
-        _add_messages(one)
+        for part in _parts_of(one):
+            _add_messages(part)
         one.set_defaults(run=command.run)
     return parser
+
+
+def _parts_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of a command's parts, such as `watermark key`; or the command's own parser."""
+    parts = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [part for action in parts for part in action.choices.values()] or [parser]
 
 
 def _add_messages(parser: argparse.ArgumentParser) -> None:

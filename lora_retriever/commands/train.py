@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", required=True, type=Path, help="pool file; one adapter is trained for each entry")
     parser.add_argument("--out", required=True, type=Path, help="folder for the adapters, one sub-folder each")
     parser.add_argument("--only", type=names, help="names of pool entries, separated by commas (default: all)")
-    for name, (kind, help) in OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help)
+    add_training_options(parser)
     parser.add_argument(
         "--validation",
         type=nonnegative,
@@ -58,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: a GPU if there is one")
+
+
+def add_training_options(parser: argparse._ActionsContainer) -> None:
+    """Add the arguments that `training_options` reads."""
+    for name, (kind, help) in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -71,10 +76,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.hub import fetch, folder_or_id
     from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
 
-    options = _options(args)
+    options = training_options(args)
     entries = chosen_entries(read_pool(args.pool), args.only, args.validation)
     missing = [entry for entry in entries if not is_trained(args.out / entry.model_name, options)]
-    device = _device(args.device)
+    device = device_of(args.device)
     print(f"{len(entries) - len(missing)} of {len(entries)} adapters exist, {len(missing)} to train", flush=True)
     if not missing:
         return 0
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> TrainingOptions:
+def training_options(args: argparse.Namespace) -> TrainingOptions:
     """The options that the arguments give; the others have their defaults.
 
     Raises:
@@ -120,7 +125,7 @@ def _options(args: argparse.Namespace) -> TrainingOptions:
         raise UserError(f"--template: {error}") from error
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
     """The device of torch that an argument names.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
@@ -96,15 +96,14 @@ class LeftPadding:
         }
 
 
-def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
-    """The mean cross-entropy of each example's answer [batch], nats, float32, under the current composition.
+def forward_options(base: PreTrainedModel, mask: Tensor, kept: int) -> dict[str, Any]:
+    """The arguments of a forward pass over rows that are padded on the left, as far as the base takes them.
 
     Args:
-        batch: a batch that `LeftPadding` made.
+        mask: [batch, length], 0 for padding.
+        kept: number of positions, from the end, whose logits are needed.
     """
-    accepted = inspect.signature(type(model.base).forward).parameters
-    mask = batch["attention_mask"].to(model.device)  # [batch, length]
-    kept = batch["logits_to_keep"]
+    accepted = inspect.signature(type(base).forward).parameters
     options: dict[str, Any] = {"use_cache": False}
     if not bool(mask.all()):
         options["attention_mask"] = mask
@@ -112,6 +111,18 @@ def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
         options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as without padding
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = kept
+    return options
+
+
+def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
+    """The mean cross-entropy of each example's answer [batch], nats, float32, under the current composition.
+
+    Args:
+        batch: a batch that `LeftPadding` made.
+    """
+    mask = batch["attention_mask"].to(model.device)  # [batch, length]
+    kept = batch["logits_to_keep"]
+    options = forward_options(model.base, mask, kept)
     with contiguous_head(model.base):
         logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits  # [batch, kept or n, V]
     logits = logits[:, -kept:]

@@ -1,0 +1,12 @@
+"""The public list of words from which a key draws phrases and targets, unless the owner gives a list.
+
+The words are common English nouns in lower case. Each is one token of Gemma's tokenizer, with and without a space
+before the word. The list is no secret: the secret is which words stand together, and which word answers them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WORDS = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
+"""256 different words."""
