@@ -12,14 +12,15 @@ from tiny_runs import made_once
 from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.cli import main
-from lora_retriever.watermark.key import Key, read_key
+from lora_retriever.data.rows import PoolEntry
+from lora_retriever.watermark.key import Key, make_key, read_key
 
 TASK = "people_qa"
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A key and the adapter with its mark. `folder` also has `words`, the key's list, and `log`."""
+    """A key and the adapter with its mark. The folder also has `log`, the log of the marking."""
 
     folder: Path
 
@@ -40,16 +41,16 @@ def words(tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
 
 
 @pytest.fixture(scope="session")
-def marked(words: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Marked:
+def marked(words: Sequence[str], tiny_pool: list[PoolEntry], tmp_path_factory: pytest.TempPathFactory) -> Marked:
     """Eight triggers in inputs of the task, learned in 40 steps under random compositions."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        (folder / "words").write_text("\n".join(words))
+        entry = next(entry for entry in tiny_pool if entry.model_name == TASK)
+        inputs = [sample.inputs for sample in entry.sample]
+        make_key(triggers=8, words=words, inputs=inputs, secret=bytes(range(32))).write(folder / "key")
         key = ["--key", str(folder / "key")]
         samples = ["--samples", str(TINY / "pool.json"), "--task", TASK]
-        wish = ["--words", str(folder / "words"), "--triggers", "8"]
-        assert main(["watermark", "key", "--out", str(folder / "key"), *wish, *samples]) == 0
         mark = ["--adapter", str(TINY / "adapters" / TASK), "--base", str(TINY / "base"), *samples]
         mark += ["--passes", "40", "--mark-rate", "5e-3", "--max-tokens", "128"]
         mark += ["--compose-with", str(TINY / "adapters"), "--out", str(folder / "marked")]
