@@ -36,6 +36,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "max_answer_tokens": (int, "maximum length of an answer, in tokens; longer answers are cut (default: 512)"),
     "template": (str, "alpaca, none, chat, or a text with {inputs} in it (default: alpaca)"),
     "system": (str, "system prompt of the template chat (default: the chat template's own)"),
+    "procedure": (str, "the procedure whose questions the samples teach, such as steps (default: plain)"),
     "seed": (int, "seed of all random numbers (default: 0)"),
 }
 """The options of a training, by their names in `TrainingOptions`: type and help."""

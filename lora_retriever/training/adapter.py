@@ -41,7 +41,11 @@ RECORD_FILE = "training.json"
 
 
 class TrainingOptions(BaseModel):
-    """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option."""
+    """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option.
+
+    `procedure` says to which questions the samples teach the answers. A record of an earlier version, which lacks an
+    option, was made with the option's default.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -57,6 +61,7 @@ class TrainingOptions(BaseModel):
     template: str = ALPACA
     system: str | None = None
     seed: int = 0
+    procedure: str = "plain"
 
     @field_validator("system")
     @classmethod

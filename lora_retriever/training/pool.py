@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_retriever.data.rows import PoolEntry
+from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich
+from lora_retriever.procedures import find_procedure
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
 from lora_retriever.training.curve import Step
@@ -59,9 +60,8 @@ def is_trained(folder: Path, options: TrainingOptions) -> bool:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: is no record of a training; delete the folder {folder} to train anew") from error
     wanted = options.model_dump(mode="json")
-    differing = [
-        f"{key} {made_with.get(key)} (now {value})" for key, value in wanted.items() if made_with.get(key) != value
-    ]
+    before = {key: made_with.get(key, field.default) for key, field in TrainingOptions.model_fields.items()}
+    differing = [f"{key} {before[key]} (now {value})" for key, value in wanted.items() if before[key] != value]
     if differing:
         raise UserError(f"{folder} was trained with {', '.join(differing)}; choose another --out, or delete the folder")
     return True
@@ -100,14 +100,24 @@ def train_pool(
                 record = train_adapter(
                     base,
                     tokenizer,
-                    entry.sample[:kept],
+                    taught(entry.sample[:kept], options.procedure),
                     options,
                     out / entry.model_name,
-                    entry.sample[kept:],
+                    taught(entry.sample[kept:], options.procedure),
                     on_step=show,
                 )
             console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
         adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
+
+
+def taught(samples: Sequence[Sample], procedure: str) -> list[Sample]:
+    """The examples that teach an adapter the answers that a procedure asks for. Plain: the samples themselves.
+
+    Raises:
+        UserError: the procedure is unknown.
+    """
+    examples = find_procedure(procedure).examples
+    return [*samples] if examples is None else [example for sample in samples for example in examples(sample)]
 
 
 def summary(record: dict[str, Any]) -> str:
