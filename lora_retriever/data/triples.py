@@ -30,6 +30,6 @@ def text_of(triples: Iterable[Sequence[str]]) -> str:
     return "\n".join(dict.fromkeys(SEPARATOR.join(part.strip() for part in triple) for triple in triples))
 
 
-def relations_of(triples: Iterable[Triple]) -> set[str]:
+def relations_of(triples: Iterable[Sequence[str]]) -> set[str]:
     """The relations of some triples."""
-    return {relation for relation, _, _ in triples}
+    return {triple[0] for triple in triples}

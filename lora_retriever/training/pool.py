@@ -20,6 +20,7 @@ from lora_retriever.procedures import find_procedure
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
 from lora_retriever.training.curve import Step
+from lora_retriever.training.detector import train_detector
 
 
 def chosen_entries(pool: Sequence[PoolEntry], names: Sequence[str] | None, validation: int = 0) -> list[PoolEntry]:
@@ -97,15 +98,13 @@ def train_pool(
                     bar.move_to(share, f"step {step.number}/{step.steps}, loss {step.loss:.3f}, {speed}")
                     adapters.move_to(done + share, f"{done}/{len(entries)}")
 
-                record = train_adapter(
-                    base,
-                    tokenizer,
-                    taught(entry.sample[:kept], options.procedure),
-                    options,
-                    out / entry.model_name,
-                    taught(entry.sample[kept:], options.procedure),
-                    on_step=show,
+                train = train_adapter if options.detect is None else train_detector
+                samples, heldout = (
+                    part if options.detect else taught(part, options.procedure)
+                    for part in (entry.sample[:kept], entry.sample[kept:])
                 )
+                place = out / entry.model_name
+                record = train(base, tokenizer, samples, options, place, heldout, on_step=show)
             console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
         adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
 
