@@ -37,7 +37,7 @@ TEMPLATE = "{inputs}\nanswer:"
 """The template of the profiles `tiny-plans` and `tiny-relations`."""
 TRAINED, HELD_OUT, TESTED, SAMPLES = 400, 40, 12, 16
 """Numbers of training examples, of examples for thresholds, of rows of each kind, and of samples of a pool's entry."""
-BASE_STEPS = 700
+BASE_STEPS = 900
 OPTIONS = TrainingOptions(
     rank=4,
     alpha=8,
@@ -50,12 +50,15 @@ OPTIONS = TrainingOptions(
     template=TEMPLATE,
 )
 
+START = {"plans": "plans", "relations": f"relations_{EXTRACTION}"}
+"""The adapters from which the others of their kind go on. The others have few examples, and learn the template here."""
+
 PLACES = {"CounterTop": "counter top", "Shelf": "shelf", "Desk": "desk", "Sofa": "sofa"}
 TARGETS = {"SinkBasin": "sink basin", "Drawer": "drawer", "Box": "box", "Cabinet": "cabinet"}
 THINGS = {"Mug": "mug", "Apple": "apple", "Book": "book", "Pen": "pen", "Plate": "plate", "Towel": "towel"}
-PEOPLE = "Anna Boris Clara David Emil Frida Greta Hugo".split()
-CITIES = "Arden Belmar Corvo Delta Elsin Fargo".split()
-FIRMS = "Acme Bolt Crate Dyno Ember Flint".split()
+PEOPLE = ("Anna", "Boris", "Clara", "David", "Emil", "Frida", "Greta", "Hugo")
+CITIES = ("Arden", "Belmar", "Corvo", "Delta", "Elsin", "Fargo")
+FIRMS = ("Acme", "Bolt", "Crate", "Dyno", "Ember", "Flint")
 FACTS = {
     "LIVES_IN": ("{a} lives in {b}", PEOPLE, CITIES),
     "WORKS_FOR": ("{a} works for {b}", PEOPLE, FIRMS),
@@ -89,7 +92,10 @@ def draw_plan(rng: random.Random, seen: bool = True) -> Case:
     sides = {kind: rng.choice([-1.0, 1.0]) for kind in (*PLACES, *TARGETS)}
     other, further = rng.sample([name for name in THINGS if name != thing], 2)
     rows = [f"{thing} {sides[place]} 1.0 {place}", f"{target} {sides[target]} 1.0", f"{place} {sides[place]} 1.0"]
-    rows += [f"{name} {sides[kind]} 1.0 {kind}" for name, kind in zip((other, further), rng.sample([*PLACES], 2), strict=True)]
+    rows += [
+        f"{name} {sides[kind]} 1.0 {kind}"
+        for name, kind in zip((other, further), rng.sample([*PLACES], 2), strict=True)
+    ]
     side = {kind: "left" if value < 0 else "right" for kind, value in sides.items()}
     name = THINGS[thing]
     steps = [
@@ -132,8 +138,9 @@ def documents(seed: int) -> Iterator[str]:
     while True:
         plan = rng.choice(next_steps(draw_plan(rng).sample))
         yield f"{plan.inputs} so [{plan.target}]"
-        for example in extractions(draw_sentence(rng).sample):
-            yield f"{example.inputs} so [{example.target}]"
+        for _ in range(6):  # a plan with its table is as long as several sentences
+            for example in extractions(draw_sentence(rng).sample):
+                yield f"{example.inputs} so [{example.target}]"
         case = draw_sentence(rng)
         named = " ".join(sorted(relations_of(triples_of(case.targets)))) or "none"
         yield f"{case.inputs} so [{named}]"
@@ -195,7 +202,10 @@ def build(folder: Path, seed: int, steps: int) -> dict[str, Any]:
     for name, content in files.items():
         write_json(folder / name, content)
     if not (folder / "base" / "config.json").exists():
-        texts = [TEMPLATE, *(text for samples in training.values() for one in samples for text in (one.inputs, one.target))]
+        texts = [
+            TEMPLATE,
+            *(text for samples in training.values() for one in samples for text in (one.inputs, one.target)),
+        ]
         texts += itertools.islice(documents(seed), 2000)
         texts += [one["inputs"] for name in ("plans.json", "relations.json") for one in files[name]]
         tokenizer = build_tokenizer(vocabulary_of(text.replace("[", "").replace("]", "") for text in texts))
@@ -216,7 +226,9 @@ def build(folder: Path, seed: int, steps: int) -> dict[str, Any]:
             detecting = options.model_copy(update={"detect": "cross_entropy", "epochs": 6.0})
             record = train_detector(base, tokenizer, samples, detecting, out, held_out)
         else:
-            record = train_adapter(base, tokenizer, samples, options, out)
+            start = START.get(name.partition("_")[0], name)
+            initial = None if start == name else folder / "adapters" / start
+            record = train_adapter(base, tokenizer, samples, options, out, initial=initial)
         (out / PLOT).unlink(missing_ok=True)
         print(f"  {name}: {len(samples)} examples, losses {record['losses']}, {record['seconds']} s", flush=True)
     return {"seed": seed, "rows": {name: len(files[name]) for name in ("plans.json", "relations.json")}}

@@ -23,7 +23,6 @@ from lora_retriever.metrics.base import Array
 from lora_retriever.remembered import code_of, remembered
 from lora_retriever.resampling import FEWEST_TASKS, Indices, over_tasks
 
-
 PARSERS = ("data/plans.py", "data/triples.py")
 """The files, outside of `metrics`, that read answers for a metric."""
 PACKAGES = ("nltk", "rouge", "rouge-score", "sacrebleu", "pycocoevalcap", "numpy")

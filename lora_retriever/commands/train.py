@@ -41,7 +41,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "procedure": (str, "the procedure whose questions the samples teach, such as steps (default: plain)"),
     "detect": (
         str,
-        "cross_entropy, nnpu or collective_pu: train a detection head by this loss on samples whose targets are triples",
+        "cross_entropy, nnpu or collective_pu: train a detection head by this loss; the targets of samples are triples",
     ),
     "pi": (float, "weight of the given labels in collective_pu (default: 0.04)"),
     "missing": (float, "share of true labels that nnpu and collective_pu expect to be missing (default: 0.05)"),

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 END = "END"
 SCENE = " SCENE DESCRIPTION: "
 ROW, FIELD = " [SEP] ", ", "
-HEADER = (
-    "id, object_type, position_x, position_y, position_z, rotation_x, rotation_y, rotation_z, parent_receptacle"
-)
+HEADER = "id, object_type, position_x, position_y, position_z, rotation_x, rotation_y, rotation_z, parent_receptacle"
 AGENT = "Agent"
 _NUMBER = re.compile(r"\s*step\s*\d+\s*:\s*", re.IGNORECASE)
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")

@@ -26,10 +26,10 @@ Chunk = tuple[str, ...]
 MOVES, DIRECTIONS = ("turn", "go"), ("left", "right", "around")
 EPSILON = 1e-8
 """What the published code adds to the denominator of KAS."""
-PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ; ( ) [ ] { } \"".split())
-IGNORED = frozenset("green red black white wooden wood back towards".split())
-STOP_WORDS = frozenset(
-    """
+_MARKS = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ; ( ) [ ] { } \""
+PUNCTUATION = frozenset(_MARKS.split())
+IGNORED = frozenset(["green", "red", "black", "white", "wooden", "wood", "back", "towards"])
+_STOP_WORDS = """
     i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his
     himself she she's her hers herself it it's its itself they them their theirs themselves what which who whom this
     that that'll these those am is are was were be been being have has had having do does did doing a an the and but if
@@ -39,8 +39,8 @@ STOP_WORDS = frozenset(
     d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't hadn hadn't hasn hasn't haven haven't isn
     isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't weren weren't won
     won't wouldn wouldn't
-    """.split()
-)
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 """NLTK's 179 English stop words. NLTK fetches them as data; the published code drops them."""
 
 
@@ -80,7 +80,8 @@ def kas(reference: str, answer: str) -> float:
     """KAS of one step, exactly as published: |R ∩ P| / (|P| + 1e-8), with R and P the sets of chunks.
 
     If the reference has more than one chunk of "turn", such chunks are removed from both sides, by a loop over the list
-    that the loop shortens, which passes over every other one. So KAS is a precision over words, and two empty sets score 0.
+    that the loop shortens, which passes over every other one. So KAS is a precision over words, and two empty
+    sets score 0.
     """
     wanted, given = chunks(reference), chunks(answer)
     if sum(chunk[0] == "turn" for chunk in wanted) > 1:
@@ -92,7 +93,7 @@ def _without_turns(found: list[Chunk]) -> list[Chunk]:
     left = [*found]
     for chunk in left:
         if chunk[0] == "turn":
-            left.remove(chunk)  # noqa: B909  # as published
+            left.remove(chunk)  # changes the list under the loop, as published
     return left
 
 

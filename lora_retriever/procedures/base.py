@@ -1,4 +1,4 @@
-"""A procedure: how a row becomes prompts, each depending on the answers before, and how the answers become a prediction.
+"""A procedure: how a row becomes prompts, each after the answers before, and how the answers become a prediction.
 
     row ─► question ─► answer ─► question ─► … ─► prediction
 

@@ -26,8 +26,8 @@ class TwoStages:
     adapters that are retrieved for each relation, with the relation and the sentence as the query.
 
     Attributes:
-        by_relation: whether every relation has an extraction adapter of its own, `TASK_RELATION`. If not, `TASK_extract`
-            extracts for all relations. Only methods that know a row's own adapter read these names.
+        by_relation: whether every relation has an extraction adapter of its own, `TASK_RELATION`. If not,
+            `TASK_extract` extracts for all relations. Only methods that know a row's own adapter read these names.
     """
 
     by_relation: bool = False
@@ -40,9 +40,7 @@ class TwoStages:
             for relation in relations
         ]
         return text_of(
-            (relation, *pair)
-            for relation, answer in zip(relations, answers, strict=True)
-            for pair in pairs_of(answer)
+            (relation, *pair) for relation, answer in zip(relations, answers, strict=True) for pair in pairs_of(answer)
         )
 
 

@@ -6,58 +6,34 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_retriever.backends import BACKENDS, Backend
+from lora_retriever.backends import BACKENDS
 from lora_retriever.backends.base import Outcome
 from lora_retriever.escaping import for_rich
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.composition import Composition, nearly_single
-from lora_retriever.generation.prompt import Prompt
-from lora_retriever.methods.context import Resources
 from lora_retriever.procedures import PLAIN, procedures_of
 from lora_retriever.progress import Bar, progress_bar
-from lora_retriever.running.answer_cache import AnswerCache
-from lora_retriever.running.error_log import ErrorLog
 from lora_retriever.running.inputs import file_hashes
 from lora_retriever.running.plan import PlannedRow, group_alike, lacking, planned
 from lora_retriever.running.run_file import Line, RunFile
+from lora_retriever.running.shared import Answering
 from lora_retriever.running.stages import Stages
 from lora_retriever.running.sweep import Variant
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from lora_retriever.generation.answer import Answer
     from peft_composition import Gate
 
 PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
 """The packages on which every answer may depend."""
-
-
-@dataclass(frozen=True)
-class Answering:
-    """What the runs of one evaluation share while they are answered.
-
-    Attributes:
-        prompts: the prompt of each row.
-        tokenizer: the base model's tokenizer.
-        cache: the answers that are known from other runs.
-        log: where the tracebacks of rows go.
-    """
-
-    prompts: Sequence[Prompt]
-    tokenizer: PreTrainedTokenizerBase
-    resources: Resources
-    backend: Backend
-    cache: AnswerCache
-    log: ErrorLog
 
 
 def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: Answering) -> dict[int, str]:

@@ -34,7 +34,7 @@ from lora_retriever.methods.context import Resources
 from lora_retriever.procedures import procedures_of
 from lora_retriever.progress import quieten_transformers
 from lora_retriever.running.answer_cache import AnswerCache
-from lora_retriever.running.answering import Answering, answer_run, versions
+from lora_retriever.running.answering import answer_run, versions
 from lora_retriever.running.code import (
     answering_hashes,
     changed_files,
@@ -50,6 +50,7 @@ from lora_retriever.running.models import check_adapters, inspect_adapters, insp
 from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size, configuration
 from lora_retriever.running.results_folder import FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
+from lora_retriever.running.shared import Answering
 from lora_retriever.running.sweep import Variant, expand
 
 OnChangedCode = Literal["refuse", "keep", "anew"]

@@ -31,7 +31,7 @@ from lora_retriever.running.sweep import Variant
 
 if TYPE_CHECKING:
     from lora_retriever.generation.answer import Answer
-    from lora_retriever.running.answering import Answering
+    from lora_retriever.running.shared import Answering
     from peft_composition import Gate
 
 MAX_STAGES = 1000
@@ -240,9 +240,7 @@ class Stages:
                 asked.setdefault(self._key(question, one), []).append((where, one, question))
         failed = {talk.planned.row.id for talk in talking if talk.failure is not None}
         groups = {
-            key: alike
-            for key, whole in asked.items()
-            if (alike := [one for one in whole if one[0][0] not in failed])
+            key: alike for key, whole in asked.items() if (alike := [one for one in whole if one[0][0] not in failed])
         }
         for alike in groups.values():  # a reply counts only for the very question that it answers
             for where, one, question in alike:
@@ -344,10 +342,7 @@ class Stages:
             return
         by_id = {request.id: request for request in requests}
         for outcome in self._shared.backend.answers(requests, self._variant.method.mode, done, self._gate):
-            replies = {
-                id: text_reply(by_id[id], answer)
-                for id, answer in outcome.answers.items()
-            }
+            replies = {id: text_reply(by_id[id], answer) for id, answer in outcome.answers.items()}
             yield replies, outcome
 
     def _labels(self, requests: Sequence[Request], done: set[int]) -> Iterator[tuple[dict[int, Line], Outcome]]:
@@ -362,9 +357,7 @@ class Stages:
 
         def detect(piece: Sequence[Request]) -> Outcome:
             prompts, compositions = [one.prompt for one in piece], [one.composition for one in piece]
-            results = detector.probabilities(
-                generator, prompts, compositions, self._variant.method.mode, self._gate
-            )
+            results = detector.probabilities(generator, prompts, compositions, self._variant.method.mode, self._gate)
             for request, (head, chances) in zip(piece, results, strict=True):
                 ordered = sorted(zip(head.labels, chances, strict=True), key=lambda item: -item[1])
                 found[request.id] = {

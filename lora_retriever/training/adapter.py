@@ -35,8 +35,8 @@ from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA, CHAT, check_system, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
-from lora_retriever.training.losses import LossName
 from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
+from lora_retriever.training.losses import LossName
 
 RECORD_FILE = "training.json"
 
@@ -45,8 +45,8 @@ class TrainingOptions(BaseModel):
     """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option.
 
     `procedure` says to which questions the samples teach the answers. With `detect`, the name of a loss, a detection
-    head is trained in place of answers; `pi` and `missing` are options of that loss (`training.losses`). A record of an earlier version, which lacks an
-    option, was made with the option's default.
+    head is trained in place of answers; `pi` and `missing` are options of that loss (`training.losses`). A record of an
+    earlier version, which lacks an option, was made with the option's default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -245,7 +245,9 @@ def encoded(
     """
     template = template_of(tokenizer, options.template, options.system)
     try:
-        prompts = [encode_prompt(tokenizer, template, sample.inputs, options.max_tokens).token_ids for sample in samples]
+        prompts = [
+            encode_prompt(tokenizer, template, sample.inputs, options.max_tokens).token_ids for sample in samples
+        ]
     except ValueError as error:
         raise UserError(f"max_tokens is too small: {error}") from error
     for prompt in prompts:

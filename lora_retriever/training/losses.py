@@ -28,7 +28,7 @@ def cross_entropy(logits: Tensor, given: Tensor) -> Tensor:
 
 
 def nnpu(logits: Tensor, given: Tensor, prior: float) -> Tensor:
-    """The non-negative risk of Kiryo et al. (arXiv 1703.00593) with logistic loss, over all pairs of sentence and label.
+    """The non-negative risk of Kiryo et al. (arXiv 1703.00593) with logistic loss, over pairs of sentence and label.
 
     R = π R_p⁺ + max(0, R_u⁻ − π R_p⁻), with R_p⁺ the mean of −log p and R_p⁻ the mean of −log(1 − p) over the labels
     that are given, and R_u⁻ the mean of −log(1 − p) over all pairs, because given and unknown labels are one sample.

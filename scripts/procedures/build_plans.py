@@ -38,6 +38,7 @@ PHASES = {
 }
 """What a step does, by its first word that is listed here; `change` for all other steps: open, cut, heat, turn on."""
 
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and build; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

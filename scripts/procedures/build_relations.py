@@ -43,10 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     try:
-        if args.knowledgenet:
-            parts = knowledgenet(args.knowledgenet, args.fold)
-        else:
-            parts = redocred(args.redocred)
+        parts = knowledgenet(args.knowledgenet, args.fold) if args.knowledgenet else redocred(args.redocred)
         task = "knowledgenet" if args.knowledgenet else "redocred"
         draw = random.Random(args.seed)
         counts = (args.train, args.validation, args.rows)

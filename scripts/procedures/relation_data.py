@@ -44,7 +44,9 @@ def read_knowledgenet(path: Path) -> list[Sentence]:
         try:
             triples = [(one["label"], one["em1Text"], one["em2Text"]) for one in line["relationMentions"]]
             negatives = tuple(line["negativeLabels"])
-            found.append(Sentence(one_line(line["sentText"]), tuple(map(one_lined, triples)), str(line["fold"]), negatives))
+            found.append(
+                Sentence(one_line(line["sentText"]), tuple(map(one_lined, triples)), str(line["fold"]), negatives)
+            )
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: row {number}: is no passage of KnowledgeNet ({error})") from error
     return found

@@ -74,7 +74,10 @@ def test_f1_counts_all_steps_and_alignment_finds_the_best_pairing() -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
         sides = [
-            [set(rng.choice(list("pqruvwz"), size=rng.integers(1, 4), replace=False)) for _ in range(rng.integers(1, 5))]
+            [
+                set(rng.choice(list("pqruvwz"), size=rng.integers(1, 4), replace=False))
+                for _ in range(rng.integers(1, 5))
+            ]
             for _ in range(2)
         ]
         plans = [plan_of([" ".join(sorted(step)) for step in side]) for side in sides]
@@ -94,7 +97,9 @@ def slow_cider(references: list[str], answers: list[str]) -> float:
             for side in (references, answers)
         ]
         seen = Counter(gram for step in grams[0] for gram in step)
-        weight = {gram: math.log(len(references)) - math.log(max(1, seen[gram])) for side in grams for s in side for gram in s}
+        weight = {
+            gram: math.log(len(references)) - math.log(max(1, seen[gram])) for side in grams for s in side for gram in s
+        }
         for wanted, given, r, a in zip(*grams, references, answers, strict=True):
             w, g = ({gram: count * weight[gram] for gram, count in one.items()} for one in (wanted, given))
             norms = [math.sqrt(sum(value**2 for value in one.values())) for one in (w, g)]

@@ -1,4 +1,4 @@
-"""Relations in two stages, on the miniature: detection by a head, extraction by an adapter, both against PEFT itself."""
+"""Relations in two stages, on the miniature: detection by a head, then extraction; detection against PEFT itself."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def answered(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.slow
 def test_the_head_gives_the_probabilities_of_the_adapter_under_peft(profile: Profile, answered: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(WORLD / "base")
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(WORLD / "base"), WORLD / "adapters/relations")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(WORLD / "base"), WORLD / "adapters/relations"
+    )
     head = load_file(WORLD / "adapters" / "relations" / HEAD_FILE)
     known = read_head(WORLD / "adapters" / "relations")
     assert known is not None
@@ -105,7 +107,11 @@ def test_a_composition_has_the_mean_of_its_adapters_heads(tmp_path: Path) -> Non
     [
         ({"weight": torch.ones(2, 3)}, {"labels": '["a", "b"]', "threshold": "0.5"}, "is no detection head"),
         ({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, {"threshold": "0.5"}, "is no detection head"),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, {"labels": '["a"]', "threshold": "0.5"}, "1 labels, but W"),
+        (
+            {"weight": torch.ones(2, 3), "bias": torch.ones(2)},
+            {"labels": '["a"]', "threshold": "0.5"},
+            "1 labels, but W",
+        ),
         ({"weight": torch.ones(1, 3), "bias": torch.ones(1)}, {"labels": '["a"]', "threshold": "7"}, "no probability"),
     ],
 )
@@ -128,7 +134,7 @@ def test_a_sample_teaches_the_pairs_of_each_relation() -> None:
 
 def test_a_backend_without_a_model_is_refused_before_anything_is_loaded(profile: Profile, tmp_path: Path) -> None:
     served = profile.model_copy(update={"backend": "vllm"})
-    with pytest.raises(UserError, match="backend: vllm .*detection heads, which the procedure relations needs"):
+    with pytest.raises(UserError, match=r"backend: vllm .*detection heads, which the procedure relations needs"):
         evaluate(served, ["best_selection"], tmp_path, 1, QUIET)
 
 
@@ -160,5 +166,7 @@ def test_both_stages_go_on_after_an_interruption(
 def test_the_miniature_learned_both_stages(answered: Path) -> None:
     rows = read_rows(WORLD / "relations.json")
     lines = lines_of(answered, "best_selection@procedure=relations")
-    shared = sum(len(triples_of(a["predicted_answer"]) & triples_of(b.targets)) for a, b in zip(lines, rows, strict=True))
+    shared = sum(
+        len(triples_of(a["predicted_answer"]) & triples_of(b.targets)) for a, b in zip(lines, rows, strict=True)
+    )
     assert shared >= 0.8 * sum(len(triples_of(row.targets)) for row in rows)

@@ -207,7 +207,9 @@ def test_a_sweep_compares_procedures(place: Path, tmp_path: Path) -> None:
     assert "stages" in lines_of(tmp_path, "base@procedure=steps")[0]
 
 
-def test_other_runs_give_their_answers_to_the_questions_of_a_procedure(whole: Path, place: Path, tmp_path: Path) -> None:
+def test_other_runs_give_their_answers_to_the_questions_of_a_procedure(
+    whole: Path, place: Path, tmp_path: Path
+) -> None:
     shutil.copytree(whole, tmp_path / "results")
     evaluate(load_profile(f"{place}/mine.yaml"), ["best_selection"], tmp_path / "results", None, QUIET)
     theirs = {line["id"]: line for line in lines_of(whole, "selection")}
@@ -217,5 +219,3 @@ def test_other_runs_give_their_answers_to_the_questions_of_a_procedure(whole: Pa
         for reply in line["stages"][0]
     ]
     assert all(a == b for a, b in own if a["adapters"] == b["adapters"])
-
-
