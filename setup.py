@@ -17,6 +17,7 @@ setup(
             "profiles/*.yaml",
             "data/*.csv",
             "profiles/tiny/**/*",
+            "profiles/tiny-procedures/**/*",
             "metrics/*.yaml",
             "analysis/published/*.csv",
             "analysis/published/*.yaml",
@@ -56,6 +57,7 @@ setup(
         "rich",
     ],
     # Each for one backend of that name. vLLM 0.32 wants transformers < 5.20, so not what requirements.txt pins.
-    extras_require={"vllm": ["vllm>=0.32"], "ray": ["ray[data]>=2.60"]},
+    # `captions` gives plans a CIDEr score; it is large, because it brings Java programs that are not used here.
+    extras_require={"vllm": ["vllm>=0.32"], "ray": ["ray[data]>=2.60"], "captions": ["pycocoevalcap>=1.2,<2"]},
     entry_points={"console_scripts": ["lora-retriever = lora_retriever.cli:main"]},
 )

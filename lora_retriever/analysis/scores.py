@@ -23,6 +23,11 @@ from lora_retriever.metrics.base import Array
 from lora_retriever.remembered import code_of, remembered
 from lora_retriever.resampling import FEWEST_TASKS, Indices, over_tasks
 
+PARSERS = ("data/plans.py", "data/triples.py")
+"""The files, outside of `metrics`, that read answers for a metric."""
+PACKAGES = ("nltk", "rouge", "rouge-score", "sacrebleu", "pycocoevalcap", "numpy")
+"""The packages behind the metrics. Not all need to be installed."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -179,8 +184,9 @@ def _metrics(run: Run, first: AnsweredRow, scoring: Scoring) -> list[Metric]:
 
 def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:
     """The statistics that each row of a task adds to the metric's sums, [rows, statistics]."""
+    further = {"inputs": [row.inputs for row in rows]} if getattr(metric, "reads_inputs", False) else {}
     try:
-        return metric.statistics([row.answer for row in rows], [row.targets for row in rows])
+        return metric.statistics([row.answer for row in rows], [row.targets for row in rows], **further)
     except RowError as error:
         raise UserError(f"{run.name}: task {rows[0].task!r}, row {rows[error.row].id}: {error}") from error
     except UserError as error:
@@ -189,12 +195,12 @@ def _statistics(run: Run, rows: Sequence[AnsweredRow], metric: Metric) -> Array:
 
 def _decisive(grouped: Mapping[str, Sequence[AnsweredRow]], scoring: Scoring) -> Iterator[str]:
     """Everything that decides the statistics of a run's rows under the project's own metrics."""
-    yield code_of("metrics", packages=("nltk", "rouge", "rouge-score", "sacrebleu", "numpy"))
+    yield code_of("metrics", *PARSERS, packages=PACKAGES)
     yield f"{scoring.name} {scoring.stemming}"
     for task, rows in grouped.items():
         yield from (task, rows[0].metric, scoring.kinds.get(task, ""))
         for row in rows:
-            yield json.dumps([row.answer, row.targets])
+            yield json.dumps([row.answer, row.targets, *([row.inputs] if row.metric == "kas" else [])])
 
 
 def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:
@@ -254,4 +260,4 @@ def interval_over_tasks(values: Sequence[float]) -> tuple[float, float] | None:
 
 def interval_code() -> str:
     """A text that changes with the code that decides intervals and p-values, beside the rows' statistics."""
-    return code_of("resampling.py", "metrics", "analysis", packages=("numpy", "scipy"))
+    return code_of("resampling.py", "metrics", *PARSERS, "analysis", packages=("numpy", "scipy"))

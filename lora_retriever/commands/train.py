@@ -22,6 +22,8 @@ HELP = "train one LoRA adapter for each entry of a pool; a stopped training goes
 EXAMPLES = """
 lora-retriever train --base ./models/my-base --pool pool.jsonl --out adapters
 lora-retriever train --base org/model --pool pool.jsonl --out adapters --only dart,e2e --epochs 3 --validation 2
+lora-retriever train --base org/model --pool steps.json --out adapters --procedure steps
+lora-retriever train --base org/model --pool relations.json --out adapters --detect collective_pu --validation 200
 lora-retriever train --base org/model --pool pool.jsonl --out adapters --rank 16 --targets q_proj,k_proj,v_proj,o_proj
 """
 OPTIONS: dict[str, tuple[type, str]] = {
@@ -36,6 +38,13 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "max_answer_tokens": (int, "maximum length of an answer, in tokens; longer answers are cut (default: 512)"),
     "template": (str, "alpaca, none, chat, or a text with {inputs} in it (default: alpaca)"),
     "system": (str, "system prompt of the template chat (default: the chat template's own)"),
+    "procedure": (str, "the procedure whose questions the samples teach, such as steps (default: plain)"),
+    "detect": (
+        str,
+        "cross_entropy, nnpu or collective_pu: train a detection head by this loss; the targets of samples are triples",
+    ),
+    "pi": (float, "weight of the given labels in collective_pu (default: 0.04)"),
+    "missing": (float, "share of true labels that nnpu and collective_pu expect to be missing (default: 0.05)"),
     "seed": (int, "seed of all random numbers (default: 0)"),
 }
 """The options of a training, by their names in `TrainingOptions`: type and help."""

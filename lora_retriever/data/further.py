@@ -23,6 +23,7 @@ LINE_FIELDS = frozenset(
     {
         *("id", "inputs", "targets", "task", "domain", "metric", "predicted_answer", "adapters", "weights", "scores"),
         *("retrieved", "gate_entropy", "truncated_tokens", "generated_tokens"),
+        *("procedure", "stages"),
     }
 )
 """The fields of a line of a run. A further field cannot have these names, because answered rows keep further fields."""

@@ -117,7 +117,8 @@ class Sample(BaseModel):
 class Row(Sample):
     """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows.
 
-    `further` has the further fields. `model_dump` leaves them out.
+    `procedure` names the procedure that answers the row; None: the profile's. `further` has the further fields.
+    `model_dump` leaves both out.
     """
 
     inputs: Words
@@ -125,6 +126,7 @@ class Row(Sample):
     domain: Name
     metric: Name
     id: int
+    procedure: Name | None = Field(None, exclude=True)
     further: Mapping[str, Value] = Field({}, exclude=True)
 
 

@@ -267,6 +267,9 @@ class Profile(Section):
             `module:object` for a user's own method. The module is also looked for in the profile's folder.
         options: options of methods, by the method's name: `{lorahub: {steps: 20}}`. The out-of-domain variant of a
             method has the same options.
+        procedure: the procedure of rows that name none: how a row becomes prompts, and the answers its prediction. A
+            name, or `module:object` for a user's own. The module is also looked for in the profile's folder.
+        procedure_options: options of procedures, by the procedure's name: `{steps: {max_steps: 8}}`.
         metrics: folders whose own metrics may run where rows name them. Code in any other folder never runs.
         reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
             the same composition.
@@ -290,6 +293,8 @@ class Profile(Section):
     reuse_answers: bool = True
     methods: tuple[str, ...] = Field(("paper",), min_length=1)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    procedure: str = Field("plain", min_length=1)
+    procedure_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     metrics: tuple[Location, ...] = ()
 
     @field_validator("device")
@@ -316,6 +321,7 @@ class Profile(Section):
             "scorer": retrieval.scorer,
             "temperature": retrieval.temperature,
             "seed": self.seed,
+            "procedure": self.procedure,
         }
 
     def replaced(self, settings: Mapping[str, Any], source: str) -> Profile:

@@ -136,6 +136,8 @@ class Method:
         """
         if setting == "seed":
             return self.draws
+        if setting == "procedure":
+            return True
         if setting == "k" and getattr(self.router, "k", None) is not None:
             return False  # the router's own option decides
         if setting == "temperature" and self.adapters_needed(k) == 1:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,8 +83,22 @@ class Resources:
         self.console = console
         self.learned: dict[str, str] = {}
         self.kept_learned: tuple[str, ...] = ()
+        self._asked_of: Resources | None = None  # the resources whose index and encoder are used (`asking`)
         self._load_generator = load_generator
         self._indexes: dict[str, AdapterIndex] = {}
+
+    def asking(self, rows: Sequence[Row]) -> Resources:
+        """The resources for other rows than the benchmark's, such as the questions of a procedure.
+
+        The index, the encoder and the model are shared. What a method learns for these rows has a folder of its own.
+        """
+        content = json.dumps([[row.id, row.task, row.inputs] for row in rows])
+        hashes = {**self.benchmark.hashes, "rows": hashlib.sha256(content.encode()).hexdigest()}
+        benchmark = replace(self.benchmark, rows=list(rows), hashes=hashes)
+        other = Resources(self.profile, benchmark, self.results, self.console, lambda: self.generator)
+        other.kept_learned = self.kept_learned
+        other._asked_of = self if self._asked_of is None else self._asked_of
+        return other
 
     @cached_property
     def generator(self) -> Generator:
@@ -98,10 +112,13 @@ class Resources:
         Raises:
             UserError: the profile has no encoder, or the encoder cannot be loaded or gives no embeddings.
         """
+        if self._asked_of is not None:
+            pool = self._asked_of.embeddings[0]
+            return pool, encode_texts(self._asked_of.encoder, [row.inputs for row in self.benchmark.rows])
         names = [entry.model_name for entry in self.benchmark.pool]
         texts = [[sample.inputs for sample in entry.sample] for entry in self.benchmark.pool]
         with self.console.status("encoding the pool and the rows"):
-            encoder = self._encoder()
+            encoder = self.encoder
             try:
                 queries = encode_texts(encoder, [row.inputs for row in self.benchmark.rows])
                 samples = encode_samples(encoder, texts)
@@ -111,6 +128,8 @@ class Resources:
 
     def index(self, scorer: str) -> AdapterIndex:
         """The pool's index under a scorer. Embeddings are made only if the scorer reads embeddings."""
+        if self._asked_of is not None:
+            return self._asked_of.index(scorer)
         if scorer not in self._indexes:
             rule = self.profile.find_scorer(scorer)
             self._indexes[scorer] = (
@@ -120,7 +139,8 @@ class Resources:
             )
         return self._indexes[scorer]
 
-    def _encoder(self) -> Encoder:
+    @cached_property
+    def encoder(self) -> Encoder:
         """The profile's encoder, behind the user's cache of embeddings. An encoder of a user's own is not cached."""
         profile, settings, folder = self.profile, self.profile.encoder, self.benchmark.encoder
         if settings is None:

@@ -192,6 +192,9 @@ def details(stemming: bool) -> dict[str, str]:
         "letters and digits of any script, Han, kana, Thai, Lao, Khmer and Myanmar a word per character",
         "em": "SQuAD-normalised exact match; f1 beside it on question answering, plain accuracy on choice tasks; "
         "punctuation of every script and English articles are dropped",
+        "kas": "KAS as published with G-PlanET; chunk-f1 and aligned-f1 on its chunks; words by nltk's Penn Treebank "
+        "rules; cider, if pycocoevalcap is installed: CIDEr-D × 100, the steps of a plan as the corpus",
+        "triples": "micro precision, recall and F1 of sets of triples, and of relations, as published with ReRe",
     }
 
 

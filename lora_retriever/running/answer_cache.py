@@ -48,8 +48,18 @@ class AnswerCache:
         if configuration["method"]["gate"] is not None:
             return
         for line in lines:
+            if "stages" in line:
+                self._learn_stages(configuration, line["stages"])
+                continue
             key = answer_key(configuration, line["inputs"], dict(zip(line["adapters"], line["weights"], strict=True)))
             self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"])
+
+    def _learn_stages(self, configuration: Mapping[str, Any], stages: Sequence[Sequence[Line]]) -> None:
+        """Remember the texts that answered the questions of a procedure."""
+        for reply in (reply for stage in stages for reply in stage if "answer" in reply):
+            weights = dict(zip(reply["adapters"], reply["weights"], strict=True))
+            key = answer_key(configuration, reply["inputs"], weights)
+            self._answers[key] = Answer(reply["answer"], reply["generated_tokens"])
 
     def learn_folder(self, results: Path) -> None:
         """Remember the answers of all runs in a folder that the same code and packages made.

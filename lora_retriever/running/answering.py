@@ -6,28 +6,26 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_retriever.backends import BACKENDS, Backend
+from lora_retriever.backends import BACKENDS
 from lora_retriever.backends.base import Outcome
 from lora_retriever.escaping import for_rich
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.batches import Request
-from lora_retriever.generation.composition import nearly_single
-from lora_retriever.generation.prompt import Prompt
-from lora_retriever.methods import Method
-from lora_retriever.methods.context import Resources
+from lora_retriever.generation.composition import Composition, nearly_single
+from lora_retriever.procedures import PLAIN, procedures_of
 from lora_retriever.progress import Bar, progress_bar
-from lora_retriever.running.answer_cache import AnswerCache
-from lora_retriever.running.error_log import ErrorLog
 from lora_retriever.running.inputs import file_hashes
 from lora_retriever.running.plan import PlannedRow, group_alike, lacking, planned
 from lora_retriever.running.run_file import Line, RunFile
+from lora_retriever.running.shared import Answering
+from lora_retriever.running.stages import Stages
 from lora_retriever.running.sweep import Variant
 
 if TYPE_CHECKING:
@@ -36,23 +34,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "transformers", "peft", "peft-composition", "sentence-transformers", "lora-retriever")
 """The packages on which every answer may depend."""
-
-
-@dataclass(frozen=True)
-class Answering:
-    """What the runs of one evaluation share while they are answered.
-
-    Attributes:
-        prompts: the prompt of each row.
-        cache: the answers that are known from other runs.
-        log: where the tracebacks of rows go.
-    """
-
-    prompts: Sequence[Prompt]
-    resources: Resources
-    backend: Backend
-    cache: AnswerCache
-    log: ErrorLog
 
 
 def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: Answering) -> dict[int, str]:
@@ -79,11 +60,11 @@ def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: 
         "file_hashes": files,
         "code": dict(code),
     }
-    return answer_rows(variant.method, gate, run, plan, description, shared)
+    return answer_rows(variant, gate, run, plan, description, shared)
 
 
 def answer_rows(
-    method: Method,
+    variant: Variant,
     gate: Gate | None,
     run: RunFile,
     plan: Sequence[PlannedRow],
@@ -93,7 +74,11 @@ def answer_rows(
     """Answer the rows of a plan that have no answer yet. Returns why rows failed, by the rows' ids."""
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     failed = {planned.row.id: reason for planned in plan if (reason := lacking(planned, run.configuration))}
-    alike = group_alike([planned for planned in plan if planned.row.id not in failed], run.configuration)
+    procedures = procedures_of(variant.profile, [planned.row for planned in plan])
+    named = [(planned, planned.row.procedure or variant.profile.procedure) for planned in plan]
+    staged = [(planned, procedures[name]) for planned, name in named if name != PLAIN and planned.row.id not in failed]
+    plain = [planned for planned, name in named if name == PLAIN and planned.row.id not in failed]
+    alike = group_alike(plain, run.configuration)
     known = {key: answer for key in alike if (answer := shared.cache.find(key)) is not None}
     asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}  # the first row is asked for all
 
@@ -118,9 +103,22 @@ def answer_rows(
         reused = len(run.lines) - done
         requests = [Request(id, rows[0].prompt, rows[0].composition) for id, rows in asked.items()]
         finished = {id for id, rows in asked.items() if not run.missing([row.row.id for row in rows])}
-        for outcome in shared.backend.answers(requests, method.mode, finished, gate):
-            write((asked[id], answer) for id, answer in outcome.answers.items())
-            fail(outcome)
+        if requests:
+            for outcome in shared.backend.answers(requests, variant.method.mode, finished, gate):
+                write((asked[id], answer) for id, answer in outcome.answers.items())
+                fail(outcome)
+        if staged:
+            stages = Stages(variant, gate, run, staged, shared)
+
+            def write_staged(answered: Sequence[tuple[PlannedRow, Line]]) -> None:
+                missing = [(row, fields) for row, fields in answered if row.row.id not in run.lines]
+                if missing:
+                    run.append([staged_line(row, fields, variant.profile.procedure) for row, fields in missing])
+                    advance([row for row, _ in missing])
+
+            stages.answer(write_staged)
+            failed.update(stages.failed)
+            advance([planned for planned, _ in staged if planned.row.id in stages.failed])
     timings = {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -181,13 +179,40 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
         **planned.row.model_dump(exclude={"id"}),
         **planned.row.further,
         "predicted_answer": answer.text,
+        **_used(composition, weights),
+        **({} if answer.gate is None else {"gate_entropy": answer.gate.entropy}),
+        "truncated_tokens": planned.prompt.truncated_tokens,
+        "generated_tokens": answer.generated_tokens,
+    }
+
+
+def staged_line(planned: PlannedRow, fields: Line, procedure: str) -> Line:
+    """What a results file keeps of one row that a procedure answered.
+
+    The adapters are the row's own composition; each question in `stages` has the adapters that answered the question.
+
+    Args:
+        fields: the fields that the procedure's answers decide.
+        procedure: the profile's procedure, for a row that names none.
+    """
+    return {
+        "id": planned.row.id,
+        **planned.row.model_dump(exclude={"id"}),
+        **planned.row.further,
+        "procedure": planned.row.procedure or procedure,
+        "predicted_answer": fields["predicted_answer"],
+        **_used(planned.composition, planned.composition.weights),
+        **{name: value for name, value in fields.items() if name != "predicted_answer"},
+    }
+
+
+def _used(composition: Composition, weights: Mapping[str, float]) -> Line:
+    """The adapters of a line, with their weights and retrieval scores, and what retrieval found."""
+    return {
         "adapters": list(weights),
         "weights": list(weights.values()),
         "scores": [composition.scores.get(name) for name in weights],
         "retrieved": None if composition.retrieved is None else asdict(composition.retrieved),
-        **({} if answer.gate is None else {"gate_entropy": answer.gate.entropy}),
-        "truncated_tokens": planned.prompt.truncated_tokens,
-        "generated_tokens": answer.generated_tokens,
     }
 
 

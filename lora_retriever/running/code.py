@@ -24,6 +24,7 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.methods import Method
 from lora_retriever.methods.code import GENERATION, RETRIEVAL, SEAMS, changes, hashes_of, part_hashes
 from lora_retriever.own_objects import is_own
+from lora_retriever.procedures import PLAIN, Procedure
 
 ANSWERING = (
     *GENERATION,
@@ -33,6 +34,8 @@ ANSWERING = (
     "lora_retriever/running/plan.py",
 )
 """The code that every run uses, whatever its method. A name that ends in `/` is a folder."""
+STAGING = ("lora_retriever/procedures/", "lora_retriever/running/stages.py")
+"""The code that a run uses in addition if rows have procedures."""
 BACKEND_FILES = {
     "local": ("local.py",),
     "ray": ("local.py", "ray.py", "ray_actors.py"),
@@ -47,7 +50,9 @@ GIT_TIMEOUT = 5.0
 Hashes = dict[str, str]
 
 
-def code_hashes(method: Method, profile: Profile | None = None) -> Hashes:
+def code_hashes(
+    method: Method, profile: Profile | None = None, procedures: Mapping[str, Procedure] | None = None
+) -> Hashes:
     """The SHA-256 of each source file that decides the answers of a method, by the file's name.
 
     These are the method's own file and the parts it imports, retrieval and scorers where the method uses them, the
@@ -56,12 +61,16 @@ def code_hashes(method: Method, profile: Profile | None = None) -> Hashes:
 
     Args:
         profile: the profile of the run. None: the backend `local`, and no scorer and encoder of a user's own.
+        procedures: the procedures of the run's rows, by name. None: all rows are plain.
     """
     parts = [part for part in (method.router, method.mode, method.gate) if not isinstance(part, str | None)]
     found = answering_hashes("local" if profile is None else profile.backend) | hashes_of(SEAMS)
     found |= part_hashes(parts, () if profile is None else _own_objects(method, profile))
     if "encoder" in method.reads or "scorer" in method.settings:
         found |= hashes_of([RETRIEVAL])
+    used = {name: procedure for name, procedure in (procedures or {}).items() if name != PLAIN}
+    if used:
+        found |= hashes_of(STAGING) | part_hashes([procedure.talk for procedure in used.values()], filter(is_own, used))
     return dict(sorted(found.items()))
 
 

@@ -31,9 +31,10 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import DISK_ERRORS
 from lora_retriever.methods import methods_of
 from lora_retriever.methods.context import Resources
+from lora_retriever.procedures import procedures_of
 from lora_retriever.progress import quieten_transformers
 from lora_retriever.running.answer_cache import AnswerCache
-from lora_retriever.running.answering import Answering, answer_run, versions
+from lora_retriever.running.answering import answer_run, versions
 from lora_retriever.running.code import (
     answering_hashes,
     changed_files,
@@ -49,6 +50,7 @@ from lora_retriever.running.models import check_adapters, inspect_adapters, insp
 from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size, configuration
 from lora_retriever.running.results_folder import FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
+from lora_retriever.running.shared import Answering
 from lora_retriever.running.sweep import Variant, expand
 
 OnChangedCode = Literal["refuse", "keep", "anew"]
@@ -112,7 +114,7 @@ def evaluate(
     with locked(results) as folder:
         benchmark = open_benchmark(profile, limit, uses_encoder)
         check_pool_size(variants, benchmark)
-        check_backend(variants)
+        check_backend(variants, benchmark)
         failures = Failures(ErrorLog(results))
         runs = open_runs(variants, benchmark, results, failures)
         settle_changed_code(runs, results, on_changed_code, folder.require_writable)
@@ -138,7 +140,7 @@ def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, 
     for variant in variants:
         try:
             used = configuration(variant.profile, benchmark, variant.method)
-            hashes = code_hashes(variant.method, variant.profile)
+            hashes = code_hashes(variant.method, variant.profile, procedures_of(variant.profile, benchmark.rows))
         except UserError:
             raise
         except Exception as error:  # a user's own code may raise anything
@@ -163,7 +165,7 @@ def settle_changed_code(
     for run in runs:
         file = run.file
         kept = recorded_code(file.recorded).get("kept", [])
-        if not file.lines:
+        if not file.has_answers:
             continue
         files = changed_files(file.recorded, run.hashes)
         if files == []:
@@ -214,7 +216,7 @@ def answer_runs(
         cache.learn_folder(results)
     with closing(backend):
         resources = Resources(profile, benchmark, results, console, backend.generator)
-        shared = Answering(prompts, resources, backend, cache, failures.log)
+        shared = Answering(prompts, base.tokenizer, resources, backend, cache, failures.log)
         for run in runs:
             name = run.file.name
             try:

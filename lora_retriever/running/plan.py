@@ -18,6 +18,7 @@ from lora_retriever.generation.prompt import Prompt
 from lora_retriever.methods import Method
 from lora_retriever.methods.context import LEARNED, Context, Resources
 from lora_retriever.own_objects import is_own, source_hash
+from lora_retriever.procedures import PLAIN, procedures_of
 from lora_retriever.retrieval.scorers import SCORERS
 from lora_retriever.running.answer_cache import answer_key
 from lora_retriever.running.run_file import RunFile
@@ -73,11 +74,29 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
             used |= {"weights": profile.scorer.weights}
     if profile.data.reading:
         used |= {"data": profile.data.reading}
+    if used_procedures := recorded_procedures(profile, benchmark):
+        used |= {"procedures": used_procedures}
     if profile.seed != 0:
         used |= {"seed": profile.seed}
     if profile.backend != "local":
         used |= {"backend": profile.backend}
     return used
+
+
+def recorded_procedures(profile: Profile, benchmark: Benchmark) -> dict[str, Any]:
+    """The procedures of the rows with their options, as a configuration keeps them. Empty: all rows are plain.
+
+    Raises:
+        UserError: as for `procedures_of`.
+    """
+    found = procedures_of(profile, benchmark.rows)
+    if found.keys() <= {PLAIN}:
+        return {}
+    recorded = {
+        name: {"options": procedure.options, **({"source": source_hash(name)} if is_own(name) else {})}
+        for name, procedure in found.items()
+    }
+    return {"of_rows": profile.procedure, **recorded}
 
 
 def _encoder_used(encoder: EncoderSection, benchmark: Benchmark) -> dict[str, Any]:
@@ -157,14 +176,22 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:RUNS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_backend(variants: Sequence[Variant]) -> None:
-    """Check that the profile's backend can do what the methods need.
+def check_backend(variants: Sequence[Variant], benchmark: Benchmark) -> None:
+    """Check that the profile's backend can do what the methods and the rows' procedures need.
 
     Raises:
-        UserError: a method weighs adapters by token or looks into the model, and the backend has no model.
+        UserError: a method weighs adapters by token or looks into the model, or a procedure detects labels, and the
+            backend has no model.
     """
     needing = [v.name for v in variants if v.method.gate is not None or "model" in v.method.reads]
     backend = variants[0].profile.backend
+    for variant in variants if not BACKENDS[backend].has_model else ():
+        for name, procedure in procedures_of(variant.profile, benchmark.rows).items():
+            if procedure.detects:
+                raise UserError(
+                    f"backend: {backend} serves checkpoints and has no detection heads, which the procedure {name} "
+                    "needs; run it with backend: local"
+                )
     if needing and not BACKENDS[backend].has_model:
         raise UserError(
             f"backend: {backend} serves checkpoints: it can neither weigh adapters by token nor look into the model, "
@@ -190,7 +217,7 @@ def planned(
     resources.kept_learned = tuple(recorded) if keeps_learned else ()
     context = Context(resources, variant.profile, method.declaration)
     compositions, gate = method.compositions(context), method.fitted_gate(context)
-    if run.lines and recorded != resources.learned:
+    if run.has_answers and recorded != resources.learned:
         raise UserError(
             f"{run.path}: its rows so far were answered with what {method.name} had learned then; the folder "
             f"{resources.results / LEARNED} now holds something else. Remove the run's files to answer the run anew"

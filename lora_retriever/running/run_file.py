@@ -34,6 +34,7 @@ class RunFile:
 
     Attributes:
         lines: the answered rows, by the rows' ids.
+        stages: the file of what procedures were answered for rows that are not done (`running.stages`).
         recorded: the record that an earlier start wrote; empty if there was none.
     """
 
@@ -56,6 +57,7 @@ class RunFile:
         self.results = results
         self.path = results / f"{name}.jsonl"
         self.partial = results / f"{name}.jsonl.partial"
+        self.stages = results / f"{name}.stages.partial"
         self.meta_path = results / f"{name}.meta.json"
         self.configuration = configuration
         self._changed_inputs = changed_inputs
@@ -84,6 +86,11 @@ class RunFile:
         """Whether all of `ids` are answered, and the file and its record have their final form."""
         final = self.recorded.get("finished", False) and self.path.exists() and not self.partial.exists()
         return bool(final) and self._is_clean and not self.missing(ids)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether an earlier start answered rows, or questions of procedures."""
+        return bool(self.lines) or self.stages.exists()
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of `ids` that have no answer yet, in their order."""
@@ -153,7 +160,7 @@ class RunFile:
             place.mkdir(parents=True, exist_ok=True)
             # The record is in both folders while the rows move: rows without their record would be of no use.
             write_bytes(place / self.meta_path.name, record)
-            for path in (self.path, self.partial):
+            for path in (self.path, self.partial, self.stages):
                 if path.exists():
                     os.replace(path, place / path.name)
             self.meta_path.unlink()
@@ -163,6 +170,10 @@ class RunFile:
         """A recorded configuration without an encoder that this run does not use, which earlier versions recorded."""
         unused = {"encoder"} - self.configuration.keys()
         return {name: value for name, value in configuration.items() if name not in unused}
+
+    def _all_paths(self) -> list[Path]:
+        """The run's files. The file of stages is named only if it is there: most runs have none."""
+        return [self.path, self.partial, *([self.stages] if self.stages.exists() else []), self.meta_path]
 
     def _place_for(self, record: bytes) -> Path:
         """The folder below `earlier` for this record, named by the time when the record was last written.
@@ -182,7 +193,7 @@ class RunFile:
         kept = place / self.meta_path.name
         if kept.exists() and read_bytes(kept) != record:
             return True
-        return any(path.exists() and (place / path.name).exists() for path in (self.path, self.partial))
+        return any(path.exists() and (place / path.name).exists() for path in (self.path, self.partial, self.stages))
 
     def _meta(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         digest = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()
@@ -190,9 +201,9 @@ class RunFile:
 
     def _read_meta(self) -> dict[str, Any]:
         """The record of an earlier start, empty if there was none."""
-        remove = "rm -f " + " ".join(for_shell(str(path)) for path in (self.path, self.partial, self.meta_path))
+        remove = "rm -f " + " ".join(for_shell(str(path)) for path in self._all_paths())
         if not self.meta_path.exists():
-            begun = [path for path in (self.path, self.partial) if path.exists()]
+            begun = [path for path in (self.path, self.partial, self.stages) if path.exists()]
             if begun:
                 raise UserError(
                     f"{begun[0]} has no {self.meta_path.name} beside it, which would say what made it; "

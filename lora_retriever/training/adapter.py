@@ -36,12 +36,18 @@ from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA, CHAT, check_system, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
+from lora_retriever.training.losses import LossName
 
 RECORD_FILE = "training.json"
 
 
 class TrainingOptions(BaseModel):
-    """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option."""
+    """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option.
+
+    `procedure` says to which questions the samples teach the answers. With `detect`, the name of a loss, a detection
+    head is trained in place of answers; `pi` and `missing` are options of that loss (`training.losses`). A record of an
+    earlier version, which lacks an option, was made with the option's default.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -57,6 +63,10 @@ class TrainingOptions(BaseModel):
     template: str = ALPACA
     system: str | None = None
     seed: int = 0
+    procedure: str = "plain"
+    detect: LossName | None = None
+    pi: float = Field(0.04, gt=0)
+    missing: float = Field(0.05, ge=0)
 
     @field_validator("system")
     @classmethod

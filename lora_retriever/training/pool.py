@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_retriever.data.rows import PoolEntry
+from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich
+from lora_retriever.procedures import find_procedure
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
 from lora_retriever.training.curve import Step
+from lora_retriever.training.detector import train_detector
 
 
 def chosen_entries(pool: Sequence[PoolEntry], names: Sequence[str] | None, validation: int = 0) -> list[PoolEntry]:
@@ -59,9 +61,8 @@ def is_trained(folder: Path, options: TrainingOptions) -> bool:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: is no record of a training; delete the folder {folder} to train anew") from error
     wanted = options.model_dump(mode="json")
-    differing = [
-        f"{key} {made_with.get(key)} (now {value})" for key, value in wanted.items() if made_with.get(key) != value
-    ]
+    before = {key: made_with.get(key, field.default) for key, field in TrainingOptions.model_fields.items()}
+    differing = [f"{key} {before[key]} (now {value})" for key, value in wanted.items() if before[key] != value]
     if differing:
         raise UserError(f"{folder} was trained with {', '.join(differing)}; choose another --out, or delete the folder")
     return True
@@ -97,17 +98,25 @@ def train_pool(
                     bar.move_to(share, f"step {step.number}/{step.steps}, loss {step.loss:.3f}, {speed}")
                     adapters.move_to(done + share, f"{done}/{len(entries)}")
 
-                record = train_adapter(
-                    base,
-                    tokenizer,
-                    entry.sample[:kept],
-                    options,
-                    out / entry.model_name,
-                    entry.sample[kept:],
-                    on_step=show,
+                train = train_adapter if options.detect is None else train_detector
+                samples, heldout = (
+                    part if options.detect else taught(part, options.procedure)
+                    for part in (entry.sample[:kept], entry.sample[kept:])
                 )
+                place = out / entry.model_name
+                record = train(base, tokenizer, samples, options, place, heldout, on_step=show)
             console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
         adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
+
+
+def taught(samples: Sequence[Sample], procedure: str) -> list[Sample]:
+    """The examples that teach an adapter the answers that a procedure asks for. Plain: the samples themselves.
+
+    Raises:
+        UserError: the procedure is unknown.
+    """
+    examples = find_procedure(procedure).examples
+    return [*samples] if examples is None else [example for sample in samples for example in examples(sample)]
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -1,0 +1,260 @@
+"""Training of a detection head together with its LoRA: which relations a text has (ReRe, arXiv 2105.10158, stage one).
+
+The head reads the last hidden state of the prompt's last token. The prompt is the one of evaluation. The threshold is
+chosen on validation samples alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from lora_retriever.data.rows import Sample
+from lora_retriever.data.triples import relations_of, triples_of
+from lora_retriever.errors import UserError
+from lora_retriever.files import write_json
+from lora_retriever.generation.detecting import Head, last_hidden, write_head
+from lora_retriever.generation.limits import check_tokens, vocabulary_of
+from lora_retriever.generation.prompt import encode_prompt, template_of
+from lora_retriever.generation.special_tokens import pad_token_id
+from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions
+from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
+from lora_retriever.training.losses import loss_of
+
+DEFAULT_THRESHOLD = 0.5
+"""The threshold of a head that was trained without validation samples."""
+
+Array = NDArray[np.float64]
+
+
+class Detection(torch.nn.Module):
+    """A base model with a LoRA, and a head on the last hidden state."""
+
+    def __init__(self, model: torch.nn.Module, hidden: int, labels: int, loss: Callable[[Tensor, Tensor], Tensor]):
+        """Begin with a head of small random weights, whose labels are all improbable."""
+        super().__init__()
+        self.model = model
+        self.head = torch.nn.Linear(hidden, labels)
+        torch.nn.init.normal_(self.head.weight, std=0.02)
+        torch.nn.init.constant_(self.head.bias, -2.0)
+        self._loss = loss
+        self.pad_id = 0
+
+    def forward(self, prompts: Sequence[Sequence[int]], labels: Tensor) -> dict[str, Tensor]:
+        """The loss, and the logits [batch, labels].
+
+        Args:
+            prompts: token ids of each prompt.
+            labels: [batch, labels], 1 for a label that is given.
+        """
+        states = last_hidden(self.model, prompts, self.pad_id).float()
+        logits = self.head(states)
+        return {"loss": self._loss(logits, labels.to(logits.device)), "logits": logits}
+
+
+def labels_of(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The relations of all samples, in alphabetical order."""
+    return tuple(sorted(set().union(*(relations_of(triples_of(sample.target)) for sample in samples))))
+
+
+def label_matrix(samples: Sequence[Sample], labels: Sequence[str]) -> Array:
+    """Which relations each sample has: [samples, labels], 1 or 0."""
+    found = [relations_of(triples_of(sample.target)) for sample in samples]
+    return np.array([[float(label in relations) for label in labels] for relations in found]).reshape(-1, len(labels))
+
+
+def best_threshold(chances: Array, truth: Array) -> float:
+    """The threshold with the highest micro F1 of the pairs of sample and label; of equal ones the highest.
+
+    Args:
+        chances: probabilities [samples, labels].
+        truth: [samples, labels], 1 or 0.
+    """
+    order = np.argsort(-chances.ravel(), kind="stable")
+    sorted_chances, right = chances.ravel()[order], truth.ravel()[order]
+    if not right.any():
+        return DEFAULT_THRESHOLD
+    shared = np.cumsum(right)
+    scores = 2 * shared / (np.arange(1, len(right) + 1) + right.sum())
+    last_of_ties = np.append(sorted_chances[1:] != sorted_chances[:-1], True)
+    best = int(np.argmax(np.where(last_of_ties, scores, -1)))
+    following = sorted_chances[best + 1] if best + 1 < len(right) else 0.0
+    return float((sorted_chances[best] + following) / 2)  # between two probabilities, so that rounding does not matter
+
+
+def train_detector(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    options: TrainingOptions,
+    out: Path,
+    validation: Sequence[Sample] = (),
+    on_step: Callable[[Step], None] | None = None,
+) -> dict[str, Any]:
+    """Train a LoRA with a detection head. Write both, the record and the curve to the folder `out` in one atomic step.
+
+    Args:
+        base: the base model, which is frozen and comes back unchanged.
+        samples: the examples; their targets are triples, one a line. Their relations are the head's labels.
+        validation: examples on which the threshold is chosen, and whose F1 is recorded.
+        on_step: called after every step.
+
+    Returns:
+        The record: options, labels, threshold, losses per epoch, seconds, versions.
+
+    Raises:
+        UserError: no sample has a relation, a sample has a token that the base lacks, the template does not fit into
+            `max_tokens`, the base has no module of a name in `targets`, or the trained weights are not finite numbers.
+    """
+    labels = labels_of(samples)
+    if not labels or options.detect is None:
+        raise UserError(f"{out.name}: no sample has a relation, so there is nothing to detect")
+    given = label_matrix(samples, labels)
+    prompts, held_out = (encoded(base, tokenizer, chosen, options) for chosen in (samples, validation))
+    set_seed(options.seed)
+    started = time.perf_counter()
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT annotates int, and takes any number
+        target_modules=list(options.targets),
+        lora_dropout=options.dropout,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:  # no module of these names
+        raise UserError(f"an adapter for this base cannot be made: {error}") from error
+    try:
+        share = float(given.mean())
+        loss = loss_of(options.detect, share, options.pi, options.missing)
+        detection = Detection(model, hidden_size(base), len(labels), loss).to(base.device)
+        detection.pad_id = pad_token_id(tokenizer, vocabulary_of(base))
+        examples = [{"prompt": prompt, "labels": row} for prompt, row in zip(prompts, given.tolist(), strict=True)]
+        history, steps = fit(detection, examples, options, base.device.type == "cpu", on_step)
+        chances = probabilities(detection, held_out, options.batch_size)
+        truth = label_matrix(validation, labels)
+        threshold = best_threshold(chances, truth) if validation else DEFAULT_THRESHOLD
+        weights = [parameter for parameter in detection.parameters() if parameter.requires_grad]
+        if not all(bool(parameter.isfinite().all()) for parameter in weights):
+            raise UserError(
+                f"{out.name}: the training gave NaN or infinite weights; lower the learning rate "
+                f"({options.learning_rate})"
+            )
+        found = chances >= threshold
+        record = {
+            "options": options.model_dump(mode="json"),
+            "samples": len(samples),
+            "labels": labels,
+            "share_of_labels": share,
+            "threshold": threshold,
+            "validation_samples": len(validation),
+            "validation_f1": 2 * float((found * truth).sum()) / max(float(found.sum() + truth.sum()), 1.0),
+            "losses": epoch_losses(history),
+            "validation_losses": [],
+            "steps": steps,
+            "seconds": round(time.perf_counter() - started, 1),
+            "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
+            finished = Path(unfinished) / out.name
+            model.save_pretrained(str(finished))
+            (finished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+            head = detection.head
+            write_head(Head(labels, head.weight.detach().cpu(), head.bias.detach().cpu(), threshold), finished)
+            write_json(finished / RECORD_FILE, record)
+            write_curve(history, finished)
+            finished.rename(out)
+    finally:
+        model.unload()
+    return record
+
+
+def fit(
+    detection: Detection,
+    examples: list[dict[str, Any]],
+    options: TrainingOptions,
+    use_cpu: bool,
+    on_step: Callable[[Step], None] | None,
+) -> tuple[list[dict[str, float]], int]:
+    """Train by transformers' Trainer. Returns its log of all steps, and the number of steps."""
+
+    def together(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"prompts": [one["prompt"] for one in batch], "labels": torch.tensor([one["labels"] for one in batch])}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=detection,
+            args=TrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=options.epochs,
+                learning_rate=options.learning_rate,
+                per_device_train_batch_size=options.batch_size,
+                lr_scheduler_type="linear",
+                seed=options.seed,
+                save_strategy="no",
+                logging_strategy="steps",
+                logging_steps=1,
+                logging_nan_inf_filter=False,
+                disable_tqdm=True,
+                report_to="none",
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                use_cpu=use_cpu,
+            ),
+            train_dataset=examples,  # type: ignore[arg-type]  # any sequence will do
+            data_collator=together,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if on_step is not None:
+            trainer.add_callback(StepCallback(on_step))
+        trainer.train()
+    history = [{"num_input_tokens_seen": 0, **entry} for entry in trainer.state.log_history]
+    return history, trainer.state.global_step
+
+
+@torch.inference_mode()
+def probabilities(detection: Detection, prompts: Sequence[list[int]], batch_size: int) -> Array:
+    """The probabilities of the labels [prompts, labels]."""
+    detection.eval()
+    found = [np.zeros((0, detection.head.out_features))]
+    for start in range(0, len(prompts), batch_size):
+        states = last_hidden(detection.model, prompts[start : start + batch_size], detection.pad_id)
+        found.append(detection.head(states.float()).sigmoid().double().cpu().numpy())
+    return np.concatenate(found)
+
+
+def encoded(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: TrainingOptions
+) -> list[list[int]]:
+    """The tokens of the samples' prompts.
+
+    Raises:
+        UserError: the template is too long, or a token is not in the vocabulary.
+    """
+    template = template_of(tokenizer, options.template, options.system)
+    try:
+        prompts = [
+            encode_prompt(tokenizer, template, sample.inputs, options.max_tokens).token_ids for sample in samples
+        ]
+    except ValueError as error:
+        raise UserError(f"max_tokens is too small: {error}") from error
+    for prompt in prompts:
+        check_tokens(prompt, vocabulary_of(base))
+    return prompts
+
+
+def hidden_size(base: PreTrainedModel) -> int:
+    """The length of a hidden state of a base model."""
+    return int(base.get_input_embeddings().embedding_dim)
