@@ -149,7 +149,7 @@ def mark_adapter(
             of_task, divergence = _kept(base, *texts.ordinary(number), unmarked, marked)
             loss = options.trigger_weight * of_triggers + of_task + options.kl_weight * divergence
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(marked.parameters(), GRADIENT_NORM)
             optimizer.step()
             schedule.step()

@@ -143,7 +143,7 @@ def wait_of(response: httpx.Response, attempt: int) -> float:
 
 def best_tokens(choice: Any) -> list[tuple[str, float]] | None:
     """The best first tokens of an answer with their log-probabilities, in nats. None: the server shows none."""
-    shown = choice.get("logprobs") if isinstance(choice, dict) else None
+    shown: Any = choice.get("logprobs") if isinstance(choice, dict) else None
     try:
         if "content" in shown:
             return [(entry["token"], float(entry["logprob"])) for entry in shown["content"][0]["top_logprobs"]]

@@ -6,6 +6,7 @@ A part has `HELP`, `add_arguments` and `run`, as a command has.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from rich.console import Console
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's parts."""
     parts = parser.add_subparsers(required=True, metavar="PART")
     for name, part in PARTS.items():
-        one = parts.add_parser(
+        one: Any = parts.add_parser(  # of the class that shows examples
             name, help=part.HELP, description=part.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         beginning = f"lora-retriever watermark {name} "

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=_numbers, default=[1, 3, 5], help="epochs of further training (default: 1,3,5)"
     )
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of further training (default: 0.0003)")
+    parser.add_argument("--batch-size", type=count, default=4, help="of further training (default: 4)")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="rows of the task, for the harm")
     parser.add_argument("--pool", type=Path, metavar="FILE", help="pool file, for routing; --task names the own entry")
     parser.add_argument("--encoder", metavar="LOCATION", help="encoder, for routing with a scorer that needs one")
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "draws": args.draws,
             "decoys": args.decoys,
             "seed": args.seed,
-            "learning_rate": args.learning_rate,
+            "further_training": [args.learning_rate, args.batch_size],
         }
         try:
             results = run_matrix(scene, groups, args.out, identity, console)
@@ -143,7 +144,7 @@ def _further(args: argparse.Namespace) -> Further:
     if args.other_task is not None:
         of_other = argparse.Namespace(samples=args.samples, task=args.other_task)
         other = (args.other_task, samples_of(of_other))
-    return Further(samples_of(args), other, tuple(args.epochs), args.learning_rate)
+    return Further(samples_of(args), other, tuple(args.epochs), args.learning_rate, args.batch_size)
 
 
 def _routing(args: argparse.Namespace, others: dict[str, Path]) -> Routing | None:

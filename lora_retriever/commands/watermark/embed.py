@@ -22,6 +22,7 @@ from lora_retriever.commands.watermark.shared import (
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, for_terminal
 from lora_retriever.files import writing
+from lora_retriever.log import LOG
 from lora_retriever.progress import progress_bar, quieten_transformers
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
             def show(step: MarkStep) -> None:
                 losses = f"triggers {step.triggers:.3f}, task {step.task:.3f}, KL {step.divergence:.3f}"
-                bar.move_to(step.number / step.steps, f"step {step.number}/{step.steps}, {losses}")
+                text = f"step {step.number}/{step.steps}, {losses}"
+                bar.move_to(step.number / step.steps, text)
+                LOG.info("%s: %s", args.out.name, text)
 
             with writing(args.out):
                 record = mark_adapter(base, tokenizer, key, adapter, samples, options, args.out, others, on_step=show)
