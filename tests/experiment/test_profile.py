@@ -121,7 +121,7 @@ def test_many_wrong_fields_are_one_short_message(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="no profile 'lama': known are llama2-13b, llama2-7b, tiny"):
+    with pytest.raises(UserError, match="no profile 'lama': known are llama2-13b, llama2-7b, tiny, tiny-plans"):
         load_profile("lama")
 
 
