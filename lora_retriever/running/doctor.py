@@ -182,7 +182,7 @@ def _examine_methods(
         variants = expand(profile, methods_of(profile), [])
         check_names(variants)
         uses_encoder = check_encoder(variants)
-        check_backend(variants)
+        check_backend(variants, rows)
         for variant in variants:
             variant.method.describe()
         if pool:

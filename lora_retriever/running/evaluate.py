@@ -114,7 +114,7 @@ def evaluate(
     with locked(results) as folder:
         benchmark = open_benchmark(profile, limit, uses_encoder)
         check_pool_size(variants, benchmark)
-        check_backend(variants, benchmark)
+        check_backend(variants, benchmark.rows)
         failures = Failures(ErrorLog(results))
         runs = open_runs(variants, benchmark, results, failures)
         settle_changed_code(runs, results, on_changed_code, folder.require_writable)

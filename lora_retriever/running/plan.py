@@ -176,22 +176,26 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:RUNS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_backend(variants: Sequence[Variant], benchmark: Benchmark) -> None:
+def check_backend(variants: Sequence[Variant], rows: Sequence[Row]) -> None:
     """Check that the profile's backend can do what the methods and the rows' procedures need.
 
     Raises:
         UserError: a method weighs adapters by token or looks into the model, or a procedure detects labels, and the
-            backend has no model.
+            backend has no model; or a procedure or an option of a procedure is unknown.
     """
     needing = [v.name for v in variants if v.method.gate is not None or "model" in v.method.reads]
     backend = variants[0].profile.backend
-    for variant in variants if not BACKENDS[backend].has_model else ():
-        for name, procedure in procedures_of(variant.profile, benchmark.rows).items():
-            if procedure.detects:
-                raise UserError(
-                    f"backend: {backend} serves checkpoints and has no detection heads, which the procedure {name} "
-                    "needs; run it with backend: local"
-                )
+    detecting = [
+        name
+        for variant in variants
+        for name, procedure in procedures_of(variant.profile, rows).items()
+        if procedure.detects
+    ]
+    if detecting and not BACKENDS[backend].has_model:
+        raise UserError(
+            f"backend: {backend} serves checkpoints and has no detection heads, which the procedure {detecting[0]} "
+            "needs; run it with backend: local"
+        )
     if needing and not BACKENDS[backend].has_model:
         raise UserError(
             f"backend: {backend} serves checkpoints: it can neither weigh adapters by token nor look into the model, "

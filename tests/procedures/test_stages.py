@@ -200,6 +200,12 @@ def test_an_unknown_procedure_or_option_is_refused(
         evaluate(changed(place, **fields), ["base"], tmp_path, None, QUIET)
 
 
+def test_the_doctor_names_an_unknown_procedure(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed(place, procedure="stepz")
+    assert main(["doctor", "--profile", f"{place}/changed.yaml", "--results", f"{place}/none"]) == 2
+    assert "procedure: unknown procedure 'stepz'" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_sweep_compares_procedures(place: Path, tmp_path: Path) -> None:
     profile = changed(place, procedure="plain", procedure_options={"steps": {"max_steps": 1}})
     evaluate(profile, ["base"], tmp_path, 1, QUIET, sweep=["procedure=plain,steps"])

@@ -105,7 +105,7 @@ def test_a_line_keeps_the_rows_further_fields_and_its_own_fields_are_none_of_the
     row = {"inputs": "a", "targets": "b", "task": "t", "domain": "d", "metric": "em", "id": 4}
     composed, answer = (Prompt([1], 0), Composition({"t": 1.0})), Answer("c", 1, GateUse({"t": 1.0}, 0.0))
     plain = answer_line(PlannedRow(Row(**row), *composed), answer)
-    assert plain.keys() == LINE_FIELDS
+    assert plain.keys() | {"procedure", "stages"} == LINE_FIELDS
     further = {"instruction": "seen", "length": 3}
     assert answer_line(PlannedRow(Row(**row, further=further), *composed), answer) == {**plain, **further}
 

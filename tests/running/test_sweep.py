@@ -303,7 +303,7 @@ def test_the_largest_k_is_checked_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        (["kk=1"], "--sweep kk=1: unknown setting 'kk' (known: k, scorer, temperature, seed)"),
+        (["kk=1"], "--sweep kk=1: unknown setting 'kk' (known: k, scorer, temperature, seed, procedure)"),
         (["k=1,2", "k=4"], "--sweep k=4: k is swept already"),
         (["k"], "--sweep k: expected NAME=VALUE,VALUE, for example k=1,2,4"),
         (["k=1,,2"], "--sweep k=1,,2: expected NAME=VALUE,VALUE"),
