@@ -37,7 +37,6 @@ from peft_composition.updates import (
     pair_updates,
     row_updates,
     shared_adapters,
-    weighing_of,
 )
 
 
@@ -343,7 +342,9 @@ class ComposableModel:
         self, gate: Gate, composer: Composer, adapters: Sequence[str], weights: Tensor
     ) -> tuple[Mapping[str, Update], _GatedBatch]:
         """Return the updates of a batch with a gate, and what is needed to add rows and to tell the gate's use."""
-        columns, slots = self._in_use(adapters, torch.ones_like(weights) if len(weights) else torch.ones(1, len(adapters)))
+        columns, slots = self._in_use(
+            adapters, torch.ones_like(weights) if len(weights) else torch.ones(1, len(adapters))
+        )
         names = [adapters[column] for column in columns]
         updates = gated_updates(
             gate, composer, self._targeted(slots), names, slots, weights[:, columns], self._prepared

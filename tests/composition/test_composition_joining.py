@@ -121,7 +121,10 @@ def test_rows_join_a_batch_with_a_gate(gated, gate, mode):
     ids = some_ids(4, length=6)
     own, plain = GATES[gate]
     with torch.no_grad(), InDouble():
-        alone = [gated.plain(w, mode, plain, prompt=6)(input_ids=row[None]).logits[0] for w, row in zip(weights, ids, strict=True)]
+        alone = [
+            gated.plain(w, mode, plain, prompt=6)(input_ids=row[None]).logits[0]
+            for w, row in zip(weights, ids, strict=True)
+        ]
     members = [Member(*row) for row in zip(ids, alone, strict=True)]
     with torch.inference_mode(), InDouble(), gated.model.open_batch(NAMES, mode, own) as model:
         model.add_rows(NAMES, weights[:2], mode)
@@ -161,7 +164,11 @@ def test_a_row_that_cannot_join_changes_nothing(double, other, parts):
         with pytest.raises(CompositionError, match="the batch has no row"):
             double(input_ids=ids)
         double.add_rows(["plain"], [[1.0]])
-        for names, weights, mode in ((["none"], [[1.0]], "mixture"), (["head"], [[torch.nan]], "mixture"), (["head"], [[1.0]], "mean")):
+        for names, weights, mode in (
+            (["none"], [[1.0]], "mixture"),
+            (["head"], [[torch.nan]], "mixture"),
+            (["head"], [[1.0]], "mean"),
+        ):
             with pytest.raises((CompositionError, AdapterError)):
                 double.add_rows(names, weights, mode)
         with double.only_rows(slice(0, 1)), pytest.raises(CompositionError, match="within only_rows"):
