@@ -16,7 +16,7 @@ The module knows tensors only: no token, no text, no adapter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ class Held:
         """
         before, rows, longest = len(self.lengths), len(self.lengths) + len(lengths), max(lengths)
         self._make_room(rows, longest, still, most)
-        for mine, theirs in zip(self._layers, read.layers, strict=True):
-            if theirs.keys is not None and theirs.keys.numel():
+        for mine, theirs in zip(self._layers, cast(Sequence[DynamicLayer], read.layers), strict=True):
+            if theirs.keys is not None and theirs.values is not None and theirs.keys.numel():
                 mine.write(slice(before, rows), theirs.keys, theirs.values)
             theirs.keys = theirs.values = None  # two copies of all layers would need twice the memory
         self.lengths += lengths
@@ -140,7 +140,7 @@ class HeldLayer(DynamicLayer):
     def __init__(self, held: Held, window: int | None) -> None:
         """Begin empty. `window`: the number of tokens that the layer attends to, with the new token; None: all."""
         super().__init__()
-        self.is_sliding = window is not None  # type: ignore[misc]
+        self.is_sliding = window is not None
         self.written = 0  # number of new tokens that the present forward pass has written
         self._held = held
         self._window = window

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -222,10 +223,9 @@ class Loop:
             if self._is_fatal(error):
                 self._empty()
                 raise
-            caught = error.with_traceback(error.__traceback__)
-            events = self._give_up(failed, caught)
-        # The error's frames are gone here, and with them the tensors of the step.
-        return events
+            # The frames of a traceback hold the tensors of the step, whose memory is wanted.
+            caught = error.with_traceback(None) if ran_out_of_memory(error) else error
+        return self._give_up(failed, caught)
 
     def _joining(self) -> list[_Row]:
         """The waiting rows that the next step reads; empty if it decodes.
@@ -289,6 +289,8 @@ class Loop:
             self._held.join(cache, lengths[part], still, most)
             events += self._chosen(rows, logits[:, -1], [_scored(row, logits[i]) for i, row in enumerate(rows)])
         self._since = 0
+        following = [row.job.composition for row in islice(self._waiting, len(self._rows))]
+        self._model.prefetch(adapters_of(following))  # reads files only where a memory limit keeps adapters on disk
         return self._end(events)
 
     def _decode(self) -> list[Event]:
@@ -299,6 +301,7 @@ class Loop:
         held.prepare_step(max(row.still for row in self._rows))
         try:
             positions = torch.tensor(held.lengths, device=device)[:, None]  # [rows, 1]
+            assert held.cache is not None, "rows have been read"
             logits = logits_of(self._model, ids, held.mask(device), positions, held.cache, 1)
         except BaseException:
             held.abandon_step()

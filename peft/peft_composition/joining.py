@@ -183,8 +183,10 @@ class OpenRows:
             self._weights = {}
 
     def _keep(self, rows: Sequence[int]) -> None:
-        for held in (*self._pairs.values(), *self._weights.values()):
-            held.keep(rows)
+        for pairs in self._pairs.values():
+            pairs.keep(rows)
+        for weights in self._weights.values():
+            weights.keep(rows)
 
     def updates(self) -> dict[str, Update]:
         """The updates of the present rows, by module."""
