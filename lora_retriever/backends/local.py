@@ -1,20 +1,21 @@
-"""The backend of this process: one base model answers batch after batch. A batch that fails is halved."""
+"""The backend of this process: one base model answers windows of rows, which join the batch as others end."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
-from itertools import pairwise
+from contextlib import closing
+from dataclasses import replace
 
 from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.batches import Halving, Request, plan_batches, ran_out_of_memory, unfinished
-from lora_retriever.generation.composition import adapters_of
-from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.batches import Request, plan_windows, ran_out_of_memory, unfinished
+from lora_retriever.generation.generator import Generator, answer_of
 from lora_retriever.generation.loading import load_generator
+from lora_retriever.generation.loop import Job, Loop
+from lora_retriever.generation.sampling import Sampling
 from peft_composition import Composer, CompositionError, Gate
 
 
@@ -23,33 +24,27 @@ class LocalBackend:
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
-        self._halving: Halving[Request, Outcome] = Halving(failed_row)
+        self._most_rows = generator.settings.batch_size
 
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
     ) -> Iterator[Outcome]:
-        """The outcomes, batch by batch. While a batch is computed, the adapters of the next one are read from disk.
+        """The outcomes, each as soon as the row has ended. A window that is not wholly done is answered anew.
 
         Raises:
             BackendError: the device is broken, and can compute nothing more in this process.
         """
-        batches = unfinished(plan_batches(requests, self._generator.settings), done)
-        for batch, following in pairwise([*batches, []]):
-            now, then = (adapters_of([request.composition for request in requests]) for requests in (batch, following))
-            self._generator.model.prefetch([*now, *then])
-            yield self.answer(batch, mode, gate)
+        for window in unfinished(plan_windows(requests, self._generator.settings), done):
+            yield from self._answered(window, mode, gate)
 
     def answer(self, batch: Sequence[Request], mode: str | Composer, gate: Gate | None = None) -> Outcome:
-        """The outcome of one batch. A batch that fails is halved, down to the rows that cannot be answered.
-
-        So a row that cannot be answered, whatever its error, costs no other row of the batch.
+        """The outcome of some requests. A row that cannot be answered, whatever its error, costs no other row.
 
         Raises:
             BackendError: the device is broken, and can compute nothing more in this process.
         """
-        together = partial(self._answered_together, mode=mode, gate=gate)
         outcome = Outcome()
-        for _, result in self._halving.results(batch, together):
+        for result in self._answered(batch, mode, gate):
             outcome |= result
         return outcome
 
@@ -60,27 +55,54 @@ class LocalBackend:
     def close(self) -> None:
         """Nothing to do: the model is freed with this object."""
 
-    def _answered_together(self, piece: Sequence[Request], mode: str | Composer, gate: Gate | None) -> Outcome:
-        answers = self._generator.answer(
-            [request.prompt for request in piece], [request.composition for request in piece], mode, gate
+    def _answered(self, window: Sequence[Request], mode: str | Composer, gate: Gate | None) -> Iterator[Outcome]:
+        """The outcomes of a window. Rows join the batch in the window's order as others end."""
+        settings = self._generator.settings
+        longest = max(len(request.prompt.token_ids) for request in window) + settings.max_new_tokens
+        most = settings.batch_size * longest if settings.batch_tokens is None else settings.batch_tokens
+        loop = Loop(
+            self._generator,
+            max(most, longest),  # a single row always has room
+            self._most_rows,
+            read_tokens=max(most, longest),
+            steps=1,
+            is_fatal=is_broken_device,
         )
-        return Outcome({request.id: answer for request, answer in zip(piece, answers, strict=True)})
+        asked: dict[int, Request] = {}
+        tokens: dict[int, list[int]] = {}
+        sampling = Sampling(settings.max_new_tokens)
+        with closing(loop):
+            for request in window:
+                try:
+                    id = loop.add(Job(request.prompt.token_ids, request.composition, mode, sampling, gate))
+                except UserError as error:
+                    yield failed_row(request, error)
+                else:
+                    asked[id], tokens[id] = request, []
+            while loop.waiting or loop.running:
+                outcome = Outcome()
+                try:
+                    events = loop.step()
+                except Exception as error:
+                    raise broken_device(error) from error
+                for event in events:
+                    tokens[event.id] += [token.id for token in event.tokens]
+                    if event.error is not None:
+                        outcome |= failed_row(asked[event.id], event.error)
+                    elif event.ended is not None:
+                        answer = answer_of(tokens.pop(event.id), self._generator.tokenizer)
+                        outcome |= Outcome({asked[event.id].id: replace(answer, gate=event.gate)})
+                if outcome.answers or outcome.failures:
+                    yield outcome
+        self._most_rows = loop.max_rows  # less, once memory has run out
 
 
-def failed_row(piece: Sequence[Request], error: Exception) -> Outcome | None:
-    """The failure of a single row, or None for a piece that is still to be halved.
-
-    Raises:
-        BackendError: the error says that the device is broken.
-    """
-    if is_broken_device(error):
-        raise broken_device(error) from error
-    if len(piece) > 1:
-        return None
+def failed_row(request: Request, error: Exception) -> Outcome:
+    """The failure of a row. An error that was not foreseen comes with its traceback."""
     foreseen = isinstance(error, UserError | CompositionError) or ran_out_of_memory(error)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    tracebacks = {} if foreseen else {piece[0].id: "".join(traceback.format_exception(error))}
-    return Outcome(failures={piece[0].id: reason}, tracebacks=tracebacks)
+    tracebacks = {} if foreseen else {request.id: "".join(traceback.format_exception(error))}
+    return Outcome(failures={request.id: reason}, tracebacks=tracebacks)
 
 
 def load(profile: Profile, benchmark: Benchmark) -> LocalBackend:

@@ -17,6 +17,10 @@ from peft_composition.errors import AdapterMemoryError
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Messages of plain RuntimeErrors that mean a lack of memory: on a CPU, and outside torch's allocator on a GPU."""
+LEAST_ROWS = 256
+"""Minimum number of rows in a window, if there are that many. The paper's rows make ten such windows."""
+BATCHES = 8
+"""Minimum number of full batches in a window, if there are that many: the tail of a window is one batch of eight."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +42,7 @@ def plan_batches(requests: Sequence[Request], settings: GenerationSection) -> li
     many tokens, counted with every row padded to the longest prompt and with every row's new tokens. A single row is
     always a batch.
     """
-    ordered = sorted(requests, key=lambda request: (-len(request.prompt.token_ids), request.id))
+    ordered = longest_first(requests)
     batches: list[list[Request]] = []
     room = 0  # number of rows that still fit into the last batch
     for request in ordered:
@@ -48,6 +52,28 @@ def plan_batches(requests: Sequence[Request], settings: GenerationSection) -> li
         batches[-1].append(request)
         room -= 1
     return batches
+
+
+def longest_first(requests: Sequence[Request]) -> list[Request]:
+    """The requests with the longest prompts first; of prompts of equal length the smaller id first."""
+    return sorted(requests, key=lambda request: (-len(request.prompt.token_ids), request.id))
+
+
+def plan_windows(requests: Sequence[Request], settings: GenerationSection) -> list[list[Request]]:
+    """Windows of prompts, the longest first. Within a window, prompts join the batch as rows end.
+
+    The last bits of an answer may depend on the rows beside it, and these depend on when other rows have ended. So a
+    window is always computed from its beginning, and a window that is wholly on disk is not computed again: a run that
+    was killed gives the same answers as a run that was not. A large window keeps the places of its batch busy for
+    longer, because only at its end no prompt waits. A small window costs less when it is repeated.
+    """
+    ordered = longest_first(requests)
+    windows: list[list[Request]] = []
+    while ordered:
+        size = max(LEAST_ROWS, BATCHES * settings.rows_that_fit(len(ordered[0].prompt.token_ids)))
+        windows.append(ordered[:size])
+        ordered = ordered[size:]
+    return windows
 
 
 def unfinished(batches: Sequence[list[Request]], done: Collection[int]) -> list[list[Request]]:

@@ -56,7 +56,7 @@ def decode(
     # The states of a hybrid's other layers, such as Mamba's, cannot be divided by row: such a batch stays whole.
     separable = all(type(layer) in SEPARABLE for layer in DynamicCache(config=model.config).layers)
     tokens, finite, cache = _read(model, prompts, pad_id, separable)  # [rows], [rows]
-    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)  # [rows, longest]
+    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)  # [rows, longest]
     positions = mask.sum(dim=1, keepdim=True)  # [rows, 1], of the next token
     ends = torch.tensor(sorted(eos_ids), dtype=torch.int64, device=model.device)  # [EOS tokens]
     answers: list[list[int]] = [[] for _ in prompts]
@@ -117,8 +117,8 @@ def _read(
     parts = list(parts_of(lengths)) if in_parts else [slice(0, len(prompts))]
     tokens, finite, caches = [], [], []
     for part in parts:
-        ids = _left_padded(prompts[part], pad_id).to(model.device)  # [rows of the part, its longest]
-        mask = _left_padded([[1] * length for length in lengths[part]], 0).to(model.device)
+        ids = left_padded(prompts[part], pad_id).to(model.device)  # [rows of the part, its longest]
+        mask = left_padded([[1] * length for length in lengths[part]], 0).to(model.device)
         caches.append(DynamicCache(config=model.config))
         with model.only_rows(part), contiguous_head(model.base):
             chosen = _next_tokens(model, ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), caches[-1])
@@ -146,24 +146,35 @@ def _next_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The best next token of every row [rows], and whether the token's logit is a finite number [rows].
 
-    The best logit is NaN if any logit of the row is NaN.
+    The best logit is NaN if any logit of the row is NaN. The arguments are those of `logits_of`.
+    """
+    logits = logits_of(model, ids, None if bool(mask.all()) else mask, positions, cache, 1)
+    best = logits[:, -1].max(dim=-1)  # of equal logits the first, as argmax, which takes three times as long on a CPU
+    return best.indices, best.values.isfinite()
+
+
+def logits_of(
+    model: ComposableModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: int
+) -> Tensor:
+    """The logits of the last positions, [rows, `last` or n, vocabulary].
 
     Args:
         ids: [rows, n], the new tokens.
-        mask: [rows, length so far], 0 for padding.
+        mask: [rows, length so far], 0 for padding. None: without padding a mask changes nothing, and attention without
+            a mask is faster.
         positions: [rows, n], the positions of the new tokens.
+        last: number of positions whose logits are wanted; some models give those of all positions.
     """
     accepted = _arguments(type(model.base).forward)
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-    if not bool(mask.all()):  # without padding a mask changes nothing, and attention without a mask is faster
+    if mask is not None:
         options["attention_mask"] = mask
     if "position_ids" in accepted:
         options["position_ids"] = positions
     if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = 1
-    logits: Tensor = model(input_ids=ids, **options).logits  # [rows, 1 or n, vocabulary]
-    best = logits[:, -1].max(dim=-1)  # of equal logits the first, as argmax, which takes three times as long on a CPU
-    return best.indices, best.values.isfinite()
+        options["logits_to_keep"] = last
+    logits: Tensor = model(input_ids=ids, **options).logits
+    return logits
 
 
 @functools.cache
@@ -172,7 +183,7 @@ def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
-def _left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+def left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Rows of different lengths as int64 [rows, longest], filled with `value` on the left."""
     length = max(map(len, rows))
     return torch.tensor([[value] * (length - len(row)) + list(row) for row in rows])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_composition.errors import CompositionError
-from peft_composition.updates import GatedAdapters, Pass, Update
+from peft_composition.updates import Pass, Update
 
 # Names of the arguments of a forward pass that have one row for each row of the batch. While an encoder-decoder model
 # generates, its encoder has run before, and only the decoder's arguments are given.
@@ -33,18 +33,18 @@ class LiveComposition:
     `forward` also costs less per call than a hook.
     """
 
-    def __init__(self, base: nn.Module, updates: Mapping[str, Update], batch: int) -> None:
-        """Compose the modules named in `updates`, for a batch of `batch` rows."""
+    def __init__(self, base: nn.Module, updates: Mapping[str, Update], batch: int, gated: bool) -> None:
+        """Compose the modules named in `updates`, for a batch of `batch` rows. `gated`: a gate weighs the adapters."""
         self.batch = batch
         self._base = base
-        self._updates = dict(updates)
-        self._gated = any(isinstance(update, GatedAdapters) for update in updates.values())
+        self._updates: dict[str, Update] = dict(updates)
+        self._gated = gated
         self._pass = Pass(batch, 0)  # the current forward pass
         self._head_pass = self._pass  # the same pass for the head, which may receive the last positions only
         self._begun = False  # True after the first pass has begun
         self._in_part = False  # True while `only` is open
         self._handles: list[RemovableHandle] = []
-        self._replaced: list[tuple[nn.Module, Any]] = []  # modules, with the forward of the instance itself or None
+        self._replaced: dict[str, tuple[nn.Module, Any]] = {}  # modules, with the forward of the instance or None
 
     def attach(self) -> None:
         """Make the modules that have an update add it to their outputs."""
@@ -52,23 +52,14 @@ class LiveComposition:
             # Found once here, because a signature takes longer to read than a pass takes to use it.
             names = tuple(signature(type(stack).forward).parameters) if self._gated else ()
             self._handles.append(stack.register_forward_pre_hook(partial(self._note_pass, names), with_kwargs=True))
-        head = cast(Any, self._base).get_output_embeddings() if self._gated else None
-        for name in self._updates:
-            if self.batch > 1 and "experts" in name.split("."):
-                # An expert may receive every position, but in an order of its own.
-                reason = "is one of several experts, which receive positions and not rows"
-                raise CompositionError(_out_of_order(name, reason))
-            module = self._base.get_submodule(name)
-            composed = self._composed(name, module.forward, module is head)
-            self._replaced.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = composed
+        self._replace_forwards()
 
     def detach(self) -> None:
         """Restore the base to its state before `attach`."""
         while self._handles:
             self._handles.pop().remove()
         while self._replaced:
-            module, own = self._replaced.pop()
+            _, (module, own) = self._replaced.popitem()
             if own is None:
                 module.__dict__.pop("forward", None)
             else:
@@ -79,12 +70,34 @@ class LiveComposition:
 
         Raises `CompositionError` within `only`.
         """
-        if self._in_part:
-            raise CompositionError("rows cannot leave the batch within only_rows; call keep_rows once that is left")
+        self.check_whole()
         for name, update in self._updates.items():
-            rows = rows.to(update.down.device)
-            self._updates[name] = update.at(rows)
+            self._updates[name] = update.at(rows.to(update.down.device))
         self.batch = len(rows)
+
+    def check_whole(self) -> None:
+        """Raise `CompositionError` within `only`: rows can neither join nor leave there."""
+        if self._in_part:
+            raise CompositionError("rows cannot join or leave the batch within only_rows; change the batch afterwards")
+
+    @property
+    def updates(self) -> Mapping[str, Update]:
+        """The update of each module for the present rows."""
+        return self._updates
+
+    def become(self, updates: Mapping[str, Update], batch: int) -> None:
+        """Continue with these updates, for a batch of `batch` rows.
+
+        Raises `CompositionError`, and changes nothing, within `only` or for a module that cannot be composed.
+        """
+        self.check_whole()
+        before = self._updates, self.batch
+        self._updates, self.batch = dict(updates), batch
+        try:
+            self._replace_forwards()
+        except BaseException:
+            self._updates, self.batch = before
+            raise
 
     @contextmanager
     def only(self, rows: slice) -> Iterator[None]:
@@ -98,6 +111,20 @@ class LiveComposition:
         finally:
             self._updates, self.batch, self._in_part = whole
 
+    def _replace_forwards(self) -> None:
+        """Replace the `forward` of the modules that have an update and whose `forward` was not replaced before."""
+        head = cast(Any, self._base).get_output_embeddings() if self._gated else None
+        for name in self._updates:
+            if self.batch > 1 and "experts" in name.split("."):
+                # An expert may receive every position, but in an order of its own.
+                reason = "is one of several experts, which receive positions and not rows"
+                raise CompositionError(_out_of_order(name, reason))
+            if name not in self._replaced:
+                module = self._base.get_submodule(name)
+                composed = self._composed(name, module.forward, module is head)
+                self._replaced[name] = (module, module.__dict__.get("forward"))
+                module.__dict__["forward"] = composed
+
     def _note_pass(self, names: Sequence[str], stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward pass of a stack: read its number of rows, and check that the rows fit the weights.
 
@@ -105,6 +132,8 @@ class LiveComposition:
         """
         inputs = input_rows(args, kwargs)
         rows, length = inputs.shape[:2]
+        if self.batch == 0:
+            raise CompositionError("the batch has no row; let rows join with add_rows before the model is called")
         if rows % self.batch:
             raise CompositionError(
                 f"the model was called with {rows} rows, which is no multiple of the {self.batch} rows of weights"
@@ -142,11 +171,14 @@ class LiveComposition:
         def composed_forward(*args: Any, **kwargs: Any) -> Tensor:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             y = forward(*args, **kwargs)
+            update = self._updates.get(name)
+            if update is None:  # no row of an open batch has an adapter that targets the module
+                return y
             reading = self._head_pass if is_head else self._pass
             if self.batch > 1 and x.shape[0] != (reading.rows if x.ndim > 2 else reading.rows * reading.length):
                 # For example, a mixture-of-experts layer gives each expert some positions, in an order of its own.
                 raise CompositionError(_out_of_order(name, f"was called on inputs of shape {list(x.shape)}"))
-            return self._updates[name].add(x, y, reading)
+            return update.add(x, y, reading)
 
         return composed_forward
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -22,12 +22,22 @@ from peft_composition.checkpoint import read_adapter
 from peft_composition.errors import AdapterError, CompositionError
 from peft_composition.gates import Gate, GateUsage, PreparedGates, usage_of
 from peft_composition.hooks import LiveComposition, input_rows
+from peft_composition.joining import OpenRows, of_present_rows, with_gated_rows
 from peft_composition.layers import placement
 from peft_composition.modes import Composer, composer_of
-from peft_composition.pairs import ModuleStack, active_slots
+from peft_composition.pairs import ModuleStack, active_slots, mixture_pair
 from peft_composition.residency import Residency
 from peft_composition.save import base_name_for, save_pairs
-from peft_composition.updates import Update, gated_updates, row_updates
+from peft_composition.updates import (
+    GatedAdapters,
+    Pairs,
+    SharedAdapters,
+    Update,
+    gated_updates,
+    pair_updates,
+    row_updates,
+    shared_adapters,
+)
 
 
 class ComposableModel:
@@ -49,7 +59,8 @@ class ComposableModel:
         self._columns: tuple[str, ...] = ()  # the adapters of lora_mapping's columns
         self._live: LiveComposition | None = None
         self._prepared = PreparedGates()
-        self._usage: Callable[[], GateUsage] | None = None  # of the gated composition that is active
+        self._open: OpenRows | None = None  # the rows of the active composition, once rows may join
+        self._gated: _GatedBatch | None = None  # of the gated composition that is active
         self._turn = RLock()
 
     @property
@@ -136,46 +147,105 @@ class ComposableModel:
                 raise CompositionError("a composition is active already; leave it before composing again")
             weights, composer = self._checked_weights(adapters, weights), composer_of(mode)
             updates: Mapping[str, Update]
-            usage: Callable[[], GateUsage] | None = None
+            gated = None
             if gate is None:
                 columns, slots = self._in_use(adapters, weights)
                 updates = row_updates(composer, self._targeted(slots), slots, weights[:, columns])
             else:
-                columns, slots = self._in_use(adapters, torch.ones_like(weights))
-                names = [adapters[column] for column in columns]
-                gated = gated_updates(
-                    gate, composer, self._targeted(slots), names, slots, weights[:, columns], self._prepared
-                )
-                updates, usage = gated, partial(usage_of, [update.tally for update in gated.values()], columns)
-            live = LiveComposition(self.base, updates, batch=weights.shape[0])
-            try:
-                live.attach()
-                self._live, self._usage = live, usage
+                updates, gated = self._gated_batch(gate, composer, adapters, weights)
+            with self._live_batch(updates, weights.shape[0], gated):
                 yield self
-            finally:
-                self._live = self._usage = None
-                live.detach()
+
+    @contextmanager
+    def open_batch(
+        self, adapters: Sequence[str] = (), mode: str | Composer = "mixture", gate: Gate | None = None
+    ) -> Iterator[ComposableModel]:
+        """Within this context, rows join the batch with `add_rows` and leave the batch with `keep_rows`.
+
+        The batch begins without rows. Without a gate, every row has adapters and a mode of its own, and `adapters` and
+        `mode` are not used. With a gate, `adapters` are all adapters that a row may offer, and `mode` is the mode of
+        every row.
+
+        Raises as `composed` does.
+        """
+        with self._turn:
+            if self._live is not None:
+                raise CompositionError("a composition is active already; leave it before composing again")
+            updates: Mapping[str, Update] = {}
+            gated = None
+            if gate is not None:
+                self._check_columns(adapters)
+                updates, gated = self._gated_batch(gate, composer_of(mode), adapters, torch.zeros(0, len(adapters)))
+            with self._live_batch(updates, 0, gated):
+                yield self
+
+    def add_rows(
+        self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]], mode: str | Composer = "mixture"
+    ) -> None:
+        """Let further rows join the batch of `composed` or `open_batch`, behind the rows that are in the batch.
+
+        Row i of the new rows is composed with row i of `weights` [new rows, len(adapters)], by a mode of its own. A row
+        of zeros is the base model, and `adapters` may be empty. In a batch with a gate, the adapters must be among the
+        adapters of the batch, and the mode must be the mode of the batch. Nothing is computed for the rows that are
+        there. No gradient flows to rows of a batch that rows have joined. If an exception is raised, no row has joined.
+
+        Rows have pairs of their own, except for mixtures of at least half of all loaded adapters, which share the
+        adapters. So the computation for a row depends on its own weights, and not on the other rows.
+
+        Raises `CompositionError` if no composition is active, within `only_rows`, and as `composed` does;
+        `AdapterError` and `AdapterMemoryError` as `composed` does.
+        """
+        with self._turn:
+            if self._live is None:
+                raise CompositionError("no batch is open; let rows join within composed(...) or open_batch(...)")
+            # An open batch may be used after an inference_mode block in which rows have joined.
+            with torch.inference_mode(False), torch.no_grad():
+                rows = self._checked_weights(adapters, weights)
+                if self._gated is not None:
+                    self._add_gated_rows(self._live, self._gated, adapters, rows, composer_of(mode))
+                    return
+                new = self._joining(adapters, rows, composer_of(mode))
+                batch = self._open_rows(self._live)
+                batch.join(new, len(rows))
+                try:
+                    self._live.become(batch.updates(), batch.rows)
+                except BaseException:
+                    batch.keep(range(batch.rows - len(rows)))
+                    raise
 
     def gate_usage(self) -> GateUsage:
         """Return the mean weights of the gate since the active composition began, over passes without gradients.
 
-        A row that has left the batch keeps the means of the passes before. Raises `CompositionError` if no gated
-        composition is active.
+        A row that has left the batch keeps the means of the passes before. But once rows have joined the batch, the
+        result has the rows that are in the batch now. Raises `CompositionError` if no gated composition is active.
         """
         with self._turn:
-            if self._usage is None:
+            if self._gated is None or self._live is None:
                 raise CompositionError("no composition with a gate is active; ask within composed(..., gate=...)")
-            return self._usage()
+            updates = [update for update in self._live.updates.values() if isinstance(update, GatedAdapters)]
+            return usage_of([update.tally for update in updates], self._gated.columns)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Continue, within `composed`, with only these rows of the batch: indices int64 [rows], in this order.
 
-        In this way, finished rows leave a batch while the other rows are decoded. Without a composition the call does
-        nothing. Raises `CompositionError` within `only_rows`.
+        In this way, finished rows leave a batch while the other rows are decoded. In a batch that rows have joined,
+        only the rows that change their place are copied. Without a composition the call does nothing. Raises
+        `CompositionError` within `only_rows`.
         """
         with self._turn:  # so that a thread without a composition does not change another thread's composition
-            if self._live is not None:
+            if self._live is None:
+                return
+            if self._open is None:
                 self._live.keep(rows)
+                return
+            with torch.inference_mode(False), torch.no_grad():
+                self._live.check_whole()
+                if self._gated is not None:
+                    self._live.keep(rows)
+                    self._live.become(_of_present_rows(self._live.updates), len(rows))
+                else:
+                    self._open.keep(rows.tolist())
+                    self._live.become(self._open.updates(), len(rows))
 
     def __call__(
         self, *args: Any, lora_mapping: Tensor | None = None, merging_type: str | None = None, **kwargs: Any
@@ -255,6 +325,97 @@ class ComposableModel:
         base_name = base_name_for(self.base, first.base_model_name_or_path)
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
 
+    @contextmanager
+    def _live_batch(self, updates: Mapping[str, Update], batch: int, gated: _GatedBatch | None) -> Iterator[None]:
+        """Within this context, the updates are part of the base's forward pass."""
+        live = LiveComposition(self.base, updates, batch, gated is not None)
+        try:
+            live.attach()
+            self._live, self._gated = live, gated
+            self._open = OpenRows() if batch == 0 else None
+            yield
+        finally:
+            self._live = self._open = self._gated = None
+            live.detach()
+
+    def _gated_batch(
+        self, gate: Gate, composer: Composer, adapters: Sequence[str], weights: Tensor
+    ) -> tuple[Mapping[str, Update], _GatedBatch]:
+        """Return the updates of a batch with a gate, and what is needed to add rows and to tell the gate's use."""
+        columns, slots = self._in_use(
+            adapters, torch.ones_like(weights) if len(weights) else torch.ones(1, len(adapters))
+        )
+        names = [adapters[column] for column in columns]
+        updates = gated_updates(
+            gate, composer, self._targeted(slots), names, slots, weights[:, columns], self._prepared
+        )
+        targets = {name: self._targets_of(name, slots) for name in updates}
+        return updates, _GatedBatch(composer, tuple(adapters), columns, targets)
+
+    def _add_gated_rows(
+        self, live: LiveComposition, gated: _GatedBatch, adapters: Sequence[str], weights: Tensor, composer: Composer
+    ) -> None:
+        """Let rows join a batch with a gate."""
+        if unknown := [name for name in adapters if name not in gated.adapters]:
+            raise AdapterError(unknown[0], "it is not among the adapters with which this gated batch was opened")
+        if composer is not gated.composer:
+            raise CompositionError("a row that joins a batch with a gate must have the mode of the batch")
+        whole = weights.new_zeros(len(weights), len(gated.adapters))  # [new rows, adapters of the batch]
+        whole[:, [gated.adapters.index(name) for name in adapters]] = weights
+        whole = whole[:, gated.columns]  # in loading order
+        live.check_whole()
+        updates: dict[str, Update] = {}
+        for name, update in live.updates.items():
+            if isinstance(update, GatedAdapters):
+                own = whole.to(update.down.device)  # [new rows, P]
+                targets = torch.tensor(gated.targets[name], device=update.down.device)  # [P]
+                updates[name] = with_gated_rows(update, own, (own != 0) & targets)
+        live.become(updates, live.batch + len(weights))
+        self._open = self._open or OpenRows()
+
+    def _joining(self, adapters: Sequence[str], weights: Tensor, composer: Composer) -> list[Mapping[str, Update]]:
+        """Return the updates of rows that join: of the rows with pairs of their own, and of those that share."""
+        if not adapters:
+            return []
+        columns, slots = self._in_use(adapters, weights)
+        weights = weights[:, columns]  # [rows, adapters in use]
+        pool = self._residency.pool
+        sharing = torch.zeros(len(weights), dtype=torch.bool)  # [rows]
+        if composer is mixture_pair and pool is not None:
+            k = weights.ne(0).sum(dim=1)  # [rows]
+            sharing = (k > 1) & (2 * k >= len(pool))
+        parts: list[Mapping[str, Update]] = [
+            pair_updates(composer, self._targeted(slots), slots, weights.masked_fill(sharing[:, None], 0))
+        ]
+        if pool is not None and bool(sharing.any()):
+            shared = weights.new_zeros(len(weights), len(pool))  # [rows, loaded adapters]
+            shared[:, [pool.index(slot) for slot in slots]] = weights.masked_fill(~sharing[:, None], 0)
+            parts.append(
+                {
+                    stack.module: shared_adapters(stack, pool, shared.to(stack.down.device))
+                    for stack in self._targeted(pool)
+                }
+            )
+        return parts
+
+    def _open_rows(self, live: LiveComposition) -> OpenRows:
+        """Return the rows of the active composition, in the form that rows can join."""
+        if self._open is None:
+            live.check_whole()
+            batch = OpenRows()
+            updates: dict[str, Update] = {}
+            for name, update in live.updates.items():
+                if not isinstance(update, Pairs | SharedAdapters):
+                    raise CompositionError(f"no row can join a batch with an update of type {type(update).__name__}")
+                updates[name] = update
+            batch.join([updates], live.batch)
+            self._open = batch
+        return self._open
+
+    def _targets_of(self, module: str, slots: Sequence[int]) -> list[bool]:
+        """Return which of these slots have an adapter that targets a module."""
+        return [slot in self._residency.stacks[module].ranks for slot in slots]
+
     def _in_use(self, adapters: Sequence[str], weights: Tensor) -> tuple[list[int], list[int]]:
         """Bring the adapters with a weight that is not 0 into memory; return their columns and their slots.
 
@@ -291,7 +452,7 @@ class ComposableModel:
                     return self._run(function, args, kwargs, None, None)
             if merging_type is not None:
                 raise CompositionError("merging_type was given without lora_mapping, so there is nothing to merge")
-            if self._live is not None:
+            if self._live is not None and self._live.batch:  # the forward pass refuses a batch without rows
                 rows = input_rows(args, kwargs).shape[0]
                 if rows != self._live.batch:
                     raise CompositionError(
@@ -325,6 +486,23 @@ class ComposableModel:
         if not torch.isfinite(tensor).all():
             raise CompositionError("weights hold NaN or infinity")
         return tensor
+
+
+@dataclass(frozen=True)
+class _GatedBatch:
+    """What is known of an active composition with a gate."""
+
+    composer: Composer
+    adapters: tuple[str, ...]  # as they were named
+    columns: Sequence[int]  # adapter p of the updates is adapter columns[p]
+    targets: Mapping[str, Sequence[bool]]  # by module: whether adapter p of the updates targets the module
+
+
+def _of_present_rows(updates: Mapping[str, Update]) -> dict[str, Update]:
+    return {
+        name: of_present_rows(update) if isinstance(update, GatedAdapters) else update
+        for name, update in updates.items()
+    }
 
 
 def _as_floats(weights: object) -> Tensor:

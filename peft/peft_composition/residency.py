@@ -48,6 +48,11 @@ class Residency:
         """The adapters in memory, the least recently used first."""
         return list(self._slots)
 
+    @property
+    def pool(self) -> list[int] | None:
+        """The slots of all loaded adapters, in loading order. None: a memory limit may keep some out of memory."""
+        return None if self._memory is not None else [self._slots[name] for name in self.headers]
+
     def add(self, adapter: LoraAdapter) -> None:
         """Add a verified adapter, in memory if there is room.
 

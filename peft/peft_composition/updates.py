@@ -172,24 +172,58 @@ def row_updates(
     if len(weights) > 1 and not weights.requires_grad and bool((weights == weights[0]).all()):
         active = active.first_row()
     rows, k = active.slots.shape
-    shared = composer is mixture_pair and rows > 1 and len(active.used) <= 2 * k
-    on_device: dict[torch.device, ActiveSlots] = {}  # a base may be spread over several devices
-    updates: dict[str, Update] = {}
-    for stack in stacks:
-        device = stack.down.device
-        if device not in on_device:
-            on_device[device] = active.to(device)
-        here = on_device[device]
-        updates[stack.module] = shared_adapters(stack, here) if shared else Pairs(composer(stack, here))
-    return updates
+    if composer is mixture_pair and rows > 1 and len(active.used) <= 2 * k:
+        here = _OnDevices(active)
+        return {
+            stack.module: shared_adapters(stack, active.used, here.on(stack.down.device).by_adapter) for stack in stacks
+        }
+    return _pairs_of(composer, stacks, active)
 
 
-def shared_adapters(stack: ModuleStack, active: ActiveSlots) -> SharedAdapters:
-    """Return the update of one module for mixtures that share the adapters which target this module."""
-    indices = [index for index, slot in enumerate(active.used) if slot in stack.ranks]
-    down, up = stack.take([active.used[index] for index in indices])  # [P, r, d_in], [P, r, d_out]
-    weights = active.by_adapter[:, indices].repeat_interleave(down.shape[1], dim=1)  # [batch, P * r]
-    return SharedAdapters(down.flatten(0, 1), up.flatten(0, 1), weights[:, None])
+def pair_updates(
+    composer: Composer, stacks: Iterable[ModuleStack], slots: Sequence[int], weights: Tensor
+) -> dict[str, Update]:
+    """Return a pair for each row and module in `stacks`, or one pair for all rows if all rows are equal.
+
+    Rows weigh the adapters in `slots` by `weights` [batch, P].
+    """
+    active = active_slots(slots, weights)
+    if active is None:
+        return {}
+    return _pairs_of(composer, stacks, active.first_row() if bool((weights == weights[0]).all()) else active)
+
+
+def _pairs_of(composer: Composer, stacks: Iterable[ModuleStack], active: ActiveSlots) -> dict[str, Update]:
+    here = _OnDevices(active)
+    return {
+        stack.module: Pairs(composer(stack, here.on(stack.down.device)))
+        for stack in stacks
+        if not stack.ranks.keys().isdisjoint(active.used)
+    }
+
+
+class _OnDevices:
+    """The active slots of a batch on each device: a base may be spread over several devices."""
+
+    def __init__(self, active: ActiveSlots) -> None:
+        self._active = active
+        self._copies: dict[torch.device, ActiveSlots] = {}
+
+    def on(self, device: torch.device) -> ActiveSlots:
+        if device not in self._copies:
+            self._copies[device] = self._active.to(device)
+        return self._copies[device]
+
+
+def shared_adapters(stack: ModuleStack, slots: Sequence[int], weights: Tensor) -> SharedAdapters:
+    """Return the update of one module for mixtures that share the adapters which target this module.
+
+    `weights` is [batch, P]; column i holds the weights of `slots[i]`.
+    """
+    indices = [index for index, slot in enumerate(slots) if slot in stack.ranks]
+    down, up = stack.take([slots[index] for index in indices])  # [P, r, d_in], [P, r, d_out]
+    by_rank = weights[:, indices].repeat_interleave(down.shape[1], dim=1)  # [batch, P * r]
+    return SharedAdapters(down.flatten(0, 1), up.flatten(0, 1), by_rank[:, None])
 
 
 def gated_updates(

@@ -22,6 +22,7 @@ from lora_retriever.generation.answer import Answer
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.generation.loading import ModelSource, load_generator
+from lora_retriever.generation.loop import Event, Loop
 from lora_retriever.methods import Composition, registered
 from lora_retriever.running.answer_cache import AnswerCache, answer_key
 from lora_retriever.running.evaluate import evaluate
@@ -44,15 +45,16 @@ def some_requests(generator: Generator, rows: Sequence[Row]) -> list[Request]:
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[Sequence[Composition]], None]) -> list[int]:
-    """Let `refuse` raise before a batch is answered; returns the sizes of the batches that were tried."""
-    answer, sizes = Generator.answer, []
+    """Let `refuse` raise before prompts join a batch; returns the sizes of the batches that were tried."""
+    read, sizes = Loop._read, []
 
-    def watched(self: Generator, prompts: Any, compositions: Any, *way: Any) -> list[Answer]:
-        sizes.append(len(prompts))
-        refuse(compositions)
-        return answer(self, prompts, compositions, *way)
+    def watched(self: Loop, joining: Any) -> list[Event]:
+        together = [row.job.composition for row in (*self._rows, *joining)]
+        sizes.append(len(together))
+        refuse(together)
+        return read(self, joining)
 
-    monkeypatch.setattr(Generator, "answer", watched)
+    monkeypatch.setattr(Loop, "_read", watched)
     return sizes
 
 
@@ -65,7 +67,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[Sequence[Composi
         MemoryError(),
     ],
 )
-def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
+def test_a_batch_too_large_for_memory_is_halved_and_stays_so(
     generator: Generator, tiny_rows: list[Row], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     requests = some_requests(generator, tiny_rows[::12])[:24]
@@ -80,7 +82,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
     outcomes = [backend.answer(batch, "mixture") for batch in (requests[:16], requests[16:])]
     assert outcomes[0] | outcomes[1] == expected
     assert expected.failures == {}
-    assert sizes == [16, 8, 4, 4, 8, 4, 4, 2, 2, 2, 2]
+    assert sizes[:3] == [16, 8, 4] and max(sizes[3:]) == 4
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_rows_cannot_leave_while_the_batch_is_read_in_parts(model):
         with model.only_rows(slice(0, 2)):
             with model.only_rows(slice(0, 1)):
                 pass
-            with pytest.raises(CompositionError, match="within only_rows; call keep_rows once that is left"):
+            with pytest.raises(CompositionError, match="within only_rows; change the batch afterwards"):
                 model.keep_rows(torch.tensor([1]))
         assert torch.equal(model(input_ids=ids).logits, expected)
         model.keep_rows(torch.tensor([1]))

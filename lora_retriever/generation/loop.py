@@ -1,0 +1,485 @@
+"""`Loop`: one batch that every place of is kept busy: prompts join as rows end, and leave with their answers.
+
+Jobs wait in the order in which they were added. A step of the loop either reads prompts, which join the batch, or
+decodes one token of every row. Rows of different modes and adapters share the batch; rows under a gate share it with
+rows under the same gate. The bound is the number of tokens held: rows × the length of the longest row with all the
+tokens that it may still get.
+
+The loop knows token ids and compositions: a text is looked at for stop texts only. One thread owns a loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.generation.answer import GateUse
+from lora_retriever.generation.batches import free_memory, is_too_large, ran_out_of_memory
+from lora_retriever.generation.composition import Composition, adapters_of
+from lora_retriever.generation.decoding import NOT_FINITE, left_padded, logits_of, parts_of
+from lora_retriever.generation.generator import Generator, gate_uses
+from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.held import Held, is_separable
+from lora_retriever.generation.limits import check_tokens
+from lora_retriever.generation.sampling import Sampling, Token, choose, with_logprobs
+from peft_composition import Composer, Gate
+
+READ_TOKENS = 512
+"""Maximum number of prompt tokens that one step reads, in tokens. A single longer prompt is read at once."""
+STEPS = 4
+"""Minimum number of tokens that every row gets between two steps that read prompts."""
+FREE = 1 / 8
+"""Share of the batch that must be free before waiting prompts are read, if more prompts wait than have room."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt to continue.
+
+    Attributes:
+        prompt: token ids, at least one.
+        composition: the adapters and their weights.
+        mode: the rule by which they are composed.
+        gate: weighs the adapters by token. None: no gate.
+        scored: number of tokens at the end of the prompt whose log-probabilities are told.
+        alone: the job is read and decoded in a batch of its own.
+    """
+
+    prompt: Sequence[int]
+    composition: Composition
+    mode: str | Composer
+    sampling: Sampling
+    gate: Gate | None = None
+    scored: int = 0
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step did for one job.
+
+    Attributes:
+        id: the job, as `Loop.add` returned it.
+        tokens: the new tokens. The EOS token is told, too.
+        ended: why the job has ended: "stop" (an EOS token or a stop text), "length", or "error: …". None: it goes on.
+        prompt: the scored tokens at the end of the prompt, told once, when the prompt was read.
+        gate: how the gate weighed the adapters, told when a job with a gate has ended.
+        error: the error behind "error: …".
+    """
+
+    id: int
+    tokens: tuple[Token, ...] = ()
+    ended: str | None = None
+    prompt: tuple[Token, ...] = ()
+    gate: GateUse | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class _Row:
+    """A job, waiting or in the batch, with what it has got so far."""
+
+    id: int
+    job: Job
+    draw: torch.Generator | None
+    tokens: list[int] = field(default_factory=list)
+    told: bool = False  # whether the scored tokens of the prompt have been told
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens that are read: the prompt, and what was decoded before the row had to give its place up."""
+        return [*self.job.prompt, *self.tokens]
+
+    @property
+    def most(self) -> int:
+        """Maximum number of tokens of the row."""
+        return len(self.job.prompt) + self.job.sampling.max_new_tokens
+
+    @property
+    def still(self) -> int:
+        """Maximum number of tokens that the row may still get."""
+        return self.job.sampling.max_new_tokens - len(self.tokens)
+
+
+class Loop:
+    """Continues prompts, each under its own composition, in one batch that prompts join and leave.
+
+    Attributes:
+        max_tokens: maximum number of tokens held: rows × the longest row with all tokens that it may still get.
+        max_rows: maximum number of rows in the batch.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        max_tokens: int,
+        max_rows: int | None = None,
+        *,
+        read_tokens: int = READ_TOKENS,
+        steps: int = STEPS,
+        is_fatal: Callable[[Exception], bool] = lambda error: False,
+    ) -> None:
+        """Begin without jobs.
+
+        Args:
+            max_rows: None: `batch_size` of the generator's settings.
+            read_tokens: maximum number of prompt tokens that one step reads.
+            steps: minimum number of tokens that every row gets between two steps that read prompts.
+            is_fatal: whether an error means that nothing more can be computed. `step` raises such an error.
+        """
+        self.max_tokens = max_tokens
+        self.max_rows = generator.settings.batch_size if max_rows is None else max_rows
+        self._generator = generator
+        self._model = generator.model
+        self._read_tokens = read_tokens
+        self._steps = steps
+        self._is_fatal = is_fatal
+        self._waiting: deque[_Row] = deque()
+        self._rows: list[_Row] = []  # in the batch, by place
+        self._dead: set[int] = set()  # ids of rows that have ended but cannot leave their batch
+        self._separable = is_separable(self._model.config)
+        self._held: Held | _Whole = Held(self._model.config) if self._separable else _Whole()
+        self._open: ExitStack | None = None  # the open composition, while there are rows
+        self._offered: frozenset[str] = frozenset()  # the adapters of the open composition, under a gate
+        self._since = steps  # steps since prompts were read
+        self._next_id = 0
+
+    @property
+    def waiting(self) -> int:
+        """The number of jobs that wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """The number of jobs in the batch."""
+        return len(self._rows) - len(self._dead)
+
+    def add(self, job: Job) -> int:
+        """Let a job wait for a place. Returns its id.
+
+        Raises:
+            UserError: the job can never be answered: its prompt is empty, has a token that the base lacks, or is too
+                long; or an adapter is not loaded.
+        """
+        limits = self._generator.limits
+        check_tokens(job.prompt, limits.vocabulary)
+        most = len(job.prompt) + job.sampling.max_new_tokens
+        if not job.prompt:
+            raise UserError("the prompt is empty: a model cannot read nothing")
+        if most > self.max_tokens:
+            raise UserError(f"prompt and new tokens are {most} tokens, and the batch holds {self.max_tokens}")
+        if limits.table is not None and most > limits.table:
+            raise UserError(f"prompt and new tokens are {most} tokens, and the base has {limits.table} positions")
+        if not 0 <= job.scored <= len(job.prompt):
+            raise UserError(f"{job.scored} tokens of the prompt are to be scored, and the prompt has {len(job.prompt)}")
+        loaded = set(self._model.adapters)
+        if unknown := [name for name in job.composition.adapters if name not in loaded]:
+            raise UserError(f"adapter '{unknown[0]}' is not loaded")
+        self._next_id += 1
+        self._waiting.append(_Row(self._next_id, job, _random_numbers(job.sampling)))
+        return self._next_id
+
+    @torch.inference_mode()
+    def cancel(self, id: int) -> None:
+        """Forget a job. Its place is free at once. A job that is not there is no error."""
+        self._waiting = deque(row for row in self._waiting if row.id != id)
+        self._leave({row.id for row in self._rows if row.id == id})
+
+    @torch.inference_mode()
+    def close(self) -> None:
+        """Forget all jobs, and free the memory of the batch."""
+        self._waiting.clear()
+        self._empty()
+        self._held.clear()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read waiting prompts, or decode one token of every row. Returns what became of the jobs.
+
+        An error costs the jobs that caused it. If memory runs out, the batch becomes smaller, and its rows are read
+        again. After another error, the rows of the step are answered one by one, and the one that fails ends with
+        "error: …".
+
+        Raises:
+            Exception: an error for which `is_fatal` is true.
+        """
+        joining = self._joining()
+        failed = list(joining or self._rows)
+        try:
+            if joining:
+                return self._read(joining)
+            if self.running:
+                return self._decode()
+            return []
+        except Exception as error:
+            if self._is_fatal(error):
+                self._empty()
+                raise
+            # The frames of a traceback hold the tensors of the step, whose memory is wanted.
+            caught = error.with_traceback(None) if ran_out_of_memory(error) else error
+        return self._give_up(failed, caught)
+
+    def _joining(self) -> list[_Row]:
+        """The waiting rows that the next step reads; empty if it decodes.
+
+        Rows join in the order in which they wait. If more wait than there is room for, they join when an eighth of the
+        batch is free, so that prompts are read together.
+        """
+        if not self._waiting or (self.running and self._since < self._steps):
+            return []
+        if self._rows and (not self._separable or any(row.job.alone for row in self._rows)):
+            return []
+        chosen: list[_Row] = []
+        most = max((row.most for row in self._rows), default=0)
+        tokens, full = 0, False
+        for row in self._waiting:
+            rows, most = len(self._rows) + len(chosen) + 1, max(most, row.most)
+            tokens += len(row.ids)
+            first = chosen[0] if chosen else self._rows[0] if self._rows else None
+            full = rows > 1 and (rows > self.max_rows or rows * most > self.max_tokens)
+            if full or (chosen and tokens > self._read_tokens) or not self._fits_with(row, first):
+                break
+            chosen.append(row)
+        if full and self._rows and len(chosen) < FREE * (len(self._rows) + len(chosen)):
+            return []
+        return chosen
+
+    def _fits_with(self, row: _Row, first: _Row | None) -> bool:
+        """Whether a row can be in one batch with another row."""
+        if first is None:
+            return True
+        if row.job.alone or first.job.alone or row.job.gate != first.job.gate:
+            return False
+        if row.job.gate is None:
+            return True
+        offered = row.job.composition.weights.keys() <= self._offered if self._rows else True
+        return offered and row.job.mode == first.job.mode
+
+    def _read(self, joining: Sequence[_Row]) -> list[Event]:
+        """Read the prompts of rows, which join the batch; the first token of each."""
+        for _ in joining:
+            self._waiting.popleft()
+        ordered = sorted(joining, key=lambda row: (_mode_key(row.job), -len(row.ids)))
+        self._join_composition(ordered)
+        before = len(self._rows)
+        self._rows += ordered
+        lengths = [len(row.ids) for row in ordered]
+        still = max(row.still for row in self._rows)
+        most = max(len(self._rows), min(self.max_rows, self.max_tokens // max(row.most for row in self._rows)))
+        events: list[Event] = []
+        for part in parts_of(lengths) if self._separable else [slice(0, len(ordered))]:
+            rows = ordered[part]
+            ids = left_padded([row.ids for row in rows], self._generator.pad_id).to(self._model.device)
+            mask = left_padded([[1] * len(row.ids) for row in rows], 0).to(self._model.device)
+            cache = DynamicCache(config=self._model.config)
+            told = max(0 if row.told else row.job.scored for row in rows)
+            places = slice(before + part.start, before + part.stop)
+            with self._model.only_rows(places), contiguous_head(self._model.base):
+                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+                padded = min(lengths[part]) < max(lengths[part])
+                logits = logits_of(self._model, ids, mask if padded else None, positions, cache, told + 1)
+            self._held.join(cache, lengths[part], still, most)
+            events += self._chosen(rows, logits[:, -1], [_scored(row, logits[i]) for i, row in enumerate(rows)])
+        self._since = 0
+        following = [row.job.composition for row in islice(self._waiting, len(self._rows))]
+        self._model.prefetch(adapters_of(following))  # reads files only where a memory limit keeps adapters on disk
+        return self._end(events)
+
+    def _decode(self) -> list[Event]:
+        """Decode one token of every row."""
+        self._since += 1
+        device, held = self._model.device, self._held
+        ids = torch.tensor([[row.tokens[-1]] for row in self._rows], device=device)  # [rows, 1]
+        held.prepare_step(max(row.still for row in self._rows))
+        try:
+            positions = torch.tensor(held.lengths, device=device)[:, None]  # [rows, 1]
+            assert held.cache is not None, "rows have been read"
+            logits = logits_of(self._model, ids, held.mask(device), positions, held.cache, 1)
+        except BaseException:
+            held.abandon_step()
+            raise
+        held.finish_step()
+        return self._end(self._chosen(self._rows, logits[:, -1], [()] * len(self._rows)))
+
+    def _chosen(self, rows: Sequence[_Row], logits: Tensor, scored: Sequence[tuple[Token, ...]]) -> list[Event]:
+        """The next token of every row, by its logits [rows, vocabulary], and why the row ends with it."""
+        events = []
+        tokens = choose(logits, [row.job.sampling for row in rows], [row.draw for row in rows])
+        for row, token, prompt in zip(rows, tokens, scored, strict=True):
+            if row.id in self._dead:
+                row.tokens[-1:] = [self._generator.pad_id]
+                continue
+            if token is None:
+                error = UserError(NOT_FINITE)
+                events.append(Event(row.id, ended=f"error: {error}", error=error))
+                continue
+            if row.job.sampling.max_new_tokens == 0:
+                events.append(Event(row.id, ended="length", prompt=prompt))
+                continue
+            row.tokens.append(token.id)
+            events.append(Event(row.id, (token,), self._reason(row), prompt))
+        return events
+
+    def _reason(self, row: _Row) -> str | None:
+        """Why a row ends with the token that it has just got, or None."""
+        if row.tokens[-1] in self._generator.eos_ids:
+            return "stop"
+        if row.job.sampling.stop:
+            text = str(self._generator.tokenizer.decode(row.tokens, skip_special_tokens=True))
+            if any(stop in text for stop in row.job.sampling.stop):
+                return "stop"
+        return "length" if row.still <= 0 else None
+
+    def _end(self, events: list[Event]) -> list[Event]:
+        """Let the rows that have ended leave the batch, with the use of their gate."""
+        ended = {event.id for event in events if event.ended is not None}
+        if ended and self._rows[0].job.gate is not None and self._offered:
+            uses = gate_uses(self._model, sorted(self._offered))
+            of_row = {row.id: use for row, use in zip(self._rows, uses, strict=True)}
+            events = [replace(event, gate=of_row[event.id]) if event.id in ended else event for event in events]
+        self._leave(ended)
+        return events
+
+    def _leave(self, ids: set[int]) -> None:
+        """Take rows out of the batch. The last rows move into their places."""
+        if not ids:
+            return
+        if not self._separable:
+            self._dead |= ids
+            if not self.running:
+                self._empty()
+            return
+        staying = [place for place, row in enumerate(self._rows) if row.id not in ids]
+        if not staying:
+            self._empty()
+            return
+        # The first places keep their rows where possible, and rows from the end fill the gaps.
+        size = len(staying)
+        moving = [place for place in staying if place >= size]
+        places = [place if self._rows[place].id not in ids else moving.pop() for place in range(size)]
+        self._model.keep_rows(torch.tensor(places))
+        self._held.keep(places)
+        self._rows = [self._rows[place] for place in places]
+
+    def _empty(self) -> None:
+        """Take all rows out of the batch, and close the composition."""
+        self._rows, self._dead = [], set()
+        self._held.keep([])
+        self._since = self._steps
+        if self._open is not None:
+            closing, self._open = self._open, None
+            closing.close()
+
+    def _join_composition(self, ordered: Sequence[_Row]) -> None:
+        """Let the rows join the open composition, which is opened for the first rows."""
+        if self._open is None:
+            first, stack = ordered[0].job, ExitStack()
+            names: list[str] = []
+            if first.gate is not None:
+                alike = [row for row in (*ordered, *self._waiting) if self._fits_with(row, ordered[0])]
+                names = adapters_of([row.job.composition for row in alike])
+            gate = first.gate if names else None
+            stack.enter_context(self._model.open_batch(names, first.mode, gate))
+            self._open, self._offered = stack, frozenset(names)
+        start = 0
+        while start < len(ordered):
+            key = _mode_key(ordered[start].job)
+            group = [row.job for row in ordered[start:] if _mode_key(row.job) == key]
+            compositions = [job.composition for job in group]
+            names = adapters_of(compositions)
+            weights = [[composition.weights.get(name, 0.0) for name in names] for composition in compositions]
+            self._model.add_rows(names, torch.tensor(weights).reshape(len(group), len(names)), group[0].mode)
+            start += len(group)
+
+    def _give_up(self, failed: Sequence[_Row], error: Exception) -> list[Event]:
+        """After an error: let its rows wait again, in a smaller batch or alone. A row that was alone has failed."""
+        present = [row for row in self._rows if row.id not in self._dead]
+        rows = {row.id: row for row in (*present, *failed)}
+        waiting = {row.id for row in self._waiting}
+        self._empty()
+        self._held.clear()
+        if ran_out_of_memory(error):
+            free_memory()
+        if len(rows) == 1:
+            (row,) = rows.values()
+            self._waiting = deque(each for each in self._waiting if each.id != row.id)
+            return [Event(row.id, ended=f"error: {one_line_of(error)}", error=error)]
+        if is_too_large(error):
+            self.max_rows = max(1, len(rows) // 2)
+        else:
+            for row in rows.values():
+                row.job = replace(row.job, alone=True)
+        self._waiting.extendleft(reversed([row for row in rows.values() if row.id not in waiting]))
+        return []
+
+
+class _Whole:
+    """The state of a hybrid, of a batch that is read together and that no row joins or leaves."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.cache: DynamicCache | None = None
+
+    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, most: int) -> None:
+        self.cache, self.lengths = read, list(lengths)
+
+    def mask(self, device: torch.device) -> Tensor | None:
+        longest = max(self.lengths)
+        if min(self.lengths) == longest:
+            return None
+        lengths = torch.tensor(self.lengths, device=device)[:, None]  # [rows, 1]
+        return (torch.arange(longest + 1, device=device) >= longest - lengths).to(torch.int64)
+
+    def prepare_step(self, still: int) -> None:
+        pass
+
+    def finish_step(self) -> None:
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def abandon_step(self) -> None:
+        pass
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.cache, self.lengths = None, []
+
+
+def _mode_key(job: Job) -> str:
+    """A text that is equal for the jobs whose adapters are composed alike. Without adapters every mode is alike."""
+    if job.gate is None and not any(job.composition.weights.values()):
+        return ""
+    return job.mode if isinstance(job.mode, str) else f"{type(job.mode).__name__} {job.mode!r} {id(job.mode)}"
+
+
+def _random_numbers(sampling: Sampling) -> torch.Generator | None:
+    if sampling.temperature == 0:
+        return None
+    draw = torch.Generator()
+    if sampling.seed is None:
+        draw.seed()
+    else:
+        draw.manual_seed(sampling.seed)
+    return draw
+
+
+def _scored(row: _Row, logits: Tensor) -> tuple[Token, ...]:
+    """The scored tokens of a prompt with log-probabilities, by the logits [n + 1, vocabulary] of the last places."""
+    count = 0 if row.told else row.job.scored
+    row.told = True
+    if count == 0:
+        return ()
+    ids = torch.tensor(list(row.job.prompt[-count:]), device=logits.device)  # [count]
+    top = row.job.sampling.logprobs or 0
+    if count < len(row.job.prompt):
+        return tuple(with_logprobs(logits[-count - 1 : -1], ids, top))
+    return (Token(int(ids[0])), *with_logprobs(logits[-count:-1], ids[1:], top))

@@ -1,0 +1,232 @@
+"""The updates of an open batch, which rows join and leave while tokens are decoded.
+
+The pairs of all rows lie in one piece of memory for each module, with room for further rows. A row that joins is
+written behind the last row. When rows leave, only the rows that change their place are copied. So a row that comes or
+goes costs what its own pair costs, and not what the batch costs.
+
+This file deals with tensors and gates, not with models, files or hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from peft_composition.gates import Tally
+from peft_composition.pairs import Pair
+from peft_composition.updates import GatedAdapters, Pairs, Pass, SharedAdapters, Update
+
+
+@dataclass(frozen=True)
+class PairsAndShared:
+    """Both forms in one batch: a row has a pair, or it weighs the shared adapters; the other form adds zero to it."""
+
+    pairs: Pairs
+    shared: SharedAdapters
+
+    @property
+    def down(self) -> Tensor:
+        """The A's of the pairs, [batch, R, d_in]."""
+        return self.pairs.down
+
+    def add(self, x: Tensor, y: Tensor, reading: Pass) -> Tensor:
+        """Return y with both updates added."""
+        return self.shared.add(x, self.pairs.add(x, y, reading), reading)
+
+    def at(self, rows: Tensor | slice) -> PairsAndShared:
+        """Return the update of these rows."""
+        return PairsAndShared(self.pairs.at(rows), self.shared.at(rows))
+
+
+class RowPairs:
+    """The pairs of one module for the rows of an open batch. A row without an update has rank 0."""
+
+    def __init__(self, rows: int) -> None:
+        """Begin with `rows` rows of rank 0."""
+        self.ranks = [0] * rows  # of each row
+        self._down: Tensor | None = None  # A: [places, rank, d_in]; behind a row's rank there are zeros
+        self._up: Tensor | None = None  # [places, rank, d_out]
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """The pairs of the present rows, as views. None: no row has an update."""
+        rows, rank = len(self.ranks), max(self.ranks, default=0)
+        if rank == 0 or self._down is None or self._up is None:
+            return None
+        return Pairs(Pair(self._down[:rows, :rank], self._up[:rows, :rank]))
+
+    def join(self, pair: Pair | None, rows: int) -> None:
+        """Add `rows` rows. `pair` has one pair for each of the rows, or one pair for all. None: rows of rank 0."""
+        before, rank = len(self.ranks), 0 if pair is None else pair.down.shape[1]
+        if pair is not None and before == 0 and len(pair.down) == rows:
+            self._down, self._up = pair.down, pair.up  # nothing to copy
+        elif pair is not None or self._down is not None:
+            halves = (self._down, self._up) if pair is None else (pair.down, pair.up)
+            kept = (self._down, self._up)
+            wanted = max(rank, max(self.ranks, default=0))
+            self._down, self._up = (
+                _with_room(half, like, before, before + rows, wanted)  # type: ignore[arg-type]
+                for half, like in zip(kept, halves, strict=True)
+            )
+            for half, new in zip((self._down, self._up), (None, None) if pair is None else halves, strict=True):
+                if new is not None:
+                    half[before : before + rows, :rank] = new
+                half[before : before + rows, rank:] = 0
+        self.ranks += [rank] * rows
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with these rows, in this order."""
+        self.ranks = [self.ranks[row] for row in rows]
+        if not any(self.ranks):
+            self._down = self._up = None
+        if self._down is not None and self._up is not None:
+            self._down, self._up = (moved(half, rows) for half in (self._down, self._up))
+
+
+def _with_room(held: Tensor | None, like: Tensor, used: int, rows: int, rank: int) -> Tensor:
+    """Return `held` [places, r, d] with at least `rows` places of at least `rank`; the first `used` places are kept."""
+    places, held_rank = (0, 0) if held is None else held.shape[:2]
+    if held is not None and rows <= places and rank <= held_rank:
+        return held
+    # Because the number of places doubles, n rows that join one by one copy about n rows in all, not n².
+    places = places if rows <= places else max(rows, 2 * places)
+    larger = like.new_zeros(places, rank, like.shape[2])  # [places, rank, d]
+    if held is not None:
+        kept_rank = min(held_rank, rank)  # the rows in use have no larger rank
+        larger[:used, :kept_rank] = held[:used, :kept_rank]
+    return larger
+
+
+def moved(held: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return a tensor whose first places are those of `rows`. Only rows whose place changes are copied, within `held`.
+
+    Args:
+        held: [places, ...].
+        rows: indices of places, in the order in which they are wanted.
+    """
+    if len(rows) > len(held):
+        return held[torch.tensor(rows, device=held.device)]
+    changes = [(to, row) for to, row in enumerate(rows) if to != row]
+    if changes:
+        places, sources = torch.tensor(changes, device=held.device).T  # [changes], [changes]
+        held[places] = held[sources]
+    return held
+
+
+class RowWeights:
+    """The adapters of one module that the rows of an open batch share, with the weights of each row."""
+
+    def __init__(self, rows: int, shared: SharedAdapters) -> None:
+        """Begin with `rows` rows of weight 0 and the adapters of `shared`."""
+        self._shared = replace(shared, weights=shared.weights.new_zeros(rows, *shared.weights.shape[1:]))
+
+    @property
+    def shared(self) -> SharedAdapters:
+        """The shared adapters with the weights of the present rows."""
+        return self._shared
+
+    def join(self, weights: Tensor | None, rows: int) -> None:
+        """Add `rows` rows with these weights [rows, 1, R]. None: rows of weight 0."""
+        held = self._shared.weights
+        new = held.new_zeros(rows, *held.shape[1:]) if weights is None else weights
+        self._shared = replace(self._shared, weights=torch.cat([held, new]))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with these rows, in this order."""
+        self._shared = replace(self._shared, weights=self._shared.weights[list(rows)])
+
+
+@dataclass
+class OpenRows:
+    """The updates of an open batch without a gate.
+
+    Attributes:
+        rows: the number of rows in the batch.
+    """
+
+    rows: int = 0
+    _pairs: dict[str, RowPairs] = field(default_factory=dict)
+    _weights: dict[str, RowWeights] = field(default_factory=dict)
+
+    def join(self, updates: Sequence[Mapping[str, Update]], rows: int) -> None:
+        """Add `rows` rows. Each part of `updates` has the updates of some modules for all of these rows.
+
+        An update is a `Pairs` or a `SharedAdapters`. If memory runs out, no row has joined.
+        """
+        pairs = {name: one for part in updates for name, one in part.items() if isinstance(one, Pairs)}
+        shared = {name: one for part in updates for name, one in part.items() if isinstance(one, SharedAdapters)}
+        try:
+            for name in {**self._pairs, **pairs}:
+                new = pairs.get(name)
+                self._pairs.setdefault(name, RowPairs(self.rows)).join(None if new is None else new.pair, rows)
+            for name in {**self._weights, **shared}:
+                if name not in self._weights:
+                    self._weights[name] = RowWeights(self.rows, shared[name])
+                joining = shared.get(name)
+                self._weights[name].join(None if joining is None else joining.weights, rows)
+        except BaseException:
+            self._keep(range(self.rows))
+            raise
+        self.rows += rows
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with these rows, in this order."""
+        self._keep(rows)
+        self.rows = len(rows)
+        self._pairs = {name: held for name, held in self._pairs.items() if any(held.ranks)}
+        if not self.rows:
+            self._weights = {}
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        for pairs in self._pairs.values():
+            pairs.keep(rows)
+        for weights in self._weights.values():
+            weights.keep(rows)
+
+    def updates(self) -> dict[str, Update]:
+        """The updates of the present rows, by module."""
+        result: dict[str, Update] = {}
+        for name, held in self._pairs.items():
+            if (pairs := held.pairs) is not None:
+                result[name] = pairs
+        for name, weighed in self._weights.items():
+            here = result.get(name)
+            result[name] = PairsAndShared(here, weighed.shared) if isinstance(here, Pairs) else weighed.shared
+        return result
+
+
+def with_gated_rows(update: GatedAdapters, weights: Tensor, offered: Tensor) -> GatedAdapters:
+    """Return a gated update with further rows. The memory and the tally then have the rows of the batch, in order.
+
+    Args:
+        weights: [new rows, P] float32, of the adapters of the update.
+        offered: [new rows, P] bool.
+    """
+    update = of_present_rows(update)
+    new, rows = len(weights), len(update.weights) + len(weights)
+    sums = pad(update.tally.sums, (0, 0, 0, new))  # [rows, P + 3]
+    memory = {name: pad(values, (0, 0) * (values.ndim - 1) + (0, new)) for name, values in update.memory.items()}
+    return replace(
+        update,
+        weights=torch.cat([update.weights, weights]),
+        offered=torch.cat([update.offered, offered]),
+        rows=torch.arange(rows, device=update.rows.device),
+        tally=Tally(sums),
+        memory=memory,
+    )
+
+
+def of_present_rows(update: GatedAdapters) -> GatedAdapters:
+    """Return the same update with memory and tally of its present rows only."""
+    if len(update.rows) == len(update.tally.sums) and bool(
+        (update.rows == torch.arange(len(update.rows), device=update.rows.device)).all()
+    ):
+        return update
+    memory: dict[str, Any] = {name: values[update.rows] for name, values in update.memory.items()}
+    rows = torch.arange(len(update.rows), device=update.rows.device)
+    return replace(update, rows=rows, tally=Tally(update.tally.sums[update.rows]), memory=memory)

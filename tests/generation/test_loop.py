@@ -1,0 +1,203 @@
+"""The loop continues every prompt as the prompt is continued alone, whatever joins and leaves beside it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from composition_cases import write_adapter
+from model_families import DECODERS, InDouble, prompts_of
+
+from lora_retriever.errors import UserError
+from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.decoding import decode
+from lora_retriever.generation.limits import limits_of
+from lora_retriever.generation.loop import Event, Job, Loop
+from lora_retriever.generation.sampling import Sampling
+from lora_retriever.generation.settings import GenerationSection
+from peft_composition import ComposableModel
+
+NAMES = ["usual", "full"]
+COMPOSITIONS = [Composition(), Composition({"usual": 1.0}), Composition({"usual": 0.5, "full": 0.25})]
+LENGTHS = (9, 3, 6, 11, 1, 6, 9, 2, 7, 14, 5, 8)
+NEW = 12
+
+
+class Toy:
+    """What the loop needs of a generator, with a vocabulary of letters."""
+
+    def __init__(self, model: ComposableModel, eos_ids: Sequence[int] = ()) -> None:
+        self.model = model
+        self.limits = limits_of(model.base)
+        self.eos_ids = set(eos_ids)
+        self.pad_id = 0
+        self.settings = GenerationSection(batch_size=4)
+        self.tokenizer = self
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(ord("0") + token) for token in tokens)
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ComposableModel:
+    family, folder = DECODERS[getattr(request, "param", "llama")], tmp_path_factory.mktemp("loop")
+    base = family.build()
+    model = ComposableModel(base)
+    conv = {"fan_in_fan_out": family.model_type == "gpt2"}
+    for seed, (name, targets) in enumerate(zip(NAMES, (list(family.targets), "all-linear"), strict=True)):
+        model.load_adapter(write_adapter(folder / name, base, seed=seed, target_modules=targets, **conv), name)
+    return model
+
+
+def generator_of(model: ComposableModel, eos_ids: Sequence[int] = ()) -> Any:
+    return Toy(model, eos_ids)
+
+
+def alone(model: ComposableModel, job: Job, eos_ids: Sequence[int] = ()) -> list[int]:
+    """The greedy continuation of one prompt in a batch of its own, composed at once."""
+    names = list(job.composition.weights)
+    with InDouble():
+        if not names:
+            return decode(model, [job.prompt], eos_ids, 0, job.sampling.max_new_tokens)[0]
+        with model.composed(names, [list(job.composition.weights.values())], job.mode, job.gate):
+            return decode(model, [job.prompt], eos_ids, 0, job.sampling.max_new_tokens)[0]
+
+
+def run(loop: Loop, jobs: Sequence[Job]) -> tuple[list[list[int]], list[Event]]:
+    """The tokens of every job, and all events."""
+    ids = [loop.add(job) for job in jobs]
+    tokens: dict[int, list[int]] = {id: [] for id in ids}
+    events = []
+    with InDouble():
+        while loop.waiting or loop.running:
+            for event in loop.step():
+                events.append(event)
+                tokens[event.id] += [token.id for token in event.tokens]
+    return [tokens[id] for id in ids], events
+
+
+def some_jobs(modes: Sequence[str] = ("mixture", "fusion", "ties")) -> list[Job]:
+    draw = random.Random(3)
+    return [
+        Job(prompt, COMPOSITIONS[i % 3], draw.choice(modes), Sampling(draw.choice([1, 4, NEW])))
+        for i, prompt in enumerate(prompts_of(LENGTHS, seed=5))
+    ]
+
+
+def rare(answers: Sequence[Sequence[int]]) -> list[int]:
+    tokens = [token for answer in answers for token in answer]
+    return sorted(set(tokens), key=lambda token: (tokens.count(token), token))[:4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", DECODERS, indirect=True)
+def test_every_row_is_continued_as_if_it_were_alone(model):
+    jobs = some_jobs()
+    eos_ids = rare([alone(model, job) for job in jobs])
+    expected = [alone(model, job, eos_ids) for job in jobs]
+    loop = Loop(generator_of(model, eos_ids), max_tokens=90, read_tokens=20, steps=2)
+    answers, events = run(loop, jobs)
+    assert answers == expected
+    assert {event.ended for event in events} == {None, "stop", "length"}
+    assert model._live is None
+
+
+def test_rows_leave_and_join_within_the_bound(model):
+    jobs = some_jobs()
+    loop, most = Loop(generator_of(model), max_tokens=90, read_tokens=20, steps=2), 0
+    for job in jobs:
+        loop.add(job)
+    with InDouble():
+        while loop.waiting or loop.running:
+            before = loop.running
+            loop.step()
+            rows = loop._rows
+            assert len(rows) * max((row.most for row in rows), default=0) <= 90
+            assert len(rows) <= 4
+            most = max(most, loop.running - before)
+    assert most >= 1
+
+
+def test_the_log_probabilities_are_those_of_a_whole_pass(model):
+    job = Job(prompts_of([9], seed=1)[0], COMPOSITIONS[2], "mixture", Sampling(5, logprobs=3), scored=9)
+    other = Job(prompts_of([4], seed=2)[0], Composition(), "mixture", Sampling(7), scored=2)
+    (tokens, _), events = run(Loop(generator_of(model), 100), [job, other])
+    whole = [*job.prompt, *tokens]
+    with InDouble(), torch.no_grad(), model.composed(["usual", "full"], [[0.5, 0.25]]):
+        logprobs = model(input_ids=torch.tensor([whole])).logits[0].double().log_softmax(dim=1)
+    mine = [event for event in events if event.id == 1]
+    told = [token for event in mine for token in (*event.prompt, *event.tokens)]
+    assert [token.id for token in told] == whole and told[0].logprob is None
+    for place, token in enumerate(told[1:]):
+        assert token.logprob == pytest.approx(float(logprobs[place, token.id]), abs=1e-5)
+        best = logprobs[place].topk(3)
+        assert [id for id, _ in token.top] == best.indices.tolist()
+        assert [value for _, value in token.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert [len(event.prompt) for event in events if event.id == 2 and event.prompt] == [2]
+
+
+def test_a_prompt_may_be_scored_without_being_continued(model):
+    job = Job(prompts_of([6], seed=1)[0], COMPOSITIONS[1], "mixture", Sampling(0), scored=3)
+    (tokens,), (event,) = run(Loop(generator_of(model), 100), [job])
+    assert tokens == [] and event.ended == "length" and len(event.prompt) == 3
+    assert all(token.logprob is not None and token.logprob < 0 for token in event.prompt)
+
+
+def test_drawn_rows_depend_on_their_seed_and_not_on_their_neighbours(model):
+    prompts = prompts_of([7, 5, 9, 6], seed=4)
+    jobs = [
+        Job(prompt, COMPOSITIONS[i % 3], "mixture", Sampling(8, temperature=1.5, top_p=0.9, seed=i))
+        for i, prompt in enumerate(prompts)
+    ]
+    together, _ = run(Loop(generator_of(model), 1000), jobs)
+    assert together == [run(Loop(generator_of(model), 1000), [job])[0][0] for job in jobs]
+    others, _ = run(
+        Loop(generator_of(model), 1000),
+        [Job(job.prompt, job.composition, "mixture", Sampling(8, 1.5, 0.9, 99)) for job in jobs],
+    )
+    assert others != together
+
+
+def test_a_stop_text_ends_a_row(model):
+    job = Job(prompts_of([7], seed=4)[0], COMPOSITIONS[1], "mixture", Sampling(12))
+    (whole,), _ = run(Loop(generator_of(model), 100), [job])
+    text = generator_of(model).decode(whole, True)
+    stop = text[4:6]
+    stopped = Job(job.prompt, job.composition, "mixture", Sampling(12, stop=("never", stop)))
+    (tokens,), events = run(Loop(generator_of(model), 100), [stopped])
+    assert tokens == whole[: text.index(stop) + 2]
+    assert events[-1].ended == "stop"
+
+
+def test_a_cancelled_job_frees_its_place(model):
+    jobs = some_jobs(["mixture"])[:6]
+    loop = Loop(generator_of(model), max_tokens=1000, max_rows=3)
+    ids = [loop.add(job) for job in jobs]
+    loop.step()
+    loop.cancel(ids[0])
+    loop.cancel(ids[5])
+    loop.cancel(12345)
+    assert (loop.running, loop.waiting) == (2, 2) or loop.running < 2
+    seen = set()
+    with InDouble():
+        while loop.waiting or loop.running:
+            seen |= {event.id for event in loop.step()}
+    assert not seen & {ids[0], ids[5]} and seen >= {ids[3], ids[4]}
+    assert loop.step() == []
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (Job([], Composition(), "mixture", Sampling(2)), "the prompt is empty"),
+        (Job([1, 48], Composition(), "mixture", Sampling(2)), "48"),
+        (Job([1] * 90, Composition(), "mixture", Sampling(20)), "110 tokens, and the batch holds 100"),
+        (Job([1, 2], Composition({"none": 1.0}), "mixture", Sampling(2)), "adapter 'none' is not loaded"),
+    ],
+)
+def test_a_job_that_can_never_be_answered_is_refused(model, job, words):
+    with pytest.raises(UserError, match=words):
+        Loop(generator_of(model), 100).add(job)
