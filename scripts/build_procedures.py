@@ -208,11 +208,11 @@ def build(folder: Path, seed: int, steps: int) -> dict[str, Any]:
         ]
         texts += itertools.islice(documents(seed), 2000)
         texts += [one["inputs"] for name in ("plans.json", "relations.json") for one in files[name]]
-        tokenizer = build_tokenizer(vocabulary_of(text.replace("[", "").replace("]", "") for text in texts))
-        config = base_config(tokenizer, hidden=64, layers=3)
-        model, loss = train_base(config, tokenizer, documents(seed), seed, steps)
+        made = build_tokenizer(vocabulary_of(text.replace("[", "").replace("]", "") for text in texts))
+        config = base_config(made, hidden=64, layers=3)
+        model, loss = train_base(config, made, documents(seed), seed, steps)
         model.save_pretrained(folder / "base")
-        tokenizer.save_pretrained(folder / "base")
+        made.save_pretrained(folder / "base")
         write_json(folder / "base.json", {"steps": steps, "loss": round(loss, 4)})
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)

@@ -50,7 +50,7 @@ class Votes:
     def weights(self, cosines: Array, owners: Positions, adapters: int) -> Array:
         """Weights [adapters] from one input's cosines [samples] and the adapter of every sample, int [samples]."""
         nearest = np.argsort(-cosines, kind="stable")[: self.neighbours]
-        votes = np.bincount(owners[nearest], np.clip(cosines[nearest], 0, None), adapters)  # [adapters], float64
+        votes: Array = np.bincount(owners[nearest], np.clip(cosines[nearest], 0, None), adapters).astype(np.float64)
         if not votes.any():
             return votes
         shares = votes / votes.sum()

@@ -78,14 +78,13 @@ def procedures_of(profile: Profile, rows: Iterable[Row]) -> dict[str, Procedure]
     for row in rows:
         used.setdefault(row.procedure or profile.procedure, row if row.procedure else None)
     found = {}
-    for name in used:
-        row = used[name]
+    for name, first in used.items():
         try:
-            if row is not None and is_own(name) and name != profile.procedure:
+            if first is not None and is_own(name) and name != profile.procedure:
                 raise UserError(f"procedure {quoted(name)} is code, which only a profile can name")
             found[name] = find_procedure(name, profile.folder)
         except UserError as error:
-            place = "procedure" if row is None else f"{profile.rows_path}: row {row.id + 1}: field 'procedure'"
+            place = "procedure" if first is None else f"{profile.rows_path}: row {first.id + 1}: field 'procedure'"
             raise UserError(f"profile {profile.name}: {place}: {error}") from error
     for name, options in profile.procedure_options.items():
         if name in found:

@@ -213,7 +213,7 @@ def fit(
                 dataloader_pin_memory=False,
                 use_cpu=use_cpu,
             ),
-            train_dataset=examples,  # type: ignore[arg-type]  # any sequence will do
+            train_dataset=examples,
             data_collator=together,
         )
         trainer.remove_callback(PrinterCallback)
@@ -257,4 +257,5 @@ def encoded(
 
 def hidden_size(base: PreTrainedModel) -> int:
     """The length of a hidden state of a base model."""
-    return int(base.get_input_embeddings().embedding_dim)
+    embedding: Any = base.get_input_embeddings()
+    return int(embedding.embedding_dim)
