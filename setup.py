@@ -22,6 +22,7 @@ setup(
             "analysis/published/*.yaml",
             "py.typed",
         ],
+        "lora_retriever.serving": ["page/*"],
         "lora_retriever.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[
@@ -53,7 +54,11 @@ setup(
         "PyYAML",
         "rich",
     ],
-    # Each for one backend of that name. vLLM 0.32 wants transformers < 5.20, so not what requirements.txt pins.
-    extras_require={"vllm": ["vllm>=0.32"], "ray": ["ray[data]>=2.60"]},
+    # `serve` is for the server; each other extra is for the backend of its name. vLLM 0.32 wants transformers < 5.20, so not what requirements.txt pins.
+    extras_require={
+        "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
+        "vllm": ["vllm>=0.32"],
+        "ray": ["ray[data]>=2.60"],
+    },
     entry_points={"console_scripts": ["lora-retriever = lora_retriever.cli:main"]},
 )

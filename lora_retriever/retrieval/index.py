@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,17 @@ from lora_retriever.retrieval.index_file import (
     read_parts,
 )
 from lora_retriever.retrieval.pool import AdapterPool
-from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples, Scorer, as_scorer
+from lora_retriever.retrieval.scorers import (
+    SCORERS,
+    Array,
+    Changeable,
+    Fitted,
+    Linear,
+    Positions,
+    Samples,
+    Scorer,
+    as_scorer,
+)
 from lora_retriever.retrieval.scorers.base import unit
 
 INDEX_FILE = "index.safetensors"
@@ -73,6 +83,16 @@ class _State:
         held_out = self.fitted.held_out()
         return None if held_out is None else fit_presence(held_out)
 
+    def changed(self, fitted: Fitted) -> _State:
+        """The state with a scorer to which an adapter was added, or from which one was taken.
+
+        The calibration stays as it was fitted.
+        """
+        state = _State(fitted, self._recorded)
+        calibrated = ("temperature", "presence")
+        state.__dict__.update({name: self.__dict__[name] for name in calibrated if name in self.__dict__})
+        return state
+
     @cached_property
     def faiss(self) -> Any:
         """faiss's exact index of the vectors with their offsets as one more dimension."""
@@ -106,6 +126,7 @@ class AdapterIndex:
         self._encoder = encoder
         self._pool = AdapterPool()
         self._state: _State | None = None
+        self._hidden: frozenset[str] = frozenset()
 
     @classmethod
     def from_embeddings(
@@ -227,6 +248,72 @@ class AdapterIndex:
             raise ValueError(f"scorer {index.scorer} reads embeddings, which this index does not have")
         return index
 
+    def hiding(self, names: Collection[str]) -> AdapterIndex:
+        """The same index as it is now, whose searches never find these adapters. Unknown names hide nothing."""
+        index = AdapterIndex(self._rule, self._encoder)
+        index._pool, index._state, index._hidden = self._pool, self._fitted(), self._hidden | frozenset(names)
+        return index
+
+    def with_adapter(
+        self, name: str, embeddings: Array | None, texts: Sequence[str] | None = None, quick: bool = True
+    ) -> AdapterIndex:
+        """A new index with one more adapter. This index stays as it is, so searches go on meanwhile.
+
+        Args:
+            quick: whether what all adapters share stays as it was fitted: a covariance, the n-grams, constants, the
+                calibration. It takes a small part of the time of a new fit, and `refitted` makes up for it. A scorer of
+                your own is fitted anew, unless it is `Changeable`.
+
+        Raises:
+            ValueError: as for `add`.
+        """
+        index = self._copy()
+        index.add(name, embeddings, texts)
+        if quick and self._state is not None and isinstance(self._state.fitted, Changeable):
+            samples = index._pool.samples[-1]
+            index._state = self._state.changed(self._state.fitted.with_adapter(samples))
+        return index
+
+    def without_adapter(self, name: str, quick: bool = True) -> AdapterIndex:
+        """A new index without an adapter; see `with_adapter`.
+
+        Raises:
+            KeyError: the adapter is not in the index.
+        """
+        index = self._copy()
+        index.remove(name)
+        if quick and len(index._pool) and self._state is not None and isinstance(self._state.fitted, Changeable):
+            index._state = self._state.changed(self._state.fitted.without_adapter(self.names.index(name)))
+        return index
+
+    def refitted(self) -> AdapterIndex:
+        """A new index of the same adapters, with everything fitted anew and ready for its first search.
+
+        Raises:
+            ValueError: the index is empty.
+        """
+        index = self._copy()
+        index.prepare()
+        return index
+
+    def prepare(self) -> None:
+        """Compute now what the first search would compute.
+
+        Raises:
+            ValueError: the index is empty.
+        """
+        state = self._fitted()
+        _ = state.temperature
+        if len(self._pool) >= LARGE and isinstance(state.fitted, Linear):
+            _ = state.faiss
+
+    def _copy(self) -> AdapterIndex:
+        """The same adapters and scorer, not fitted."""
+        index = AdapterIndex(self._rule, self._encoder)
+        index._pool, index._hidden = self._pool.copy(), self._hidden
+        index._pool.constants = self._pool.constants
+        return index
+
     def add(self, name: str, embeddings: Array | None, texts: Sequence[str] | None = None) -> None:
         """Add an adapter by the embeddings [samples, dim] of its samples, and their texts if the scorer reads texts.
 
@@ -299,10 +386,14 @@ class AdapterIndex:
             raise ValueError(f"scorer {self.scorer} reads the queries' texts; give them as well")
         self._check(vectors, "queries")
         position_of = {name: position for position, name in enumerate(self.names)}
-        masked = {row: position_of[name] for row, name in enumerate(exclude or ()) if name in position_of}
-        available = len(position_of) - bool(masked)
+        hidden = [position_of[name] for name in self._hidden if name in position_of]
+        masked = {
+            row: sorted({*hidden, *([position_of[name]] if name in position_of else [])})
+            for row, name in enumerate(exclude or [None] * len(vectors))
+        }
+        available = len(position_of) - max(map(len, masked.values()), default=len(hidden))
         if not 1 <= k <= available:
-            without = ", one of them masked" if masked else ""
+            without = f", {len(position_of) - available} of them masked" if available < len(position_of) else ""
             raise ValueError(
                 f"k is {k}, but the pool has {len(position_of)} adapters{without}: k must be 1 to {available}"
             )
@@ -486,25 +577,25 @@ class AdapterIndex:
         check_values(vectors, what)
 
 
-def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Positions, Array]:
+def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, list[int]]) -> tuple[Positions, Array]:
     """All adapters for every query, best first: indices and scores [n, adapters]; masked adapters last, with −∞."""
     scores = np.array(fitted.score(queries))
-    for row, position in masked.items():
-        scores[row, position] = -np.inf
+    for row, positions in masked.items():
+        scores[row, positions] = -np.inf
     best = np.argsort(-scores, axis=1, kind="stable")
     return best, np.take_along_axis(scores, best, axis=1)
 
 
 def _search_large(
-    state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, int]
+    state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, list[int]]
 ) -> tuple[Positions, Array]:
     """The best k for every query by faiss, best first: indices and scores [n, k]; equal scores in faiss's order."""
     asked = _with_offset(
         fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
     )
-    scores, best = state.faiss.search(asked, k + bool(masked))
-    for row, position in masked.items():
-        kept = np.flatnonzero(best[row] != position)[:k]
+    scores, best = state.faiss.search(asked, k + max(map(len, masked.values()), default=0))
+    for row, positions in masked.items():
+        kept = np.flatnonzero(~np.isin(best[row], positions))[:k]
         best[row, :k], scores[row, :k] = best[row, kept], scores[row, kept]
     return best[:, :k], scores[:, :k]
 

@@ -14,6 +14,7 @@ from importlib import import_module
 from lora_retriever.retrieval.scorers.base import (
     SCORERS,
     Array,
+    Changeable,
     Fitted,
     HeldOut,
     Linear,
@@ -32,6 +33,7 @@ for file in pkgutil.iter_modules(__path__):  # every file of this folder registe
 __all__ = [
     "SCORERS",
     "Array",
+    "Changeable",
     "Fitted",
     "HeldOut",
     "Linear",

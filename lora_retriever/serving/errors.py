@@ -1,0 +1,63 @@
+"""Errors that a client sees, in the form of OpenAI's interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Response
+
+from lora_retriever.escaping import visible
+
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+"""OpenAI's names of kinds of errors, by status. Other statuses below 500 are `invalid_request_error`."""
+
+
+class ApiError(Exception):
+    """Why a request is not answered.
+
+    Attributes:
+        status: the HTTP status.
+        message: what is wrong, and what to do.
+        param: the field at fault, such as `lora.k`.
+        code: OpenAI's short name of the error, such as `model_not_found`.
+        headers: further headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as a client reads it."""
+        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        message = visible(self.message)
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class Json(Response):
+    """A response of JSON in ASCII, which holds any text: also half of a surrogate pair in a message."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The content as JSON. NaN, which JSON lacks, is an error of the program."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def error_response(error: ApiError) -> Json:
+    """The response for an error."""
+    return Json(error.body, status_code=error.status, headers=error.headers)
