@@ -54,7 +54,8 @@ setup(
         "PyYAML",
         "rich",
     ],
-    # `serve` is for the server; each other extra is for the backend of its name. vLLM 0.32 wants transformers < 5.20, so not what requirements.txt pins.
+    # `serve` is for the server, each other extra for the backend of its name. vLLM 0.32 wants transformers < 5.20, so
+    # not what requirements.txt pins.
     extras_require={
         "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
         "vllm": ["vllm>=0.32"],

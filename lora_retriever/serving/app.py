@@ -16,8 +16,9 @@ from lora_retriever import __version__
 from lora_retriever.escaping import brief
 from lora_retriever.log import LOG
 from lora_retriever.serving import routes
-from lora_retriever.serving.errors import ApiError, Json, error_response
+from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.guard import Guard
+from lora_retriever.serving.responses import Json, error_response
 from lora_retriever.serving.state import Serving
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
-
-from fastapi import Response
 
 from lora_retriever.escaping import visible
 
@@ -46,18 +43,3 @@ class ApiError(Exception):
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         message = visible(self.message)
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class Json(Response):
-    """A response of JSON in ASCII, which holds any text: also half of a surrogate pair in a message."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """The content as JSON. NaN, which JSON lacks, is an error of the program."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def error_response(error: ApiError) -> Json:
-    """The response for an error."""
-    return Json(error.body, status_code=error.status, headers=error.headers)

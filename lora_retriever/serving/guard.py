@@ -20,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_retriever.errors import UserError
 from lora_retriever.files import read_bytes
-from lora_retriever.serving.errors import ApiError, error_response
+from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.metrics import Metrics
+from lora_retriever.serving.responses import error_response
 
 OPEN = ("/health", "/metrics")
 """Paths of which the access log says nothing: they are asked every few seconds."""

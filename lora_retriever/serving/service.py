@@ -93,6 +93,12 @@ class Service:
         with self._lock:
             return name in self._leaving
 
+    @property
+    def in_use(self) -> list[str]:
+        """The adapters that requests use now."""
+        with self._lock:
+            return sorted(self._using)
+
     def close(self) -> None:
         """End the threads. What is not answered by now is not answered any more."""
         self.routing.close()

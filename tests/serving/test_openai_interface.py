@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Running
+from local_server import LocalServer
 
 from lora_retriever.data.rows import Row
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
-def chat(server: Running, text: str, model: str = "mixture", **fields: Any) -> dict[str, Any]:
+def chat(server: LocalServer, text: str, model: str = "mixture", **fields: Any) -> dict[str, Any]:
     response = server.post(CHAT, model=model, messages=[{"role": "user", "content": text}], **fields)
     assert response.status_code == 200, response.text
     content: dict[str, Any] = response.json()
@@ -23,7 +23,7 @@ def content_of(answer: dict[str, Any]) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_a_chat_is_answered_and_says_with_which_adapters(server: Running, tiny_rows: list[Row]) -> None:
+def test_a_chat_is_answered_and_says_with_which_adapters(server: LocalServer, tiny_rows: list[Row]) -> None:
     answer = chat(server, tiny_rows[0].inputs)
     assert answer["object"] == "chat.completion" and answer["model"] == "mixture"
     lora = answer["lora"]
@@ -35,7 +35,7 @@ def test_a_chat_is_answered_and_says_with_which_adapters(server: Running, tiny_r
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_a_stream_gives_the_same_text_in_pieces(server: Running, tiny_rows: list[Row]) -> None:
+def test_a_stream_gives_the_same_text_in_pieces(server: LocalServer, tiny_rows: list[Row]) -> None:
     for row in tiny_rows[::80]:
         message = [{"role": "user", "content": row.inputs}]
         events = server.stream(CHAT, model="fusion", messages=message, stream_options={"include_usage": True})
@@ -47,7 +47,7 @@ def test_a_stream_gives_the_same_text_in_pieces(server: Running, tiny_rows: list
         assert events[-1]["choices"] == [] and events[-1]["usage"] == whole["usage"]
 
 
-def test_models_are_methods_adapters_and_compositions(server: Running, tiny_rows: list[Row]) -> None:
+def test_models_are_methods_adapters_and_compositions(server: LocalServer, tiny_rows: list[Row]) -> None:
     listed = {model["id"]: model["lora"]["kind"] for model in server.client.get("/v1/models").json()["data"]}
     assert listed["mixture"] == listed["arrow"] == "method" and "best_selection" not in listed
     adapters = [name for name, kind in listed.items() if kind == "adapter"]
@@ -63,11 +63,11 @@ def test_models_are_methods_adapters_and_compositions(server: Running, tiny_rows
 
 
 @pytest.mark.parametrize("model", ["base", "calibrated", "arrow", "uniform", "lorauter", "adaptersoup", "ties"])
-def test_every_kind_of_method_answers(server: Running, tiny_rows: list[Row], model: str) -> None:
+def test_every_kind_of_method_answers(server: LocalServer, tiny_rows: list[Row], model: str) -> None:
     assert chat(server, tiny_rows[5].inputs, model)["lora"]["method"] == model
 
 
-def test_wishes_change_what_is_found(server: Running, tiny_rows: list[Row]) -> None:
+def test_wishes_change_what_is_found(server: LocalServer, tiny_rows: list[Row]) -> None:
     text = tiny_rows[0].inputs
     best = chat(server, text)["lora"]["retrieved"][0]["name"]
     wished = chat(server, text, lora={"k": 5, "exclude": [best], "scorer": "nearest", "temperature": 0.5})["lora"]
@@ -77,7 +77,7 @@ def test_wishes_change_what_is_found(server: Running, tiny_rows: list[Row]) -> N
     assert weights == sorted(weights, reverse=True) and weights[0] > weights[-1]
 
 
-def test_a_completion_goes_on_with_its_prompt(server: Running, tiny_rows: list[Row]) -> None:
+def test_a_completion_goes_on_with_its_prompt(server: LocalServer, tiny_rows: list[Row]) -> None:
     template = server.serving.service.generator.settings.template_text
     prompt = template.replace("{inputs}", tiny_rows[0].inputs)
     answer = server.post(TEXT, model="mixture", prompt=prompt, echo=True, max_tokens=24).json()
@@ -89,7 +89,7 @@ def test_a_completion_goes_on_with_its_prompt(server: Running, tiny_rows: list[R
     assert again["choices"][1]["lora"] == answer["lora"]
 
 
-def test_stop_texts_end_an_answer_and_are_not_part_of_it(server: Running, tiny_rows: list[Row]) -> None:
+def test_stop_texts_end_an_answer_and_are_not_part_of_it(server: LocalServer, tiny_rows: list[Row]) -> None:
     row = next(row for row in tiny_rows if len(content_of(chat(server, row.inputs, "selection")).split()) > 3)
     whole = content_of(chat(server, row.inputs, "selection"))
     stop = whole.split()[2]
@@ -101,7 +101,7 @@ def test_stop_texts_end_an_answer_and_are_not_part_of_it(server: Running, tiny_r
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == expected
 
 
-def test_several_answers_differ_by_seed_and_a_seed_repeats(server: Running, tiny_rows: list[Row]) -> None:
+def test_several_answers_differ_by_seed_and_a_seed_repeats(server: LocalServer, tiny_rows: list[Row]) -> None:
     def drawn(**fields: Any) -> list[str]:
         answer = chat(server, tiny_rows[0].inputs, "base", n=4, temperature=5.0, **fields)
         return [choice["message"]["content"] for choice in answer["choices"]]
@@ -110,7 +110,7 @@ def test_several_answers_differ_by_seed_and_a_seed_repeats(server: Running, tiny
     assert len(set(drawn(seed=1))) > 1
 
 
-def test_log_probabilities_of_a_chat_are_those_of_its_tokens(server: Running, tiny_rows: list[Row]) -> None:
+def test_log_probabilities_of_a_chat_are_those_of_its_tokens(server: LocalServer, tiny_rows: list[Row]) -> None:
     answer = chat(server, tiny_rows[0].inputs, logprobs=True, top_logprobs=3)
     content = answer["choices"][0]["logprobs"]["content"]
     assert len(content) == answer["usage"]["completion_tokens"]
@@ -120,7 +120,7 @@ def test_log_probabilities_of_a_chat_are_those_of_its_tokens(server: Running, ti
         assert token["logprob"] == pytest.approx(best[0], abs=1e-5)  # greedy
 
 
-def test_echoed_log_probabilities_agree_with_those_of_generation(server: Running, tiny_rows: list[Row]) -> None:
+def test_echoed_log_probabilities_agree_with_those_of_generation(server: LocalServer, tiny_rows: list[Row]) -> None:
     prompt = tiny_rows[0].inputs
     made = server.post(TEXT, model="mixture", prompt=prompt, max_tokens=4, logprobs=1).json()["choices"][0]
     tokens = server.serving.prompts.of_completion(prompt).token_ids
@@ -158,7 +158,7 @@ def test_echoed_log_probabilities_agree_with_those_of_generation(server: Running
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_openais_form(
-    server: Running, fields: dict[str, Any], param: str | None, status: int
+    server: LocalServer, fields: dict[str, Any], param: str | None, status: int
 ) -> None:
     body = {"model": "mixture", "messages": [{"role": "user", "content": "hello"}], **fields}
     response = server.post(CHAT, **body)
@@ -169,19 +169,19 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"model": "\\ud800", "messages": []}', b"[" * 5000, b"\xff\xfe"])
-def test_malformed_bodies_are_no_fault_of_the_server(server: Running, body: bytes) -> None:
+def test_malformed_bodies_are_no_fault_of_the_server(server: LocalServer, body: bytes) -> None:
     response = server.client.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400 and response.json()["error"]["message"]
 
 
-def test_harmless_fields_of_openai_are_taken(server: Running) -> None:
+def test_harmless_fields_of_openai_are_taken(server: LocalServer) -> None:
     fields: dict[str, Any] = {"user": "me", "presence_penalty": 0, "tools": [], "response_format": {"type": "text"}}
     chat(server, "hello", max_tokens=1, **fields)
     refused = server.post(CHAT, model="base", messages=[{"role": "user", "content": "hello"}], presence_penalty=1)
     assert refused.status_code == 400
 
 
-def test_retrieve_finds_adapters_without_answers(server: Running, tiny_rows: list[Row]) -> None:
+def test_retrieve_finds_adapters_without_answers(server: LocalServer, tiny_rows: list[Row]) -> None:
     texts = [row.inputs for row in tiny_rows[:3]]
     found = server.post("/v1/retrieve", input=texts, k=4).json()
     assert [len(one["adapters"]) for one in found["data"]] == [4, 4, 4]
@@ -192,7 +192,7 @@ def test_retrieve_finds_adapters_without_answers(server: Running, tiny_rows: lis
     assert server.post("/v1/retrieve", input=texts[0], k=19, exclude=[best]).status_code == 400
 
 
-def test_health_metrics_and_the_log_tell_of_requests_and_show_no_text(server: Running) -> None:
+def test_health_metrics_and_the_log_tell_of_requests_and_show_no_text(server: LocalServer) -> None:
     chat(server, "a secret text", max_tokens=1)
     assert server.client.get("/health").json()["status"] == "ready"
     metrics = server.client.get("/metrics").text

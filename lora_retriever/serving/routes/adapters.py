@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 
 from lora_retriever.data.rows import PoolEntry
 from lora_retriever.serving.changes import Changing
-from lora_retriever.serving.errors import ApiError, Json
+from lora_retriever.serving.errors import ApiError
+from lora_retriever.serving.responses import Json
 from lora_retriever.serving.schemas import NewAdapter
 from lora_retriever.serving.state import Serving, serving_of
 

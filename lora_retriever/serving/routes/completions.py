@@ -20,9 +20,10 @@ from lora_retriever.serving.answers import (
     usage_of,
 )
 from lora_retriever.serving.asking import Answering, Wanted, answering
-from lora_retriever.serving.errors import ApiError, Json
+from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked, asked_of
 from lora_retriever.serving.prompts import AskedPrompt
+from lora_retriever.serving.responses import Json
 from lora_retriever.serving.schemas import Asking, ChatRequest, CompletionRequest
 from lora_retriever.serving.state import Serving, serving_of
 from lora_retriever.serving.streams import EventStream, unless_gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from lora_retriever.serving.errors import Json
+from lora_retriever.serving.responses import Json
 from lora_retriever.serving.state import serving_of
 
 router = APIRouter()

@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from lora_retriever.escaping import quoted
-from lora_retriever.serving.errors import ApiError, Json
+from lora_retriever.methods import Method
+from lora_retriever.serving.errors import ApiError
+from lora_retriever.serving.responses import Json
 from lora_retriever.serving.state import Serving, serving_of
 
 router = APIRouter()
@@ -31,7 +33,7 @@ async def model(model: str, request: Request) -> Json:
 def _models(serving: Serving) -> list[dict[str, Any]]:
     service = serving.service
     methods = [
-        _model(serving, name, {"kind": "method", "summary": method.summary, "citation": method.citation})
+        _model(serving, name, {"kind": "method", **_described(method, service.profile.retrieval.k)})
         for name, method in service.methods.items()
     ]
     return methods + [
@@ -39,6 +41,12 @@ def _models(serving: Serving) -> list[dict[str, Any]]:
         for name, entry in service.pool.current.entries.items()
         if name not in service.methods
     ]
+
+
+def _described(method: Method, k: int) -> dict[str, Any]:
+    """What a client may want to know of a method; `takes`: the wishes that change its answers."""
+    takes = {setting: method.depends_on(setting, k) for setting in ("k", "scorer", "temperature")}
+    return {"summary": method.summary, "citation": method.citation, "takes": takes}
 
 
 def _model(serving: Serving, name: str, lora: dict[str, Any]) -> dict[str, Any]:

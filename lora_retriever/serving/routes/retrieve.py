@@ -1,4 +1,4 @@
-"""`POST /v1/retrieve`: the adapters for texts, without answers."""
+"""`POST /v1/retrieve`: the adapters for texts, without answers. `GET /v1/scorers`: by what they can be ordered."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ import asyncio
 from fastapi import APIRouter, Request
 
 from lora_retriever.escaping import quoted
+from lora_retriever.retrieval.scorers import SCORERS
 from lora_retriever.serving.answers import hits_of
-from lora_retriever.serving.errors import ApiError, Json
+from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import check_scorer
+from lora_retriever.serving.responses import Json
 from lora_retriever.serving.schemas import RetrieveRequest
 from lora_retriever.serving.state import serving_of
 
 router = APIRouter()
+
+
+@router.get("/v1/scorers", response_class=Json)
+async def scorers(request: Request) -> Json:
+    """The scorers that a request can name, the profile's scorer, and the profile's k."""
+    profile = serving_of(request).service.profile
+    known = [name for name, rule in SCORERS.items() if profile.encoder is not None or not rule.needs_embeddings]
+    default = profile.retrieval.scorer
+    names = known if default in known else [*known, default]
+    return Json({"object": "list", "data": names, "default": default, "k": profile.retrieval.k})
 
 
 @router.post("/v1/retrieve", response_class=Json)
