@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from safetensors.numpy import save
 
 from lora_retriever.data.rows import PoolEntry
 from lora_retriever.files import sweep_unfinished, write_bytes
-from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
 from lora_retriever.retrieval.encoders import Encoder
 from lora_retriever.retrieval.encoding import encode_samples, encode_texts
 from lora_retriever.retrieval.index_file import (
@@ -33,18 +31,14 @@ from lora_retriever.retrieval.scorers import (
     SCORERS,
     Array,
     Changeable,
-    Fitted,
-    Linear,
-    Positions,
     Samples,
     Scorer,
     as_scorer,
 )
 from lora_retriever.retrieval.scorers.base import unit
+from lora_retriever.retrieval.searching import State, search
 
 INDEX_FILE = "index.safetensors"
-LARGE = 4096
-"""Minimum number of adapters for a search of inner products by faiss, which is exact and faster than sorting."""
 
 
 @dataclass(frozen=True)
@@ -62,47 +56,6 @@ class Hits:
     names: list[list[str]]
     scores: NDArray[np.floating]
     probabilities: NDArray[np.float64] | None
-
-
-class _State:
-    """Everything that is computed from a pool at its first search, and discarded when the pool changes."""
-
-    def __init__(self, fitted: Fitted, temperature: float | None) -> None:
-        self.fitted = fitted
-        self._recorded = temperature
-
-    @cached_property
-    def temperature(self) -> float | None:
-        if self._recorded is not None:
-            return self._recorded
-        held_out = self.fitted.held_out()
-        return None if held_out is None else fit_temperature(held_out)
-
-    @cached_property
-    def presence(self) -> Presence | None:
-        held_out = self.fitted.held_out()
-        return None if held_out is None else fit_presence(held_out)
-
-    def changed(self, fitted: Fitted) -> _State:
-        """The state with a scorer to which an adapter was added, or from which one was taken.
-
-        The calibration stays as it was fitted.
-        """
-        state = _State(fitted, self._recorded)
-        calibrated = ("temperature", "presence")
-        state.__dict__.update({name: self.__dict__[name] for name in calibrated if name in self.__dict__})
-        return state
-
-    @cached_property
-    def faiss(self) -> Any:
-        """faiss's exact index of the vectors with their offsets as one more dimension."""
-        import faiss
-
-        assert isinstance(self.fitted, Linear)
-        vectors = _with_offset(self.fitted.vectors, self.fitted.offsets)
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(vectors)
-        return index
 
 
 class AdapterIndex:
@@ -125,7 +78,7 @@ class AdapterIndex:
         self._rule = as_scorer(scorer)
         self._encoder = encoder
         self._pool = AdapterPool()
-        self._state: _State | None = None
+        self._state: State | None = None
         self._hidden: frozenset[str] = frozenset()
 
     @classmethod
@@ -302,10 +255,7 @@ class AdapterIndex:
         Raises:
             ValueError: the index is empty.
         """
-        state = self._fitted()
-        _ = state.temperature
-        if len(self._pool) >= LARGE and isinstance(state.fitted, Linear):
-            _ = state.faiss
+        self._fitted().prepare()
 
     def _copy(self) -> AdapterIndex:
         """The same adapters and scorer, not fitted."""
@@ -399,15 +349,9 @@ class AdapterIndex:
             )
         if not len(vectors):
             return Hits([], np.zeros((0, k)), None)
-        state, asked = self._fitted(), Samples(vectors, None if texts is None else tuple(texts))
-        if len(position_of) >= LARGE and isinstance(state.fitted, Linear):
-            wanted = k if state.temperature is None else max(k, RIVALS)
-            best, scores = _search_large(state, state.fitted, asked, min(wanted, available), masked)
-        else:
-            best, scores = _search_all(state.fitted, asked, masked)
-        probabilities = None if state.temperature is None else softmax(scores, state.temperature)[:, :k]
-        names = self.names
-        return Hits([[names[position] for position in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
+        asked, names = Samples(vectors, None if texts is None else tuple(texts)), self.names
+        best, scores, probabilities = search(self._fitted(), asked, k, masked, available)
+        return Hits([[names[position] for position in row] for row in best.tolist()], scores, probabilities)
 
     def search_texts(self, texts: Sequence[str], k: int, exclude: Sequence[str | None] | None = None) -> Hits:
         """The `k` best adapters for each text, as `search` finds them. The index's encoder encodes the texts.
@@ -556,10 +500,10 @@ class AdapterIndex:
             tensors["texts"] = np.frombuffer(texts.encode("utf-8", "surrogatepass"), dtype=np.uint8)
         return tensors
 
-    def _fitted(self) -> _State:
+    def _fitted(self) -> State:
         self._check_filled()
         if self._state is None:
-            self._state = _State(self._rule.fit(self._pool), self._pool.constants.get("temperature"))
+            self._state = State(self._rule.fit(self._pool), self._pool.constants.get("temperature"))
         return self._state
 
     def _needed_encoder(self) -> Encoder:
@@ -575,32 +519,3 @@ class AdapterIndex:
         if self._pool.dim is not None and vectors.shape[1] != self._pool.dim:
             raise ValueError(f"{what}: dimension {vectors.shape[1]}, but the index has {self._pool.dim}")
         check_values(vectors, what)
-
-
-def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, list[int]]) -> tuple[Positions, Array]:
-    """All adapters for every query, best first: indices and scores [n, adapters]; masked adapters last, with −∞."""
-    scores = np.array(fitted.score(queries))
-    for row, positions in masked.items():
-        scores[row, positions] = -np.inf
-    best = np.argsort(-scores, axis=1, kind="stable")
-    return best, np.take_along_axis(scores, best, axis=1)
-
-
-def _search_large(
-    state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, list[int]]
-) -> tuple[Positions, Array]:
-    """The best k for every query by faiss, best first: indices and scores [n, k]; equal scores in faiss's order."""
-    asked = _with_offset(
-        fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
-    )
-    scores, best = state.faiss.search(asked, k + max(map(len, masked.values()), default=0))
-    for row, positions in masked.items():
-        kept = np.flatnonzero(~np.isin(best[row], positions))[:k]
-        best[row, :k], scores[row, :k] = best[row, kept], scores[row, kept]
-    return best[:, :k], scores[:, :k]
-
-
-def _with_offset(vectors: Array, offsets: Array | None) -> NDArray[np.float32]:
-    """Vectors [n, dim] with their offsets [n] as one more dimension, in the form that faiss reads."""
-    joined = vectors if offsets is None else np.column_stack([vectors, offsets])
-    return np.ascontiguousarray(joined, dtype=np.float32)

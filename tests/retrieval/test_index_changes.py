@@ -51,7 +51,7 @@ def test_a_quick_change_finds_what_a_new_index_finds(scorer: str) -> None:
 
 @pytest.mark.parametrize("large", [1, 4096])
 def test_hidden_adapters_are_never_found(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_retriever.retrieval.index.LARGE", large)  # 1: faiss searches
+    monkeypatch.setattr("lora_retriever.retrieval.searching.LARGE", large)  # 1: faiss searches
     index = index_of(list(range(12)), "cosine")
     exclude = ["a3", None] * 6 + ["a1"]
     hits = index.hiding({"a1", "a2", "nobody"}).search(QUERIES, 9, exclude, ASKED)
