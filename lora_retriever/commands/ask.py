@@ -65,7 +65,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         print(as_json({"input": args.text, "answers": answers}))
         return 0
-    shown = next((answer["lora"]["retrieved"] for answer in answers if "retrieved" in answer["lora"]), [])
+    shown: list[dict[str, Any]] = next(
+        (answer["lora"]["retrieved"] for answer in answers if "retrieved" in answer["lora"]), []
+    )
     if shown:
         print("adapters found")
         for line in _bars(shown[: max(SHOWN, args.k or 0)]):

@@ -80,17 +80,24 @@ class Engine:
     """The thread that answers."""
 
     def __init__(
-        self, loop: Steps, limit: int, observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None
+        self,
+        loop: Steps,
+        limit: int,
+        observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
+        is_fatal: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
         """Start the thread.
 
         Args:
             limit: maximum number of jobs that wait or run.
             observe: told after every step: rows, jobs that wait, and the step's seconds.
+            is_fatal: whether an error of a step means that nothing more can be computed in this process.
         """
         self._loop = loop
         self._limit = limit
         self._observe = observe
+        self._is_fatal = is_fatal
+        self._broken: str | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._tickets: dict[int, Ticket] = {}
         self._open = 0  # jobs that were given and have not ended
@@ -105,6 +112,11 @@ class Engine:
     def open(self) -> int:
         """Number of jobs that wait or run."""
         return self._open
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing more can be computed in this process. None: it can."""
+        return self._broken
 
     def submit(self, jobs: Sequence[Job], deliver: Callable[[int, Event | Exception], None]) -> list[Ticket]:
         """Give jobs to the loop: all of them, or none.
@@ -181,6 +193,8 @@ class Engine:
             events = self._loop.step()
         except Exception as error:  # no step may end the thread: the rows of this step fail
             LOG.exception("a step failed")
+            if self._is_fatal(error):
+                self._broken = one_line_of(error)
             events = [Event(id, (), f"error: {one_line_of(error)}") for id in self._tickets]
             for event in events:
                 self._loop.cancel(event.id)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lora_retriever.backends.base import is_broken_device
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
@@ -46,7 +47,12 @@ class Service:
         self.folders = dict(folders)
         self.methods: dict[str, Method] = served_methods(profile)
         self.routing = Routing(profile, pool, encoder)
-        self.engine = Engine(Loop(generator, profile.serve.tokens), profile.serve.waiting, observe)
+        self.engine = Engine(
+            Loop(generator, profile.serve.tokens, is_fatal=is_broken_device),
+            profile.serve.waiting,
+            observe,
+            is_broken_device,
+        )
         self._using: Counter[str] = Counter()  # how many requests use an adapter
         self._leaving: set[str] = set()  # adapters that are unloaded when no request uses them any more
         self._lock = threading.Lock()

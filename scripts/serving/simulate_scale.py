@@ -73,7 +73,6 @@ class Figures:
     loading: float
     first_p50: float
     first_p99: float
-    rows: float
     requests_a_second: float
 
 
@@ -144,14 +143,23 @@ def simulate(
         ready[place] = there_at
     first = _steps(m, ready, lengths) - arrivals
     counted = slice(requests // 2, None)
-    shares = (found / found.sum()).tolist()
-    end = (arrivals + first)[counted].max()
-    busy = lengths[counted].sum() / max(end - arrivals[requests // 2], 1e-9)
+    in_gpu, in_host, on_disk, in_store = (found / found.sum()).tolist()
+    half = requests - requests // 2
+    seconds = max(float((arrivals + first)[counted].max() - arrivals[requests // 2]), 1e-9)
     p50, p99 = np.quantile(first[counted], [0.5, 0.99]).tolist()
     return Figures(
-        adapters, alpha, rate, *shares, loading / (requests - requests // 2), p50, p99,
-        float(busy * (m.step + m.row_step)), float((requests - requests // 2) / (end - arrivals[requests // 2])),
-    )  # fmt: skip
+        adapters=adapters,
+        alpha=alpha,
+        rate=rate,
+        in_gpu=in_gpu,
+        in_host=in_host,
+        on_disk=on_disk,
+        in_store=in_store,
+        loading=loading / half,
+        first_p50=p50,
+        first_p99=p99,
+        requests_a_second=half / seconds,
+    )
 
 
 def _steps(m: Machine, ready: np.ndarray, lengths: np.ndarray) -> np.ndarray:

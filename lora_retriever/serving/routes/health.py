@@ -13,10 +13,12 @@ router = APIRouter()
 
 @router.get("/health", response_class=Json)
 async def health(request: Request) -> Json:
-    """200 if the server takes requests, 503 while it shuts down."""
+    """200 if the server takes requests, 503 while it shuts down and after its device has failed."""
     serving = serving_of(request)
-    state = {"status": "ending" if serving.ending else "ready", "adapters": len(serving.service.pool.current.entries)}
-    return Json(state, status_code=503 if serving.ending else 200)
+    broken = serving.service.engine.broken
+    status = "broken" if broken is not None else "ending" if serving.ending else "ready"
+    state = {"status": status, "adapters": len(serving.service.pool.current.entries)}
+    return Json(state | ({} if broken is None else {"reason": broken}), status_code=200 if status == "ready" else 503)
 
 
 @router.get("/metrics", response_class=Response)
