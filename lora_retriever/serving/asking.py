@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeVar
@@ -77,14 +77,8 @@ class Answering:
             except RuntimeError:  # the event loop has ended, and nobody waits
                 return
 
-        try:
+        with _full_as_api_error():
             self._tickets = self._service.engine.submit([choice.job for choice in self.choices], deliver)
-        except FullError as error:
-            seconds = max(1, round(error.seconds))
-            raise ApiError(
-                429, f"too many requests wait; try again in {seconds} s", code="overloaded",
-                headers={"Retry-After": str(seconds)},
-            ) from error  # fmt: skip
 
     async def pieces(self) -> AsyncIterator[tuple[Choice, str, list[Token]]]:
         """Every choice with its new text and its new tokens, as they come, until all have ended.
@@ -141,6 +135,16 @@ async def before(deadline: float, awaitable: Awaitable[Result]) -> Result:
         ) from error
 
 
+@contextmanager
+def _full_as_api_error() -> Iterator[None]:
+    try:
+        yield
+    except FullError as error:
+        seconds = max(1, round(error.seconds))
+        reason = f"too many requests wait; try again in {seconds} s"
+        raise ApiError(429, reason, code="overloaded", headers={"Retry-After": str(seconds)}) from error
+
+
 @asynccontextmanager
 async def answering(
     service: Service, asked: Asked, prompts: Sequence[AskedPrompt], wanted: Wanted
@@ -151,6 +155,8 @@ async def answering(
         ApiError: the request cannot be answered.
     """
     deadline = perf_counter() + service.profile.serve.seconds
+    with _full_as_api_error():  # before the work of finding adapters
+        service.engine.check_room(len(prompts) * wanted.n)
     for attempt in range(TRIES):
         started = perf_counter()
         snapshot = service.pool.current

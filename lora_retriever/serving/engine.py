@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.generation.loop import Event, Job
@@ -118,6 +118,15 @@ class Engine:
         """Why nothing more can be computed in this process. None: it can."""
         return self._broken
 
+    def check_room(self, jobs: int) -> None:
+        """Check that there is room for more jobs.
+
+        Raises:
+            FullError: too many jobs wait.
+        """
+        if self._open + jobs > self._limit:
+            raise FullError(max(1.0, self._open / max(self._rate, 0.1)))
+
     def submit(self, jobs: Sequence[Job], deliver: Callable[[int, Event | Exception], None]) -> list[Ticket]:
         """Give jobs to the loop: all of them, or none.
 
@@ -128,8 +137,7 @@ class Engine:
             FullError: too many jobs wait.
         """
         with self._wake:
-            if self._open + len(jobs) > self._limit:
-                raise FullError(max(1.0, self._open / max(self._rate, 0.1)))
+            self.check_room(len(jobs))
             self._open += len(jobs)
             tickets = [
                 Ticket(job, lambda event, place=place: deliver(place, event))  # type: ignore[misc]
@@ -237,17 +245,3 @@ class Engine:
         self._ended_at = now
         with self._wake:
             self._open -= 1
-
-
-def delivering(
-    loop: Any, put: Callable[[tuple[int, Event | Exception]], None]
-) -> Callable[[int, Event | Exception], None]:
-    """A `deliver` for a request that waits in an event loop of asyncio: events are put there by its own thread."""
-
-    def deliver(place: int, event: Event | Exception) -> None:
-        try:
-            loop.call_soon_threadsafe(put, (place, event))
-        except RuntimeError:  # the event loop is closed: nobody waits any more
-            LOG.info("an event came after the end of the server")
-
-    return deliver

@@ -61,12 +61,10 @@ class Snapshot:
 
     Attributes:
         entries: the adapters with their domains and samples, by name.
-        samples: the embeddings [samples, dim] of each adapter's samples. Empty: no scorer has read embeddings.
         indexes: the index of each scorer that was asked for, by the scorer's name.
     """
 
     entries: Mapping[str, PoolEntry]
-    samples: Mapping[str, Embeddings] = field(default_factory=dict)
     indexes: dict[str, AdapterIndex] = field(default_factory=dict)
 
     @property
@@ -88,6 +86,7 @@ class LivePool:
         self._find_scorer = find_scorer
         self._encode = encode
         self._current = Snapshot({entry.model_name: entry for entry in entries})
+        self._samples: dict[str, Embeddings] = {}  # the embeddings [samples, dim] of adapters that were needed
         self._changing = Lock()
         self._refitting: Thread | None = None
         self._stale = False
@@ -121,15 +120,12 @@ class LivePool:
             now, name = self._current, entry.model_name
             if name in now.entries:
                 raise ValueError(f"adapter {name!r} is in the pool already; remove it first, or take another name")
-            texts = [sample.inputs for sample in entry.sample]
-            samples = dict(now.samples)
-            if samples:
-                samples[name] = self._encode(texts)
+            self._samples.pop(name, None)  # of an adapter of this name that was removed
             indexes = {
-                scorer: index.with_adapter(name, samples[name] if index.needs_embeddings else None, texts)
+                scorer: index.with_adapter(name, *self._described(entry, index.needs_embeddings))
                 for scorer, index in now.indexes.items()
             }
-            self._replace(Snapshot({**now.entries, name: entry}, samples, indexes))
+            self._replace(Snapshot({**now.entries, name: entry}, indexes))
 
     def remove(self, name: str) -> None:
         """Take an adapter out. Searches that run go on with the pool as it was.
@@ -142,9 +138,9 @@ class LivePool:
             if name not in now.entries:
                 raise KeyError(name)
             entries = {other: entry for other, entry in now.entries.items() if other != name}
-            samples = {other: embeddings for other, embeddings in now.samples.items() if other != name}
             indexes = {scorer: index.without_adapter(name) for scorer, index in now.indexes.items()} if entries else {}
-            self._replace(Snapshot(entries, samples, indexes))
+            self._samples.pop(name, None)
+            self._replace(Snapshot(entries, indexes))
 
     def wait(self) -> None:
         """Return once all indexes are fitted to the present pool."""
@@ -153,16 +149,27 @@ class LivePool:
 
     def _fitted(self, snapshot: Snapshot, scorer: str) -> AdapterIndex:
         rule = self._find_scorer(scorer)
-        texts = {name: [sample.inputs for sample in entry.sample] for name, entry in snapshot.entries.items()}
-        if rule.needs_embeddings and not snapshot.samples:
-            counts = np.cumsum([len(of) for of in texts.values()])
-            embeddings = np.split(self._encode([text for of in texts.values() for text in of]), counts[:-1])
-            object.__setattr__(snapshot, "samples", dict(zip(texts, embeddings, strict=True)))
         index = AdapterIndex(rule)
-        for name, of in texts.items():
-            index.add(name, snapshot.samples[name] if rule.needs_embeddings else None, of)
+        if rule.needs_embeddings:  # all that are missing in one batch
+            missing = [entry for name, entry in snapshot.entries.items() if name not in self._samples]
+            texts = [[sample.inputs for sample in entry.sample] for entry in missing]
+            ends = np.cumsum([len(of) for of in texts])
+            if missing:
+                embeddings = np.split(self._encode([text for of in texts for text in of]), ends[:-1])
+                self._samples.update(zip((entry.model_name for entry in missing), embeddings, strict=True))
+        for name, entry in snapshot.entries.items():
+            index.add(name, *self._described(entry, rule.needs_embeddings))
         index.prepare()
         return index
+
+    def _described(self, entry: PoolEntry, encoded: bool) -> tuple[Embeddings | None, list[str]]:
+        """The embeddings of an adapter's samples, if they are needed, and the samples' texts."""
+        texts = [sample.inputs for sample in entry.sample]
+        if not encoded:
+            return None, texts
+        if entry.model_name not in self._samples:
+            self._samples[entry.model_name] = self._encode(texts)
+        return self._samples[entry.model_name], texts
 
     def _replace(self, snapshot: Snapshot) -> None:
         """Make a snapshot the current one, and fit its indexes anew in the background. The caller holds the lock."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from threading import Lock
 
 from lora_retriever.errors import UserError
-from lora_retriever.generation.chat import ChatTemplate, chat_template_of
+from lora_retriever.generation.chat import conversation_tokens
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.limits import check_tokens
-from lora_retriever.generation.prompt import CHAT, TEMPLATES, encode_prompt
+from lora_retriever.generation.prompt import CHAT, TEMPLATES, Prompt, encode_prompt
 from lora_retriever.generation.tokenizing import INPUTS, prompt_tokens
 from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.schemas import Message
@@ -42,7 +44,8 @@ class Prompts:
             UserError: the tokenizer lacks the template.
         """
         self._generator = generator
-        self._tokenizer = generator.tokenizer
+        self._tokenizer = deepcopy(generator.tokenizer)  # prompts are made beside the thread that decodes answers
+        self._lock = Lock()
         self._settings = generator.settings
         self._template = generator.settings.template_for(generator.tokenizer)
 
@@ -60,7 +63,9 @@ class Prompts:
             ApiError: the prompt is empty, or has a token that the base lacks.
         """
         if isinstance(prompt, str):
-            tokens, text, bare = prompt_tokens(self._tokenizer, INPUTS, prompt), prompt, prompt
+            with self._lock:
+                tokens = prompt_tokens(self._tokenizer, INPUTS, prompt)
+            text, bare = prompt, prompt
         else:
             tokens = list(prompt)
             self._check(tokens)
@@ -71,27 +76,24 @@ class Prompts:
         return AskedPrompt(tokens, text, self._input_within(bare))
 
     def of_chat(self, messages: Sequence[Message]) -> AskedPrompt:
-        """The prompt of a conversation. A single message of the user is treated as the input of a benchmark's row.
+        """The prompt of a conversation, whose last message is the user's: adapters are searched for this message.
+
+        A single message is treated as the input of a benchmark's row.
 
         Raises:
             ApiError: the template has no room for these messages.
         """
-        system = "\n\n".join(m.text for m in messages if m.role in ("system", "developer")) or None
-        turns = [message for message in messages if message.role in ("user", "assistant")]
-        if not turns or turns[-1].role != "user":
-            raise ApiError(400, "`messages`: the last message must be the user's", "messages")
-        if len(turns) > 1:
-            raise ApiError(
-                400,
-                "`messages`: the prompt has room for one message of the user (and a system prompt under `template: "
-                "chat`); write what came before into this message",
-                "messages",
-            )
-        text = turns[0].text
-        if not text.strip():
-            raise ApiError(400, "`messages`: the message is blank", "messages")
+        turns = [("system" if m.role == "developer" else m.role, m.text) for m in messages]
+        role, text = turns[-1]
+        if role != "user" or not text.strip():
+            raise ApiError(400, "`messages`: the last message must be the user's, and not blank", "messages")
         try:
-            prompt = encode_prompt(self._tokenizer, self._template_with(system), text, self._settings.max_prompt_tokens)
+            with self._lock:
+                if len(turns) == 1:
+                    most = self._settings.max_prompt_tokens
+                    prompt = encode_prompt(self._tokenizer, self._template, text, most)
+                else:
+                    prompt = self._conversation(turns)
         except (UserError, ValueError) as error:
             raise ApiError(400, f"`messages`: {error}", "messages") from error
         return AskedPrompt(prompt.token_ids, "", text, prompt.truncated_tokens)
@@ -114,12 +116,26 @@ class Prompts:
                 "context_length_exceeded",
             )
 
-    def _template_with(self, system: str | None) -> str | ChatTemplate:
-        if system is None:
-            return self._template
+    def _conversation(self, turns: Sequence[tuple[str, str]]) -> Prompt:
+        """The prompt of several messages, of which none is cut.
+
+        Raises:
+            UserError: the template is no chat template, or the conversation does not fit.
+        """
         if self._settings.template != CHAT:
-            raise ApiError(400, "`messages`: the profile's template has no place for a system prompt", "messages")
-        return chat_template_of(self._tokenizer, system)
+            raise UserError(
+                "the profile's template has room for one message of the user; write everything into it, or serve a "
+                "profile with template: chat"
+            )
+        own = self._settings.system
+        given = turns if own is None or turns[0][0] == "system" else [("system", own), *turns]
+        prompt = Prompt(conversation_tokens(self._tokenizer, given), 0)
+        most = self._settings.max_prompt_tokens
+        if len(prompt.token_ids) > most:
+            raise UserError(
+                f"the conversation has {len(prompt.token_ids)} tokens, more than {most}; leave messages out"
+            )
+        return prompt
 
     def _check(self, tokens: Sequence[int]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -35,7 +36,8 @@ Body = dict[str, Any]
 @router.post("/v1/completions", response_class=Json)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Go on with prompts, which are taken as they are."""
-    prompts = [serving_of(request).prompts.of_completion(prompt) for prompt in body.prompts]
+    make = serving_of(request).prompts.of_completion
+    prompts = await asyncio.to_thread(lambda: [make(prompt) for prompt in body.prompts])
     return await _respond(_Completion(body, request, prompts, body.max_tokens, body.logprobs))
 
 
@@ -44,7 +46,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a message, which is put into the profile's template as an input of a benchmark is."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "`top_logprobs`: needs `logprobs: true`", "top_logprobs")
-    prompts = [serving_of(request).prompts.of_chat(body.messages)]
+    prompts = [await asyncio.to_thread(serving_of(request).prompts.of_chat, body.messages)]
     limit = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     if limit == 0:
         raise ApiError(400, "`max_tokens`: must be 1 or more", "max_tokens")
