@@ -133,7 +133,9 @@ def completion_logprobs(
     for text, token in zip(texts, tokens, strict=True):
         offsets.append(offset)
         offset += len(text)
-        pairs = {token_text(tokenizer, id): logprob for id, logprob in token.top[:top]}
+        pairs: dict[str, float] = {}
+        for id, logprob in token.top[:top]:  # the best first: of two tokens of one text the better counts
+            pairs.setdefault(token_text(tokenizer, id), logprob)
         if token.logprob is not None:  # the chosen token is always among them
             pairs.setdefault(text, token.logprob)
         best.append(pairs if token.logprob is not None else None)

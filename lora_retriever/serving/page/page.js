@@ -205,7 +205,7 @@ function showUsed(card, lora) {
     part.style.setProperty("--hue", hueOf(adapter.domain));
     return part;
   }));
-  const words = lora.adapters.map((adapter) => `${adapter.name} ${percent(adapter.weight)}`).join(" · ");
+  const words = lora.adapters.map(({ name, weight }) => `${name}\u00a0${percent(weight).replace(" ", "\u00a0")}`).join(" · ");
   card.used.replaceChildren(bar, element("p", { class: "parts" }, words || "no adapter"));
 }
 
