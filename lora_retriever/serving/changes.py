@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from lora_retriever.data.rows import PoolEntry
@@ -28,6 +29,7 @@ from lora_retriever.settings import problems_of
 from peft_composition import AdapterError, inspect_adapter
 
 FILE = "pool-changes.json"
+LOCK = ".pool-changes.lock"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Changing:
         """Take over the changes that were made before.
 
         Raises:
-            UserError: the profile has no `serve.adapters`.
+            UserError: the profile has no `serve.adapters`, or another server changes this folder.
         """
         root = root_of(service.profile)
         if root is None:
@@ -114,6 +116,11 @@ class Changing:
             )
         self._service = service
         self._root = root
+        self._held = FileLock(root / LOCK)  # as long as this process lives
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{root}: another server changes this folder; end it, or use another folder") from error
         self._changes = read_changes(service.profile)
         self._lock = Lock()
 

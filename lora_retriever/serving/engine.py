@@ -169,7 +169,8 @@ class Engine:
 
         with self._wake:
             if self._closed:
-                future.set_exception(RuntimeError("the engine is closed"))
+                future.set_exception(RuntimeError("the server has ended"))
+                return future
             self._commands.append(command)
             self._wake.notify()
         return future
@@ -186,12 +187,15 @@ class Engine:
             with self._wake:
                 while not (self._commands or self._closed or self._tickets):
                     self._wake.wait()
-                if self._closed:
-                    return
-                commands = list(self._commands)
+                closed, commands = self._closed, list(self._commands)
                 self._commands.clear()
             for command in commands:
                 command()
+            if closed:
+                for ticket in list(self._tickets.values()):
+                    self._cancel(ticket)
+                    ticket.deliver(RuntimeError("the server has ended"))
+                return
             if self._tickets:
                 self._step()
 

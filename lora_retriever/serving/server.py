@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lora_retriever.serving.state import Serving
 
 INSTALL = "the server needs its extra: pip install -e '.[serve]'"
-BACKLOG = 2048
 
 
 def serve(
