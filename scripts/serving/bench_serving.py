@@ -8,6 +8,9 @@ Prints requests and tokens a second, the time to the first token, and the time o
 - `offline`: the same rows and methods as one evaluation answers them, adapters found included;
 - `all at once`: all requests are sent at the beginning (saturation), with mixed methods, and with one adapter for all;
 - each rate of arrivals, as a share of the throughput at saturation if it is below 1.
+
+`CPU` is the CPU time of a request, without the client, which runs in the main thread. It counts the same on a machine
+where other programs run, and the quotient of two CPU times is then worth more than that of two throughputs.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import random
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +45,7 @@ class Figures:
     name: str
     requests_a_second: float
     tokens_a_second: float
+    cpu: float
     first_p50: float | None = None
     first_p99: float | None = None
     token_p50: float | None = None
@@ -77,17 +80,17 @@ def arriving(rate: float, seed: int = 0) -> Callable[[httpx.AsyncClient, Sequenc
     return run
 
 
-def figures_of(name: str, times: list[list[float]], tokens: int) -> Figures:
-    """The figures of requests, from the times of `timed` and the number of tokens of all answers."""
+def figures_of(name: str, times: list[list[float]], tokens: int, cpu: float) -> Figures:
+    """The figures of requests, from the times of `timed`, the tokens of all answers, and the CPU seconds."""
     seconds = max(one[-1] for one in times) - min(one[0] for one in times)
     first = [1000 * (one[1] - one[0]) for one in times if len(one) > 1]
     further = [1000 * (b - a) for one in times for a, b in pairwise(one[1:])]
     quantiles = [float(q) for values in (first, further) for q in np.quantile(values or [np.nan], [0.5, 0.99])]
-    return Figures(name, len(times) / seconds, tokens / seconds, *quantiles)
+    return Figures(name, len(times) / seconds, tokens / seconds, 1000 * cpu / len(times), *quantiles)
 
 
-def offline(profile: Profile, rows: Sequence[Row]) -> float:
-    """Requests a second of an evaluation of the same rows under the same methods."""
+def offline(profile: Profile, rows: Sequence[Row]) -> Figures:
+    """An evaluation of the same rows under the same methods. The CPU time of loading is taken off."""
     from rich.console import Console
 
     from lora_retriever.running.evaluate import evaluate
@@ -97,12 +100,18 @@ def offline(profile: Profile, rows: Sequence[Row]) -> float:
         path.write_text(json.dumps([row.model_dump(exclude={"id"}) for row in rows]), encoding="utf-8")
         data = profile.data.model_copy(update={"rows": str(path)})
         changed = profile.model_copy(update={"data": data, "reuse_answers": False})
+        evaluate(changed, ["base"], Path(folder) / "warm-up", 1, Console(file=null))
+        loading = time.process_time()
+        evaluate(changed, ["base"], Path(folder) / "loading", 1, Console(file=null))
+        started = time.process_time()
         evaluate(changed, list(METHODS), Path(folder) / "results", None, Console(file=null))
+        cpu = time.process_time() - started - (started - loading)
         seconds = 0.0
         for method in METHODS:
             record = json.loads((Path(folder) / "results" / f"{method}.meta.json").read_text())
             seconds += record["timings"]["seconds"]
-    return len(METHODS) * len(rows) / seconds
+    requests = len(METHODS) * len(rows)
+    return Figures("offline", requests / seconds, float("nan"), 1000 * cpu / requests)
 
 
 def main() -> None:
@@ -128,8 +137,11 @@ def main() -> None:
             async with httpx.AsyncClient(base_url=server.url, timeout=3600, limits=httpx.Limits()) as client:
                 return await way(client, asked)
 
-        before = server.serving.metrics.made._value.get()
-        figures = figures_of(name, asyncio.run(run()), int(server.serving.metrics.made._value.get() - before))
+        made, before = server.serving.metrics.made._value, server.serving.metrics.made._value.get()
+        cpu, own = time.process_time(), time.thread_time()
+        times = asyncio.run(run())
+        cpu = (time.process_time() - cpu) - (time.thread_time() - own)
+        figures = figures_of(name, times, int(made.get() - before), cpu)
         found.append(figures)
         return figures
 
@@ -142,16 +154,18 @@ def main() -> None:
         absolute = rate * most.requests_a_second if rate < 1 else rate
         measure(f"{absolute:.1f} arrivals/s", arriving(absolute), asks)
     server.close()
-    with suppress(KeyboardInterrupt):
-        found.append(Figures("offline", offline(profile, rows), float("nan")))
-    print("| way | requests/s | tokens/s | first token p50 / p99 | further token p50 / p99 |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    found.append(offline(profile, rows))
+    print("| way | requests/s | tokens/s | CPU | first token p50 / p99 | further token p50 / p99 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for one in found:
         times = [
             "–" if p50 is None or p99 is None else f"{p50:.1f} / {p99:.1f} ms"
             for p50, p99 in ((one.first_p50, one.first_p99), (one.token_p50, one.token_p99))
         ]
-        print(f"| {one.name} | {one.requests_a_second:.1f} | {one.tokens_a_second:.0f} | {' | '.join(times)} |")
+        print(
+            f"| {one.name} | {one.requests_a_second:.1f} | {one.tokens_a_second:.0f} | {one.cpu:.1f} ms | "
+            f"{' | '.join(times)} |"
+        )
     if args.json:
         args.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
 
