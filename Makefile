@@ -1,6 +1,7 @@
 # make eval         the paper's eight methods on the bundled miniature, and their table
 # make test         the tests
 # make test-quick   the quick tests of every folder
+# make serve        the miniature as a server, with a page to try it
 # make lint         ruff, mypy, and the rule of the layout
 # make mutants      mutation testing of the formulas, some hours; a stopped run goes on
 # make docs         the documentation as a site, in site/
@@ -12,9 +13,12 @@ BIN = .venv/bin
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: eval test test-quick lint mutants docs wheel campaign
+.PHONY: eval serve test test-quick lint mutants docs wheel campaign
 eval: .venv/installed
 	bash eval_all.sh
+
+serve: .venv/installed-serve
+	$(BIN)/lora-retriever serve
 
 test: .venv/installed-dev
 	$(PYTEST)
@@ -47,7 +51,11 @@ campaign: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e peft/ -r requirements.txt -e .
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-serve: .venv/installed requirements-serve.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-serve.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

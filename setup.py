@@ -24,6 +24,7 @@ setup(
             "watermark/*.txt",
             "py.typed",
         ],
+        "lora_retriever.serving": ["page/*"],
         "lora_retriever.report": ["*.j2", "*.css", "*.js"],
     },
     install_requires=[
@@ -56,8 +57,14 @@ setup(
         "PyYAML",
         "rich",
     ],
-    # Each for one backend of that name. vLLM 0.32 wants transformers < 5.20, so not what requirements.txt pins.
-    # `captions` gives plans a CIDEr score; it is large, because it brings Java programs that are not used here.
-    extras_require={"vllm": ["vllm>=0.32"], "ray": ["ray[data]>=2.60"], "captions": ["pycocoevalcap>=1.2,<2"]},
+    # `serve` is for the server, `ray` and `vllm` each for the backend of its name; vLLM 0.32 wants transformers < 5.20, so
+    # not what requirements.txt pins. `captions` gives plans a CIDEr score; it is large, because it brings Java programs
+    # that are not used here.
+    extras_require={
+        "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
+        "vllm": ["vllm>=0.32"],
+        "ray": ["ray[data]>=2.60"],
+        "captions": ["pycocoevalcap>=1.2,<2"],
+    },
     entry_points={"console_scripts": ["lora-retriever = lora_retriever.cli:main"]},
 )

@@ -72,8 +72,8 @@ def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = Tru
         raise UserError(_listed(f"profile {profile.name}: the benchmark is inconsistent", problems))
     wanted = files_wanted(profile.generation.template)
     base = folder_of(profile, profile.base.location, profile.base.revision, wanted)
-    encoder, encoder_hash = _find_encoder(profile) if uses_encoder else (None, {})
-    adapters = _folders_of_adapters(profile, pool)
+    encoder, encoder_hash = find_encoder_of(profile) if uses_encoder else (None, {})
+    adapters = folders_of_adapters(profile, pool)
     hashes = {
         "rows": hash_source(profile.rows_source),
         "pool": hash_source(profile.pool_source) if isinstance(profile.data.pool, str) else hash_entries(pool),
@@ -101,7 +101,7 @@ def pool_of(profile: Profile, rows: Sequence[Row], notes: list[str]) -> list[Poo
     return draw_pool(entries, rows, pool.samples, pool.seed, str(profile.pool_path), notes)
 
 
-def _find_encoder(profile: Profile) -> tuple[Path | None, dict[str, str | None]]:
+def find_encoder_of(profile: Profile) -> tuple[Path | None, dict[str, str | None]]:
     """The folder of the profile's encoder, and the encoder's hash. A user's own encoder is loaded and has no folder.
 
     Raises:
@@ -146,7 +146,7 @@ def adapter_folder(profile: Profile, adapter: str) -> Path:
     return folder_of(profile, location, profile.adapters.revision)
 
 
-def _folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[str, Path]:
+def folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[str, Path]:
     """The folder of each adapter of the pool.
 
     Raises:

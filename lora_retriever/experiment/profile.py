@@ -248,6 +248,29 @@ class RaySection(Section):
     gpus: float | None = Field(None, ge=0, le=MAX_COUNT)
 
 
+class ServeSection(Section):
+    """Limits of the server, `lora-retriever serve`.
+
+    Attributes:
+        adapters: the folder below which adapters lie that clients may add. None: no adapter can be added.
+        max_new_tokens: maximum length of an answer that a client may ask for, in tokens.
+        answers: maximum number of answers of one request: prompts times `n`.
+        waiting: maximum number of answers that wait or are made. More are refused with status 429.
+        tokens: maximum number of tokens of all answers that are made at once, their prompts included. This number
+            bounds the memory for keys and values.
+        seconds: maximum time of a request, in seconds.
+        body: maximum size of a request, such as `1MiB`.
+    """
+
+    adapters: Location | None = None
+    max_new_tokens: int = Field(512, ge=1, le=MAX_COUNT)
+    answers: int = Field(64, ge=1, le=MAX_COUNT)
+    waiting: int = Field(256, ge=1, le=MAX_COUNT)
+    tokens: int = Field(65536, ge=1, le=2**31)
+    seconds: float = Field(120, gt=0, le=86400, allow_inf_nan=False)
+    body: ByteSize = ByteSize(2**20)
+
+
 class Profile(Section):
     """One validated profile.
 
@@ -290,6 +313,7 @@ class Profile(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     backend: Literal["local", "vllm", "ray"] = "local"
     ray: RaySection = RaySection()
+    serve: ServeSection = ServeSection()
     reuse_answers: bool = True
     methods: tuple[str, ...] = Field(("paper",), min_length=1)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -8,13 +8,13 @@ stays text, as in every other template.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
 from lora_retriever.errors import UserError, one_line_of
-from lora_retriever.generation.tokenizing import tokens_between
+from lora_retriever.generation.tokenizing import special_tokens, tokens_between
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,15 +55,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
             the system prompt, or changes messages. The message begins with the field at fault, `template` or `system`.
     """
     name = tokenizer.name_or_path
-    try:
-        source = tokenizer.get_chat_template()
-    except (ValueError, AttributeError) as error:  # no chat template, several without a default, no chat at all
-        raise UserError(
-            f"template: chat needs a chat template, and the tokenizer {name} has none; "
-            "write alpaca, none, or a text with {inputs} in it"
-        ) from error
-    if "strftime_now" in source:
-        source = _fixed_clock() + source
+    source = _source_of(tokenizer)
 
     def render(message: str, system: str | None) -> str:
         head = [] if system is None else [{"role": "system", "content": system}]
@@ -95,6 +87,50 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
         done = "leaves messages out" if len(parts) == 1 else "changes the text of messages"
         raise UserError(f"template: the chat template of {name} {done}; write a text with {{inputs}} in it instead")
     return ChatTemplate(parts, trim)
+
+
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:
+    """The tokens of a conversation in the tokenizer's chat template, up to the beginning of the next answer.
+
+    Args:
+        messages: role (`system`, `user` or `assistant`) and text of each message.
+
+    Raises:
+        UserError: the tokenizer has no chat template, the chat template refuses the conversation, or a message writes a
+            special token out, which would be read as one.
+    """
+    for _, text in messages:
+        if written := next((token for token in special_tokens(tokenizer) if token in text), None):
+            raise UserError(f"a message of a conversation has the special token {written!r} in it; leave it out")
+    source = _source_of(tokenizer)
+    conversation = [{"role": role, "content": text} for role, text in messages]
+    try:
+        text = str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=source, tokenize=False, add_generation_prompt=True
+            )
+        )
+    except Exception as error:  # a template may fail in any way
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} refuses the conversation: {one_line_of(error)}"
+        ) from error
+    return tokens_between(tokenizer, [text], "")
+
+
+def _source_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template of a tokenizer, with a clock that always says `DAY`.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    try:
+        source = str(tokenizer.get_chat_template())
+    except (ValueError, AttributeError) as error:  # no chat template, several without a default, no chat at all
+        raise UserError(
+            f"template: chat needs a chat template, and the tokenizer {tokenizer.name_or_path} has none; "
+            "write alpaca, none, or a text with {inputs} in it"
+        ) from error
+    return _fixed_clock() + source if "strftime_now" in source else source
 
 
 def _fixed_clock() -> str:

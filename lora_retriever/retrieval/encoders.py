@@ -35,6 +35,7 @@ Embeddings = NDArray[np.float32]
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 SHOWN = 60  # Maximum number of characters of a text that a message shows.
 UNLIMITED = 10**9  # A limit of at least this many tokens means no limit: tokenizers without a limit state 10^30.
+MOST_COUNTS = 100_000  # Number of texts whose tokens are remembered; a server encodes texts without end.
 TELLING = 16  # Minimum number of texts for which equal vectors show a broken encoder.
 
 
@@ -81,6 +82,8 @@ class SentenceEncoder:
         Raises:
             UserError: the encoder fails on a text, or gives NaN, zeros, or the same vector for all texts.
         """
+        if len(self._counts) > MOST_COUNTS:
+            self._counts.clear()
         self.report_truncated(texts)
         stripped = [text.strip() for text in texts]
         ordered = self._longest_first(set(stripped))

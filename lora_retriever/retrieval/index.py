@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from safetensors.numpy import save
 
 from lora_retriever.data.rows import PoolEntry
 from lora_retriever.files import sweep_unfinished, write_bytes
-from lora_retriever.retrieval.calibration import RIVALS, Presence, fit_presence, fit_temperature, softmax
 from lora_retriever.retrieval.encoders import Encoder
 from lora_retriever.retrieval.encoding import encode_samples, encode_texts
 from lora_retriever.retrieval.index_file import (
@@ -29,12 +27,18 @@ from lora_retriever.retrieval.index_file import (
     read_parts,
 )
 from lora_retriever.retrieval.pool import AdapterPool
-from lora_retriever.retrieval.scorers import SCORERS, Array, Fitted, Linear, Positions, Samples, Scorer, as_scorer
+from lora_retriever.retrieval.scorers import (
+    SCORERS,
+    Array,
+    Changeable,
+    Samples,
+    Scorer,
+    as_scorer,
+)
 from lora_retriever.retrieval.scorers.base import unit
+from lora_retriever.retrieval.searching import State, search
 
 INDEX_FILE = "index.safetensors"
-LARGE = 4096
-"""Minimum number of adapters for a search of inner products by faiss, which is exact and faster than sorting."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +56,6 @@ class Hits:
     names: list[list[str]]
     scores: NDArray[np.floating]
     probabilities: NDArray[np.float64] | None
-
-
-class _State:
-    """Everything that is computed from a pool at its first search, and discarded when the pool changes."""
-
-    def __init__(self, fitted: Fitted, temperature: float | None) -> None:
-        self.fitted = fitted
-        self._recorded = temperature
-
-    @cached_property
-    def temperature(self) -> float | None:
-        if self._recorded is not None:
-            return self._recorded
-        held_out = self.fitted.held_out()
-        return None if held_out is None else fit_temperature(held_out)
-
-    @cached_property
-    def presence(self) -> Presence | None:
-        held_out = self.fitted.held_out()
-        return None if held_out is None else fit_presence(held_out)
-
-    @cached_property
-    def faiss(self) -> Any:
-        """faiss's exact index of the vectors with their offsets as one more dimension."""
-        import faiss
-
-        assert isinstance(self.fitted, Linear)
-        vectors = _with_offset(self.fitted.vectors, self.fitted.offsets)
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(vectors)
-        return index
 
 
 class AdapterIndex:
@@ -105,7 +78,8 @@ class AdapterIndex:
         self._rule = as_scorer(scorer)
         self._encoder = encoder
         self._pool = AdapterPool()
-        self._state: _State | None = None
+        self._state: State | None = None
+        self._hidden: frozenset[str] = frozenset()
 
     @classmethod
     def from_embeddings(
@@ -227,6 +201,69 @@ class AdapterIndex:
             raise ValueError(f"scorer {index.scorer} reads embeddings, which this index does not have")
         return index
 
+    def hiding(self, names: Collection[str]) -> AdapterIndex:
+        """The same index as it is now, whose searches never find these adapters. Unknown names hide nothing."""
+        index = AdapterIndex(self._rule, self._encoder)
+        index._pool, index._state, index._hidden = self._pool, self._fitted(), self._hidden | frozenset(names)
+        return index
+
+    def with_adapter(
+        self, name: str, embeddings: Array | None, texts: Sequence[str] | None = None, quick: bool = True
+    ) -> AdapterIndex:
+        """A new index with one more adapter. This index stays as it is, so searches go on meanwhile.
+
+        Args:
+            quick: whether what all adapters share stays as it was fitted: a covariance, the n-grams, constants, the
+                calibration. It takes a small part of the time of a new fit, and `refitted` makes up for it. A scorer of
+                your own is fitted anew, unless it is `Changeable`.
+
+        Raises:
+            ValueError: as for `add`.
+        """
+        index = self._copy()
+        index.add(name, embeddings, texts)
+        if quick and self._state is not None and isinstance(self._state.fitted, Changeable):
+            samples = index._pool.samples[-1]
+            index._state = self._state.changed(self._state.fitted.with_adapter(samples))
+        return index
+
+    def without_adapter(self, name: str, quick: bool = True) -> AdapterIndex:
+        """A new index without an adapter; see `with_adapter`.
+
+        Raises:
+            KeyError: the adapter is not in the index.
+        """
+        index = self._copy()
+        index.remove(name)
+        if quick and len(index._pool) and self._state is not None and isinstance(self._state.fitted, Changeable):
+            index._state = self._state.changed(self._state.fitted.without_adapter(self.names.index(name)))
+        return index
+
+    def refitted(self) -> AdapterIndex:
+        """A new index of the same adapters, with everything fitted anew and ready for its first search.
+
+        Raises:
+            ValueError: the index is empty.
+        """
+        index = self._copy()
+        index.prepare()
+        return index
+
+    def prepare(self) -> None:
+        """Compute now what the first search would compute.
+
+        Raises:
+            ValueError: the index is empty.
+        """
+        self._fitted().prepare()
+
+    def _copy(self) -> AdapterIndex:
+        """The same adapters and scorer, not fitted."""
+        index = AdapterIndex(self._rule, self._encoder)
+        index._pool, index._hidden = self._pool.copy(), self._hidden
+        index._pool.constants = self._pool.constants
+        return index
+
     def add(self, name: str, embeddings: Array | None, texts: Sequence[str] | None = None) -> None:
         """Add an adapter by the embeddings [samples, dim] of its samples, and their texts if the scorer reads texts.
 
@@ -299,24 +336,22 @@ class AdapterIndex:
             raise ValueError(f"scorer {self.scorer} reads the queries' texts; give them as well")
         self._check(vectors, "queries")
         position_of = {name: position for position, name in enumerate(self.names)}
-        masked = {row: position_of[name] for row, name in enumerate(exclude or ()) if name in position_of}
-        available = len(position_of) - bool(masked)
+        hidden = [position_of[name] for name in self._hidden if name in position_of]
+        masked = {
+            row: sorted({*hidden, *([position_of[name]] if name in position_of else [])})
+            for row, name in enumerate(exclude or [None] * len(vectors))
+        }
+        available = len(position_of) - max(map(len, masked.values()), default=len(hidden))
         if not 1 <= k <= available:
-            without = ", one of them masked" if masked else ""
+            without = f", {len(position_of) - available} of them masked" if available < len(position_of) else ""
             raise ValueError(
                 f"k is {k}, but the pool has {len(position_of)} adapters{without}: k must be 1 to {available}"
             )
         if not len(vectors):
             return Hits([], np.zeros((0, k)), None)
-        state, asked = self._fitted(), Samples(vectors, None if texts is None else tuple(texts))
-        if len(position_of) >= LARGE and isinstance(state.fitted, Linear):
-            wanted = k if state.temperature is None else max(k, RIVALS)
-            best, scores = _search_large(state, state.fitted, asked, min(wanted, available), masked)
-        else:
-            best, scores = _search_all(state.fitted, asked, masked)
-        probabilities = None if state.temperature is None else softmax(scores, state.temperature)[:, :k]
-        names = self.names
-        return Hits([[names[position] for position in row[:k]] for row in best.tolist()], scores[:, :k], probabilities)
+        asked, names = Samples(vectors, None if texts is None else tuple(texts)), self.names
+        best, scores, probabilities = search(self._fitted(), asked, k, masked, available)
+        return Hits([[names[position] for position in row] for row in best.tolist()], scores, probabilities)
 
     def search_texts(self, texts: Sequence[str], k: int, exclude: Sequence[str | None] | None = None) -> Hits:
         """The `k` best adapters for each text, as `search` finds them. The index's encoder encodes the texts.
@@ -478,10 +513,10 @@ class AdapterIndex:
             tensors["texts"] = np.frombuffer(texts.encode("utf-8", "surrogatepass"), dtype=np.uint8)
         return tensors
 
-    def _fitted(self) -> _State:
+    def _fitted(self) -> State:
         self._check_filled()
         if self._state is None:
-            self._state = _State(self._rule.fit(self._pool), self._pool.constants.get("temperature"))
+            self._state = State(self._rule.fit(self._pool), self._pool.constants.get("temperature"))
         return self._state
 
     def _needed_encoder(self) -> Encoder:
@@ -497,32 +532,3 @@ class AdapterIndex:
         if self._pool.dim is not None and vectors.shape[1] != self._pool.dim:
             raise ValueError(f"{what}: dimension {vectors.shape[1]}, but the index has {self._pool.dim}")
         check_values(vectors, what)
-
-
-def _search_all(fitted: Fitted, queries: Samples, masked: dict[int, int]) -> tuple[Positions, Array]:
-    """All adapters for every query, best first: indices and scores [n, adapters]; masked adapters last, with −∞."""
-    scores = np.array(fitted.score(queries))
-    for row, position in masked.items():
-        scores[row, position] = -np.inf
-    best = np.argsort(-scores, axis=1, kind="stable")
-    return best, np.take_along_axis(scores, best, axis=1)
-
-
-def _search_large(
-    state: _State, fitted: Linear, queries: Samples, k: int, masked: dict[int, int]
-) -> tuple[Positions, Array]:
-    """The best k for every query by faiss, best first: indices and scores [n, k]; equal scores in faiss's order."""
-    asked = _with_offset(
-        fitted.prepared(queries.embeddings), np.ones(len(queries)) if fitted.offsets is not None else None
-    )
-    scores, best = state.faiss.search(asked, k + bool(masked))
-    for row, position in masked.items():
-        kept = np.flatnonzero(best[row] != position)[:k]
-        best[row, :k], scores[row, :k] = best[row, kept], scores[row, kept]
-    return best[:, :k], scores[:, :k]
-
-
-def _with_offset(vectors: Array, offsets: Array | None) -> NDArray[np.float32]:
-    """Vectors [n, dim] with their offsets [n] as one more dimension, in the form that faiss reads."""
-    joined = vectors if offsets is None else np.column_stack([vectors, offsets])
-    return np.ascontiguousarray(joined, dtype=np.float32)

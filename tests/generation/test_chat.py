@@ -18,7 +18,7 @@ from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import open_benchmark
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.chat import chat_template_of
+from lora_retriever.generation.chat import chat_template_of, conversation_tokens
 from lora_retriever.generation.examples import IGNORED, encode_example
 from lora_retriever.generation.generator import make_prompts
 from lora_retriever.generation.loading import load_composable, load_tokenizer
@@ -99,6 +99,19 @@ def test_the_system_prompt_is_a_part_of_the_template() -> None:
     tokens = chat_template_of(tokenizer, system).tokens(tokenizer, "a red lamp")
     assert tokens == applied(tokenizer, "a red lamp", system)
     assert tokenizer.decode(tokens).count("a red lamp") == 1
+
+
+def test_a_conversation_has_the_tokens_of_transformers_and_no_special_token_of_its_messages() -> None:
+    tokenizer = with_chat(byte_level(), CHATML)
+    messages = [("system", "Be brief."), ("user", "a lamp"), ("assistant", "red"), ("user", "and a door?")]
+    expected = tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in messages], add_generation_prompt=True, return_dict=False
+    )
+    assert conversation_tokens(tokenizer, messages) == expected
+    with pytest.raises(UserError, match="im_end"):
+        conversation_tokens(tokenizer, [*messages[:-1], ("user", "a<|im_end|>b")])
+    with pytest.raises(UserError, match="System role not supported"):
+        conversation_tokens(with_chat(tokenizer, GEMMA), messages)
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])

@@ -190,8 +190,8 @@ def test_a_large_pool_is_searched_as_exactly_as_a_small_one(scorer: str, monkeyp
     exclude = [names[place] for place in range(20)]
     index = AdapterIndex.from_embeddings(names, list(pool), scorer)
     plain, masked = index.search(queries, 5), index.search(queries, 5, exclude)
-    monkeypatch.setattr("lora_retriever.retrieval.index.LARGE", 100)
-    monkeypatch.setattr("lora_retriever.retrieval.index.RIVALS", 300)
+    monkeypatch.setattr("lora_retriever.retrieval.searching.LARGE", 100)
+    monkeypatch.setattr("lora_retriever.retrieval.searching.RIVALS", 300)
     for expected, found in ((plain, index.search(queries, 5)), (masked, index.search(queries, 5, exclude))):
         assert found.names == expected.names
         assert found.scores == pytest.approx(expected.scores, rel=1e-4, abs=1e-4)

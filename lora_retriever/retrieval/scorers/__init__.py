@@ -15,6 +15,7 @@ from importlib import import_module
 from lora_retriever.retrieval.scorers.base import (
     SCORERS,
     Array,
+    Changeable,
     Fitted,
     HeldOut,
     Linear,
@@ -33,6 +34,7 @@ for file in pkgutil.iter_modules(__path__):  # every file of this folder registe
 __all__ = [
     "SCORERS",
     "Array",
+    "Changeable",
     "Fitted",
     "HeldOut",
     "Linear",

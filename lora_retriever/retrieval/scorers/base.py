@@ -8,8 +8,8 @@ register a function with `scorer`. A scorer of a user's own is a `Scorer` that a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,20 @@ class Fitted(Protocol):
         """The scores of the pool's own samples, each left out in turn; None if no sample can be left out."""
 
 
+@runtime_checkable
+class Changeable(Protocol):
+    """A fitted scorer that takes an adapter in or out without a new fit.
+
+    What all adapters share, such as a covariance, stays as it was fitted.
+    """
+
+    def with_adapter(self, samples: Samples) -> Fitted:
+        """The scorer with one more adapter, in the last place."""
+
+    def without_adapter(self, position: int) -> Fitted:
+        """The scorer without the adapter at a place."""
+
+
 @dataclass(frozen=True)
 class Linear:
     """Inner products with one vector [dim] per adapter, plus an offset: the form of most fitted scorers.
@@ -84,6 +98,7 @@ class Linear:
         unit_queries: whether queries are divided by their length first.
         leave_out: computes the scores of the pool's samples, each left out in turn.
         constants: the constants that were chosen on the pool.
+        vector_of: gives the vector [dim] and the offset of an adapter, from the mean [dim] of its samples.
     """
 
     vectors: Array
@@ -91,6 +106,7 @@ class Linear:
     unit_queries: bool = False
     leave_out: Callable[[], HeldOut | None] = lambda: None
     constants: dict[str, float] = field(default_factory=dict)
+    vector_of: Callable[[NDArray[np.float64]], tuple[Array, float]] = lambda mean: (mean, 0.0)
 
     def score(self, queries: Samples) -> Array:
         """Scores [n, adapters]."""
@@ -100,6 +116,18 @@ class Linear:
     def held_out(self) -> HeldOut | None:
         """The scores of the pool's samples, each left out in turn."""
         return self.leave_out()
+
+    def with_adapter(self, samples: Samples) -> Linear:
+        """The scorer with one more adapter, in the last place. The samples that are left out stay the same."""
+        vector, offset = self.vector_of(samples.embeddings.mean(axis=0, dtype=np.float64))
+        vectors = np.concatenate([self.vectors, vector[None].astype(self.vectors.dtype)])
+        offsets = None if self.offsets is None else np.append(self.offsets, self.offsets.dtype.type(offset))
+        return replace(self, vectors=vectors, offsets=offsets)
+
+    def without_adapter(self, position: int) -> Linear:
+        """The scorer without the adapter at a place. The samples that are left out stay the same."""
+        offsets = None if self.offsets is None else np.delete(self.offsets, position)
+        return replace(self, vectors=np.delete(self.vectors, position, axis=0), offsets=offsets)
 
     def prepared(self, embeddings: Array) -> Array:
         """The queries in the form that is multiplied with the vectors."""

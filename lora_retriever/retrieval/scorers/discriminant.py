@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +68,26 @@ def discriminate(known: Statistics, shrinkage: float, held_out: HeldOut | None =
     covariance = (1 - shrinkage) * within + shrinkage * level * np.eye(dim) if level else np.eye(dim)
     vectors = np.linalg.solve(covariance, known.means.T).T  # [adapters, dim]
     offsets = -0.5 * (known.means * vectors).sum(axis=1)
+
+    @cache
+    def factor() -> tuple[NDArray[np.float64], bool]:
+        """The Cholesky factor of the covariance, made when the first adapter is added."""
+        from scipy.linalg import cho_factor
+
+        return cho_factor(covariance)
+
+    def vector_of(mean: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        from scipy.linalg import cho_solve
+
+        vector = cho_solve(factor(), mean)
+        return vector, float(-0.5 * mean @ vector)
+
     return Linear(
         vectors.astype(np.float32),
         offsets.astype(np.float32),
         leave_out=lambda: held_out,
         constants={"shrinkage": shrinkage},
+        vector_of=vector_of,
     )
 
 

@@ -38,5 +38,10 @@ def _by_mean(pool: Pool, vectors: Array, unit_means: bool) -> Linear:
         scores[np.arange(len(own)), own] = (linear.prepared(samples) * compared).sum(axis=1)
         return HeldOut(scores, own)
 
-    linear = Linear(vectors, unit_queries=unit_means, leave_out=leave_out)
+    linear = Linear(
+        vectors,
+        unit_queries=unit_means,
+        leave_out=leave_out,
+        vector_of=lambda mean: (unit(mean.astype(np.float32)) if unit_means else mean, 0.0),
+    )
     return linear

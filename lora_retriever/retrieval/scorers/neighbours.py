@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,6 +43,17 @@ class Neighbours:
     def score(self, queries: Samples) -> Array:
         """Scores [n, adapters]."""
         return best_means(unit(queries.embeddings) @ self.samples.T, self.counts, [self.k])[0]
+
+    def with_adapter(self, samples: Samples) -> Neighbours:
+        """The scorer with one more adapter, in the last place."""
+        both = np.concatenate([self.samples, unit(samples.embeddings)])
+        return replace(self, samples=both, counts=np.append(self.counts, len(samples)))
+
+    def without_adapter(self, position: int) -> Neighbours:
+        """The scorer without the adapter at a place."""
+        end = int(self.counts[: position + 1].sum())
+        gone = slice(end - int(self.counts[position]), end)
+        return replace(self, samples=np.delete(self.samples, gone, axis=0), counts=np.delete(self.counts, position))
 
     def held_out(self) -> HeldOut | None:
         """The scores of pool samples, none of which counts as its own neighbour."""

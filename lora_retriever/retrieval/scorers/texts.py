@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -137,6 +137,14 @@ class Discriminated:
     def score(self, queries: Samples) -> Array:
         """Scores [n, adapters]."""
         return self.linear.score(Samples(self.space.coordinates_of(queries)))
+
+    def with_adapter(self, samples: Samples) -> Discriminated:
+        """The scorer with one more adapter, in the last place. Views, landmarks and covariance stay as they are."""
+        return replace(self, linear=self.linear.with_adapter(Samples(self.space.coordinates_of(samples))))
+
+    def without_adapter(self, position: int) -> Discriminated:
+        """The scorer without the adapter at a place. Views, landmarks and covariance stay as they are."""
+        return replace(self, linear=self.linear.without_adapter(position))
 
     def held_out(self) -> HeldOut | None:
         """The scores of samples left out of the discriminant. The views are fitted to all samples, not to adapters."""

@@ -1,0 +1,251 @@
+"""`Engine`: one thread owns the loop that answers. Requests of any number of clients put jobs in and get events out.
+
+The thread alone touches the model. What others want of the model, such as loading an adapter, it does between two
+steps (`call`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.generation.loop import Event, Job
+from lora_retriever.log import LOG
+
+Result = TypeVar("Result")
+RATE = 0.9
+"""Share of the former rate that counts when an answer ends, in the running mean of answers a second."""
+
+
+class Steps(Protocol):
+    """What the engine needs of a loop."""
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs that wait."""
+
+    @property
+    def running(self) -> int:
+        """Number of rows that are decoded."""
+
+    def add(self, job: Job) -> int:
+        """Take a job. Raises `UserError` if it can never be answered."""
+
+    def cancel(self, id: int) -> None:
+        """Forget a job. Its row is free."""
+
+    def step(self) -> list[Event]:
+        """Read waiting prompts, or decode one token of every row."""
+
+
+class FullError(Exception):
+    """Too many jobs wait.
+
+    Attributes:
+        seconds: after how long there may be room, as far as can be said.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"too many requests wait; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class RefusedError(UserError):
+    """The loop can never answer a job."""
+
+
+@dataclass
+class Ticket:
+    """One job of a request.
+
+    Attributes:
+        deliver: is given every event of the job, and an exception that ends it; called in the engine's thread.
+        id: the loop's id. None: the loop has not taken the job yet.
+    """
+
+    job: Job
+    deliver: Callable[[Event | Exception], None]
+    id: int | None = None
+    cancelled: bool = False
+    ended: bool = False
+
+
+class Engine:
+    """The thread that answers."""
+
+    def __init__(
+        self,
+        loop: Steps,
+        limit: int,
+        observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
+        is_fatal: Callable[[Exception], bool] = lambda error: False,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            limit: maximum number of jobs that wait or run.
+            observe: told after every step: rows, jobs that wait, and the step's seconds.
+            is_fatal: whether an error of a step means that nothing more can be computed in this process.
+        """
+        self._loop = loop
+        self._limit = limit
+        self._observe = observe
+        self._is_fatal = is_fatal
+        self._broken: str | None = None
+        self._commands: deque[Callable[[], None]] = deque()
+        self._tickets: dict[int, Ticket] = {}
+        self._open = 0  # jobs that were given and have not ended
+        self._rate = 1.0  # answers a second
+        self._ended_at = time.monotonic()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def open(self) -> int:
+        """Number of jobs that wait or run."""
+        return self._open
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing more can be computed in this process. None: it can."""
+        return self._broken
+
+    def check_room(self, jobs: int) -> None:
+        """Check that there is room for more jobs.
+
+        Raises:
+            FullError: too many jobs wait.
+        """
+        if self._open + jobs > self._limit:
+            raise FullError(max(1.0, self._open / max(self._rate, 0.1)))
+
+    def submit(self, jobs: Sequence[Job], deliver: Callable[[int, Event | Exception], None]) -> list[Ticket]:
+        """Give jobs to the loop: all of them, or none.
+
+        Args:
+            deliver: is given the job's place and each event of the job, in the engine's thread.
+
+        Raises:
+            FullError: too many jobs wait.
+        """
+        with self._wake:
+            self.check_room(len(jobs))
+            self._open += len(jobs)
+            tickets = [
+                Ticket(job, lambda event, place=place: deliver(place, event))  # type: ignore[misc]
+                for place, job in enumerate(jobs)
+            ]
+            for ticket in tickets:
+                self._commands.append(lambda ticket=ticket: self._add(ticket))  # type: ignore[misc]
+            self._wake.notify()
+        return tickets
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """End jobs early. Nothing more is delivered for them. An ended job may be cancelled."""
+        with self._wake:
+            for ticket in tickets:
+                self._commands.append(lambda ticket=ticket: self._cancel(ticket))  # type: ignore[misc]
+            self._wake.notify()
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Call a function in the engine's thread, between two steps. The model is its own meanwhile."""
+        future: Future[Result] = Future()
+
+        def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:  # goes to whoever waits
+                future.set_exception(error)
+
+        with self._wake:
+            if self._closed:
+                future.set_exception(RuntimeError("the server has ended"))
+                return future
+            self._commands.append(command)
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """End the thread. What is not answered by now is not answered any more."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._commands or self._closed or self._tickets):
+                    self._wake.wait()
+                closed, commands = self._closed, list(self._commands)
+                self._commands.clear()
+            for command in commands:
+                command()
+            if closed:
+                for ticket in list(self._tickets.values()):
+                    self._cancel(ticket)
+                    ticket.deliver(RuntimeError("the server has ended"))
+                return
+            if self._tickets:
+                self._step()
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        try:
+            events = self._loop.step()
+        except Exception as error:  # no step may end the thread: the rows of this step fail
+            LOG.exception("a step failed")
+            if self._is_fatal(error):
+                self._broken = one_line_of(error)
+            events = [Event(id, (), f"error: {one_line_of(error)}") for id in self._tickets]
+            for event in events:
+                self._loop.cancel(event.id)
+        self._observe(self._loop.running, self._loop.waiting, time.perf_counter() - started)
+        for event in events:
+            ticket = self._tickets.get(event.id)
+            if ticket is None:
+                continue
+            if event.ended is not None:
+                self._end(ticket)
+            ticket.deliver(event)
+
+    def _add(self, ticket: Ticket) -> None:
+        if ticket.cancelled:
+            return
+        try:
+            ticket.id = self._loop.add(ticket.job)
+        except UserError as error:
+            self._end(ticket)
+            ticket.deliver(RefusedError(str(error)))
+        except Exception as error:
+            self._end(ticket)
+            ticket.deliver(error)
+        else:
+            self._tickets[ticket.id] = ticket
+
+    def _cancel(self, ticket: Ticket) -> None:
+        ticket.cancelled = True
+        if not ticket.ended:
+            if ticket.id is not None:
+                self._loop.cancel(ticket.id)
+            self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        ticket.ended = True
+        if ticket.id is not None:
+            self._tickets.pop(ticket.id, None)
+        now = time.monotonic()
+        self._rate = RATE * self._rate + (1 - RATE) / max(now - self._ended_at, 1e-3)
+        self._ended_at = now
+        with self._wake:
+            self._open -= 1

@@ -1,0 +1,145 @@
+"""Loading a `Service`: everything that a profile names, for answering any input. No row of a benchmark is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from threading import Lock
+
+from rich.console import Console
+
+from lora_retriever.data.rows import read_rows
+from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_rich
+from lora_retriever.experiment.benchmark import folder_of, folders_of_adapters, pool_of
+from lora_retriever.experiment.checks import benchmark_problems
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.files import hash_path
+from lora_retriever.generation.loading import ModelSource, load_generator
+from lora_retriever.generation.prompt import files_wanted
+from lora_retriever.hub import ENCODER_WANTED
+from lora_retriever.progress import quieten_transformers
+from lora_retriever.retrieval.embedding_cache import cached
+from lora_retriever.retrieval.encoders import Embeddings, Encoder, load_encoder
+from lora_retriever.retrieval.encoding import encode_texts
+from lora_retriever.retrieval.own import find_encoder
+from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
+from lora_retriever.serving.changes import read_changes
+from lora_retriever.serving.pool import LivePool, QueryEncoder
+from lora_retriever.serving.service import Service
+
+
+def load_service(
+    profile: Profile,
+    console: Console,
+    observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
+) -> Service:
+    """Load the base, the adapters and the encoder of a profile, and fit the index of its scorer.
+
+    Raises:
+        UserError: something is missing, or cannot be loaded.
+    """
+    import torch
+
+    if profile.backend != "local":
+        raise UserError(f"profile {profile.name}: backend: {profile.backend} is not served; set backend: local")
+    if profile.threads is not None:
+        torch.set_num_threads(profile.threads)
+    quieten_transformers()
+    notes: list[str] = []
+    rows = [] if isinstance(profile.data.pool, str) else read_rows(profile.rows_source)  # a drawn pool leaves them out
+    changes = read_changes(profile)
+    entries = changes.applied(pool_of(profile, rows, notes))
+    if problems := benchmark_problems(profile, [], entries):
+        raise UserError("\n".join([f"profile {profile.name}: the pool is inconsistent:", *problems]))
+    folders = {
+        **folders_of_adapters(profile, [entry for entry in entries if entry.model_name not in changes.folders]),
+        **changes.folders,
+    }
+    base = folder_of(profile, profile.base.location, profile.base.revision, files_wanted(profile.generation.template))
+    with console.status("looking at the base model and the adapters"):
+        found = inspect_base(base, profile.generation)
+        adapters = inspect_adapters(folders, found.skeleton)
+        check_adapters(adapters)
+    for warning in (*notes, *found.warnings, *adapters.warnings):
+        console.print(for_rich(f"warning: {warning}"), soft_wrap=True)
+    source = ModelSource(
+        base,
+        folders,
+        profile.generation,
+        profile.dtype,
+        profile.torch_device,
+        profile.adapters.memory,
+        profile.threads,
+    )
+    with console.status("loading the base model and the adapters"), without_adapter_warnings():
+        generator = load_generator(source)
+    encoders = None if profile.encoder is None else Encoders(profile)
+    pool = LivePool(entries, profile.find_scorer, _no_encoder if encoders is None else encoders.encode_samples)
+    with console.status("encoding the pool"):
+        _prepare(profile, pool)
+    return Service(profile, generator, pool, None if encoders is None else encoders.queries, folders, observe)
+
+
+class Encoders:
+    """The profile's encoder, for inputs and for samples. The cache on disk knows the pool's samples, never inputs.
+
+    Attributes:
+        queries: encodes inputs.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        """Find the encoder, which is loaded when a text has to be encoded.
+
+        Raises:
+            UserError: there is no such encoder.
+        """
+        settings = profile.encoder
+        assert settings is not None
+        load: Callable[[], Encoder]
+        self._of_samples: Callable[[], Encoder]
+        if settings.is_own:
+            load = cache(lambda: _OneByOne(find_encoder(settings.location, profile.folder)))
+            self._of_samples = load
+        else:
+            folder = folder_of(profile, settings.location, settings.revision, ENCODER_WANTED)
+            layout, instruction, device = settings.layout, settings.instruction, profile.encoder_device
+            load = cache(lambda: _OneByOne(load_encoder(folder, layout, instruction, settings.batch_size, device)))
+            kept = cached(load, hash_path(folder), layout, instruction, device) if settings.cache else None
+            self._of_samples = load if kept is None else lambda: kept
+        self.queries = QueryEncoder(load)
+
+    def encode_samples(self, texts: Sequence[str]) -> Embeddings:
+        """The embeddings [n, dim] of samples' texts, float32.
+
+        Raises:
+            ValueError: the encoder gives no embeddings.
+            UserError: the encoder cannot be loaded, or fails on a text.
+        """
+        return encode_texts(self._of_samples(), texts)
+
+
+class _OneByOne:
+    """An encoder that several threads may use."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._lock = Lock()
+
+    def encode(self, texts: Sequence[str]) -> Embeddings:
+        with self._lock:
+            return self._encoder.encode(texts)
+
+
+def _no_encoder(texts: Sequence[str]) -> Embeddings:
+    raise UserError("this server has no encoder")
+
+
+def _prepare(profile: Profile, pool: LivePool) -> None:
+    """Fit the index of the profile's scorer now, so that no request waits for it."""
+    if not pool.current.entries or (profile.encoder is None and profile.scorer.needs_embeddings):
+        return
+    try:
+        pool.index(pool.current, profile.retrieval.scorer)
+    except ValueError as error:
+        raise UserError(f"profile {profile.name}: retrieval: {error}") from error

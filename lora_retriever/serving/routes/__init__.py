@@ -1,0 +1,1 @@
+"""The server's paths. Every file of this folder has a `router`, which `app` adds."""

@@ -1,0 +1,126 @@
+"""The server's process: load, listen, answer, and end when a signal says so."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lora_retriever.errors import UserError
+from lora_retriever.escaping import for_rich
+from lora_retriever.experiment.profile import Profile
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from lora_retriever.serving.state import Serving
+
+INSTALL = "the server needs its extra: pip install -e '.[serve]'"
+
+
+def serve(
+    profile: Profile,
+    host: str,
+    port: int,
+    console: Console,
+    keys: Path | None = None,
+    allow_changes: bool = False,
+    access_log: bool = True,
+) -> None:
+    """Serve a profile until SIGINT or SIGTERM. What runs then is finished, and new requests are refused.
+
+    Args:
+        port: 0 takes a free port.
+        keys: the file of the keys that clients may send. None: no key is needed.
+        allow_changes: whether clients may add and remove adapters.
+        access_log: whether a line of JSON is written to standard output for each request.
+
+    Raises:
+        UserError: something cannot be loaded, or the address is taken.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+
+        from lora_retriever.serving.app import make_app
+        from lora_retriever.serving.changes import Changing
+        from lora_retriever.serving.guard import read_keys, to_standard_output
+        from lora_retriever.serving.loading import load_service
+        from lora_retriever.serving.metrics import Metrics
+        from lora_retriever.serving.prompts import Prompts
+        from lora_retriever.serving.state import Serving
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("fastapi", "uvicorn", "prometheus_client", "starlette"):
+            raise UserError(INSTALL) from error
+        raise
+    known = frozenset() if keys is None else read_keys(keys)
+    with closing(_listening(host, port)) as listening:
+        metrics = Metrics()
+        service = load_service(profile, console, metrics.step)
+        with closing(service):
+            changing = Changing(service) if allow_changes else None
+            serving = Serving(service, Prompts(service.generator), metrics, changing)
+            app = make_app(serving, known, to_standard_output if access_log else None)
+            seconds = int(profile.serve.seconds) + 5
+            config = uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=seconds,
+                server_header=False,
+            )
+            server = uvicorn.Server(config)
+            server.capture_signals = partial(_stopping_by_signals, server, serving)  # type: ignore[method-assign]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+            pool = len(service.pool.current.entries)
+            console.print(
+                for_rich(f"ready: {address} serves {len(service.methods)} methods and {pool} adapters; Ctrl-C ends"),
+                soft_wrap=True,
+            )
+            server.run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound already, so that a port that is taken is known before anything is loaded.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.set_inheritable(True)
+    except OSError as error:
+        listening.close()
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another") from error
+    return listening
+
+
+@contextmanager
+def _stopping_by_signals(server: uvicorn.Server, serving: Serving) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the server in an orderly way, the second at once.
+
+    uvicorn's own handlers would raise the signal again when everything is finished, so that the exit status would say
+    that the server was killed.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.force_exit = serving.ending
+        serving.ending = server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
