@@ -57,9 +57,9 @@ setup(
         "PyYAML",
         "rich",
     ],
-    # `serve` is for the server, `ray` and `vllm` each for the backend of its name; vLLM 0.32 wants transformers < 5.20, so
-    # not what requirements.txt pins. `captions` gives plans a CIDEr score; it is large, because it brings Java programs
-    # that are not used here.
+    # `serve` is for the server, `ray` and `vllm` for the backends of these names. vLLM 0.32 wants transformers < 5.20,
+    # so not what requirements.txt pins. `captions` gives plans a CIDEr score; it is large, because it brings Java
+    # programs that are not used here.
     extras_require={
         "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
         "vllm": ["vllm>=0.32"],

@@ -31,6 +31,7 @@ from lora_retriever.retrieval.scorers import (
     SCORERS,
     Array,
     Changeable,
+    Positions,
     Samples,
     Scorer,
     as_scorer,
