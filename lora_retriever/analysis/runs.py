@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from lora_retriever.analysis.origins import Origin, read_origins
 from lora_retriever.data.further import Value, further_names, further_of
@@ -31,6 +40,27 @@ OfficialName = Annotated[str, AfterValidator(official_name)]
 """A name of a task or an adapter; tasks of the official benchmark, and their adapters, get the official names."""
 
 
+def _or_none(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+    """A field that files of other programs may use for something else: then the field counts as not recorded."""
+    try:
+        return validated(value)
+    except ValidationError:
+        return None
+
+
+OrNone = WrapValidator(_or_none)
+
+
+class FoundAdapters(BaseModel):
+    """What retrieval found for a row, best first, whether the run used the adapters or not."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    adapters: tuple[OfficialName, ...]
+    scores: tuple[float | None, ...] = ()
+    probabilities: tuple[float | None, ...] = ()
+
+
 class AnsweredRow(BaseModel):
     """A row with its answer, the adapters used for it and its further fields.
 
@@ -49,6 +79,10 @@ class AnsweredRow(BaseModel):
     adapters: tuple[OfficialName, ...] = ()
     weights: tuple[FiniteFloat, ...] = ()
     scores: tuple[float | None, ...] = ()
+    retrieved: Annotated[FoundAdapters | None, OrNone] = None
+    truncated_tokens: Annotated[int | None, OrNone] = None
+    options: Annotated[tuple[str, ...] | None, OrNone] = None
+    likelihoods: Annotated[tuple[FiniteFloat, ...] | None, OrNone] = None
     further: Mapping[str, Value] = {}
 
     @property

@@ -18,7 +18,7 @@ class BackendKind:
 
     Attributes:
         module: the module that has a function `load(profile, benchmark) -> Backend`.
-        has_model: whether methods can look into the model and weigh adapters by token.
+        has_model: whether methods can look into the model and weigh adapters by token, and options can be scored.
         packages: the packages on which its answers depend, beside the project's own; those that are installed count.
     """
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
+from lora_retriever.backends.failures import failed_row
+from lora_retriever.backends.options import by_kind, scored
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.batches import Request, plan_windows, ran_out_of_memory, unfinished
+from lora_retriever.generation.batches import Request, plan_windows, unfinished
 from lora_retriever.generation.generator import Generator, answer_of
 from lora_retriever.generation.loading import load_generator
 from lora_retriever.generation.loop import Job, Loop
 from lora_retriever.generation.sampling import Sampling
-from peft_composition import Composer, CompositionError, Gate
+from peft_composition import Composer, Gate
 
 
 class LocalBackend:
@@ -56,7 +57,14 @@ class LocalBackend:
         """Nothing to do: the model is freed with this object."""
 
     def _answered(self, window: Sequence[Request], mode: str | Composer, gate: Gate | None) -> Iterator[Outcome]:
-        """The outcomes of a window. Rows join the batch in the window's order as others end."""
+        """The outcomes of a window: rows are decoded, and rows with options are scored."""
+        decoded, with_options = by_kind(window)
+        if decoded:
+            yield from self._decoded(decoded, mode, gate)
+        yield from scored(self._generator, with_options, mode, gate)
+
+    def _decoded(self, window: Sequence[Request], mode: str | Composer, gate: Gate | None) -> Iterator[Outcome]:
+        """The outcomes of rows that are decoded. Rows join the batch in the window's order as others end."""
         settings = self._generator.settings
         longest = max(len(request.prompt.token_ids) for request in window) + settings.max_new_tokens
         most = settings.batch_size * longest if settings.batch_tokens is None else settings.batch_tokens
@@ -90,19 +98,11 @@ class LocalBackend:
                     if event.error is not None:
                         outcome |= failed_row(asked[event.id], event.error)
                     elif event.ended is not None:
-                        answer = answer_of(tokens.pop(event.id), self._generator.tokenizer)
+                        answer = answer_of(tokens.pop(event.id), self._generator.tokenizer, settings.answer_end)
                         outcome |= Outcome({asked[event.id].id: replace(answer, gate=event.gate)})
                 if outcome.answers or outcome.failures:
                     yield outcome
         self._most_rows = loop.max_rows  # less, once memory has run out
-
-
-def failed_row(request: Request, error: Exception) -> Outcome:
-    """The failure of a row. An error that was not foreseen comes with its traceback."""
-    foreseen = isinstance(error, UserError | CompositionError) or ran_out_of_memory(error)
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    tracebacks = {} if foreseen else {request.id: "".join(traceback.format_exception(error))}
-    return Outcome(failures={request.id: reason}, tracebacks=tracebacks)
 
 
 def load(profile: Profile, benchmark: Benchmark) -> LocalBackend:

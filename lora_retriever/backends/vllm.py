@@ -163,13 +163,16 @@ class VllmBackend:
         batch_size: int,
         adapters_of_a_row: int,
         vocabulary: int,
+        answer_end: str | None = None,
     ) -> None:
         """Start the first engine, for the highest rank that any `adapters_of_a_row` adapters of the pool can have.
 
         Args:
             start: starts an engine of a given highest rank.
             vocabulary: number of tokens that the base has an embedding for.
+            answer_end: `GenerationSection.answer_end`.
         """
+        self._answer_end = answer_end
         self._vocabulary = vocabulary
         self._start = start
         self._writer = writer
@@ -244,7 +247,10 @@ class VllmBackend:
             self._stop()  # the next chunk gets a new engine
             failures |= dict.fromkeys([request.id for request in ready], str(error))
             return Outcome(failures=failures, tracebacks=tracebacks)
-        answers = {request.id: answer_of(row, self._tokenizer) for request, row in zip(ready, rows, strict=True)}
+        answers = {
+            request.id: answer_of(row, self._tokenizer, self._answer_end)
+            for request, row in zip(ready, rows, strict=True)
+        }
         return Outcome(answers, failures, tracebacks)
 
     def _written(self, composition: Composition, mode: str | Composer) -> Served | None:
@@ -327,7 +333,7 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
         return VllmEngine(source, max_rank, eos_ids)
 
     size, k = source.generation.batch_size, profile.retrieval.k
-    return VllmBackend(start, writer, tokenizer, size, k, limits.vocabulary)
+    return VllmBackend(start, writer, tokenizer, size, k, limits.vocabulary, source.generation.answer_end)
 
 
 def check_vllm(profile: Profile) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_retriever.data.sources import DataSource
     from lora_retriever.experiment.profile import Profile
 
+ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
+"""The fields of rows that may have other names in a file."""
 DEFAULT_PROFILE = "tiny"
 DEFAULT_RESULTS = Path("results") / DEFAULT_PROFILE
 
@@ -106,6 +109,58 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=["auto", "sentence-transformers", "instructor"], default="auto")
     parser.add_argument("--instruction", default="", help="text before every input")
     parser.add_argument("--no-cache", action="store_true", help="encode all texts and keep no embeddings on disk")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which columns of a table are which fields, as `columns` and `defaults` of profiles."""
+    for option, example, what in (
+        ("--columns", "inputs=question,targets=answer", "the column of each field, where the files have other names"),
+        ("--defaults", "domain=mine,metric=em", "the value of a field that the files do not have"),
+    ):
+        parser.add_argument(
+            option,
+            type=pairs,
+            default={},
+            metavar="FIELD=NAME,…",
+            help=f"{what}, such as {example} (fields: {', '.join(ROW_FIELDS)})",
+        )
+
+
+def rows_source(path: Path, args: argparse.Namespace) -> DataSource:
+    """The rows of a file, read as the arguments of `add_columns` say."""
+    from lora_retriever.data.sources import DataSource
+
+    return DataSource(path, columns=args.columns, defaults=args.defaults)
+
+
+def pool_source(path: Path, args: argparse.Namespace) -> DataSource:
+    """The pool of a file, read as the arguments of `add_columns` say. Pools have no metric and no options."""
+    from lora_retriever.data.sources import DataSource
+
+    columns, defaults = (
+        {name: value for name, value in given.items() if name not in ("metric", "options")}
+        for given in (args.columns, args.defaults)
+    )
+    return DataSource(path, columns=columns, defaults=defaults)
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Fields of rows with a text each: `inputs=question,targets=answer`.
+
+    Raises:
+        argparse.ArgumentTypeError: a pair has no `=`, a field is unknown or named twice, or a text is empty.
+    """
+    found: dict[str, str] = {}
+    for pair in text.split(","):
+        name, _, value = pair.partition("=")
+        if not name or not value:
+            raise argparse.ArgumentTypeError(f"{pair!r}: expected FIELD=NAME, such as inputs=question")
+        if name not in ROW_FIELDS:
+            raise argparse.ArgumentTypeError(f"unknown field {name!r} (known: {', '.join(ROW_FIELDS)})")
+        if name in found:
+            raise argparse.ArgumentTypeError(f"field {name} is named twice")
+        found[name] = value
+    return found
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import SCORERS, add_encoding
+from lora_retriever.commands.arguments import SCORERS, add_columns, add_encoding, pool_source
 from lora_retriever.commands.shared import load_encoder_of, scorer_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, for_terminal
@@ -22,6 +22,7 @@ lora-retriever index --pool pool.jsonl --encoder sentence-transformers/all-MiniL
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--pool", type=Path, required=True, help="pool file")
+    add_columns(parser)
     parser.add_argument(
         "--encoder",
         help="sentence encoder: a folder, a Hub id, or module:object (scorers of texts alone need none)",
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"scorer {args.scorer} needs the samples, which a private index does not keep; try cosine")
     if scorer.needs_embeddings and args.encoder is None:
         raise UserError(f"scorer {scorer.name} reads embeddings: name an --encoder, or take --scorer lexical")
-    pool = read_pool(args.pool)
+    pool = read_pool(pool_source(args.pool, args))
     encoder = load_encoder_of(args.encoder, args) if scorer.needs_embeddings else None
     if encoder is None and args.encoder:
         console.print(for_rich(f"--encoder is not used: scorer {scorer.name} reads texts alone"), soft_wrap=True)

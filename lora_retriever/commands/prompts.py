@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
     from lora_retriever.data.rows import read_rows
-    from lora_retriever.experiment.benchmark import folder_of
-    from lora_retriever.generation.generator import make_prompts
+    from lora_retriever.experiment.benchmark import folder_of, pool_of
+    from lora_retriever.generation.generator import row_prompts
     from lora_retriever.generation.loading import load_tokenizer
     from lora_retriever.generation.prompt import files_wanted
     from lora_retriever.hub import TOKENIZER_WANTED
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     quieten_transformers()
     wanted = files_wanted(profile.generation.template, TOKENIZER_WANTED)
     tokenizer = load_tokenizer(folder_of(profile, profile.base.location, profile.base.revision, wanted))
-    prompts = make_prompts([row.inputs for row in chosen], tokenizer, profile.generation)
+    pool = pool_of(profile, rows, []) if profile.generation.shots else []
+    prompts = row_prompts(chosen, tokenizer, profile.generation, pool)
     print("\n\n".join(_shown(*pair, tokenizer, args.tokens) for pair in zip(chosen, prompts, strict=True)))
     return 0
 
@@ -66,16 +67,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _shown(row: Row, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, tokens: bool) -> str:
     """One prompt for the terminal: a line about the row, the prompt, what was cut, and the tokens if asked for."""
     lines = [
-        one_line(f"row {row.id}, task {row.task}: {len(prompt.token_ids)} tokens"),
+        one_line(f"row {row.id}, task {row.task}: {len(prompt.token_ids)} tokens{_examples(prompt)}"),
         for_terminal(with_special_tokens(prompt.token_ids, tokenizer)),
     ]
     if prompt.truncated_tokens:
         text = one_line(repr(brief(prompt.truncated_text, MAX_CUT)))
         lines.append(f"cut from the end of the input: {prompt.truncated_tokens} tokens, {text}")
+    for option, scored in zip(row.options or (), prompt.options, strict=True):
+        own = tokenizer.decode(list(scored.token_ids[-scored.scored :]), clean_up_tokenization_spaces=False)
+        lines.append(one_line(f"option {option!r}: {scored.scored} tokens, {own!r}"))
     if tokens:
         pieces = tokenizer.convert_ids_to_tokens(prompt.token_ids)
         lines += [one_line(f"{id:>8}  {piece!r}") for id, piece in zip(prompt.token_ids, pieces, strict=True)]
     return "\n".join(lines)
+
+
+def _examples(prompt: Prompt) -> str:
+    return "" if prompt.shots is None else f", {prompt.shots} examples"
 
 
 def with_special_tokens(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

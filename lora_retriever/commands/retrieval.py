@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import SCORERS, add_encoding, count
+from lora_retriever.commands.arguments import SCORERS, add_columns, add_encoding, count, pool_source, rows_source
 from lora_retriever.commands.shared import load_encoder_of, scorer_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--pool", type=Path, help="pool file")
     parser.add_argument("--inputs", type=Path, help="benchmark rows")
+    add_columns(parser)
     parser.add_argument(
         "--encoder",
         action="append",
@@ -117,7 +118,9 @@ def _rows_and_pool(args: argparse.Namespace) -> tuple[list[Row], list[PoolEntry]
     needs_texts = args.encoder or args.by not in (None, "task") or args.leave_out_templates or args.templates
     if not args.pool and needs_texts:
         raise UserError("encoders, domains, further fields and templates need texts: name --pool and --inputs")
-    return (read_rows(args.inputs), read_pool(args.pool)) if args.pool else ([], [])
+    if not args.pool:
+        return [], []
+    return read_rows(rows_source(args.inputs, args)), read_pool(pool_source(args.pool, args))
 
 
 def _retrieval_data(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import names, nonnegative
+from lora_retriever.commands.arguments import add_columns, names, nonnegative, pool_source
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
 from lora_retriever.files import writing
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", required=True, help="base model: a folder or a Hub id")
     parser.add_argument("--revision", help="commit of the base model on the Hub")
     parser.add_argument("--pool", required=True, type=Path, help="pool file; one adapter is trained for each entry")
+    add_columns(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for the adapters, one sub-folder each")
     parser.add_argument("--only", type=names, help="names of pool entries, separated by commas (default: all)")
     add_training_options(parser)
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
 
     options = training_options(args)
-    entries = chosen_entries(read_pool(args.pool), args.only, args.validation)
+    entries = chosen_entries(read_pool(pool_source(args.pool, args)), args.only, args.validation)
     missing = [entry for entry in entries if not is_trained(args.out / entry.model_name, options)]
     device = device_of(args.device)
     print(f"{len(entries) - len(missing)} of {len(entries)} adapters exist, {len(missing)} to train", flush=True)

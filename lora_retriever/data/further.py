@@ -22,7 +22,7 @@ MAX_VALUES = 50
 LINE_FIELDS = frozenset(
     {
         *("id", "inputs", "targets", "task", "domain", "metric", "predicted_answer", "adapters", "weights", "scores"),
-        *("retrieved", "gate_entropy", "truncated_tokens", "generated_tokens"),
+        *("retrieved", "gate_entropy", "truncated_tokens", "generated_tokens", "options", "likelihoods", "shots"),
         *("procedure", "stages"),
     }
 )

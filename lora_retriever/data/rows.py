@@ -1,10 +1,11 @@
 """Benchmark rows and adapter pools: reading and checking the two kinds of data file.
 
-A row is `{inputs, targets, task, domain, metric}`, a pool entry `{model_name, domain, sample: [{inputs, targets},
-...]}`. Both are read from files in the forms of `objects`, from folders, or from the Hub (`sources`). `targets` is a
-text, a number, or a list of texts (several references, any of which is right). A row keeps its further fields
-(`further`). Other fields are not used; `read_rows` can say which there are. A pool may also be a table with one sample
-a line, `{inputs, targets, task, domain}`: the samples of a task are one entry.
+A row is `{inputs, targets, task, domain, metric}`, and has `options` where the metric compares options. A pool entry is
+`{model_name, domain, sample: [{inputs, targets}, ...]}`. Both are read from files in the forms of `objects`, from
+folders, or from the Hub (`sources`). `targets` is a text, a number, or a list of texts (several references, any of
+which is right). A row keeps its further fields (`further`). Other fields are not used; `read_rows` can say which there
+are. A pool may also be a table with one sample a line, `{inputs, targets, task, domain}`: the samples of a task are one
+entry.
 
 Names of tasks, domains, metrics and adapters are in Unicode form NFC, so that a letter with an accent is one letter
 whatever program wrote the file. Tasks of the official benchmark, and their adapters, get the official benchmark's names
@@ -13,6 +14,7 @@ whatever program wrote the file. Tasks of the official benchmark, and their adap
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import unicodedata
 from collections import Counter
@@ -33,6 +35,8 @@ from lora_retriever.settings import plain_text, problems_of
 
 METRICS = tuple(name for _, name, _ in pkgutil.iter_modules([str(Path(__file__).parents[1] / "metrics" / "named")]))
 """The metrics that a row may name without bringing its own: the names of the files of `metrics/named`."""
+OPTION_METRICS = ("choice", "choice_norm")
+"""The metrics of rows with `options`: the likelihoods of the options are compared, and nothing is decoded."""
 EXAMPLE_LENGTH = 100
 """Maximum length of a text that messages and audits show, in characters."""
 MAX_TEXT_LENGTH = 1_000_000
@@ -78,6 +82,29 @@ def _targets(targets: Any) -> str | tuple[str, ...]:
     return tuple(texts)
 
 
+def _options(options: Any) -> tuple[str, ...] | None:
+    """The options of a row as a tuple. A text is read as a JSON list, since a cell of a CSV file is a text.
+
+    Raises:
+        ValueError: the options are not two or more different texts.
+    """
+    if options is None:
+        return None
+    if isinstance(options, str):
+        try:
+            options = json.loads(options)
+        except ValueError as error:
+            raise ValueError('is no JSON list, such as ["yes", "no"]') from error
+    if not isinstance(options, (list, tuple)) or len(options) < 2:
+        raise ValueError('expected a list of two or more texts, such as ["yes", "no"]')
+    texts = _targets(options)
+    if "" in texts:
+        raise ValueError("has an empty text")
+    if len({_one_form(text) for text in texts}) < len(texts):
+        raise ValueError("has the same text twice")
+    return tuple(texts)
+
+
 def _text(target: Any) -> str:
     if isinstance(target, str):
         return _bounded(target)
@@ -98,6 +125,8 @@ TaskName = Annotated[Name, AfterValidator(official_name)]
 """A name of a task, or of the task's own adapter."""
 Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
 """One target, or several of which any is right."""
+Options = Annotated[tuple[str, ...] | None, PlainValidator(_options)]
+"""The options of a row, of which one is chosen."""
 
 
 class Sample(BaseModel):
@@ -117,14 +146,16 @@ class Sample(BaseModel):
 class Row(Sample):
     """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows.
 
-    `procedure` names the procedure that answers the row; None: the profile's. `further` has the further fields.
-    `model_dump` leaves both out.
+    `options` has the options of a row whose metric compares likelihoods. None: another metric. `procedure` names the
+    procedure that answers the row; None: the profile's. `further` has the further fields. `model_dump` leaves the last
+    two out.
     """
 
     inputs: Words
     task: TaskName
     domain: Name
     metric: Name
+    options: Options = None
     id: int
     procedure: Name | None = Field(None, exclude=True)
     further: Mapping[str, Value] = Field({}, exclude=True)
@@ -167,17 +198,21 @@ def read_rows(place: Path | DataSource, notes: list[str] | None = None) -> list[
     rows = _checked(
         Row,
         [
-            {**content, POSITION: position, "further": further_of(content, kept)}
+            {**_with_its_options(content), POSITION: position, "further": further_of(content, kept)}
             for position, content in enumerate(objects)
         ],
         path,
     )
     for row in rows:
+        if row.metric in OPTION_METRICS:
+            _check_options(row, path)
         if row.metric not in METRICS and not is_location(row.metric):
             known = ", ".join(METRICS)
             raise UserError(f"{path}: row {row.id + 1}: unknown metric {quoted(row.metric)} (known: {known})")
     if notes is not None:
         own = Row.model_fields.keys() - {"further"} | {*kept}
+        if not any(row.options for row in rows):
+            own -= {"options"}
         unused = dict.fromkeys(name for content in objects for name in content if name not in own)
         if kept:
             notes.append(f"{path}: further fields of rows, which only --by uses: {_listed(kept)}")
@@ -186,6 +221,27 @@ def read_rows(place: Path | DataSource, notes: list[str] | None = None) -> list[
         if said := renamed(dict.fromkeys(content["task"] for content in objects)):
             notes.append(f"{path}: {said}")
     return rows
+
+
+def _with_its_options(content: dict[str, Any]) -> dict[str, Any]:
+    """A row's fields, without `options` if the metric does not use options."""
+    if content.get("metric") in OPTION_METRICS:
+        return content
+    return {name: value for name, value in content.items() if name != "options"}
+
+
+def _check_options(row: Row, path: Path) -> None:
+    """Check that a row of a metric that compares options has options, and that each target is one of them.
+
+    Raises:
+        UserError: the row has no options, or a target is no option.
+    """
+    where = f"{path}: row {row.id + 1}: metric {row.metric}"
+    if row.options is None:
+        raise UserError(f'{where}: field \'options\' is missing; write a list of texts, such as ["yes", "no"]')
+    for target in texts_of(row.targets):
+        if target not in row.options:
+            raise UserError(f"{where}: target {quoted(target)} is none of the options: {_listed(row.options)}")
 
 
 def limited(rows: Iterable[Row], per_task: int) -> list[Row]:

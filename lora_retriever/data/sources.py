@@ -65,6 +65,8 @@ class DataSource:
 def read_source(source: DataSource) -> list[dict[str, Any]]:
     """The objects of a place, in the order of the place's files, with the fields that `columns` and `defaults` name.
 
+    `columns` and `defaults` are for tables: they do not apply to the entries of a pool.
+
     Raises:
         UserError: the place cannot be read, has no such split or column, is larger than a file may be, or a file is
             unusable (`read_objects`). The message names the file and the row.
@@ -76,7 +78,8 @@ def read_source(source: DataSource) -> list[dict[str, Any]]:
     objects = [content for file in files for content in read_objects(file)]
     if not objects:
         raise UserError(f"{source.path}: the folder holds no rows")
-    return _with_fields(source, objects)
+    are_entries = isinstance(objects[0].get("sample"), list)
+    return objects if are_entries else _with_fields(source, objects)
 
 
 def hash_source(source: DataSource) -> str:

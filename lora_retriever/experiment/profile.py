@@ -133,7 +133,7 @@ def _texts_of(known: Sequence[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric")
+ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
 Columns = Annotated[dict[str, str], _texts_of(ROW_FIELDS)]
 Defaults = Annotated[dict[str, str], _texts_of(("task", "domain", "metric"))]
 
@@ -437,7 +437,7 @@ class Profile(Section):
             pool.split,
             pool.subset,
             pool.revision,
-            {name: column for name, column in columns.items() if name != "metric"},
+            {name: column for name, column in columns.items() if name not in ("metric", "options")},
             {name: value for name, value in defaults.items() if name != "metric"},
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,15 @@ class GateUse:
     entropy: float
 
 
+def mean_use(uses: Sequence[GateUse]) -> GateUse | None:
+    """The mean of the uses of a gate in several texts of one row. None: there is no use."""
+    if not uses:
+        return None
+    names = dict.fromkeys(name for use in uses for name in use.weights)
+    weights = {name: fmean(use.weights.get(name, 0.0) for use in uses) for name in names}
+    return GateUse({name: round(w, 6) for name, w in weights.items()}, round(fmean(use.entropy for use in uses), 6))
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer to one prompt.
@@ -26,8 +37,11 @@ class Answer:
         text: the answer itself.
         generated_tokens: how many tokens the model made for the answer, the EOS token included.
         gate: how the gate weighed the adapters. None: the composition has no gate.
+        likelihoods: the log-likelihood of each option of the row, in nats. The text is then empty: the metric of the
+            row chooses an option. None: the row has no options.
     """
 
     text: str
     generated_tokens: int
     gate: GateUse | None = None
+    likelihoods: tuple[float, ...] | None = None

@@ -1,23 +1,27 @@
 """The chat template of a tokenizer, read as texts around an input.
 
 A chat template is a jinja template that comes with a checkpoint. transformers renders the template in a sandbox. The
-template is rendered with a mark in place of the user's message, and never with the text of a row: so the text of a row
-stays text, as in every other template.
+template is rendered with a mark in place of each message, and never with the text of a row: so the text of a row stays
+text, as in every other template.
 """
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import product
 from typing import TYPE_CHECKING
 
 from lora_retriever.errors import UserError, one_line_of
-from lora_retriever.generation.tokenizing import special_tokens, tokens_between
+from lora_retriever.generation.tokenizing import Filling, special_tokens, tokens_between
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lora_retriever.data.rows import Sample
 
 DAY = date(2024, 7, 26)
 """The day that a chat template writes as today, so that prompts do not depend on the day. Llama 3.2's own default."""
@@ -29,25 +33,37 @@ _PROBE = ' \n{0}\n\n  "quoted" \\n <b>{{x}}</b> \t É & 1.\n{0} \n '
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template with everything but the input filled in.
+    """A chat template with everything but the messages filled in.
+
+    The messages are the inputs and the targets of the examples, in turn, and at the end the input of the row.
 
     Attributes:
-        parts: the texts around the input, which stands between each two of them. Special tokens are written out.
-        trim: what the chat template does to the white space around the input.
+        parts: the texts around the messages, one of which stands between each two of them. Special tokens are written
+            out.
+        places: the number of the message that stands behind each part but the last, counted from 0.
+        trims: what the chat template does to the white space around a message of the user, and around an answer.
     """
 
     parts: tuple[str, ...]
-    trim: Callable[[str], str]
+    places: tuple[int, ...]
+    trims: tuple[Callable[[str], str], Callable[[str], str]]
+
+    def filling(self, inputs: str, shots: Sequence[Sample] = ()) -> Filling:
+        """The text of a prompt. A special token in a message is text; the tokenizer adds no token of its own."""
+        messages = [text for shot in shots for text in (shot.inputs, shot.target)] + [inputs]
+        fills = tuple(self.trims[place % 2](messages[place]) for place in self.places)
+        return Filling(self.parts, fills, framed=False)
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, inputs: str) -> list[int]:
-        """The tokens of the prompt. A special token in `inputs` is text; the tokenizer adds no token of its own."""
-        return tokens_between(tokenizer, self.parts, self.trim(inputs))
+        """The tokens of a prompt without examples."""
+        return self.filling(inputs).tokens(tokenizer)
 
 
-def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> ChatTemplate:
+def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None, shots: int = 0) -> ChatTemplate:
     """The tokenizer's chat template for one message of a user, and the beginning of the answer to it.
 
     Args:
+        shots: number of examples before the message: messages of the user with their answers.
         system: the system prompt. None: the chat template's own, if there is one.
 
     Raises:
@@ -57,36 +73,56 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
     name = tokenizer.name_or_path
     source = _source_of(tokenizer)
 
-    def render(message: str, system: str | None) -> str:
+    def render(messages: Sequence[str], system: str | None) -> str:
         head = [] if system is None else [{"role": "system", "content": system}]
-        conversation = [*head, {"role": "user", "content": message}]
+        roles = ("user", "assistant")
+        turns = [{"role": roles[place % 2], "content": text} for place, text in enumerate(messages)]
         return str(
             tokenizer.apply_chat_template(
-                conversation, chat_template=source, tokenize=False, add_generation_prompt=True
+                [*head, *turns], chat_template=source, tokenize=False, add_generation_prompt=True
             )
         )
 
-    mark = uuid.uuid4().hex  # no row, system prompt or template has this text
-    probe = _PROBE.format(mark)
+    code = uuid.uuid4().hex  # no row, system prompt or template has this text
+    marks = [f"{code}{place:04}" for place in range(2 * shots + 1)]
+    probes = [_PROBE.format(mark) for mark in marks]
     try:
-        render(mark, None)
-        render(probe, None)
+        render(marks, None)
+        render(probes, None)
     except Exception as error:  # a template may fail in any way
         raise UserError(f"template: the chat template of {name} cannot be rendered: {one_line_of(error)}") from error
     try:
-        filled, shown = render(mark, system), render(probe, system)
+        filled, shown = render(marks, system), render(probes, system)
     except Exception as error:
         raise UserError(
             f"system: the chat template of {name} refuses a system prompt ({one_line_of(error)}); remove the field"
         ) from error
     if system is not None and system.strip() not in filled:
         raise UserError(f"system: the chat template of {name} leaves the system prompt out; remove the field")
-    parts = tuple(filled.split(mark))
-    trim = next((trim for trim in TRIMS if trim(probe).join(parts) == shown), None)
-    if len(parts) == 1 or trim is None:
-        done = "leaves messages out" if len(parts) == 1 else "changes the text of messages"
-        raise UserError(f"template: the chat template of {name} {done}; write a text with {{inputs}} in it instead")
-    return ChatTemplate(parts, trim)
+    pieces = re.split(f"({code}[0-9]{{4}})", filled)
+    parts, places = tuple(pieces[::2]), tuple(marks.index(mark) for mark in pieces[1::2])
+    for trims in product(TRIMS, TRIMS if shots else TRIMS[:1]):
+        fills = tuple(trims[place % 2](probes[place]) for place in places)
+        if Filling(parts, fills).text == shown and len(set(places)) == len(marks):
+            return ChatTemplate(parts, places, trims)
+    done = "leaves messages out" if len(set(places)) < len(marks) else "changes the text of messages"
+    raise UserError(f"template: the chat template of {name} {done}; write a text with {{inputs}} in it instead")
+
+
+def _source_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template of a tokenizer, with a clock that always says `DAY`.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    try:
+        source = str(tokenizer.get_chat_template())
+    except (ValueError, AttributeError) as error:  # no chat template, several without a default, no chat at all
+        raise UserError(
+            f"template: chat needs a chat template, and the tokenizer {tokenizer.name_or_path} has none; "
+            "write alpaca, none, or a text with {inputs} in it"
+        ) from error
+    return _fixed_clock() + source if "strftime_now" in source else source
 
 
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:

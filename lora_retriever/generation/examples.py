@@ -120,14 +120,23 @@ def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
     Args:
         batch: a batch that `LeftPadding` made.
     """
-    mask = batch["attention_mask"].to(model.device)  # [batch, length]
     kept = batch["logits_to_keep"]
-    options = forward_options(model.base, mask, kept)
-    with contiguous_head(model.base):
-        logits = model.base(input_ids=batch["input_ids"].to(model.device), **options).logits  # [batch, kept or n, V]
-    logits = logits[:, -kept:]
+    logits = last_logits(model, batch["input_ids"], batch["attention_mask"], kept)  # [batch, kept, V]
     labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1], the tokens that the positions predict
     answers = labels != IGNORED
     losses = torch.zeros(labels.shape, device=logits.device)
     losses[answers] = cross_entropy(logits[:, :-1][answers].float(), labels[answers], reduction="none")
     return losses.sum(dim=1) / answers.sum(dim=1)
+
+
+def last_logits(model: ComposableModel, input_ids: Tensor, attention_mask: Tensor, kept: int) -> Tensor:
+    """The logits of the last positions [batch, kept, vocabulary] of texts that are padded on the left.
+
+    Args:
+        input_ids: [batch, length].
+        attention_mask: [batch, length], 0 for padding.
+    """
+    options = forward_options(model.base, attention_mask.to(model.device), kept)
+    with contiguous_head(model.base):
+        logits: Tensor = model.base(input_ids=input_ids.to(model.device), **options).logits  # [batch, kept or n, V]
+    return logits[:, -kept:]

@@ -8,12 +8,21 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from lora_retriever.data.rows import PoolEntry, Row, Sample, single_spaced
 from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer, GateUse
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.decoding import check_cache, decode
+from lora_retriever.generation.gates import gate_uses
+from lora_retriever.generation.likelihood import option_likelihoods
 from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
-from lora_retriever.generation.prompt import Prompt, encode_prompt, extract_answer
+from lora_retriever.generation.prompt import (
+    Prompt,
+    encode_options,
+    encode_prompt,
+    extract_answer,
+    filling_of,
+)
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id
 from peft_composition import ComposableModel, Composer, Gate
@@ -67,21 +76,77 @@ class Generator:
             )
             if names and gate is not None:
                 uses = gate_uses(self.model, names)
-        return [replace(answer_of(row, self.tokenizer), gate=use) for row, use in zip(tokens, uses, strict=True)]
+        end = self.settings.answer_end
+        return [replace(answer_of(row, self.tokenizer, end), gate=use) for row, use in zip(tokens, uses, strict=True)]
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        compositions: Sequence[Composition],
+        mode: str | Composer,
+        gate: Gate | None = None,
+    ) -> list[Answer]:
+        """The log-likelihoods of the options of the prompts, each prompt under its own composition.
+
+        Raises:
+            UserError: an option has a token that the base lacks, an option is longer than the base can read, or the
+                model's logits are not finite numbers.
+        """
+        for prompt in prompts:
+            for option in prompt.options:
+                check_tokens(option.token_ids, self.limits.vocabulary)
+                if self.limits.table is not None and len(option.token_ids) - 1 > self.limits.table:
+                    raise UserError(
+                        f"the prompt and an option have {len(option.token_ids)} tokens, more than the "
+                        f"{self.limits.table} positions of the base; lower generation.max_prompt_tokens"
+                    )
+        options = [prompt.options for prompt in prompts]
+        longest = max(len(option.token_ids) for row in options for option in row)
+        at_once = self.settings.texts_that_fit(longest)
+        return option_likelihoods(self.model, options, compositions, mode, self.pad_id, at_once, gate)
 
 
-def gate_uses(model: ComposableModel, names: Sequence[str]) -> list[GateUse]:
-    """How the gate of the current composition weighed the adapters `names`, for each row of the batch."""
-    usage = model.gate_usage()  # [batch, adapters], [batch]
-    return [
-        GateUse({name: round(w, 6) for name, w in zip(names, row, strict=True)}, round(entropy, 6))
-        for row, entropy in zip(usage.weights.tolist(), usage.entropy.tolist(), strict=True)
-    ]
+def row_prompts(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: GenerationSection, pool: Sequence[PoolEntry] = ()
+) -> list[Prompt]:
+    """The prompt of each row, with the row's options, and with examples before the input if the settings ask for them.
+
+    The examples are the first samples of the row's own adapter in the pool, without samples that have the row's input.
+    A row whose task is no adapter of the pool gets no example. If the prompt is too long, the last examples are left
+    out until the whole input fits. So the prompt of a row does not depend on the method.
+
+    Raises:
+        UserError: as for `make_prompts`, or an option cannot be scored; the message names the row.
+    """
+    samples = {entry.model_name: entry.sample for entry in pool}
+    plain = make_prompts([row.inputs for row in rows], tokenizer, settings)
+    templates = {0: settings.template_for(tokenizer)}
+    found = []
+    for row, prompt in zip(rows, plain, strict=True):
+        shots: tuple[Sample, ...] = ()
+        if settings.shots:
+            own = [s for s in samples.get(row.task, ()) if single_spaced(s.inputs) != single_spaced(row.inputs)]
+            prompt = replace(prompt, shots=0)
+            for count in range(min(settings.shots, len(own)), 0, -1):
+                if count not in templates:
+                    templates[count] = settings.template_for(tokenizer, count)
+                tokens = filling_of(templates[count], row.inputs, own[:count]).tokens(tokenizer)
+                if len(tokens) <= settings.max_prompt_tokens:
+                    shots, prompt = tuple(own[:count]), Prompt(tokens, 0, shots=count)
+                    break
+        if row.options is not None:
+            try:
+                options = encode_options(tokenizer, templates[len(shots)], row.inputs, prompt, row.options, shots)
+            except ValueError as error:
+                raise UserError(f"row {row.id}: {error}") from error
+            prompt = replace(prompt, options=options)
+        found.append(prompt)
+    return found
 
 
-def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """The answer that the generated tokens of one row stand for."""
-    return Answer(extract_answer(str(tokenizer.decode(tokens, skip_special_tokens=True))), len(tokens))
+def answer_of(tokens: list[int], tokenizer: PreTrainedTokenizerBase, end: str | None = None) -> Answer:
+    """The answer that the generated tokens of one row stand for. `end` is `GenerationSection.answer_end`."""
+    return Answer(extract_answer(str(tokenizer.decode(tokens, skip_special_tokens=True)), end), len(tokens))
 
 
 def make_prompts(

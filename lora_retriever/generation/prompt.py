@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from lora_retriever.escaping import quoted
 from lora_retriever.generation.chat import ChatTemplate, chat_template_of
-from lora_retriever.generation.tokenizing import prompt_tokens
+from lora_retriever.generation.tokenizing import Filling, template_filling
 from lora_retriever.hub import WANTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lora_retriever.data.rows import Sample
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -25,6 +27,8 @@ TEMPLATES = {"alpaca": ALPACA, "none": "{inputs}"}
 CHAT = "chat"
 """The name of the template that is the tokenizer's own chat template."""
 RESPONSE_MARK = "### Response:\n"
+BETWEEN_SHOTS = "\n\n"
+"""What stands behind each example of a prompt, except in a chat template."""
 
 
 def check_template(template: str) -> str:
@@ -60,13 +64,31 @@ def files_wanted(template: str, wanted: Sequence[str] = WANTED) -> Sequence[str]
     return (*wanted, "*.jinja") if template == CHAT else wanted
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> str | ChatTemplate:
+def template_of(
+    tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None, shots: int = 0
+) -> str | ChatTemplate:
     """The template that a name or a text means: a text with `{inputs}` in it, or the tokenizer's chat template.
+
+    Args:
+        shots: number of examples before the input, which a chat template has its own places for.
 
     Raises:
         UserError: as for `chat_template_of`.
     """
-    return chat_template_of(tokenizer, system) if template == CHAT else TEMPLATES.get(template, template)
+    return chat_template_of(tokenizer, system, shots) if template == CHAT else TEMPLATES.get(template, template)
+
+
+@dataclass(frozen=True)
+class ScoredOption:
+    """An option of a row, as the model reads the option.
+
+    Attributes:
+        token_ids: the tokens of the prompt and the option.
+        scored: number of tokens at the end whose probabilities make the likelihood of the option.
+    """
+
+    token_ids: tuple[int, ...]
+    scored: int
 
 
 @dataclass(frozen=True)
@@ -77,19 +99,21 @@ class Prompt:
         token_ids: the prompt's tokens.
         truncated_tokens: how many tokens the input lost because the prompt was too long.
         truncated_text: the end of the input that was cut.
+        options: the options of the row. Empty: the prompt is answered by decoding.
+        shots: number of examples before the input. None: the settings ask for none.
     """
 
     token_ids: list[int]
     truncated_tokens: int
     truncated_text: str = ""
+    options: tuple[ScoredOption, ...] = ()
+    shots: int | None = None
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, template: str | ChatTemplate, inputs: str, max_tokens: int
 ) -> Prompt:
     """The prompt of `inputs` in `template`, of at most `max_tokens` tokens.
-
-    `prompt_tokens` makes the tokens, or the chat template.
 
     A prompt that is too long loses the end of its input, and keeps the template whole: the prompt has the longest
     beginning of the input that fits. (The original passes `max_length=512` without truncation, and cuts no prompt.)
@@ -99,10 +123,7 @@ def encode_prompt(
     """
 
     def tokens(kept_characters: int) -> list[int]:
-        kept = inputs[:kept_characters]
-        if isinstance(template, ChatTemplate):
-            return template.tokens(tokenizer, kept)
-        return prompt_tokens(tokenizer, template, kept)
+        return filling_of(template, inputs[:kept_characters]).tokens(tokenizer)
 
     whole = tokens(len(inputs))
     if len(whole) <= max_tokens:
@@ -120,10 +141,65 @@ def encode_prompt(
     return Prompt(kept, len(whole) - len(kept), inputs[fits:])
 
 
-def extract_answer(generated: str) -> str:
+def filling_of(template: str | ChatTemplate, inputs: str, shots: Sequence[Sample] = ()) -> Filling:
+    """The text of a prompt that is not cut, with examples before the input.
+
+    In a text template, an example is the filled template with the example's target behind it, and a space between them
+    where the filled template does not end in white space.
+    """
+    if isinstance(template, ChatTemplate):
+        return template.filling(inputs, shots)
+    filling = Filling(("",), ())
+    for shot in shots:
+        asked = template_filling(template, shot.inputs)
+        space = "" if asked.text[-1:].isspace() else " "
+        answered = asked.then(Filling((space, BETWEEN_SHOTS), (shot.target,)))
+        filling = filling.then(answered)
+    return filling.then(template_filling(template, inputs))
+
+
+def encode_options(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | ChatTemplate,
+    inputs: str,
+    prompt: Prompt,
+    options: Sequence[str],
+    shots: Sequence[Sample] = (),
+) -> tuple[ScoredOption, ...]:
+    """The options of a row behind the row's prompt, tokenised as lm-evaluation-harness tokenises them.
+
+    The option follows the prompt directly, and both are tokenised together. White space at the end of the prompt
+    belongs to the option (`_encode_pair` of lm-evaluation-harness). So a template that ends in a space gives the
+    harness' default, which puts a space before an option.
+
+    Args:
+        prompt: the prompt that was made of the same template, inputs and examples.
+        shots: the examples of the prompt.
+
+    Raises:
+        ValueError: an option adds no token to the prompt.
+    """
+    kept = inputs[: len(inputs) - len(prompt.truncated_text)]
+    filling = filling_of(template, kept, shots)
+    context = filling.without_space_at_end().tokens(tokenizer)
+    scored = []
+    for option in options:
+        own = filling.followed_by(option).tokens(tokenizer)[len(context) :]
+        if not own:
+            raise ValueError(f"option {quoted(option)} adds no token to the prompt")
+        scored.append(ScoredOption((*context, *own), len(own)))
+    return tuple(scored)
+
+
+def extract_answer(generated: str, end: str | None = None) -> str:
     """The answer in a generated text: the text behind the last response mark, or the whole text; stripped.
+
+    Args:
+        end: the beginning of another example, where the answer ends. None: the prompt has no examples.
 
     The original cuts the prompt and the generated text together at the last mark. The result is the same, unless the
     generated text is empty: the original then takes the whole prompt as the answer, and this function gives ''.
     """
+    if end is not None:
+        generated = generated.strip().partition(end)[0]
     return generated.strip().rpartition(RESPONSE_MARK)[2].strip()

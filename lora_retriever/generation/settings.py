@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from lora_retriever.errors import UserError
-from lora_retriever.generation.prompt import CHAT, TEMPLATES, check_system, check_template, template_of
+from lora_retriever.generation.prompt import (
+    BETWEEN_SHOTS,
+    CHAT,
+    TEMPLATES,
+    check_system,
+    check_template,
+    template_of,
+)
+from lora_retriever.generation.tokenizing import INPUTS
 from lora_retriever.settings import MAX_COUNT, Section
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_BATCH_TOKENS = 2**31
 """Maximum of `batch_tokens`."""
+MAX_SHOTS = 1000
+"""Maximum of `shots`."""
 MAX_TOKEN_ID = 2**31 - 1
 """Maximum of a token's id; an id is a number of 32 bits or more in every model."""
 
@@ -28,6 +38,7 @@ class GenerationSection(Section):
         template: the name of a template (`alpaca`, `none`, or `chat`: the tokenizer's own chat template), or a text
             with `{inputs}` in it.
         system: the system prompt of the template `chat`. None: the chat template's own, if there is one.
+        shots: maximum number of examples before the input: the first samples of the row's own adapter in the pool.
         max_prompt_tokens: maximum length of a prompt, in tokens. A longer input is cut at its end.
         max_new_tokens: maximum length of an answer, in tokens.
         batch_size: maximum number of rows in a batch.
@@ -38,6 +49,7 @@ class GenerationSection(Section):
 
     template: str = "alpaca"
     system: str | None = None
+    shots: int = Field(0, ge=0, le=MAX_SHOTS)
     max_prompt_tokens: int = Field(512, ge=1, le=MAX_COUNT)
     max_new_tokens: int = Field(50, ge=1, le=MAX_COUNT)
     batch_size: int = Field(8, ge=1, le=MAX_COUNT)
@@ -59,14 +71,21 @@ class GenerationSection(Section):
         """The template with `{inputs}` in it, or `chat`."""
         return TEMPLATES.get(self.template, self.template)
 
-    def template_for(self, tokenizer: PreTrainedTokenizerBase) -> str | ChatTemplate:
-        """The template as `encode_prompt` takes the template.
+    @property
+    def answer_end(self) -> str | None:
+        """The text at which an answer ends: the beginning of another example. None: prompts have no examples."""
+        if not self.shots or self.template == CHAT:
+            return None
+        return BETWEEN_SHOTS + self.template_text.partition(INPUTS)[0]
+
+    def template_for(self, tokenizer: PreTrainedTokenizerBase, shots: int = 0) -> str | ChatTemplate:
+        """The template as `encode_prompt` takes the template, with places for examples.
 
         Raises:
             UserError: as for `chat_template_of`; the message names the field of the profile.
         """
         try:
-            return template_of(tokenizer, self.template, self.system)
+            return template_of(tokenizer, self.template, self.system, shots)
         except UserError as error:
             raise UserError(f"generation.{error}") from error
 
@@ -75,11 +94,15 @@ class GenerationSection(Section):
 
         A setting that was added to the project later appears only where a profile sets the setting.
         """
-        added = ("batch_tokens", "system")
-        return self.model_dump(exclude={name for name in added if getattr(self, name) is None})
+        added = ("batch_tokens", "system", "shots")
+        return self.model_dump(exclude={name for name in added if not getattr(self, name)})
 
     def rows_that_fit(self, longest: int) -> int:
         """Maximum number of rows in a batch whose longest prompt has `longest` tokens; at least one."""
+        return self.texts_that_fit(longest + self.max_new_tokens)
+
+    def texts_that_fit(self, longest: int) -> int:
+        """Maximum number of texts in a batch whose longest text has `longest` tokens; at least one."""
         if self.batch_tokens is None:
             return self.batch_size
-        return max(1, min(self.batch_size, self.batch_tokens // (longest + self.max_new_tokens)))
+        return max(1, min(self.batch_size, self.batch_tokens // longest))

@@ -37,6 +37,82 @@ class Frame:
     after: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Filling:
+    """A text in which special tokens are parsed in the parts, and the fills are ordinary text.
+
+    Attributes:
+        parts: the texts around the fills.
+        fills: the texts between each two of the parts.
+        framed: whether the tokens that the tokenizer puts before a text (a BOS token) come first, once, also if the
+            text writes them out. If not, there is no token that is not written.
+    """
+
+    parts: tuple[str, ...]
+    fills: tuple[str, ...]
+    framed: bool = True
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.parts[0] + "".join(fill + part for fill, part in zip(self.fills, self.parts[1:], strict=True))
+
+    def followed_by(self, fill: str) -> Filling:
+        """The text with one more fill at its end."""
+        return Filling((*self.parts, ""), (*self.fills, fill), self.framed)
+
+    def then(self, other: Filling) -> Filling:
+        """This text and another text behind it."""
+        return Filling(
+            (*self.parts[:-1], self.parts[-1] + other.parts[0], *other.parts[1:]),
+            (*self.fills, *other.fills),
+            self.framed,
+        )
+
+    def without_space_at_end(self) -> Filling:
+        """The text without the white space at its end."""
+        parts, fills = list(self.parts), list(self.fills)
+        parts[-1] = parts[-1].rstrip()
+        while fills and not parts[-1]:
+            fills[-1] = fills[-1].rstrip()
+            if fills[-1]:
+                break
+            del fills[-1]
+            parts[-2:] = [parts[-2].rstrip()]
+        return Filling(tuple(parts), tuple(fills), self.framed)
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The tokens of the text. The tokens that the tokenizer puts behind a text (an EOS token) are left out.
+
+        Raises:
+            UserError: the tokenizer cannot tell the special tokens of the parts from the text of the fills.
+        """
+        frame, own = _between(tokenizer, self)
+        if not self.framed:
+            return own
+        before = list(frame.before)
+        tokens = own if before and own[: len(before)] == before else before + own
+        bos = tokenizer.bos_token_id
+        while len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
+            del tokens[0]
+        return tokens
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Where the fills stand in the text, as characters [start, end)."""
+        found, end = [], 0
+        for part, fill in zip(self.parts, self.fills, strict=False):
+            start = end + len(part)
+            end = start + len(fill)
+            found.append((start, end))
+        return found
+
+
+def template_filling(template: str, inputs: str) -> Filling:
+    """The text of `template` with `inputs` in place of every `{inputs}`."""
+    parts = template.split(INPUTS)
+    return Filling(tuple(parts), (inputs,) * (len(parts) - 1))
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str) -> list[int]:
     """The tokens of `template` with `inputs` in place of every `{inputs}`.
 
@@ -45,13 +121,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
     puts before a text (a BOS token) come first, once, also if the template writes them out. The tokens that the
     tokenizer puts behind a text (an EOS token) are left out.
     """
-    frame, own = _between(tokenizer, template.split(INPUTS), inputs)
-    before = list(frame.before)
-    tokens = own if before and own[: len(before)] == before else before + own
-    bos = tokenizer.bos_token_id
-    while len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
-        del tokens[0]
-    return tokens
+    return template_filling(template, inputs).tokens(tokenizer)
 
 
 def tokens_between(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str) -> list[int]:
@@ -59,14 +129,15 @@ def tokens_between(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inp
 
     Special tokens are parsed in the parts. The same characters in `inputs` are ordinary text.
     """
-    return _between(tokenizer, parts, inputs)[1]
+    return Filling(tuple(parts), (inputs,) * (len(parts) - 1), framed=False).tokens(tokenizer)
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text without any special token: special tokens that the text writes out are ordinary text."""
     _, body = _framed(tokenizer, text)
-    if _special_within(tokenizer, text, body, [(0, len(text))], text):
-        return _literal_tokens(tokenizer, ["", ""], text, body)
+    alone = Filling(("", ""), (text,))
+    if _special_within(tokenizer, alone, body):
+        return _literal_tokens(tokenizer, alone, body)
     return body.tokens
 
 
@@ -88,12 +159,11 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return found
 
 
-def _between(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str) -> tuple[Frame, list[int]]:
-    """The special tokens that the tokenizer puts around the filled parts, and the tokens of the filled parts."""
-    text = inputs.join(parts)
-    frame, body = _framed(tokenizer, text)
-    if _special_within(tokenizer, text, body, _spans(parts, len(inputs)), inputs):
-        return frame, _literal_tokens(tokenizer, parts, inputs, body)
+def _between(tokenizer: PreTrainedTokenizerBase, filling: Filling) -> tuple[Frame, list[int]]:
+    """The special tokens that the tokenizer puts around a text, and the tokens of the text."""
+    frame, body = _framed(tokenizer, filling.text)
+    if _special_within(tokenizer, filling, body):
+        return frame, _literal_tokens(tokenizer, filling, body)
     return frame, body.tokens
 
 
@@ -130,28 +200,13 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Frame, _Body
     return Frame(tuple(ids[:start]), tuple(ids[start:])), _Body([])
 
 
-def _spans(parts: Sequence[str], length: int) -> list[tuple[int, int]]:
-    """Where the inputs stand in a filled template, as characters [start, end).
-
-    The template consists of `parts`, with an input of `length` characters between each part and the next.
-    """
-    spans, end = [], 0
-    for part in parts[:-1]:
-        start = end + len(part)
-        end = start + length
-        spans.append((start, end))
-    return spans
-
-
-def _special_within(
-    tokenizer: PreTrainedTokenizerBase, text: str, body: _Body, spans: Sequence[tuple[int, int]], inputs: str
-) -> bool:
-    """Whether a tokenizer parsed a special token in the characters `spans` of a text, which are `inputs`."""
+def _special_within(tokenizer: PreTrainedTokenizerBase, filling: Filling, body: _Body) -> bool:
+    """Whether a tokenizer parsed a special token in the fills of a text."""
     special = special_tokens(tokenizer)
     if body.offsets is None:
-        return any(token in inputs for token in special)
-    parsed = _parsed(text, body, special, tokenizer.unk_token_id)
-    return any(start < stop and end > begin for start, end, _ in parsed for begin, stop in spans)
+        return any(token in fill for fill in filling.fills for token in special)
+    parsed = _parsed(filling.text, body, special, tokenizer.unk_token_id)
+    return any(start < stop and end > begin for start, end, _ in parsed for begin, stop in filling.spans())
 
 
 def _parsed(text: str, body: _Body, special: Mapping[str, int], unknown: int | None) -> list[tuple[int, int, str]]:
@@ -170,21 +225,20 @@ def _parsed(text: str, body: _Body, special: Mapping[str, int], unknown: int | N
     return found
 
 
-def _literal_tokens(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str, body: _Body) -> list[int]:
-    """The tokens of `inputs` between the parts of a template. Special tokens are parsed in the parts alone.
+def _literal_tokens(tokenizer: PreTrainedTokenizerBase, filling: Filling, body: _Body) -> list[int]:
+    """The tokens of a text. Special tokens are parsed in the parts alone.
 
     Args:
-        body: the tokens of the filled template, with special tokens parsed everywhere.
+        body: the tokens of the text, with special tokens parsed everywhere.
 
     Raises:
-        UserError: the tokenizer cannot tell the template's special tokens from the text of the inputs.
+        UserError: the tokenizer cannot tell the special tokens of the parts from the text of the fills.
     """
     special = special_tokens(tokenizer)
     if body.offsets is None:
-        return _tokens_by_parts(tokenizer, parts, inputs, special)
+        return _tokens_by_parts(tokenizer, filling, special)
     literal = _literal_tokenizer(tokenizer, special)
-    text = inputs.join(parts)
-    spans = _spans(parts, len(inputs))
+    text, spans = filling.text, filling.spans()
     marked, end, expected = "", 0, []
     for start, stop, token in _parsed(text, body, special, tokenizer.unk_token_id):
         if not any(start < span[1] and stop > span[0] for span in spans):
@@ -194,23 +248,23 @@ def _literal_tokens(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], in
     ids: list[int] = literal.tokenizer.encode(marked + text[end:], add_special_tokens=False).ids
     known = set(special.values()) - {tokenizer.unk_token_id}
     if [id for id in ids if id in known] != [id for id in expected if id in known]:
+        with_token = (fill for fill in filling.fills if any(token in fill for token in special))
+        written = next(with_token, filling.fills[0])
         raise UserError(
             f"tokenizer {tokenizer.name_or_path}: cannot read special tokens that a row writes out as text: "
-            f"{inputs[:40]!r}; remove them from the row"
+            f"{written[:40]!r}; remove them from the row"
         )
     return ids
 
 
-def _tokens_by_parts(
-    tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str, special: Mapping[str, int]
-) -> list[int]:
+def _tokens_by_parts(tokenizer: PreTrainedTokenizerBase, filling: Filling, special: Mapping[str, int]) -> list[int]:
     """`_literal_tokens` for a tokenizer written in Python: the texts between special tokens one by one."""
     # Of tokens that begin alike the longest is meant, as in every tokenizer.
     pattern = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
     added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
     texts, written = [""], []  # the texts between special tokens, and the special tokens
-    for index, part in enumerate(parts):
-        texts[-1] += inputs if index else ""
+    for part, fill in zip(filling.parts, ["", *filling.fills], strict=True):
+        texts[-1] += fill
         end = 0
         for found in pattern.finditer(part):
             texts[-1] += part[end : found.start()]

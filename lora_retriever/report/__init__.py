@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from lora_retriever.escaping import visible
 from lora_retriever.report.content import ReportContent, make_content
 
-SCRIPTS = ("dom.js", "tables.js", "matrix.js", "sweeps.js", "use.js", "reader.js", "page.js")
+SCRIPTS = ("dom.js", "tables.js", "leaderboard.js", "matrix.js", "sweeps.js", "use.js", "reader.js", "page.js")
 """The page's scripts. `render` joins them in this order."""
 
 

@@ -11,6 +11,7 @@ from lora_retriever.analysis.comparison import Comparison, comparison_table
 from lora_retriever.analysis.runs import Run
 from lora_retriever.analysis.scores import MEAN
 from lora_retriever.analysis.summary import Interval, RunSummary, to_table
+from lora_retriever.report.leaderboard import Standing, standing_of
 from lora_retriever.report.matrices import Matrix, adapter_similarity, retrieval_maps, task_similarity
 from lora_retriever.report.rows import Rows, all_rows, pack_rows, tasks_of
 from lora_retriever.report.sweeps import Sweep, sweeps_of
@@ -55,12 +56,14 @@ class ReportContent:
 
     Attributes:
         scoring: the scoring's name, then a line per score that says how the score is computed.
+        leaderboard: a line for each run, in the order of the runs.
         tables: the scores by domain, by task, and, if asked for, the comparison with one run.
         notes: the notes that all tables share. A table has only the other notes.
     """
 
     scoring: list[str]
     runs: list[RunContent]
+    leaderboard: list[Standing]
     tables: list[TableContent]
     notes: list[str]
     retrieval: list[Matrix]
@@ -93,6 +96,7 @@ def make_content(
     }
     if comparisons:
         tables[f"against {comparisons[0].other}"] = comparison_table(comparisons, scoring.name, left_out)
+    used = [use_of(run, tasks) for run in scored]
     first, *others = (table.notes for table in tables.values())
     shared = [note for note in first if all(note in notes for notes in others)]
     return ReportContent(
@@ -101,12 +105,13 @@ def make_content(
             RunContent(run.name, run.rows, run.values[MEAN], run.intervals.get(MEAN), _made(run.scored.run))
             for run in runs
         ],
+        leaderboard=[standing_of(run, use) for run, use in zip(runs, used, strict=True)],
         tables=[_table(name, table, shared) for name, table in tables.items()],
         notes=shared,
         retrieval=retrieval_maps(scored, tasks),
         similarity=adapter_similarity(index, tasks) if index else task_similarity(scored, tasks),
         sweeps=sweeps_of(runs),
-        use=[use_of(run, tasks) for run in scored],
+        use=used,
         rows=pack_rows(runs, rows, tasks),
     )
 

@@ -73,12 +73,13 @@ const shown = (value) => (value === null || value === undefined ? "–" : rounde
 
 const percent = (share) => `${Number((100 * share).toFixed(1))} %`;
 
-/** A bar over an interval with a tick at the value, on the scale [start, end]. */
-function whisker(value, low, high, [start, end]) {
-  const made = element("span", { class: "whisker", "aria-hidden": "true" });
+/** A bar over an interval with a tick at the value, on the scale [start, end]; `hasZero`: with a line at 0. */
+function whisker(value, low, high, [start, end], hasZero) {
+  const made = element("span", { class: hasZero ? "whisker zero" : "whisker", "aria-hidden": "true" });
   const position = (number) => `${(100 * (number - start)) / (end - start || 1)}%`;
   made.style.setProperty("--low", position(low));
   made.style.setProperty("--high", position(high));
   made.style.setProperty("--at", position(value));
+  if (hasZero) made.style.setProperty("--zero", position(0));
   return made;
 }

@@ -1,6 +1,7 @@
 // The page: reads the data, shows every section, and marks the time from which the page is usable.
 
 const content = JSON.parse(byId("data").textContent);
+showLeaderboard(content.leaderboard);
 showTables(content.tables, content.notes);
 if (content.retrieval.length) showRetrieval(content.retrieval);
 if (content.similarity) showSimilarity(content.similarity);

@@ -15,6 +15,8 @@ function showReader(rows, runs) {
   let found = []; // indices of the rows that pass the filters
   let chosen = 0; // index in `found` of the row that is shown
 
+  let reading = false; // whether the filters are being set by the address
+
   fillChoices(controls, rows, runs);
   const defaults = filters();
 
@@ -71,6 +73,7 @@ function showReader(rows, runs) {
     for (const [field, value] of Object.entries(filters())) {
       if (value !== defaults[field]) state.set(field, field === "run" ? runs[value] : value);
     }
+    runs.filter((run) => !chosenRuns.has(run)).forEach((run) => state.append("without", run));
     if (found.length) state.set("row", rows.ids[found[chosen]]);
     history.replaceState(null, "", `#reader?${state}`);
   }
@@ -89,6 +92,9 @@ function showReader(rows, runs) {
       controls[field].value = wanted;
       if (controls[field].value !== wanted) controls[field].value = defaults[field];
     }
+    reading = true;
+    showRunsWithout(state.getAll("without"));
+    reading = false;
     filter(Number(state.get("row")));
     byId("reader").scrollIntoView();
     return true;
@@ -102,6 +108,13 @@ function showReader(rows, runs) {
     choose(item);
     writeAddress();
   };
+  document.addEventListener(RUNS_CHANGED, () => {
+    [...controls.run.options].forEach((option) => { option.disabled = !chosenRuns.has(runs[option.value]); });
+    if (controls.run.selectedOptions[0]?.disabled) {
+      controls.run.value = [...controls.run.options].find((option) => !option.disabled)?.value ?? defaults.run;
+    }
+    if (!reading) refilter();
+  });
   const form = byId("filters");
   form.addEventListener("input", refilter);
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -150,20 +163,21 @@ function searchTexts(rows) {
 function rowFilter(rows, runs, { text, domain, task, run, verdict, retrieval, disagree, threshold }, searchable) {
   const wanted = text.toLowerCase();
   const answered = rows.runs[run];
+  const ticked = rows.runs.filter((_, number) => chosenRuns.has(runs[number]));
   return (at) => {
     const its = rows.tasks[rows.task[at]];
     return (!domain || its.domain === domain)
       && (!task || its.name === task)
       && (!verdict || verdictOf(answered, at, threshold) === verdict)
       && (!retrieval || retrievalOf(rows, answered, at) === retrieval)
-      && (!disagree || disagreeing(rows, at, threshold))
+      && (!disagree || disagreeing(ticked, at, threshold))
       && (!wanted || searchable(at).includes(wanted));
   };
 }
 
 /** Whether one run's answer is right and another run's is wrong. */
-function disagreeing(rows, at, threshold) {
-  const verdicts = rows.runs.map((run) => verdictOf(run, at, threshold));
+function disagreeing(runs, at, threshold) {
+  const verdicts = runs.map((run) => verdictOf(run, at, threshold));
   return verdicts.includes("right") && verdicts.includes("wrong");
 }
 
@@ -203,40 +217,97 @@ function scoreMark(verdict, score) {
 
 function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
   const task = rows.tasks[rows.task[at]];
-  const lines = rows.runs.map((run, number) => {
+  const ticked = runs.map((_, number) => number).filter((number) => chosenRuns.has(runs[number]));
+  const lines = ticked.map((number) => {
+    const run = rows.runs[number];
     const verdict = verdictOf(run, at, threshold);
     const answer = verdict === "absent" ? ["not answered"] : marked(rows.texts[run.answers[at]], text);
     return element("tr", { class: String(number) === chosenRun ? "chosen" : null },
       element("th", { scope: "row" }, ...breakable(runs[number])),
-      element("td", { class: "text" }, ...answer),
+      element("td", { class: "text" }, ...answer, ...optionLines(rows, run, at)),
       element("td", {}, scoreMark(verdict, run.scores[at])),
       element("td", { class: "adapters" }, ...adapterLines(rows, run, at, task.name)));
   });
-  const heads = ["run", "answer", "score", "adapter · weight · retrieval score"];
+  const heads = ["run", "answer", "score", "adapter · weight · retrieval score · probability"];
   return [
     element("h3", {}, `Row ${rows.ids[at]} · ${task.name}`, element("small", {}, ` ${task.domain}, ${task.metric}`)),
     element("h4", {}, "Input"),
     element("div", { class: "text boxed" }, ...marked(rows.inputs[at], text)),
+    ...promptParts(rows, runs, ticked, at),
     element("h4", {}, "Target"),
     element("div", { class: "text boxed" }, ...marked(rows.targets[at], text)),
     element("h4", {}, "Answers"),
     element("table", { class: "answers" },
       element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
       element("tbody", {}, ...lines)),
+    ...foundParts(rows, runs, ticked, at, task.name),
   ];
 }
+
+/** The runs of the given numbers by what `key` gives for them; null and undefined are left out. */
+function grouped(numbers, key) {
+  const groups = new Map();
+  for (const number of numbers) {
+    const found = key(number);
+    if (found !== null && found !== undefined) groups.set(found, [...(groups.get(found) ?? []), number]);
+  }
+  return groups;
+}
+
+/** The prompt of a row, which is shown on demand; one for each template of the runs. */
+function promptParts(rows, runs, numbers, at) {
+  const templates = [...grouped(numbers, (number) => rows.runs[number].template)];
+  const cut = rows.cut[at] ? [note(`${rows.cut[at]} tokens at the end of the input were cut off.`)] : [];
+  const prompts = templates.map(([template, users]) => {
+    const { before } = rows.runs[users[0]];
+    const filled = template === "chat"
+      ? "The input in the chat template of the base's tokenizer. `lora-retriever prompts` shows all tokens."
+      : template.replaceAll("{inputs}", () => rows.inputs[at]);
+    const title = templates.length > 1 ? `Prompt of ${users.map((number) => runs[number]).join(", ")}` : "Prompt";
+    return element("details", {}, element("summary", {}, title),
+      ...(before ? [note(`Before the input: ${before}.`)] : []),
+      element("div", { class: "text boxed prompt" }, filled));
+  });
+  return [...cut, ...prompts];
+}
+
+/** All adapters that retrieval found for a row, whether used or not. Runs that found the same share a list. */
+function foundParts(rows, runs, numbers, at, own) {
+  const groups = [...grouped(numbers, (number) => rows.found[rows.runs[number].found[at]])];
+  if (!groups.length) return [];
+  const lists = groups.map(([[adapters, scores, probabilities], users]) => element("div", {},
+    element("p", { class: "note" }, users.map((number) => runs[number]).join(", ")),
+    element("ol", {}, ...adapters.map((adapter, rank) => element("li", {},
+      adapterName(rows.adapters[adapter], own),
+      element("span", { class: "weight" }, numbersOf(scores[rank], probabilities[rank])))))));
+  return [element("h4", {}, "Retrieved: adapter · retrieval score · probability"), element("div", { class: "found" }, ...lists)];
+}
+
+/** The log-likelihood of each option of a row under a run. */
+function optionLines(rows, run, at) {
+  const likelihoods = run.likelihoods[at] ?? [];
+  return likelihoods.map((likelihood, place) =>
+    element("div", { class: "weight" }, `${rows.options[at][place]} ${likelihood.toFixed(2)}`));
+}
+
+const adapterName = (name, own) =>
+  (name === own ? element("strong", { title: "the row's own adapter" }, `${name} (own)`) : name);
+
+/** A retrieval score and a probability behind an adapter's name, where they are known. */
+const numbersOf = (score, probability) =>
+  (typeof score === "number" ? ` · ${score.toFixed(3)}` : "")
+  + (typeof probability === "number" ? ` · p ${probability.toFixed(2)}` : "");
 
 function adapterLines(rows, run, at, own) {
   const [adapters, weights, scores] = rows.used[run.used[at]] ?? [[], [], []];
   if (run.used[at] === NOT_RECORDED) return ["unknown"];
   if (!adapters.length) return ["–"];
+  const [found, , probabilities] = rows.found[run.found[at]] ?? [[], [], []];
   return adapters.map((adapter, rank) => {
-    const name = rows.adapters[adapter];
     const weight = typeof weights[rank] === "number" ? Number(weights[rank].toFixed(3)) : "?";
-    const score = typeof scores[rank] === "number" ? ` · ${scores[rank].toFixed(3)}` : "";
+    const numbers = numbersOf(scores[rank], probabilities[found.indexOf(adapter)]);
     return element("div", {},
-      name === own ? element("strong", { title: "the row's own adapter" }, `${name} (own)`) : name,
-      element("span", { class: "weight" }, ` · ${weight}${score}`));
+      adapterName(rows.adapters[adapter], own), element("span", { class: "weight" }, ` · ${weight}${numbers}`));
   });
 }
 

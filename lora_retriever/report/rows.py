@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lora_retriever.analysis.runs import AnsweredRow
+from lora_retriever.analysis.runs import AnsweredRow, Run
 from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.analysis.summary import RunSummary
 from lora_retriever.data.rows import joined
+from lora_retriever.generation.prompt import TEMPLATES
 
+SCORE_DIGITS, PROBABILITY_DIGITS = 3, 2
+"""Number of decimals of retrieval scores and of probabilities. The reader shows as many."""
 Item = TypeVar("Item", bound=Hashable)
 Used = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]
+Found = tuple[tuple[int, ...], tuple[float | None, ...], tuple[float | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,20 @@ class RunRows:
     Attributes:
         answers: index of the answer in `Rows.texts`; -1: not answered.
         used: index in `Rows.used` of the adapters that the answer used; -1: not answered; -2: not recorded.
+        found: index in `Rows.found` of what retrieval found; -1: nothing, or not recorded.
         scores: the row's metric score; None: not answered.
+        likelihoods: the log-likelihood of each option, in nats; None: the row has none. Empty: no row has options.
+        template: the prompt template, with `{inputs}` in it; `chat`: the tokenizer's own. None: not recorded.
+        before: what stands before the input beside the template: the system prompt and the number of examples.
     """
 
     answers: list[int]
     used: list[int]
+    found: list[int]
     scores: list[float | None]
+    likelihoods: list[list[float] | None]
+    template: str | None
+    before: str
 
 
 @dataclass(frozen=True)
@@ -47,17 +59,23 @@ class Rows:
 
     Attributes:
         used: each distinct use of adapters: indices in `adapters`, their weights, their retrieval scores.
+        found: each distinct outcome of retrieval: indices in `adapters`, retrieval scores, probabilities.
         task: per row, the index of its task in `tasks`.
+        cut: per row, the number of tokens of the input that were cut off.
+        options: per row, the options that are chosen from. Empty: no row has options.
     """
 
     tasks: list[Task]
     adapters: list[str]
     texts: list[str]
     used: list[Used]
+    found: list[Found]
     ids: list[int]
     task: list[int]
     inputs: list[str]
     targets: list[str]
+    cut: list[int]
+    options: list[list[str]]
     runs: list[RunRows]
 
 
@@ -99,7 +117,7 @@ def row_scores(run: ScoredRun) -> dict[int, float]:
 
 def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Sequence[Task]) -> Rows:
     """The rows with the answers of all runs."""
-    texts, adapters, used = _Numbered[str](), _Numbered[str](), _Numbered[Used]()
+    texts, adapters, used, found = _Numbered[str](), _Numbered[str](), _Numbered[Used](), _Numbered[Found]()
     packed = []
     for run in runs:
         scores = row_scores(run.scored)
@@ -108,7 +126,11 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
             RunRows(
                 answers=[texts.index(row.answer) if row else -1 for row in answered],
                 used=[_used_index(row, adapters, used) for row in answered],
+                found=[_found_index(row, adapters, found) for row in answered],
+                likelihoods=_likelihoods(answered),
                 scores=[rounded(scores[row.id], 1) if row else None for row in answered],
+                template=_template(run.scored.run),
+                before=_before(run.scored.run),
             )
         )
     task_index = {task.name: index for index, task in enumerate(tasks)}
@@ -117,10 +139,13 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
         adapters=adapters.items,
         texts=texts.items,
         used=used.items,
+        found=found.items,
         ids=[row.id for row in rows],
         task=[task_index[row.task] for row in rows],
         inputs=[row.inputs for row in rows],
         targets=[joined(row.targets) for row in rows],
+        cut=[row.truncated_tokens or 0 for row in rows],
+        options=[list(row.options or ()) for row in rows] if any(row.options for row in rows) else [],
         runs=packed,
     )
 
@@ -142,4 +167,44 @@ def _used_index(row: AnsweredRow | None, adapters: _Numbered[str], used: _Number
 
 def _used(row: AnsweredRow, adapters: _Numbered[str]) -> Used:
     weights = tuple(round(weight, 4) for weight in row.weights)
-    return tuple(map(adapters.index, row.adapters)), weights, tuple(rounded(score, 4) for score in row.scores)
+    return (
+        tuple(map(adapters.index, row.adapters)),
+        weights,
+        tuple(rounded(score, SCORE_DIGITS) for score in row.scores),
+    )
+
+
+def _found_index(row: AnsweredRow | None, adapters: _Numbered[str], found: _Numbered[Found]) -> int:
+    """The entry of `RunRows.found` for an answered row. None: the run did not answer the row."""
+    if row is None or row.retrieved is None:
+        return -1
+    scores = tuple(rounded(score, SCORE_DIGITS) for score in row.retrieved.scores)
+    probabilities = tuple(rounded(share, PROBABILITY_DIGITS) for share in row.retrieved.probabilities)
+    return found.index((tuple(map(adapters.index, row.retrieved.adapters)), scores, probabilities))
+
+
+def _likelihoods(answered: Sequence[AnsweredRow | None]) -> list[list[float] | None]:
+    """The entries of `RunRows.likelihoods`."""
+    if not any(row and row.likelihoods for row in answered):
+        return []
+    return [[round(number, 3) for number in row.likelihoods] if row and row.likelihoods else None for row in answered]
+
+
+def _generation(run: Run) -> dict[str, Any]:
+    """The section `generation` of the run's configuration. Empty: not recorded."""
+    recorded = run.meta.get("configuration", {}).get("generation")
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _template(run: Run) -> str | None:
+    """The entry of `RunRows.template`."""
+    name = _generation(run).get("template")
+    return TEMPLATES.get(name, name) if isinstance(name, str) else None
+
+
+def _before(run: Run) -> str:
+    """The entry of `RunRows.before`."""
+    generation = _generation(run)
+    parts = [f"system prompt: {generation['system']}"] if generation.get("system") else []
+    parts += [f"{generation['shots']} examples at most"] if generation.get("shots") else []
+    return "; ".join(parts)

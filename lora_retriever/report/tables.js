@@ -12,10 +12,13 @@ function showTables(tables, notes) {
     return button;
   });
   const panels = tables.map((table, index) => {
-    const panel = element("div", { class: "panel", "data-shown": String(index === 0) },
-      element("h3", { class: "print-only" }, table.name));
-    whenNear(panel, () => panel.append(
-      scoreTable(table), ...table.notes.map(note)));
+    const panel = element("div", { class: "panel", "data-shown": String(index === 0) });
+    const draw = () => panel.replaceChildren(
+      element("h3", { class: "print-only" }, table.name), scoreTable(ofChosenRuns(table)), ...table.notes.map(note));
+    whenNear(panel, () => {
+      draw();
+      document.addEventListener(RUNS_CHANGED, draw);
+    });
     return panel;
   });
   const show = (chosen) => {
@@ -26,10 +29,17 @@ function showTables(tables, notes) {
   byId("tables").append(...panels, ...notes.map(note));
 }
 
+/** A table without the columns of runs that are not chosen. */
+function ofChosenRuns(table) {
+  const kept = table.columns.map((_, column) => column).filter((column) => isShownColumn(table.columns[column]));
+  const rows = table.rows.map(([label, cells]) => [label, kept.map((column) => cells[column])]);
+  return { ...table, columns: kept.map((column) => table.columns[column]), rows };
+}
+
 /**
  * A scrollable, sortable table of numbers [value, low, high, mark], texts or nothing; rows from `foot` on stay below.
  * A count is [value], a number that is not known is `UNKNOWN`. `bounds`: intervals are shown by their ends, not by half their width.
- * Whiskers lie on the given scale. Without one each row has its own scale, shown at the end of the row.
+ * `signed`: the numbers are differences; the scales hold 0, and a line stands at 0. Whiskers lie on the given scale. Without one each row has its own scale, shown at the end of the row.
  */
 function scoreTable({ name, corner = "score", columns, rows, foot, signed, bounds, scale }) {
   const ofWords = (column) => rows.some(([, cells]) => typeof cells[column - 1] === "string");
@@ -69,7 +79,7 @@ function compared(a, b, order) {
 
 function scoreRow(label, cells, signed, bounds, fixed) {
   const numbers = cells.filter(Array.isArray).flatMap((cell) => cell.slice(0, 3)).filter((number) => number !== null);
-  const scale = fixed ?? [Math.min(...numbers), Math.max(...numbers)];
+  const scale = fixed ?? [Math.min(...numbers, ...(signed ? [0] : [])), Math.max(...numbers, ...(signed ? [0] : []))];
   const ends = numbers.length ? scale.map((end) => end.toFixed(0)).join(" – ") : "";
   return element("tr", {},
     element("th", { scope: "row" }, label),
@@ -91,6 +101,6 @@ function scoreCell(cell, scale, signed, bounds) {
     made.title = `${number(value)} ${ends}`;
   }
   if (mark) made.append(element("small", {}, ` ${mark}`));
-  if (low !== null) made.append(whisker(value, low, high, scale));
+  if (low !== null) made.append(whisker(value, low, high, scale, signed));
   return made;
 }

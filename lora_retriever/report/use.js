@@ -11,6 +11,13 @@ const USE_COLUMNS = {
 };
 
 function showUse(uses) {
+  const draw = () => byId("use-tables").replaceChildren(...useTables(uses.filter(({ run }) => chosenRuns.has(run))));
+  draw();
+  document.addEventListener(RUNS_CHANGED, draw);
+}
+
+function useTables(uses) {
+  if (!uses.length) return [note("No run is ticked.")];
   const hasRows = (place) => uses.some(({ situations }) => situations[place].exact || situations[place].others);
   const shownOnes = (situations) => situations.filter((_, place) => hasRows(place));
   const names = shownOnes(uses[0].situations).map((situation) => situation.name);
@@ -23,9 +30,7 @@ function showUse(uses) {
     [found.right, found.low, found.high, `n ${found.exact}`]);
   const scores = bySituation("Other tasks: mean of the rows' own scores", (found) =>
     [found.score, null, null, `n ${found.others}`]);
-  for (const table of [used, right, scores]) {
-    byId("use-tables").append(element("h3", {}, table.name), scoreTable(table));
-  }
+  return [used, right, scores].flatMap((table) => [element("h3", {}, table.name), scoreTable(table)]);
 }
 
 /** A table of scores with a row for every run. */

@@ -10,10 +10,13 @@ import numpy as np
 
 from lora_retriever.analysis.runs import AnsweredRow
 from lora_retriever.analysis.scores import ScoredRun
+from lora_retriever.data.rows import OPTION_METRICS
 from lora_retriever.report.rows import Task, row_scores
 from lora_retriever.resampling import wilson_interval
 
 MOST_USED = 5
+EXACT = ("em", *OPTION_METRICS)
+"""The metrics under which an answer is right or wrong."""
 
 NOTHING = "no adapter"
 UNKNOWN = "not recorded"
@@ -97,8 +100,8 @@ def situation_of(row: AnsweredRow, domains: Mapping[str, str]) -> str:
 
 
 def _situation(name: str, rows: Sequence[AnsweredRow], scores: Mapping[int, float]) -> Situation:
-    exact = [scores[row.id] for row in rows if row.metric == "em"]
-    others = [scores[row.id] for row in rows if row.metric != "em"]
+    exact = [scores[row.id] for row in rows if row.metric in EXACT]
+    others = [scores[row.id] for row in rows if row.metric not in EXACT]
     right = low = high = None
     if exact:
         hits = sum(score == 100 for score in exact)

@@ -51,8 +51,10 @@ class AnswerCache:
             if "stages" in line:
                 self._learn_stages(configuration, line["stages"])
                 continue
-            key = answer_key(configuration, line["inputs"], dict(zip(line["adapters"], line["weights"], strict=True)))
-            self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"])
+            weights = dict(zip(line["adapters"], line["weights"], strict=True))
+            key = answer_key(configuration, line["inputs"], weights, line.get("options"), line["task"])
+            likelihoods = tuple(line["likelihoods"]) if "likelihoods" in line else None
+            self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"], likelihoods=likelihoods)
 
     def _learn_stages(self, configuration: Mapping[str, Any], stages: Sequence[Sequence[Line]]) -> None:
         """Remember the texts that answered the questions of a procedure."""
@@ -78,11 +80,21 @@ class AnswerCache:
                 continue
 
 
-def answer_key(configuration: Mapping[str, Any], inputs: str, weights: Mapping[str, float]) -> str:
+def answer_key(
+    configuration: Mapping[str, Any],
+    inputs: str,
+    weights: Mapping[str, float],
+    options: Sequence[str] | None = None,
+    task: str = "",
+) -> str:
     """The hash of everything that an answer depends on. Adapters count by the hashes of their files.
 
     The order of the adapters does not count. The mode does not count if there are no adapters, or one adapter of
     weight 1 under fusion or mixture: the two modes then compose the same.
+
+    Args:
+        options: the options of the row. None: the row is answered by decoding.
+        task: the task of the row, which decides the examples in the row's prompt.
     """
     hashes = configuration.get("adapters", {})
     composition = sorted((hashes[name], weight) for name, weight in weights.items())
@@ -93,10 +105,13 @@ def answer_key(configuration: Mapping[str, Any], inputs: str, weights: Mapping[s
     elif not composition or [weight for _, weight in composition] == [1]:
         mode = None
     generation = {name: value for name, value in configuration["generation"].items() if name not in BATCHING}
+    examples = [configuration.get("pool"), task] if generation.get("shots") else None
     content = [
         {name: configuration.get(name) for name in CONDITIONS},
+        examples,
         generation,
         inputs,
+        options,
         mode,
         gate,
         names,

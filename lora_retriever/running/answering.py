@@ -19,6 +19,7 @@ from lora_retriever.escaping import for_rich
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.composition import Composition, nearly_single
+from lora_retriever.metrics.options import chosen_option
 from lora_retriever.procedures import PLAIN, procedures_of
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.running.inputs import file_hashes
@@ -174,13 +175,18 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
     if answer.gate is not None:
         ordered = sorted(answer.gate.weights.items(), key=lambda item: -item[1])
         weights = {name: weight for name, weight in ordered if weight and name in composition.weights}
+    text = answer.text
+    if answer.likelihoods is not None and planned.row.options is not None:
+        text = chosen_option(planned.row.metric, planned.row.options, answer.likelihoods)
     return {
         "id": planned.row.id,
-        **planned.row.model_dump(exclude={"id"}),
+        **planned.row.model_dump(exclude={"id"}, exclude_none=True),
         **planned.row.further,
-        "predicted_answer": answer.text,
+        "predicted_answer": text,
         **_used(composition, weights),
         **({} if answer.gate is None else {"gate_entropy": answer.gate.entropy}),
+        **({} if answer.likelihoods is None else {"likelihoods": list(answer.likelihoods)}),
+        **({} if planned.prompt.shots is None else {"shots": planned.prompt.shots}),
         "truncated_tokens": planned.prompt.truncated_tokens,
         "generated_tokens": answer.generated_tokens,
     }
@@ -197,7 +203,7 @@ def staged_line(planned: PlannedRow, fields: Line, procedure: str) -> Line:
     """
     return {
         "id": planned.row.id,
-        **planned.row.model_dump(exclude={"id"}),
+        **planned.row.model_dump(exclude={"id"}, exclude_none=True),
         **planned.row.further,
         "procedure": planned.row.procedure or procedure,
         "predicted_answer": fields["predicted_answer"],

@@ -29,6 +29,7 @@ from lora_retriever.procedures import PLAIN, Procedure
 ANSWERING = (
     *GENERATION,
     "lora_retriever/experiment/benchmark.py",
+    "lora_retriever/metrics/options.py",
     "lora_retriever/running/answer_cache.py",
     "lora_retriever/running/answering.py",
     "lora_retriever/running/plan.py",
@@ -37,8 +38,8 @@ ANSWERING = (
 STAGING = ("lora_retriever/procedures/", "lora_retriever/running/stages.py")
 """The code that a run uses in addition if rows have procedures."""
 BACKEND_FILES = {
-    "local": ("local.py",),
-    "ray": ("local.py", "ray.py", "ray_actors.py"),
+    "local": ("local.py", "failures.py", "options.py"),
+    "ray": ("local.py", "failures.py", "options.py", "ray.py", "ray_actors.py"),
     "vllm": ("vllm.py", "memory_folder.py"),
 }
 """The files of each backend, in the folder `backends`."""

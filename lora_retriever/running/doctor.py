@@ -200,7 +200,7 @@ def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEn
     base, findings = _examine_base(profile, hub)
     yield from findings
     if base is not None and rows:
-        yield _examine_prompts(profile, rows, base)
+        yield _examine_prompts(profile, rows, pool, base)
     elif rows:
         yield Finding("warning", "prompts: the template cannot be tried without the base model's tokenizer")
     adapters, findings = _examine_adapters(profile, pool, base, hub)
@@ -265,14 +265,23 @@ def _examine_weights(what: str, folder: Path) -> Finding:
     return Finding("ok", f"{what}: {folder}")
 
 
-def _examine_prompts(profile: Profile, rows: Sequence[Row], base: BaseFindings) -> Finding:
-    from lora_retriever.generation.generator import make_prompts
+def _examine_prompts(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry], base: BaseFindings) -> Finding:
+    from lora_retriever.generation.generator import row_prompts
 
     try:
-        prompts = make_prompts([row.inputs for row in rows], base.tokenizer, profile.generation)
+        prompts = row_prompts(rows, base.tokenizer, profile.generation, pool)
     except UserError as error:
         return Finding("problem", f"prompts: {error}")
     longest = max(len(prompt.token_ids) for prompt in prompts)
+    if profile.generation.shots:
+        fewer = sum((prompt.shots or 0) < profile.generation.shots for prompt in prompts)
+        if fewer:
+            return Finding(
+                "warning",
+                f"prompts: {fewer} of {len(prompts)} have fewer than generation.shots = {profile.generation.shots} "
+                "examples: they do not fit into generation.max_prompt_tokens = "
+                f"{profile.generation.max_prompt_tokens}, or the pool has no more samples of the row's own adapter",
+            )
     cut = sum(prompt.truncated_tokens > 0 for prompt in prompts)
     if cut:
         return Finding(

@@ -198,7 +198,7 @@ def answer_runs(
     """
     import torch
 
-    from lora_retriever.generation.generator import make_prompts
+    from lora_retriever.generation.generator import row_prompts
 
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
@@ -206,7 +206,7 @@ def answer_runs(
         base = inspect_base(benchmark.base, profile.generation)
         adapters = inspect_adapters(benchmark.adapters, base.skeleton)
         check_adapters(adapters)
-        prompts = make_prompts([row.inputs for row in benchmark.rows], base.tokenizer, profile.generation)
+        prompts = row_prompts(benchmark.rows, base.tokenizer, profile.generation, benchmark.pool)
     for warning in (*benchmark.warnings, *base.warnings, *adapters.warnings):
         console.print(for_rich(f"warning: {warning}"), soft_wrap=True)
     with console.status("loading the base model and the adapters"), without_adapter_warnings():

@@ -72,6 +72,8 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         used |= {"temperature": temperature}
         if profile.scorer.weights != "cosine":  # before there was a choice, weights were made of the scores themselves
             used |= {"weights": profile.scorer.weights}
+    if profile.generation.shots:
+        used |= {"pool": benchmark.hashes["pool"]}
     if profile.data.reading:
         used |= {"data": profile.data.reading}
     if used_procedures := recorded_procedures(profile, benchmark):
@@ -177,11 +179,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def check_backend(variants: Sequence[Variant], rows: Sequence[Row]) -> None:
-    """Check that the profile's backend can do what the methods and the rows' procedures need.
+    """Check that the profile's backend can do what the methods, the rows and the rows' procedures need.
 
     Raises:
-        UserError: a method weighs adapters by token or looks into the model, or a procedure detects labels, and the
-            backend has no model; or a procedure or an option of a procedure is unknown.
+        UserError: a method weighs adapters by token or looks into the model, a row has options, or a procedure detects
+            labels, and the backend has no model; or a procedure or an option of a procedure is unknown.
     """
     needing = [v.name for v in variants if v.method.gate is not None or "model" in v.method.reads]
     backend = variants[0].profile.backend
@@ -195,6 +197,12 @@ def check_backend(variants: Sequence[Variant], rows: Sequence[Row]) -> None:
         raise UserError(
             f"backend: {backend} serves checkpoints and has no detection heads, which the procedure {detecting[0]} "
             "needs; run it with backend: local"
+        )
+    with_options = next((row for row in rows if row.options), None)
+    if with_options is not None and not BACKENDS[backend].has_model:
+        raise UserError(
+            f"backend: {backend} serves checkpoints and gives no likelihoods, which the metric {with_options.metric} "
+            f"of row {with_options.id} needs; use backend: local or ray"
         )
     if needing and not BACKENDS[backend].has_model:
         raise UserError(
@@ -239,6 +247,7 @@ def group_alike(plan: Sequence[PlannedRow], configuration: Mapping[str, Any]) ->
     """The rows of a plan by the key of their answer. Rows of one key have the same answer, which is made once."""
     groups: dict[str, list[PlannedRow]] = {}
     for planned in plan:
-        key = answer_key(configuration, planned.row.inputs, planned.composition.weights)
+        row, weights = planned.row, planned.composition.weights
+        key = answer_key(configuration, row.inputs, weights, row.options, row.task)
         groups.setdefault(key, []).append(planned)
     return groups

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
-from lora_retriever.backends.local import failed_row
+from lora_retriever.backends.base import Outcome
+from lora_retriever.backends.failures import failed_alone
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.files import read_bytes, write_bytes
 from lora_retriever.generation.batches import Halving, Request, plan_batches, unfinished
@@ -371,23 +371,12 @@ class Stages:
                 }
             return Outcome()
 
-        halving: Halving[Request, Outcome] = Halving(_failed_alone)
+        halving: Halving[Request, Outcome] = Halving(failed_alone)
         for batch in unfinished(plan_batches(requests, generator.settings), done):
             outcome, before = Outcome(), set(found)
             for _, result in halving.results(batch, detect):
                 outcome |= result
             yield {id: reply for id, reply in found.items() if id not in before}, outcome
-
-
-def _failed_alone(piece: Sequence[Request], error: Exception) -> Outcome | None:
-    """The failure of a single row, or None for a piece that is still to be halved.
-
-    Raises:
-        BackendError: the error says that the device is broken.
-    """
-    if is_broken_device(error):
-        raise broken_device(error) from error
-    return failed_row(piece[0], error) if len(piece) == 1 else None
 
 
 def asked_fields(question: Ask) -> Line:

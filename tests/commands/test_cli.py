@@ -170,6 +170,26 @@ def test_retrieval_counts_own_adapters_as_a_loop_does(tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
+def test_files_with_other_columns_are_read_by_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, pool = tmp_path / "questions.csv", tmp_path / "train.csv"
+    rows.write_text("question,answer,subject\nwhat is two and two,4,sums\nwhich word is the noun,tree,words\n")
+    pool.write_text("question,answer,subject\nwhat is one and two,3,sums\nwhich word is the verb,run,words\n")
+    named = ["--columns", "inputs=question,targets=answer,task=subject", "--defaults", "domain=mine,metric=em"]
+    assert main(["audit", str(rows), "--pool", str(pool), *named]) == 0
+    figures = tmp_path / "figures.json"
+    files = ["--pool", str(pool), "--inputs", str(rows), *named]
+    assert main(["retrieval", *files, "--scorer", "lexical", "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["scorers"]["lexical"]["top1"] == 100
+    out = str(tmp_path / "index")
+    assert main(["index", "--pool", str(pool), *named, "--scorer", "lexical", "--out", out]) == 0
+    assert AdapterIndex.load(tmp_path / "index").names == ["sums", "words"]
+    training = ["train", "--base", str(tmp_path), "--out", out, "--pool", str(pool), *named]
+    assert main([*training, "--only", "verbs"]) == 2
+    assert "verbs" in capsys.readouterr().err
+    assert main([*training[:-4], "--columns", "inputs=text"]) == 2
+    assert "no column 'text' for inputs; there are: 'question', 'answer', 'subject'" in capsys.readouterr().err
+
+
 def test_a_private_index_holds_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["index", "--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder"), "--out", str(tmp_path)]
     some_text = json.loads((TINY / "pool.json").read_text())[0]["sample"][0]["inputs"].split("\n")[0].encode()

@@ -23,6 +23,7 @@ from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.summary import summarize, to_table
 from lora_retriever.cli import main
 from lora_retriever.data.rows import Row
+from lora_retriever.generation.prompt import ALPACA
 from lora_retriever.metrics import Scoring
 
 pytestmark = pytest.mark.slow
@@ -165,6 +166,50 @@ def test_loading_and_filtering_take_well_under_a_second(opened: Opened, results:
     assert max(filtering.values()) < LIMIT
 
 
+def test_the_leaderboard_explains_sorts_finds_and_chooses_runs(
+    page: Page, opened: Opened, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    board = page.locator("#leaderboard tbody tr")
+    cells = {line.locator("th").inner_text().strip(): line.locator("td").all_inner_texts() for line in board.all()}
+    assert cells.keys() == RUNS.keys()
+    means = [float(line[1].split(" ±")[0]) for line in cells.values()]
+    assert means == sorted(means, reverse=True), "the best run is first"
+    assert cells["mixture_ood"][0] == (
+        "the average of the outputs of the best k adapters; the row's own adapter is masked"
+    )
+    assert cells["mixture@k=8"][0] == "the average of the outputs of the best k adapters; k = 8"
+    assert (cells["base"][4], cells["mixture"][4]) == ("–", "0.4"), "seconds a row"
+    first = sum(line["adapters"][:1] == [line["task"]] for line in answers["selection"]) / ROWS
+    assert float(cells["selection"][5]) == pytest.approx(100 * first, abs=0.051)
+    page.locator("#leaderboard").get_by_role("button", name="seconds a row").click()
+    assert first_column(page, "#leaderboard tbody")[0].strip() in ("fusion@k=8", "mixture@k=8")
+    page.locator("#leaderboard").get_by_role("button", name="mean over tasks").click()
+
+    page.check("#filter-disagree")
+    page.fill("#run-search", "MASKED")
+    masked = [name for name in RUNS if name.endswith("_ood")]
+    assert sorted(text.strip() for text in board.locator("th:visible").all_inner_texts()) == sorted(masked)
+    page.get_by_role("button", name="Untick these").click()
+    page.fill("#run-search", "")
+    page.locator("#leaderboard").get_by_label("show base below").uncheck()
+    ticked = [name for name in RUNS if name not in (*masked, "base")]
+    heads = page.locator("#tables .panel[data-shown=true] thead th button").all_inner_texts()
+    for shown in (heads[1:], page.locator("#detail .answers tbody th").all_inner_texts()):
+        assert sorted(shown) == sorted(ticked)
+    assert set(first_column(page, "#use-tables tbody")) == set(ticked)
+    page.select_option("#filter-task", "cb")
+    verdicts = [
+        {answers[name][id]["predicted_answer"] == answers[name][id]["targets"] for name in ticked}
+        for id in range(ROWS)
+        if answers["base"][id]["task"] == "cb"
+    ]
+    assert count(page) == sum(len(found) > 1 for found in verdicts) < 45
+    assert page.url.count("without=") == len(masked) + 1
+    again = opened("#reader?" + page.url.partition("#reader?")[2])
+    assert again.inner_text("#filter-count") == page.inner_text("#filter-count")
+    assert again.locator("#leaderboard input:not(:checked)").count() == len(masked) + 1
+
+
 def test_a_name_sorts_by_its_column_down_then_up_then_not(opened: Opened) -> None:
     page = opened()
     as_it_was = first_column(page)
@@ -280,9 +325,19 @@ def test_search_looks_into_inputs_targets_and_answers(page: Page, answers: dict[
 def test_a_row_shows_every_runs_answer_with_what_was_used(page: Page, answers: dict[str, list[dict[str, Any]]]) -> None:
     page.evaluate("location.hash = '#reader?row=1234'")
     wait_until(page, "document.querySelector('#detail h3')?.textContent.startsWith('Row 1234 ')")
-    assert page.locator("#detail .boxed").all_text_contents() == [
+    assert page.locator("#detail .boxed:not(.prompt)").all_text_contents() == [
         answers["base"][1234]["inputs"], answers["base"][1234]["targets"],
     ]  # fmt: skip
+    page.locator("#detail summary").click()
+    assert page.locator("#detail .prompt").text_content() == ALPACA.replace("{inputs}", answers["base"][1234]["inputs"])
+    found = page.locator("#detail .found li").all_text_contents()  # with the row's own adapter, and masked
+    for start, name in ((0, "selection"), (8, "mixture_ood")):
+        kept = answers[name][1234]["retrieved"]
+        wanted = zip(kept["adapters"], kept["scores"], kept["probabilities"], strict=True)
+        assert [text.replace(" (own)", "") for text in found[start : start + 8]] == [
+            f"{adapter} · {score:.3f} · p {share:.2f}" for adapter, score, share in wanted
+        ]
+    assert len(found) == 16
     lines = page.locator("#detail .answers tbody tr")
     assert sorted(lines.locator("th").all_inner_texts()) == sorted(RUNS)
     for name in RUNS:
@@ -293,8 +348,11 @@ def test_a_row_shows_every_runs_answer_with_what_was_used(page: Page, answers: d
             f"{adapter}{' (own)' if adapter == wanted['task'] else ''} · {round(weight, 3):g}"
             for adapter, weight in zip(wanted["adapters"], wanted["weights"], strict=True)
         ]
-        shown = line.locator(".adapters div").all_text_contents()
-        assert [text.rpartition(" · ")[0] if name != "best_selection" else text for text in shown] == used
+        if name != "best_selection":
+            shares = (wanted["retrieved"] or {"probabilities": []})["probabilities"]
+            numbers = zip(used, wanted["scores"], shares, strict=False)
+            used = [f"{text} · {score:.3f} · p {share:.2f}" for text, score, share in numbers]
+        assert line.locator(".adapters div").all_text_contents() == used
 
 
 def test_markup_in_an_answer_stays_text(page: Page) -> None:
@@ -386,18 +444,25 @@ def test_hidden_characters_are_shown_as_escapes(browser: Browser, tmp_path: Path
 
 
 def test_a_report_without_adapters_opens_too(
-    browser: Browser, answers: dict[str, list[dict[str, Any]]], tmp_path: Path
+    browser: Browser, answers: dict[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lora_retriever.resampling.DRAWS", 200)
     original = ("inputs", "targets", "metric", "domain", "task", "predicted_answer")  # what the original's files hold
     for name in ("base", "selection"):
-        lines = [{key: line[key] for key in original} for line in answers[name][::50]]
+        lines = [{key: line[key] for key in original} for line in answers[name][::25]]
         (tmp_path / f"{name}.json").write_text(json.dumps(lines), encoding="utf-8")
-    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path), "--versus", "base"]) == 0
     page, errors = browser.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "report.html").as_uri())
     wait_until(page, "performance.getEntriesByName('usable').length > 0")
-    assert page.locator("nav a").all_inner_texts() == ["Scores", "Use", "Rows", "How it was made"]
+    page.get_by_role("button", name="against base").click()
+    page.wait_for_selector("#tables .panel[data-shown=true] .whisker.zero")
+    for place in page.locator("#tables .panel[data-shown=true] .whisker").evaluate_all(
+        "all => all.map(one => ['--zero', '--at'].map(name => parseFloat(one.style.getPropertyValue(name))))"
+    ):
+        assert 0 <= min(place) <= max(place) <= 100, "every line has room for the difference and for zero"
+    assert page.locator("nav a").all_inner_texts() == ["Runs", "Scores", "Use", "Rows", "How it was made"]
     page.keyboard.press("j")
     assert page.locator("#detail .answers tbody tr").count() == 2
     assert page.locator("#detail .adapters").all_text_contents()[-2:] == ["unknown", "unknown"]
@@ -405,7 +470,7 @@ def test_a_report_without_adapters_opens_too(
     for row in used.locator("tbody tr").all():
         assert row.locator("td").all_inner_texts() == ["unknown"] * 6
     assert right.locator("thead th").all_inner_texts() == ["run", "not recorded"]
-    for retrieval, shown in (("unknown", 48), ("none", 0), ("absent", 0)):
+    for retrieval, shown in (("unknown", 96), ("none", 0), ("absent", 0)):
         page.select_option("#filter-retrieval", retrieval)
         assert count(page) == shown
     if "REPORT_SCREENSHOTS" in os.environ:
@@ -430,6 +495,7 @@ def test_the_documentations_pictures(opened: Opened) -> None:
         page.keyboard.press("Escape")
         page.evaluate("document.getElementById('reader').scrollIntoView()")
 
+    picture("runs-light", "light", "runs")
     picture("scores-light", "light", "scores")
     picture("retrieval-light", "light", "retrieval")
     picture("similarity-dark", "dark", "similarity")

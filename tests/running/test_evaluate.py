@@ -102,10 +102,20 @@ def test_a_line_holds_the_row_and_what_was_used(paper_runs: Path, tiny_rows: lis
 
 
 def test_a_line_keeps_the_rows_further_fields_and_its_own_fields_are_none_of_them() -> None:
-    row = {"inputs": "a", "targets": "b", "task": "t", "domain": "d", "metric": "em", "id": 4}
-    composed, answer = (Prompt([1], 0), Composition({"t": 1.0})), Answer("c", 1, GateUse({"t": 1.0}, 0.0))
+    row = {
+        "inputs": "a",
+        "targets": "b",
+        "task": "t",
+        "domain": "d",
+        "metric": "choice",
+        "id": 4,
+        "options": ["b", "c"],
+    }
+    composed = (Prompt([1], 0, shots=2), Composition({"t": 1.0}))
+    answer = Answer("", 0, GateUse({"t": 1.0}, 0.0), (-2.0, -1.0))
     plain = answer_line(PlannedRow(Row(**row), *composed), answer)
     assert plain.keys() | {"procedure", "stages"} == LINE_FIELDS
+    assert plain["predicted_answer"] == "c"
     further = {"instruction": "seen", "length": 3}
     assert answer_line(PlannedRow(Row(**row, further=further), *composed), answer) == {**plain, **further}
 

@@ -1,0 +1,68 @@
+// The leaderboard: a line for each run. The ticked runs are shown in the tables and in the reader below.
+
+const RUNS_CHANGED = "runschanged"; // the event of the document after `chosenRuns` changed
+const chosenRuns = new Set(); // the names of the ticked runs
+const boxesOfRuns = new Map(); // each run's name with its box
+
+const NO_NUMBER = [null, null, null, "–"];
+const orNone = (value, interval) => (value === null ? NO_NUMBER : [value, ...(interval ?? [null, null]), ""]);
+const STANDING_COLUMNS = {
+  "what the run does": (standing) => standing.does,
+  "mean over tasks": (standing) => orNone(standing.mean, standing.interval),
+  "exact match": (standing) => orNone(standing.exact, null),
+  "normalized": (standing) => orNone(standing.normalized, standing.normalized_interval),
+  "seconds a row": (standing) => (standing.seconds === null ? NO_NUMBER : [Number(standing.seconds.toPrecision(2))]),
+  "own adapter first, %": (standing) => orNone(standing.first, null),
+  "own adapter used, %": (standing) => orNone(standing.used, null),
+};
+
+function showLeaderboard(standings) {
+  const known = Object.keys(STANDING_COLUMNS).filter(
+    (column) => standings.some((standing) => STANDING_COLUMNS[column](standing) !== NO_NUMBER));
+  const rows = standings.map((standing) => [standing.run, known.map((column) => STANDING_COLUMNS[column](standing))]);
+  const table = scoreTable(
+    { name: "Runs", corner: "run", columns: known, rows, foot: rows.length, signed: false, scale: [0, 100] });
+  const lines = [...table.querySelectorAll("tbody tr")];
+  lines.forEach((line, place) => {
+    const { run } = standings[place];
+    const box = element("input", { type: "checkbox", checked: true, "aria-label": `show ${run} below` });
+    box.addEventListener("change", readBoxes);
+    boxesOfRuns.set(run, box);
+    chosenRuns.add(run);
+    line.cells[0].replaceChildren(element("label", {}, box, ` ${run}`));
+  });
+  byId("leaderboard").append(table);
+  const mean = known.indexOf("mean over tasks") + 1;
+  table.querySelectorAll("thead th")[mean].firstChild.click(); // the best run first
+
+  const search = byId("run-search");
+  const find = () => {
+    const wanted = search.value.toLowerCase();
+    lines.forEach((line, place) => {
+      line.hidden = !`${standings[place].run} ${standings[place].does}`.toLowerCase().includes(wanted);
+    });
+  };
+  const tickFound = (ticked) => {
+    lines.forEach((line, place) => { if (!line.hidden) boxesOfRuns.get(standings[place].run).checked = ticked; });
+    readBoxes();
+  };
+  search.addEventListener("input", find);
+  byId("tick-runs").addEventListener("click", () => tickFound(true));
+  byId("untick-runs").addEventListener("click", () => tickFound(false));
+}
+
+/** Make the ticked boxes the chosen runs, and tell the sections of the page. */
+function readBoxes() {
+  chosenRuns.clear();
+  boxesOfRuns.forEach((box, run) => { if (box.checked) chosenRuns.add(run); });
+  document.dispatchEvent(new Event(RUNS_CHANGED));
+}
+
+/** Tick all runs but those of the given names. */
+function showRunsWithout(names) {
+  boxesOfRuns.forEach((box, run) => { box.checked = !names.includes(run); });
+  readBoxes();
+}
+
+/** Whether a column of a table is shown: it is no run, or a chosen run. */
+const isShownColumn = (name) => !boxesOfRuns.has(name) || chosenRuns.has(name);

@@ -1,0 +1,81 @@
+"""The leaderboard: one line for each run, with what the run does, its means, its cost and how often retrieval hit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_retriever.analysis.runs import Run
+from lora_retriever.analysis.scores import MEAN, NORMALIZED
+from lora_retriever.analysis.summary import Interval, RunSummary
+from lora_retriever.methods import registered
+from lora_retriever.methods.base import OOD
+from lora_retriever.report.use import Use
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run on the leaderboard. None: not known, or the run has no such number.
+
+    Attributes:
+        does: what the run does, in a line.
+        mean: the mean over tasks, with its interval.
+        exact: the mean of the tasks whose metric is `em`.
+        seconds: seconds for each row that was answered and not taken over from another run.
+        first: percentage of rows whose own adapter came first.
+        used: percentage of rows whose own adapter was used.
+    """
+
+    run: str
+    does: str
+    mean: float
+    interval: Interval | None
+    exact: float | None
+    normalized: float | None
+    normalized_interval: Interval | None
+    seconds: float | None
+    first: float | None
+    used: float | None
+
+
+def standing_of(run: RunSummary, use: Use) -> Standing:
+    """The line of one run. `use` is the run's use of adapters."""
+    scores = run.scored.main_scores()
+    exact = [score for task, score in scores.items() if run.scored.tasks[task].metric == "em"]
+    return Standing(
+        run=run.name,
+        does=what_it_does(run.scored.run),
+        mean=run.values[MEAN],
+        interval=run.intervals.get(MEAN),
+        exact=float(np.mean(exact)) if exact else None,
+        normalized=run.values.get(NORMALIZED),
+        normalized_interval=run.intervals.get(NORMALIZED),
+        seconds=seconds_a_row(run.scored.run.meta.get("timings", {})),
+        first=use.own_first,
+        used=use.own_used,
+    )
+
+
+def what_it_does(run: Run) -> str:
+    """What a run does, in a line: the summary of its method, what is masked, and the settings that a sweep varied."""
+    recorded = run.meta.get("configuration", {}).get("method")
+    name = recorded.get("name") if isinstance(recorded, dict) else None
+    method = registered().get(str(name or run.method))
+    if method is None:
+        parts = ["a method that the project does not know"]
+    else:
+        parts = [method.summary]
+        if method.name.endswith(OOD):
+            parts.append("the row's own adapter is masked")
+    return "; ".join([*parts, *(f"{setting} = {value}" for setting, value in run.settings.items())])
+
+
+def seconds_a_row(timings: Mapping[str, Any]) -> float | None:
+    """The seconds for each row, from the timings of a record. None: nothing was answered in the last start."""
+    rows, reused, seconds = (timings.get(name) for name in ("rows", "reused", "seconds"))
+    if not isinstance(rows, int) or not isinstance(reused, int) or not isinstance(seconds, int | float):
+        return None
+    return seconds / (rows - reused) if rows > reused else None
