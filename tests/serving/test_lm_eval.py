@@ -47,13 +47,13 @@ def test_generated_answers_are_those_of_an_evaluation(server: LocalServer, harne
 def test_log_likelihoods_are_those_of_the_model(server: LocalServer, harness: Any, paper_runs: Path) -> None:
     line = lines_of(paper_runs, "selection")[0]
     (adapter,), generator = line["adapters"], server.serving.service.generator
-    template, tokenizer = generator.settings.template_text, generator.tokenizer
-    prompt = template.replace("{inputs}", line["inputs"])
+    prompt = generator.settings.template_text.replace("{inputs}", line["inputs"])
+    lm = harness(adapter)
     continuations = [line["predicted_answer"], "none of this"]
-    found = harness(adapter).loglikelihood([asked("loglikelihood", prompt, text) for text in continuations])
+    found = lm.loglikelihood([asked("loglikelihood", prompt, text) for text in continuations])
     for text, (logprob, is_greedy) in zip(continuations, found, strict=True):
-        read = tokenizer(prompt, add_special_tokens=False).input_ids
-        whole = tokenizer(prompt + text, add_special_tokens=False).input_ids
+        read, scored = lm._encode_pair(prompt, text)  # white space at the prompt's end is scored with the text
+        whole = [*read, *scored]
         with torch.no_grad(), generator.model.composed([adapter], [[1.0]]):
             logits = generator.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
         places = range(len(read), len(whole))

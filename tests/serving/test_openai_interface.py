@@ -174,6 +174,20 @@ def test_malformed_bodies_are_no_fault_of_the_server(server: LocalServer, body: 
     assert response.status_code == 400 and response.json()["error"]["message"]
 
 
+def test_a_full_queue_and_a_request_that_takes_too_long(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, body = server.serving.service, {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
+    with monkeypatch.context() as patch:
+        patch.setattr(service.engine, "_limit", 0)
+        full = server.post(CHAT, **body)
+        assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+    hasty = service.profile.serve.model_copy(update={"seconds": 1e-9})
+    monkeypatch.setattr(service, "profile", service.profile.model_copy(update={"serve": hasty}))
+    late = server.post(CHAT, **body)
+    assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
+    service.engine.call(lambda: None).result()
+    assert service.engine.open == 0
+
+
 def test_harmless_fields_of_openai_are_taken(server: LocalServer) -> None:
     fields: dict[str, Any] = {"user": "me", "presence_penalty": 0, "tools": [], "response_format": {"type": "text"}}
     chat(server, "hello", max_tokens=1, **fields)
