@@ -33,6 +33,8 @@ from lora_retriever.generation.jobs import Job, WaitingRow, mode_key
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.sampling import Sampling, Token, choose, with_logprobs
 
+__all__ = ["Event", "Job", "Loop", "Sampling", "Token"]
+
 READ_TOKENS = 512
 """Maximum number of prompt tokens that one step reads, in tokens. A single longer prompt is read at once."""
 STEPS = 4
