@@ -11,9 +11,9 @@ The loop knows token ids and compositions: a text is looked at for stop texts on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -23,14 +23,17 @@ from transformers import DynamicCache
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.generation.answer import GateUse
 from lora_retriever.generation.batches import free_memory, is_too_large, ran_out_of_memory
-from lora_retriever.generation.composition import Composition, adapters_of
+from lora_retriever.generation.beginnings import Beginnings
+from lora_retriever.generation.composition import adapters_of
 from lora_retriever.generation.decoding import NOT_FINITE, left_padded, logits_of, parts_of
 from lora_retriever.generation.generator import Generator, gate_uses
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.held import Held, is_separable
+from lora_retriever.generation.jobs import Job, WaitingRow, mode_key
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.sampling import Sampling, Token, choose, with_logprobs
-from peft_composition import Composer, Gate
+
+__all__ = ["Event", "Job", "Loop", "Sampling", "Token"]
 
 READ_TOKENS = 512
 """Maximum number of prompt tokens that one step reads, in tokens. A single longer prompt is read at once."""
@@ -38,28 +41,6 @@ STEPS = 4
 """Minimum number of tokens that every row gets between two steps that read prompts."""
 FREE = 1 / 8
 """Share of the batch that must be free before waiting prompts are read, if more prompts wait than have room."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A prompt to continue.
-
-    Attributes:
-        prompt: token ids, at least one.
-        composition: the adapters and their weights.
-        mode: the rule by which they are composed.
-        gate: weighs the adapters by token. None: no gate.
-        scored: number of tokens at the end of the prompt whose log-probabilities are told.
-        alone: the job is read and decoded in a batch of its own.
-    """
-
-    prompt: Sequence[int]
-    composition: Composition
-    mode: str | Composer
-    sampling: Sampling
-    gate: Gate | None = None
-    scored: int = 0
-    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,32 +62,6 @@ class Event:
     prompt: tuple[Token, ...] = ()
     gate: GateUse | None = None
     error: Exception | None = None
-
-
-@dataclass
-class _Row:
-    """A job, waiting or in the batch, with what it has got so far."""
-
-    id: int
-    job: Job
-    draw: torch.Generator | None
-    tokens: list[int] = field(default_factory=list)
-    told: bool = False  # whether the scored tokens of the prompt have been told
-
-    @property
-    def ids(self) -> list[int]:
-        """The tokens that are read: the prompt, and what was decoded before the row had to give its place up."""
-        return [*self.job.prompt, *self.tokens]
-
-    @property
-    def most(self) -> int:
-        """Maximum number of tokens of the row."""
-        return len(self.job.prompt) + self.job.sampling.max_new_tokens
-
-    @property
-    def still(self) -> int:
-        """Maximum number of tokens that the row may still get."""
-        return self.job.sampling.max_new_tokens - len(self.tokens)
 
 
 class Loop:
@@ -142,14 +97,18 @@ class Loop:
         self._read_tokens = read_tokens
         self._steps = steps
         self._is_fatal = is_fatal
-        self._waiting: deque[_Row] = deque()
-        self._rows: list[_Row] = []  # in the batch, by place
+        self._waiting: deque[WaitingRow] = deque()
+        self._rows: list[WaitingRow] = []  # in the batch, by place
         self._dead: set[int] = set()  # ids of rows that have ended but cannot leave their batch
         self._separable = is_separable(self._model.config)
         self._held: Held | _Whole = Held(self._model.config) if self._separable else _Whole()
         self._open: ExitStack | None = None  # the open composition, while there are rows
         self._offered: frozenset[str] = frozenset()  # the adapters of the open composition, under a gate
         self._since = steps  # steps since prompts were read
+        self._events: list[Event] = []  # of the present step
+        self._beginnings = Beginnings(
+            self._model.config, max_tokens // 8 if self._separable and generator.settings.share_prefix else 0
+        )
         self._next_id = 0
 
     @property
@@ -184,7 +143,7 @@ class Loop:
         if unknown := [name for name in job.composition.adapters if name not in loaded]:
             raise UserError(f"adapter '{unknown[0]}' is not loaded")
         self._next_id += 1
-        self._waiting.append(_Row(self._next_id, job, _random_numbers(job.sampling)))
+        self._waiting.append(WaitingRow(self._next_id, job, _random_numbers(job.sampling)))
         return self._next_id
 
     @torch.inference_mode()
@@ -227,7 +186,7 @@ class Loop:
             caught = error.with_traceback(None) if ran_out_of_memory(error) else error
         return self._give_up(failed, caught)
 
-    def _joining(self) -> list[_Row]:
+    def _joining(self) -> list[WaitingRow]:
         """The waiting rows that the next step reads; empty if it decodes.
 
         Rows join in the order in which they wait. If more wait than there is room for, they join when an eighth of the
@@ -237,7 +196,7 @@ class Loop:
             return []
         if self._rows and (not self._separable or any(row.job.alone for row in self._rows)):
             return []
-        chosen: list[_Row] = []
+        chosen: list[WaitingRow] = []
         most = max((row.most for row in self._rows), default=0)
         tokens, full = 0, False
         for row in self._waiting:
@@ -252,7 +211,7 @@ class Loop:
             return []
         return chosen
 
-    def _fits_with(self, row: _Row, first: _Row | None) -> bool:
+    def _fits_with(self, row: WaitingRow, first: WaitingRow | None) -> bool:
         """Whether a row can be in one batch with another row."""
         if first is None:
             return True
@@ -263,35 +222,58 @@ class Loop:
         offered = row.job.composition.weights.keys() <= self._offered if self._rows else True
         return offered and row.job.mode == first.job.mode
 
-    def _read(self, joining: Sequence[_Row]) -> list[Event]:
-        """Read the prompts of rows, which join the batch; the first token of each."""
+    def _read(self, joining: Sequence[WaitingRow]) -> list[Event]:
+        """Read the prompts of rows, which join the batch; the first token of each.
+
+        Rows whose prompt begins as the prompt of another row of the same composition are read after that row, from the
+        place on where they differ.
+        """
         for _ in joining:
             self._waiting.popleft()
-        ordered = sorted(joining, key=lambda row: (_mode_key(row.job), -len(row.ids)))
-        self._join_composition(ordered)
-        before = len(self._rows)
-        self._rows += ordered
-        lengths = [len(row.ids) for row in ordered]
-        still = max(row.still for row in self._rows)
-        most = max(len(self._rows), min(self.max_rows, self.max_tokens // max(row.most for row in self._rows)))
-        events: list[Event] = []
-        for part in parts_of(lengths) if self._separable else [slice(0, len(ordered))]:
-            rows = ordered[part]
-            ids = left_padded([row.ids for row in rows], self._generator.pad_id).to(self._model.device)
-            mask = left_padded([[1] * len(row.ids) for row in rows], 0).to(self._model.device)
-            cache = DynamicCache(config=self._model.config)
-            told = max(0 if row.told else row.job.scored for row in rows)
-            places = slice(before + part.start, before + part.stop)
-            with self._model.only_rows(places), contiguous_head(self._model.base):
-                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-                padded = min(lengths[part]) < max(lengths[part])
-                logits = logits_of(self._model, ids, mask if padded else None, positions, cache, told + 1)
-            self._held.join(cache, lengths[part], still, most)
-            events += self._chosen(rows, logits[:, -1], [_scored(row, logits[i]) for i, row in enumerate(rows)])
+        first, following = self._beginnings.divided(joining, self._waiting)
+        for rows in (first, following):
+            if rows:
+                self._read_together(rows)
         self._since = 0
-        following = [row.job.composition for row in islice(self._waiting, len(self._rows))]
-        self._model.prefetch(adapters_of(following))  # reads files only where a memory limit keeps adapters on disk
-        return self._end(events)
+        self._beginnings.forget_all_but(self._waiting)
+        upcoming = [row.job.composition for row in islice(self._waiting, len(self._rows))]
+        self._model.prefetch(adapters_of(upcoming))  # reads files only where a memory limit keeps adapters on disk
+        return self._end()
+
+    def _read_together(self, rows: Sequence[WaitingRow]) -> None:
+        """Let rows join the composition, and read their prompts in parts of similar length."""
+        known = {row.id: self._beginnings.length(row) for row in rows}  # tokens that need not be read again
+        rows = sorted(rows, key=lambda row: (mode_key(row.job), known[row.id] - len(row.ids)))
+        self._join_composition(rows)
+        before = len(self._rows)
+        self._rows += rows
+        parts = parts_of([len(row.ids) - known[row.id] for row in rows]) if self._separable else [slice(0, len(rows))]
+        for part in parts:
+            self._read_part(rows[part], slice(before + part.start, before + part.stop), known)
+
+    def _read_part(self, rows: Sequence[WaitingRow], places: slice, known: Mapping[int, int]) -> None:
+        """Read the prompts of some rows that have joined: the last tokens of each, behind the beginning that is known.
+
+        Every row is read from the same number of tokens before its end, so that only its beginning is padded.
+        """
+        lengths = [len(row.ids) for row in rows]
+        new = max(length - known[row.id] for row, length in zip(rows, lengths, strict=True))
+        cache = DynamicCache(config=self._model.config)
+        if new < max(lengths):
+            self._beginnings.fill(cache, rows, max(lengths) - new, [max(0, length - new) for length in lengths])
+        device = self._model.device
+        ids = left_padded([row.ids[-new:] for row in rows], self._generator.pad_id).to(device)  # [rows, new]
+        mask = left_padded([[1] * length for length in lengths], 0).to(device)  # [rows, longest]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]  # [rows, new]
+        told = max(0 if row.told else row.job.scored for row in rows)
+        with self._model.only_rows(places), contiguous_head(self._model.base):
+            padded = mask if min(lengths) < max(lengths) else None
+            logits = logits_of(self._model, ids, padded, positions, cache, told + 1)
+        self._beginnings.keep(cache, rows)
+        widest = max(row.most for row in self._rows)
+        most = max(places.stop, min(self.max_rows, self.max_tokens // widest))
+        self._held.join(cache, lengths, max(row.still for row in self._rows), most)
+        self._choose(rows, logits[:, -1], [_scored(row, logits[i]) for i, row in enumerate(rows)])
 
     def _decode(self) -> list[Event]:
         """Decode one token of every row."""
@@ -307,11 +289,12 @@ class Loop:
             held.abandon_step()
             raise
         held.finish_step()
-        return self._end(self._chosen(self._rows, logits[:, -1], [()] * len(self._rows)))
+        self._choose(self._rows, logits[:, -1], [()] * len(self._rows))
+        return self._end()
 
-    def _chosen(self, rows: Sequence[_Row], logits: Tensor, scored: Sequence[tuple[Token, ...]]) -> list[Event]:
-        """The next token of every row, by its logits [rows, vocabulary], and why the row ends with it."""
-        events = []
+    def _choose(self, rows: Sequence[WaitingRow], logits: Tensor, scored: Sequence[tuple[Token, ...]]) -> None:
+        """Note the next token of every row, by its logits [rows, vocabulary], and why the row ends with it."""
+        events = self._events
         tokens = choose(logits, [row.job.sampling for row in rows], [row.draw for row in rows])
         for row, token, prompt in zip(rows, tokens, scored, strict=True):
             if row.id in self._dead:
@@ -326,9 +309,8 @@ class Loop:
                 continue
             row.tokens.append(token.id)
             events.append(Event(row.id, (token,), self._reason(row), prompt))
-        return events
 
-    def _reason(self, row: _Row) -> str | None:
+    def _reason(self, row: WaitingRow) -> str | None:
         """Why a row ends with the token that it has just got, or None."""
         if row.tokens[-1] in self._generator.eos_ids:
             return "stop"
@@ -338,8 +320,9 @@ class Loop:
                 return "stop"
         return "length" if row.still <= 0 else None
 
-    def _end(self, events: list[Event]) -> list[Event]:
-        """Let the rows that have ended leave the batch, with the use of their gate."""
+    def _end(self) -> list[Event]:
+        """Let the rows that have ended leave the batch, with the use of their gate. Returns the events of the step."""
+        events, self._events = self._events, []
         ended = {event.id for event in events if event.ended is not None}
         if ended and self._rows[0].job.gate is not None and self._offered:
             uses = gate_uses(self._model, sorted(self._offered))
@@ -378,7 +361,7 @@ class Loop:
             closing, self._open = self._open, None
             closing.close()
 
-    def _join_composition(self, ordered: Sequence[_Row]) -> None:
+    def _join_composition(self, ordered: Sequence[WaitingRow]) -> None:
         """Let the rows join the open composition, which is opened for the first rows."""
         if self._open is None:
             first, stack = ordered[0].job, ExitStack()
@@ -391,34 +374,36 @@ class Loop:
             self._open, self._offered = stack, frozenset(names)
         start = 0
         while start < len(ordered):
-            key = _mode_key(ordered[start].job)
-            group = [row.job for row in ordered[start:] if _mode_key(row.job) == key]
+            key = mode_key(ordered[start].job)
+            group = [row.job for row in ordered[start:] if mode_key(row.job) == key]
             compositions = [job.composition for job in group]
             names = adapters_of(compositions)
             weights = [[composition.weights.get(name, 0.0) for name in names] for composition in compositions]
             self._model.add_rows(names, torch.tensor(weights).reshape(len(group), len(names)), group[0].mode)
             start += len(group)
 
-    def _give_up(self, failed: Sequence[_Row], error: Exception) -> list[Event]:
+    def _give_up(self, failed: Sequence[WaitingRow], error: Exception) -> list[Event]:
         """After an error: let its rows wait again, in a smaller batch or alone. A row that was alone has failed."""
-        present = [row for row in self._rows if row.id not in self._dead]
-        rows = {row.id: row for row in (*present, *failed)}
+        events, self._events = self._events, []  # of the rows that were read before the error
+        over = self._dead | {event.id for event in events if event.ended is not None}
+        rows = {row.id: row for row in (*self._rows, *failed) if row.id not in over}
         waiting = {row.id for row in self._waiting}
         self._empty()
         self._held.clear()
+        self._beginnings.forget_all_but(())
         if ran_out_of_memory(error):
             free_memory()
         if len(rows) == 1:
             (row,) = rows.values()
             self._waiting = deque(each for each in self._waiting if each.id != row.id)
-            return [Event(row.id, ended=f"error: {one_line_of(error)}", error=error)]
+            return [*events, Event(row.id, ended=f"error: {one_line_of(error)}", error=error)]
         if is_too_large(error):
             self.max_rows = max(1, len(rows) // 2)
         else:
             for row in rows.values():
                 row.job = replace(row.job, alone=True)
         self._waiting.extendleft(reversed([row for row in rows.values() if row.id not in waiting]))
-        return []
+        return events
 
 
 class _Whole:
@@ -454,13 +439,6 @@ class _Whole:
         self.cache, self.lengths = None, []
 
 
-def _mode_key(job: Job) -> str:
-    """A text that is equal for the jobs whose adapters are composed alike. Without adapters every mode is alike."""
-    if job.gate is None and not any(job.composition.weights.values()):
-        return ""
-    return job.mode if isinstance(job.mode, str) else f"{type(job.mode).__name__} {job.mode!r} {id(job.mode)}"
-
-
 def _random_numbers(sampling: Sampling) -> torch.Generator | None:
     if sampling.temperature == 0:
         return None
@@ -472,7 +450,7 @@ def _random_numbers(sampling: Sampling) -> torch.Generator | None:
     return draw
 
 
-def _scored(row: _Row, logits: Tensor) -> tuple[Token, ...]:
+def _scored(row: WaitingRow, logits: Tensor) -> tuple[Token, ...]:
     """The scored tokens of a prompt with log-probabilities, by the logits [n + 1, vocabulary] of the last places."""
     count = 0 if row.told else row.job.scored
     row.told = True

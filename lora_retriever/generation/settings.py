@@ -45,6 +45,7 @@ class GenerationSection(Section):
         batch_tokens: maximum number of tokens in a batch, with padding and new tokens. This number bounds the memory
             for keys and values. None: only `batch_size` bounds a batch.
         pad_token_id: the token that pads short rows. None: the tokenizer's.
+        share_prefix: whether rows of one composition whose prompts begin alike share the reading of that beginning.
     """
 
     template: str = "alpaca"
@@ -55,6 +56,7 @@ class GenerationSection(Section):
     batch_size: int = Field(8, ge=1, le=MAX_COUNT)
     batch_tokens: int | None = Field(None, ge=1, le=MAX_BATCH_TOKENS)
     pad_token_id: int | None = Field(None, ge=0, le=MAX_TOKEN_ID)
+    share_prefix: bool = True
 
     @field_validator("template")
     @classmethod
@@ -94,8 +96,8 @@ class GenerationSection(Section):
 
         A setting that was added to the project later appears only where a profile sets the setting.
         """
-        added = ("batch_tokens", "system", "shots")
-        return self.model_dump(exclude={name for name in added if not getattr(self, name)})
+        defaults = {"batch_tokens": None, "system": None, "shots": 0, "share_prefix": True}
+        return self.model_dump(exclude={name for name, value in defaults.items() if getattr(self, name) == value})
 
     def rows_that_fit(self, longest: int) -> int:
         """Maximum number of rows in a batch whose longest prompt has `longest` tokens; at least one."""

@@ -380,7 +380,7 @@ def _examine_memory(
         shape = ModelShape.of_model(base.skeleton.config)
     except UserError as error:
         return Finding("warning", f"memory: cannot be predicted: {error}")
-    used = _predicted(profile, adapters, headers, shape, base.skeleton.num_parameters())
+    used = predicted_for(profile, adapters, headers, shape, base.skeleton.num_parameters())
     free = free_memory(device)
     parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in asdict(used).items())
     text = f"memory: {used.total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
@@ -393,7 +393,7 @@ def _examine_memory(
     return Finding("ok", text)
 
 
-def _predicted(
+def predicted_for(
     profile: Profile, adapters: int, headers: Sequence[AdapterHeader], shape: ModelShape, parameters: int
 ) -> MemoryUse:
     """The memory of the batch that needs most, with the paper's rank 8 on q and v if no adapter is known."""

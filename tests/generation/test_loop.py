@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from composition_cases import write_adapter
-from model_families import DECODERS, InDouble, prompts_of
+from model_families import DECODERS, GEMMA, Family, InDouble, prompts_of
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.decoding import decode
+from lora_retriever.generation.jobs import Job
 from lora_retriever.generation.limits import limits_of
-from lora_retriever.generation.loop import Event, Job, Loop
+from lora_retriever.generation.loop import Event, Loop
 from lora_retriever.generation.sampling import Sampling
 from lora_retriever.generation.settings import GenerationSection
 from peft_composition import ComposableModel
@@ -24,17 +25,19 @@ NAMES = ["usual", "full"]
 COMPOSITIONS = [Composition(), Composition({"usual": 1.0}), Composition({"usual": 0.5, "full": 0.25})]
 LENGTHS = (9, 3, 6, 11, 1, 6, 9, 2, 7, 14, 5, 8)
 NEW = 12
+WIDE = GEMMA | {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = DECODERS | {"gemma3 with a wide window": Family("gemma3_text", settings=WIDE)}
 
 
 class Toy:
     """What the loop needs of a generator, with a vocabulary of letters."""
 
-    def __init__(self, model: ComposableModel, eos_ids: Sequence[int] = ()) -> None:
+    def __init__(self, model: ComposableModel, eos_ids: Sequence[int] = (), **settings: Any) -> None:
         self.model = model
         self.limits = limits_of(model.base)
         self.eos_ids = set(eos_ids)
         self.pad_id = 0
-        self.settings = GenerationSection(batch_size=4)
+        self.settings = GenerationSection(batch_size=4, **settings)
         self.tokenizer = self
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
@@ -43,7 +46,7 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ComposableModel:
-    family, folder = DECODERS[getattr(request, "param", "llama")], tmp_path_factory.mktemp("loop")
+    family, folder = FAMILIES[getattr(request, "param", "llama")], tmp_path_factory.mktemp("loop")
     base = family.build()
     model = ComposableModel(base)
     conv = {"fan_in_fan_out": family.model_type == "gpt2"}
@@ -52,8 +55,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return model
 
 
-def generator_of(model: ComposableModel, eos_ids: Sequence[int] = ()) -> Any:
-    return Toy(model, eos_ids)
+def generator_of(model: ComposableModel, eos_ids: Sequence[int] = (), **settings: Any) -> Any:
+    return Toy(model, eos_ids, **settings)
 
 
 def alone(model: ComposableModel, job: Job, eos_ids: Sequence[int] = ()) -> list[int]:
@@ -201,3 +204,39 @@ def test_a_cancelled_job_frees_its_place(model):
 def test_a_job_that_can_never_be_answered_is_refused(model, job, words):
     with pytest.raises(UserError, match=words):
         Loop(generator_of(model), 100).add(job)
+
+
+def read_tokens(model: ComposableModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens of every forward pass, with padding."""
+    counts, forward = [], type(model).__call__
+
+    def watched(self: ComposableModel, input_ids: torch.Tensor, **options: Any) -> Any:
+        counts.append(input_ids.numel())
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(ComposableModel, "__call__", watched)
+    return counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["llama", "gemma3", "gemma3 with a wide window", "gpt2", "falcon_alibi"], indirect=True
+)
+def test_common_beginnings_are_read_once_and_answers_stay_the_same(model, monkeypatch):
+    start, window = prompts_of([10], seed=8)[0], getattr(model.config, "sliding_window", None)
+    prompts = [[*start, *tail] for tail in prompts_of((1, 3, 2, 9, 4, 1, 2, 3, 5, 2, 1, 4), seed=9)]
+    jobs = [Job(ids, COMPOSITIONS[i % 2 * 2], "mixture", Sampling(3), scored=i % 3) for i, ids in enumerate(prompts)]
+    jobs.append(Job(start, COMPOSITIONS[2], "fusion", Sampling(3)))  # alike but for the mode
+    expected = [alone(model, job) for job in jobs]
+    counts = read_tokens(model, monkeypatch)
+    shared = run(Loop(generator_of(model), max_tokens=400, max_rows=5, read_tokens=60), jobs)
+    with_sharing = sum(counts)
+    counts.clear()
+    apart = run(Loop(generator_of(model, share_prefix=False), max_tokens=400, max_rows=5, read_tokens=60), jobs)
+    assert shared[0] == apart[0] == expected
+    if window is None or window > max(map(len, prompts)):
+        assert with_sharing < 0.75 * sum(counts)
+    told = [[token for event in events for token in event.prompt] for _, events in (shared, apart)]
+    assert {token.id for token in told[0]} == {token.id for token in told[1]} != set()
+    values = [sorted(token.logprob for token in tokens) for tokens in told]
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
