@@ -153,22 +153,6 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[t
     return tokens_between(tokenizer, [text], "")
 
 
-def _source_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template of a tokenizer, with a clock that always says `DAY`.
-
-    Raises:
-        UserError: the tokenizer has no chat template.
-    """
-    try:
-        source = str(tokenizer.get_chat_template())
-    except (ValueError, AttributeError) as error:  # no chat template, several without a default, no chat at all
-        raise UserError(
-            f"template: chat needs a chat template, and the tokenizer {tokenizer.name_or_path} has none; "
-            "write alpaca, none, or a text with {inputs} in it"
-        ) from error
-    return _fixed_clock() + source if "strftime_now" in source else source
-
-
 def _fixed_clock() -> str:
     """Jinja for the beginning of a template: `strftime_now`, the clock of chat templates, always says `DAY`."""
     words = {f"%{letter}": DAY.strftime(f"%{letter}") for letter in "AaBbdHIjMmpSwYy"}
