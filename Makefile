@@ -1,6 +1,7 @@
 # make eval         the paper's eight methods on the bundled miniature, and their table
 # make test         the tests
 # make test-quick   the quick tests of every folder
+# make test-long    the tests with a browser, a cluster, an installation or a campaign
 # make serve        the miniature as a server, with a page to try it
 # make lint         ruff, mypy, and the rule of the layout
 # make mutants      mutation testing of the formulas, some hours; a stopped run goes on
@@ -13,7 +14,7 @@ BIN = .venv/bin
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: eval serve test test-quick lint mutants docs wheel campaign
+.PHONY: eval serve test test-quick test-long lint mutants docs wheel campaign
 eval: .venv/installed
 	bash eval_all.sh
 
@@ -21,10 +22,13 @@ serve: .venv/installed-serve
 	$(BIN)/lora-retriever serve
 
 test: .venv/installed-dev
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 test-quick: .venv/installed-dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+test-long: .venv/installed-dev
+	$(PYTEST) -m long
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

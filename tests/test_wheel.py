@@ -38,7 +38,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheels_hold_every_file_of_the_packages(wheels: dict[str, Path]) -> None:
     """Each file of the folders of the packages, with the miniature in place of its link, and nothing else."""
     assert wheels.keys() == PACKAGES.keys()
@@ -56,7 +56,7 @@ def test_the_wheels_hold_every_file_of_the_packages(wheels: dict[str, Path]) -> 
         assert held == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installed_wheel_answers_the_miniature_outside_any_checkout(wheels: dict[str, Path], tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

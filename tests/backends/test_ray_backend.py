@@ -47,7 +47,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError  # noqa: E402
 from lora_retriever.backends.ray import RayBackend, load  # noqa: E402
 from lora_retriever.backends.ray_actors import ATTEMPTS, Desk  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 IN_THREES = {"generation": {"batch_size": 3}}
 

@@ -32,7 +32,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", PART)
 def test_no_promise_is_broken(figures: dict[str, Any], experiment: str) -> None:
     assert figures[experiment]["problems"] == {}
@@ -47,7 +47,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Target
     return folder, make_targets(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_readers_of_mutated_files_raise_no_error_but_the_projects(targets: tuple[Path, list[Target]]) -> None:
     folder, readers = targets
     all_refused = 0

@@ -26,7 +26,7 @@ from lora_retriever.data.rows import Row
 from lora_retriever.generation.prompt import ALPACA
 from lora_retriever.metrics import Scoring
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

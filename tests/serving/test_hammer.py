@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hammer import hammered
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_nothing_is_lost_doubled_or_mixed_up() -> None:

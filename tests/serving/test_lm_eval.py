@@ -11,7 +11,7 @@ from local_server import LocalServer
 from places import TINY
 from tiny_runs import lines_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from local_server import LocalServer
 from playwright.sync_api import Browser, Page, sync_playwright
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 LIMIT = 20  # seconds; a quiet machine takes a twentieth
 INPUT = "please answer this question: what does Karin wear?"
