@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = parser.add_argument(
         "--method",
         type=names,
-        default=["mixture"],
+        default=["selection"],
         metavar="NAME,NAME",
-        help="methods, adapters, or adapters with weights, A:0.5+B:0.5 (default: mixture)",
+        help="methods, adapters, or adapters with weights, A:0.5+B:0.5 (default: selection)",
     )
     METHODS.complete(methods)
     parser.add_argument("--k", type=count, help="number of adapters (default: the profile's)")

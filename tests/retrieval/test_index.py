@@ -249,7 +249,7 @@ def test_a_private_index_keeps_no_sample_and_answers_alike(tmp_path: Path, score
 
 
 def test_scorers_that_need_more_than_they_get_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scorer nearest needs the samples.*try mean_ip, cosine, discriminant"):
+    with pytest.raises(ValueError, match=r"scorer nearest needs the samples.*try discriminant, mean_ip, cosine"):
         AdapterIndex.from_embeddings(NAMES, POOL, "nearest").save(tmp_path, private=True)
     with pytest.raises(ValueError, match="adapter 'a': scorer hybrid reads the samples' texts"):
         AdapterIndex.from_embeddings(NAMES, POOL, "hybrid")

@@ -150,14 +150,14 @@ def test_of_numbers_of_neighbours_that_find_as_much_the_smallest_counts() -> Non
 
 
 def test_scorers_of_texts_need_samples() -> None:
-    assert {name for name, scorer in SCORERS.items() if scorer.needs_texts} == {"lexical", "hybrid", "balanced"}
+    assert {name for name, scorer in SCORERS.items() if scorer.needs_texts} == {"lexical", "hybrid", "joint"}
     needing = {name for name, scorer in SCORERS.items() if scorer.needs_samples}
-    assert needing == {"nearest", "knn", "lexical", "hybrid", "balanced"}
+    assert needing == {"nearest", "knn", "lexical", "hybrid", "joint"}
 
 
-def test_balanced_adds_the_standardised_scores_of_cosine_and_hybrid() -> None:
+def test_joint_adds_the_standardised_scores_of_cosine_and_hybrid() -> None:
     pool, queries = pool_of(POOL, TEXTS), Samples(QUERIES, tuple(QUERY_TEXTS))
-    fitted = SCORERS["balanced"].fit(pool)
+    fitted = SCORERS["joint"].fit(pool)
     expected, held_out = 0, 0
     for name in ("cosine", "hybrid"):
         part = SCORERS[name].fit(pool)
@@ -169,9 +169,7 @@ def test_balanced_adds_the_standardised_scores_of_cosine_and_hybrid() -> None:
     left_out = fitted.held_out()
     assert left_out is not None
     assert left_out.scores == pytest.approx(held_out, rel=1e-4, abs=1e-4)
-    assert (
-        SCORERS["balanced"].fit(pool_of([samples[:1] for samples in POOL], [t[:1] for t in TEXTS])).held_out() is None
-    )
+    assert SCORERS["joint"].fit(pool_of([samples[:1] for samples in POOL], [t[:1] for t in TEXTS])).held_out() is None
 
 
 @pytest.mark.parametrize("scorer", ["mean_ip", "cosine", "discriminant"])

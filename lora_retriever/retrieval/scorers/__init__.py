@@ -4,7 +4,7 @@ mean_ip, cosine         the adapter is the mean of its samples                  
 nearest, knn            the adapter is its samples, the most similar count        neighbours.py
 discriminant            directions that vary within all adapters count less       discriminant.py
 lexical, hybrid         words and form of the texts, alone or with meaning        texts.py
-balanced                cosine and hybrid, standardised and added                 balanced.py
+joint                   cosine and hybrid, standardised and added                 joint.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`balanced`: `cosine` and `hybrid` together, so that neither the wording nor the meaning decides alone.
+"""`joint`: `cosine` and `hybrid` together, so that neither the wording nor the meaning decides alone.
 
 `hybrid` recognises inputs that are worded as samples are, and trusts words too much if the wording is new. `cosine`
 reads the meaning, and loses little on new wording. Each input's scores of both scorers are standardised over the
@@ -18,7 +18,7 @@ from lora_retriever.retrieval.scorers.texts import hybrid
 
 
 @dataclass(frozen=True)
-class Balanced:
+class Joint:
     """The sum of the standardised scores of several fitted scorers."""
 
     parts: tuple[Fitted, ...]
@@ -40,10 +40,10 @@ class Balanced:
         return HeldOut(np.sum([standardised(held_out.scores) for held_out in found], axis=0), found[0].own)
 
 
-@scorer("balanced", needs_texts=True)
-def balanced(pool: Pool) -> Balanced:
+@scorer("joint", needs_texts=True)
+def joint(pool: Pool) -> Joint:
     """The sum of `cosine` and `hybrid`, each standardised over the adapters."""
-    return Balanced((cosine(pool), hybrid(pool)))
+    return Joint((cosine(pool), hybrid(pool)))
 
 
 def standardised(scores: Array) -> Array:
