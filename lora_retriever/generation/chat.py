@@ -16,7 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from lora_retriever.errors import UserError, one_line_of
-from lora_retriever.generation.tokenizing import Filling, special_tokens, tokens_between
+from lora_retriever.generation.tokenizing import Filling, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,23 +150,7 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[t
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} refuses the conversation: {one_line_of(error)}"
         ) from error
-    return tokens_between(tokenizer, [text], "")
-
-
-def _source_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template of a tokenizer, with a clock that always says `DAY`.
-
-    Raises:
-        UserError: the tokenizer has no chat template.
-    """
-    try:
-        source = str(tokenizer.get_chat_template())
-    except (ValueError, AttributeError) as error:  # no chat template, several without a default, no chat at all
-        raise UserError(
-            f"template: chat needs a chat template, and the tokenizer {tokenizer.name_or_path} has none; "
-            "write alpaca, none, or a text with {inputs} in it"
-        ) from error
-    return _fixed_clock() + source if "strftime_now" in source else source
+    return Filling((text,), (), framed=False).tokens(tokenizer)
 
 
 def _fixed_clock() -> str:
