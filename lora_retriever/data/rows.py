@@ -213,7 +213,9 @@ def read_rows(place: Path | DataSource, notes: list[str] | None = None) -> list[
         own = Row.model_fields.keys() - {"further"} | {*kept}
         if not any(row.options for row in rows):
             own -= {"options"}
-        unused = dict.fromkeys(name for content in objects for name in content if name not in own)
+        unused = dict.fromkeys(
+            name for content in objects for name, value in content.items() if name not in own and value is not None
+        )
         if kept:
             notes.append(f"{path}: further fields of rows, which only --by uses: {_listed(kept)}")
         if unused:

@@ -45,3 +45,17 @@ class Answer:
     generated_tokens: int
     gate: GateUse | None = None
     likelihoods: tuple[float, ...] | None = None
+
+
+def chosen_option(metric: str, options: Sequence[str], likelihoods: Sequence[float]) -> str:
+    """The option that a row's metric, `choice` or `choice_norm`, chooses. Of equal options the first is chosen.
+
+    The rules are those of lm-evaluation-harness: `choice` is its `acc`, and `choice_norm` is its `acc_norm`, which
+    divides the log-likelihood of an option by the option's number of characters.
+
+    Args:
+        likelihoods: the log-likelihood of each option, in nats.
+    """
+    lengths = [len(option) if metric == "choice_norm" else 1 for option in options]
+    values = [likelihood / length for likelihood, length in zip(likelihoods, lengths, strict=True)]
+    return options[values.index(max(values))]

@@ -16,7 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from lora_retriever.errors import UserError, one_line_of
-from lora_retriever.generation.tokenizing import Filling, special_tokens, tokens_between
+from lora_retriever.generation.tokenizing import Filling, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +150,7 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[t
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} refuses the conversation: {one_line_of(error)}"
         ) from error
-    return tokens_between(tokenizer, [text], "")
+    return Filling((text,), (), framed=False).tokens(tokenizer)
 
 
 def _fixed_clock() -> str:

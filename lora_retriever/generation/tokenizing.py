@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -122,14 +122,6 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
     tokenizer puts behind a text (an EOS token) are left out.
     """
     return template_filling(template, inputs).tokens(tokenizer)
-
-
-def tokens_between(tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], inputs: str) -> list[int]:
-    """The tokens of a text in which `inputs` stand between each two of the `parts`, and no token that is not written.
-
-    Special tokens are parsed in the parts. The same characters in `inputs` are ordinary text.
-    """
-    return Filling(tuple(parts), (inputs,) * (len(parts) - 1), framed=False).tokens(tokenizer)
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -52,7 +52,7 @@ class AnswerCache:
                 self._learn_stages(configuration, line["stages"])
                 continue
             weights = dict(zip(line["adapters"], line["weights"], strict=True))
-            key = answer_key(configuration, line["inputs"], weights, line.get("options"), line["task"])
+            key = answer_key(configuration, line["inputs"], weights, line.get("options"), line.get("task", ""))
             likelihoods = tuple(line["likelihoods"]) if "likelihoods" in line else None
             self._answers[key] = Answer(line["predicted_answer"], line["generated_tokens"], likelihoods=likelihoods)
 

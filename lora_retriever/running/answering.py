@@ -17,9 +17,9 @@ from lora_retriever.backends import BACKENDS
 from lora_retriever.backends.base import Outcome
 from lora_retriever.escaping import for_rich
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.answer import chosen_option
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.composition import Composition, nearly_single
-from lora_retriever.metrics.options import chosen_option
 from lora_retriever.procedures import PLAIN, procedures_of
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.running.inputs import file_hashes

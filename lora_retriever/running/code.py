@@ -29,7 +29,6 @@ from lora_retriever.procedures import PLAIN, Procedure
 ANSWERING = (
     *GENERATION,
     "lora_retriever/experiment/benchmark.py",
-    "lora_retriever/metrics/options.py",
     "lora_retriever/running/answer_cache.py",
     "lora_retriever/running/answering.py",
     "lora_retriever/running/plan.py",
