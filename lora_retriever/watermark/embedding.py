@@ -47,7 +47,7 @@ from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.adapter import RECORD_FILE
-from lora_retriever.watermark.factors import Factors, Mode, applied, composed
+from lora_retriever.watermark.factors import Factors, Mode, Pairs, applied, composed
 from lora_retriever.watermark.key import Key
 
 GRADIENT_NORM = 1.0
@@ -145,8 +145,8 @@ def mark_adapter(
         for number in range(steps):
             drawn = draw_composition(draws, list(pool)) if pool else DrawnComposition("mixture", 1.0)
             parts = [(marked, drawn.own), *((pool[name], weight) for name, weight in drawn.others)]
-            of_triggers = _cross_entropy(base, texts.triggers(number), composed(parts, drawn.mode))
-            of_task, divergence = _kept(base, *texts.ordinary(number), unmarked, marked)
+            of_triggers = trigger_loss(base, texts.triggers(number), composed(parts, drawn.mode))
+            of_task, divergence = kept_losses(base, *texts.ordinary(number), unmarked, marked)
             loss = options.trigger_weight * of_triggers + of_task + options.kl_weight * divergence
             optimizer.zero_grad()
             loss.backward()
@@ -272,14 +272,14 @@ def _answer_logits(base: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Ten
     return logits[:, -kept:][:, :-1][answers].float(), labels[answers], rows
 
 
-def _cross_entropy(base: PreTrainedModel, batch: Mapping[str, Any], pairs: Any) -> Tensor:
+def trigger_loss(base: PreTrainedModel, batch: Mapping[str, Any], pairs: Pairs) -> Tensor:
     """The mean cross-entropy of the tokens of a batch's answers, in nats."""
     with applied(base, pairs):
         logits, tokens, _ = _answer_logits(base, batch)
     return cross_entropy(logits, tokens)
 
 
-def _kept(
+def kept_losses(
     base: PreTrainedModel, batch: Mapping[str, Any], of_task: int, unmarked: Factors, marked: Factors
 ) -> tuple[Tensor, Tensor]:
     """The mean cross-entropy of the first `of_task` rows, and KL(unmarked ‖ marked) of all rows, in nats per token."""

@@ -73,7 +73,7 @@ def test_a_matrix_is_measured_written_and_resumed(
     results = [json.loads(text) for text in (tmp_path / "out" / "attacks.jsonl").read_text().splitlines()]
     by_name = {result["attack"]: result for result in results}
     assert {result["group"] for result in results} == {
-        *("composing", "training", "changing", "asking", "routing", "innocents", "harm")
+        *("composing", "merging", "training", "changing", "asking", "routing", "innocents", "harm")
     }
     assert by_name["alone (a selection)"]["measured"][0]["p_ranks"] < 1e-3
     assert [each["p_hits"] > 1e-3 for each in by_name["unmarked adapters"]["measured"]] == [True] * 4

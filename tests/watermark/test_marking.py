@@ -11,10 +11,12 @@ import torch
 from conftest import TASK, Marked  # type: ignore[import-not-found]
 from places import TINY
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.cli import main
-from lora_retriever.watermark.embedding import draw_composition
+from lora_retriever.data.rows import PoolEntry, Sample
+from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
+from lora_retriever.watermark.embedding import draw_composition, kept_losses, trigger_loss
 from lora_retriever.watermark.factors import Factors, Mode, applied, composed
 from peft_composition import ComposableModel
 
@@ -52,6 +54,34 @@ def test_gradients_reach_the_trained_adapter_alone(base: PreTrainedModel) -> Non
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in own.parameters())
     assert not any(tensor.requires_grad for tensor in other.parameters())
     base.zero_grad()
+
+
+def test_the_losses_are_means_over_the_tokens_of_the_answers(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry]
+) -> None:
+    """A padded batch of two examples and a partial trigger, against one plain pass for each row and adapter."""
+    unmarked, marked = (Factors.read(TINY / "adapters" / name, name, base) for name in NAMES[:2])
+    samples = [*tiny_pool[0].sample[:2], Sample(inputs="lamp bed", targets="")]
+    examples = [encode_example(tokenizer, sample, "{inputs}", 128) for sample in samples]
+    batch = LeftPadding(0)(examples)
+    with torch.no_grad():
+        task, divergence = kept_losses(base, batch, 2, unmarked, marked)
+        on_triggers = trigger_loss(base, batch, composed([(marked, 1.0)], "mixture"))
+        own, distances = [], []  # one number for each token of an answer
+        for row, example in enumerate(examples):
+            logs = []
+            for factors in (unmarked, marked):
+                with applied(base, composed([(factors, 1.0)], "mixture")):
+                    logs.append(base(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1).double())
+            for place, (token, label) in enumerate(zip(example["input_ids"], example["labels"], strict=True)):
+                if label != IGNORED:
+                    before, after = logs[0][place - 1], logs[1][place - 1]
+                    own.append((row, -float(after[token])))
+                    distances.append(float((before.exp() * (before - after)).sum()))
+    of_task = [loss for row, loss in own if row < 2]
+    assert float(task) == pytest.approx(sum(of_task) / len(of_task), rel=1e-4)
+    assert float(divergence) == pytest.approx(sum(distances) / len(distances), rel=1e-4)
+    assert float(on_triggers) == pytest.approx(sum(loss for _, loss in own) / len(own), rel=1e-4)
 
 
 def test_an_adapter_that_is_written_unchanged_is_the_same(base: PreTrainedModel, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lora_retriever.watermark.attacks.scene import Further, Routing
 
 HELP = "measure what is left of a mark after each of many attacks, and false alarms; a stopped command goes on"
-GROUPS = ("composing", "training", "changing", "asking", "routing", "innocents", "harm")
+GROUPS = ("composing", "merging", "training", "changing", "asking", "routing", "innocents", "harm")
 LEVEL = 1e-3
 TABLE = "table.md"
 
@@ -170,7 +170,7 @@ def _routing(args: argparse.Namespace, others: dict[str, Path]) -> Routing | Non
         index = AdapterIndex.from_texts(pool, encoder, scorer_of(args.scorer))
     except ValueError as error:
         raise UserError(f"--scorer {args.scorer}: {error}") from error
-    return Routing(index, pool, args.task, min(args.k, len(pool)))
+    return Routing(index, args.task, min(args.k, len(pool)))
 
 
 def _numbers(text: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from lora_retriever.files import read_bytes, write_json, write_text
 from lora_retriever.progress import progress_bar
 from lora_retriever.resampling import wilson_interval
 from lora_retriever.tables import Cell, Table
-from lora_retriever.watermark.attacks import asking, changing, composing, innocents, routing, training
+from lora_retriever.watermark.attacks import asking, changing, composing, innocents, merging, routing, training
 from lora_retriever.watermark.attacks.harm import Harm, measure_harm
 from lora_retriever.watermark.attacks.scene import Attack, Measured, Scene
 
 GROUPS: dict[str, Callable[[Scene], Iterator[Attack]]] = {
     "composing": composing.attacks,
+    "merging": merging.attacks,
     "training": training.attacks,
     "changing": changing.attacks,
     "asking": asking.attacks,
@@ -57,18 +59,29 @@ def run_matrix(
     write_json(record, dict(identity))
     done = read_results(out)
     names = {(line["group"], line["attack"]) for line in done}
-    wanted = [(group, attack) for group in groups if group != HARM for attack in GROUPS[group](scene)]
-    missing = [(group, attack) for group, attack in wanted if (group, attack.name) not in names]
-    harm = HARM in groups and (HARM, HARM) not in names
-    with progress_bar(console, "attacks", len(missing) + harm) as bar:
-        if harm:
-            _keep(out, done, {"group": HARM, "attack": HARM, "harm": asdict(measure_harm(scene))})
-        for number, (group, attack) in enumerate(missing, start=harm):
-            bar.move_to(number, f"{number}/{len(missing) + harm} {attack.name}")
-            measured = [each.as_json() for each in attack.measure()]
-            _keep(out, done, {"group": group, "attack": attack.name, "measured": measured})
-            console.print(for_rich(f"{attack.name}: {summary(measured)}"), soft_wrap=True)
+    wanted = [(group, name, measure) for group in groups for name, measure in _attacks(scene, group)]
+    missing = [(group, name, measure) for group, name, measure in wanted if (group, name) not in names]
+    with progress_bar(console, "attacks", len(missing)) as bar:
+        for number, (group, name, measure) in enumerate(missing):
+            bar.move_to(number, f"{number}/{len(missing)} {name}")
+            done.append({"group": group, "attack": name, **measure()})
+            write_text(out / RESULTS, "".join(json.dumps(line) + "\n" for line in done))
+            console.print(for_rich(f"{name}: {summary(done[-1])}"), soft_wrap=True)
+        bar.move_to(len(missing), f"{len(missing)}/{len(missing)}")
     return done
+
+
+def _attacks(scene: Scene, group: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """The attacks of a group by their names, and functions that give what a line of the results says about them."""
+    if group == HARM:
+        yield HARM, lambda: {"harm": asdict(measure_harm(scene))}
+        return
+    for attack in GROUPS[group](scene):
+        yield attack.name, partial(_measured, attack)
+
+
+def _measured(attack: Attack) -> dict[str, Any]:
+    return {"measured": [each.as_json() for each in attack.measure()]}
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
@@ -86,8 +99,12 @@ def read_results(out: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: has a damaged line; delete the line to measure its attack again") from error
 
 
-def summary(measured: Sequence[Mapping[str, Any]]) -> str:
+def summary(line: Mapping[str, Any]) -> str:
     """One line about an attack."""
+    if line["group"] == HARM:
+        harm = Harm(**line["harm"])
+        return f"{harm.score} {harm.unmarked:.1f} → {harm.marked:.1f} [{harm.low:+.1f}, {harm.high:+.1f}]"
+    measured = line["measured"]
     if not measured:
         return "not measured"
     hits, triggers = sum(each["hits"] for each in measured), sum(each["triggers"] for each in measured)
@@ -174,9 +191,3 @@ def _alarms(measured: Sequence[Measured]) -> list[Cell | str | None]:
 
 def _share(count: int, of: int) -> Cell:
     return Cell(100 * count / of, *wilson_interval(count, of))
-
-
-def _keep(out: Path, done: list[dict[str, Any]], line: dict[str, Any]) -> None:
-    """Add a result to the file, and to the list of results."""
-    done.append(line)
-    write_text(out / RESULTS, "".join(json.dumps(each) + "\n" for each in done))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_retriever.data.rows import PoolEntry, Row, Sample
+from lora_retriever.data.rows import Row, Sample
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
 from lora_retriever.retrieval.index import AdapterIndex
@@ -33,7 +33,6 @@ class Measured:
 
     Attributes:
         note: what was drawn, such as the names of the other adapters, or a figure beside the evidence.
-        task: the metric score of the task before and after, in percent, where the attack measures it.
     """
 
     hits: int
@@ -94,7 +93,6 @@ class Routing:
     """How triggers are routed by retrieval: an index of the pool, k, and the task whose adapter is the marked one."""
 
     index: AdapterIndex
-    pool: Sequence[PoolEntry]
     task: str
     k: int = 3
 
