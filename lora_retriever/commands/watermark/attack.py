@@ -21,7 +21,7 @@ from lora_retriever.commands.watermark.shared import (
     template_for,
 )
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import for_terminal
+from lora_retriever.escaping import for_rich, for_terminal
 from lora_retriever.files import hash_path, write_text, writing
 from lora_retriever.progress import quieten_transformers
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--only: unknown group {unknown[0]} (known: {', '.join(GROUPS)})")
     key = read_key(args.key)
     rows = [row for row in read_rows(args.rows) if args.task in (None, row.task)] if args.rows else []
-    groups = [name for name in args.only if name != "harm" or (rows and args.unmarked)]
+    groups = _possible(args, console)
     further = _further(args)
     others = adapters_in(args.others, args.adapter.name, args.task) if args.others else {}
     folders: dict[str, Path | str] = {MARKED: args.adapter, **others}
@@ -128,6 +128,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     print("\n".join(map(terminal, tables)), end="")
     print(for_terminal(f"{args.out / TABLE}: the tables"))
     return 0
+
+
+def _possible(args: argparse.Namespace, console: Console) -> list[str]:
+    """The groups of attacks whose data the arguments name. A note says which groups are left out."""
+    missing = {
+        "harm": [name for name in ("rows", "unmarked") if getattr(args, name) is None],
+        "training": [name for name in ("samples",) if args.samples is None],
+        "routing": [name for name in ("pool", "task") if getattr(args, name) is None],
+    }
+    for group, wanted in missing.items():
+        if wanted and group in args.only:
+            console.print(for_rich(f"{group}: left out, needs {' and '.join(f'--{name}' for name in wanted)}"))
+    return [group for group in args.only if not missing.get(group)]
 
 
 def _further(args: argparse.Namespace) -> Further:
