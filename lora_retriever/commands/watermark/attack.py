@@ -166,6 +166,8 @@ def _routing(args: argparse.Namespace, others: dict[str, Path]) -> Routing | Non
     Raises:
         UserError: the pool lacks the own task, or the encoder cannot be loaded.
     """
+    if args.pool is None or "routing" not in args.only:
+        return None
     from lora_retriever.commands.shared import scorer_of
     from lora_retriever.data.rows import read_pool
     from lora_retriever.hub import ENCODER_WANTED, folder_or_id
@@ -173,8 +175,6 @@ def _routing(args: argparse.Namespace, others: dict[str, Path]) -> Routing | Non
     from lora_retriever.retrieval.index import AdapterIndex
     from lora_retriever.watermark.attacks.scene import Routing
 
-    if args.pool is None or "routing" not in args.only:
-        return None
     pool = [entry for entry in read_pool(args.pool) if entry.model_name in {*others, args.task}]
     if args.task not in {entry.model_name for entry in pool}:
         raise UserError(f"{args.pool}: has no entry for the marked adapter; name the entry with --task")

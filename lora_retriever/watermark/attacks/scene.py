@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_retriever.data.rows import Row, Sample
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
-from lora_retriever.retrieval.index import AdapterIndex
 from lora_retriever.watermark.factors import Factors
 from lora_retriever.watermark.key import Key
 from lora_retriever.watermark.local import LocalSuspect, Router
 from lora_retriever.watermark.statistics import Evidence
 from lora_retriever.watermark.suspects import verify
 from peft_composition import Composer
+
+if TYPE_CHECKING:
+    from lora_retriever.retrieval.index import AdapterIndex
 
 MARKED = "the marked adapter"
 """The name under which the marked adapter is loaded."""
