@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from places import TINY
 from rich.console import Console
 
 from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
+from lora_retriever.generation.loop import Event, Loop
 
 QUIET = Console(file=io.StringIO())
 
@@ -47,6 +48,17 @@ def lines_of(results: Path, name: str) -> list[dict[str, Any]]:
 def answers_of(results: Path, name: str) -> list[str]:
     """The answers of a run, in the order of its file."""
     return [line["predicted_answer"] for line in lines_of(results, name)]
+
+
+def before_reading(patch: pytest.MonkeyPatch, act: Callable[[list[list[int]]], object]) -> None:
+    """Call `act` with the token ids of the prompts that the model is about to read."""
+    read = Loop._read
+
+    def watched(self: Loop, joining: Sequence[Any]) -> list[Event]:
+        act([list(row.job.prompt) for row in joining])
+        return read(self, joining)
+
+    patch.setattr(Loop, "_read", watched)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

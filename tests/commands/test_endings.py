@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from forked import Forked
@@ -23,30 +22,29 @@ from lora_retriever.backends.signals import keeping_handlers, stopping_on_signal
 from lora_retriever.cli import main
 from lora_retriever.commands import methods as methods_command
 from lora_retriever.errors import StoppedError
-from lora_retriever.generation.answer import Answer
-from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loop import Event, Loop
 
 
 def slow_answers() -> None:
-    """Let every batch take 0.3 seconds, and the backend say that it is closed."""
-    answer, close = Generator.answer, LocalBackend.close
+    """Let every step of the engine take 0.05 seconds, and the backend say that it is closed."""
+    step, close = Loop.step, LocalBackend.close
 
-    def slow(self: Generator, *arguments: Any) -> list[Answer]:
-        time.sleep(0.3)
-        return answer(self, *arguments)
+    def slow(self: Loop) -> list[Event]:
+        time.sleep(0.05)
+        return step(self)
 
     def closing(self: LocalBackend) -> None:
         print("closed", flush=True)
         close(self)
 
-    Generator.answer, LocalBackend.close = slow, closing  # type: ignore[method-assign]
+    Loop.step, LocalBackend.close = slow, closing  # type: ignore[method-assign]
 
 
 def start_slow_run(folder: Path, before: Callable[[], object] = lambda: None) -> Forked:
-    """A run that answers a batch each 0.3 seconds, once its first batch is on disk."""
-    arguments = ["run", "--only", "base", "--results", str(folder / "results")]
+    """A run that takes half a minute, once its first rows are on disk."""
+    arguments = ["run", "--only", "best_selection", "--results", str(folder / "results")]
     process = Forked(arguments, folder, lambda: (slow_answers(), before()))
-    process.wait_for(folder / "results" / "base.jsonl.partial")
+    process.wait_for(folder / "results" / "best_selection.jsonl.partial")
     return process
 
 
@@ -68,7 +66,7 @@ def test_a_signal_closes_the_backend_and_says_that_the_run_goes_on(
     assert said in process.errors
     assert "Traceback" not in process.errors
     assert process.output == "closed\n"
-    lines = (tmp_path / "results" / "base.jsonl.partial").read_bytes().count(b"\n")
+    lines = (tmp_path / "results" / "best_selection.jsonl.partial").read_bytes().count(b"\n")
     assert 0 < lines < 570
     assert [path.name for path in (tmp_path / "results").glob(".*")] == [".lock"]
 

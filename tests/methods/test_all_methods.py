@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import QUIET, lines_of, tiny_profile
+from tiny_runs import QUIET, before_reading, lines_of, tiny_profile
 
 from lora_retriever.cli import main
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.answer import Answer
-from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Method, registered
 from lora_retriever.methods.context import Context
 from lora_retriever.running.evaluate import evaluate
@@ -145,7 +142,7 @@ def test_a_second_evaluation_does_nothing(results: Path, profile: Profile, monke
         return {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file() and path.name != ".lock"}
 
     before = touched()
-    monkeypatch.setattr(Generator, "answer", pytest.fail)
+    before_reading(monkeypatch, pytest.fail)
     evaluate(profile, ["all"], results, 1, QUIET)
     assert touched() == before
 
@@ -156,27 +153,20 @@ def test_a_gated_run_killed_half_way_goes_on_to_the_file_of_an_undisturbed_run(
 ) -> None:
     profile = small_profile(tmp_path, batch_size=5)
     evaluate(profile, [name], tmp_path / "undisturbed", 1, QUIET)
-    answered: list[int] = []
+    killed, partial = tmp_path / "killed", tmp_path / "killed" / f"{name}.jsonl.partial"
 
-    def interrupted(self: Generator, prompts: Any, *way: Any) -> list[Answer]:
-        if answered:
+    def interrupt(_: object) -> None:
+        if partial.exists() and partial.stat().st_size:
             raise KeyboardInterrupt
-        return counted(self, prompts, *way)
 
-    def counted(self: Generator, prompts: Any, *way: Any) -> list[Answer]:
-        answered.append(len(prompts))
-        return answer(self, prompts, *way)
-
-    answer, killed = Generator.answer, tmp_path / "killed"
-    monkeypatch.setattr(Generator, "answer", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(profile, [name], killed, 1, QUIET)
-    assert len((killed / f"{name}.jsonl.partial").read_text(encoding="utf-8").splitlines()) == 5
+    with monkeypatch.context() as patch:
+        before_reading(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(profile, [name], killed, 1, QUIET)
+    assert 0 < len(partial.read_text(encoding="utf-8").splitlines()) < 19
     records = [record.stat().st_mtime_ns for record in killed.glob("learned/*/record.json")]
 
-    monkeypatch.setattr(Generator, "answer", counted)
     evaluate(profile, [name], killed, 1, QUIET)
-    assert answered == [5, 5, 5, 4], "the first batch is not answered again"
     assert [
         record.stat().st_mtime_ns for record in killed.glob("learned/*/record.json")
     ] == records  # nor is it learned

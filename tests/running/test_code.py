@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from places import ROOT
 from rich.console import Console
+from tiny_runs import before_reading
 
 import lora_retriever
 from lora_retriever.backends import BACKENDS
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import code as method_code
 from lora_retriever.methods import find_methods, registered
 from lora_retriever.running import code as running_code
@@ -49,13 +49,8 @@ def edit_code(monkeypatch: pytest.MonkeyPatch, *files: str) -> None:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of rows that the model is asked for, batch by batch."""
-    answer, sizes = Generator.answer, []
-
-    def counting(self: Generator, prompts: Any, *rest: Any) -> Any:
-        sizes.append(len(prompts))
-        return answer(self, prompts, *rest)
-
-    monkeypatch.setattr(Generator, "answer", counting)
+    sizes: list[int] = []
+    before_reading(monkeypatch, lambda prompts: sizes.append(len(prompts)))
     return sizes
 
 

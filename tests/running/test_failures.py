@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import yaml
 from nasty_names import NASTY_NAMES
 from places import TINY
 from rich.console import Console
+from tiny_runs import before_reading
 
 from lora_retriever.backends.local import LocalBackend
 from lora_retriever.cli import main
 from lora_retriever.errors import RunsFailedError, UserError
 from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
 from lora_retriever.files import sweep_unfinished
-from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import context as context_module
 from lora_retriever.methods import find_methods
 from lora_retriever.running.evaluate import evaluate
@@ -119,23 +119,13 @@ def test_an_encoder_that_fails_costs_the_methods_that_retrieve(
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["base.jsonl"]
 
 
-def failing_answers(monkeypatch: pytest.MonkeyPatch, fail: Callable[[Sequence[Any]], None]) -> None:
-    answer = Generator.answer
-
-    def failing(self: Generator, prompts: Any, *rest: Any) -> Any:
-        fail(prompts)
-        return answer(self, prompts, *rest)
-
-    monkeypatch.setattr(Generator, "answer", failing)
-
-
 def test_rows_that_fail_of_one_bug_have_one_traceback_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(prompts: Sequence[Any]) -> None:
         raise IndexError("index out of range in self")
 
-    failing_answers(monkeypatch, fail)
+    before_reading(monkeypatch, fail)
     results = tmp_path / "results"
     assert main(["run", "--only", "base", "--limit", "1", "--results", str(results)]) == 1
     message = capsys.readouterr().err
@@ -172,7 +162,7 @@ def test_a_broken_device_ends_the_run_and_what_is_done_is_shown(
         if next(batches):
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    failing_answers(monkeypatch, fail)
+    before_reading(monkeypatch, fail)
     arguments = ["run", "--only", "base,best_selection,mixture", "--limit", "1", "--results", str(tmp_path), "--table"]
     assert main(arguments) == 2
     printed = capsys.readouterr()

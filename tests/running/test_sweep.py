@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from made_up import made_up_context
-from tiny_runs import QUIET, lines_of
+from tiny_runs import QUIET, before_reading, lines_of
 
 from lora_retriever.cli import main
 from lora_retriever.data.rows import Row
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import open_benchmark
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.generator import Generator
 from lora_retriever.methods import Composition, Router, find_methods, registered
 from lora_retriever.methods import context as setting_module
 from lora_retriever.methods.context import Context
@@ -258,19 +257,20 @@ def test_a_stopped_sweep_goes_on_to_the_files_of_an_undisturbed_one(
     small = tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"batch_size": 8})})
     sweep = ["temperature=0.2,1", "k=1,2"]
     evaluate(small, ["mixture"], tmp_path / "undisturbed", 1, QUIET, sweep)
-    answer, batches = Generator.answer, iter(range(100))
+    second = tmp_path / "stopped" / "mixture@k=2,temperature=0.2.jsonl.partial"
+    waited_for = [tmp_path / "stopped" / "mixture@k=1.jsonl.partial", second]
 
-    def stopping(self: Generator, *args: Any) -> Any:
-        if next(batches) in (1, 5):  # in the first run, then in the second
+    def stop(_: object) -> None:
+        if waited_for and waited_for[0].exists() and waited_for[0].stat().st_size:
+            del waited_for[0]
             raise KeyboardInterrupt
-        return answer(self, *args)
 
-    monkeypatch.setattr(Generator, "answer", stopping)
+    before_reading(monkeypatch, stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             evaluate(small, ["mixture"], tmp_path / "stopped", 1, QUIET, sweep)
     assert (tmp_path / "stopped" / "mixture@k=1.jsonl").exists()
-    assert (tmp_path / "stopped" / "mixture@k=2,temperature=0.2.jsonl.partial").exists()
+    assert second.exists()
     evaluate(small, ["mixture"], tmp_path / "stopped", 1, QUIET, sweep)
     stopped, undisturbed = (
         {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.jsonl*")}

@@ -25,7 +25,7 @@ from lora_retriever.running.plan import configuration
 
 BY_TEXTS = ["selection", "mixture_ood", "calibrated"]
 WITHOUT_RETRIEVAL = ["base", "best_selection", "uniform"]
-ALWAYS = {"lorauter", "lorauter_ood", "adaptersoup", "adaptersoup_ood"}
+ALWAYS = {f"{name}{ood}" for name in ("adaptersoup", "lorauter", "nucleus", "token_level") for ood in ("", "_ood")}
 """The methods that compare embeddings by cosine under any profile."""
 
 
@@ -58,7 +58,7 @@ def test_methods_of_texts_answer_without_an_encoder_as_they_do_beside_one(
 
 def test_which_methods_need_an_encoder(tiny: Profile, lexical: Profile) -> None:
     assert {name for name, method in registered().items() if method.needs_encoder(lexical)} == ALWAYS
-    by_scorer = {"selection", "fusion", "mixture", "calibrated", "ties", "dare", "svd"}
+    by_scorer = {"selection", "fusion", "mixture", "calibrated", "ties", "dare", "svd", "lego"}
     by_scorer |= {f"{name}_ood" for name in by_scorer}
     assert {name for name, method in registered().items() if method.needs_encoder(tiny)} == ALWAYS | by_scorer
 
