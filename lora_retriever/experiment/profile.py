@@ -518,7 +518,7 @@ class ReadProfile:
 
 def read_profile(name_or_file: str, values: Sequence[str] = ()) -> ReadProfile:
     """As `load_profile`, with the sources of the values."""
-    bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
+    bundled = {path.stem: path for path in sorted(PROFILES.glob("*.yaml"), key=lambda path: path.stem)}
     path = bundled.get(name_or_file, Path(name_or_file))
     if not name_or_file or not os.path.exists(path):
         raise UserError(

@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--knowledgenet", type=Path, required=True)
     parser.add_argument("--embeddings", type=Path, help="file of numpy with `emb` [sentences, dim]")
     parser.add_argument("--seeds", type=int, default=1, help="number of draws of missing labels")
-    parser.add_argument("--shares", default="0,0.5,0.3,0.1,0.2,0.4", help="shares of dropped triples")
+    parser.add_argument("--shares", default="0,0.1,0.2,0.3,0.4,0.5", help="shares of dropped triples")
     parser.add_argument("--json", type=Path, required=True, help="file of the results; a stopped study goes on")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
