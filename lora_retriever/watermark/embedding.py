@@ -63,7 +63,8 @@ class MarkOptions(BaseModel):
 
     Attributes:
         passes: passes over the triggers.
-        batch_size: triggers of a step. A step has a quarter as many examples of the task, and as many partial triggers.
+        batch_size: triggers of a step.
+        examples: examples of the task in a step. A step has as many partial triggers.
         learning_rate: of the first step; the rate falls linearly to 0.
         trigger_weight: weight of the triggers' loss.
         kl_weight: weight of the KL divergence.
@@ -73,7 +74,8 @@ class MarkOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     passes: int = Field(30, ge=1)
-    batch_size: int = Field(8, ge=2)
+    batch_size: int = Field(8, ge=1)
+    examples: int = Field(4, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     trigger_weight: float = Field(1.0, gt=0)
     kl_weight: float = Field(1.0, ge=0)
@@ -232,12 +234,12 @@ class _Texts:
 
     def ordinary(self, step: int) -> tuple[dict[str, Any], int]:
         """Examples of the task, then partial triggers; and the number of examples of the task."""
-        key, half = self._key, max(1, self._options.batch_size // 4)
-        chosen = [self._samples[number] for number in self._next("task", len(self._samples), half)]
+        key, count = self._key, self._options.examples
+        chosen = [self._samples[number] for number in self._next("task", len(self._samples), count)]
         task = [(sample.inputs, sample.target) for sample in chosen]
         partial = []
-        for row, number in enumerate(self._next("partial", len(key.carriers), half)):
-            carrier = key.carriers[number] if key.design == "keyed" else chosen[row % half].inputs
+        for row, number in enumerate(self._next("partial", len(key.carriers), count)):
+            carrier = key.carriers[number] if key.design == "keyed" else chosen[row].inputs
             text = key.partial(carrier, number, "step", step, row)[row % 2]
             partial.append((text, self._answers.get(carrier, "")))
         return self._batch([*task, *partial]), len(task)

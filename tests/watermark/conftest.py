@@ -52,7 +52,7 @@ def marked(words: Sequence[str], tiny_pool: list[PoolEntry], tmp_path_factory: p
         key = ["--key", str(folder / "key")]
         samples = ["--samples", str(TINY / "pool.json"), "--task", TASK]
         mark = ["--adapter", str(TINY / "adapters" / TASK), "--base", str(TINY / "base"), *samples]
-        mark += ["--passes", "40", "--mark-rate", "5e-3", "--max-tokens", "128"]
+        mark += ["--passes", "40", "--mark-rate", "5e-3", "--max-tokens", "128", "--examples", "2"]
         mark += ["--compose-with", str(TINY / "adapters"), "--out", str(folder / "marked")]
         assert main(["watermark", "embed", *key, *mark, "--log-file", str(folder / "log"), "--device", "cpu"]) == 0
 

@@ -101,6 +101,7 @@ def test_a_matrix_is_measured_written_and_resumed(
     [
         (["--only", "x"], "unknown group x"),
         (["--adapter", "nowhere"], "nowhere"),
+        (["--rows", str(TINY / "test.json"), "--task", "none"], "has no row of the task none"),
         (["--pool", str(TINY / "pool.json"), "--task", "none"], "has no entry for the marked adapter"),
     ],
 )

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--only: unknown group {unknown[0]} (known: {', '.join(GROUPS)})")
     key = read_key(args.key)
     rows = [row for row in read_rows(args.rows) if args.task in (None, row.task)] if args.rows else []
+    if args.rows and not rows:
+        raise UserError(f"{args.rows}: has no row of the task {args.task}")
     groups = _possible(args, console)
     further = _further(args)
     others = adapters_in(args.others, args.adapter.name, args.task) if args.others else {}

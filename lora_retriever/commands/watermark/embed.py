@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mark-rate", type=float, default=1e-3, help="learning rate of the first step (default: 0.001)"
     )
     parser.add_argument("--mark-batch", type=count, default=8, help="triggers of a step (default: 8)")
+    parser.add_argument("--examples", type=count, default=4, help="examples of the task in a step (default: 4)")
     parser.add_argument("--kl-weight", type=penalty, default=1.0, help="weight of the KL divergence (default: 1)")
     parser.add_argument("--max-tokens", type=count, default=512, help="maximum length of a prompt (default: 512)")
     parser.add_argument("--seed", type=nonnegative, default=0, help="seed of all random numbers (default: 0)")
@@ -136,6 +137,7 @@ def _options(args: argparse.Namespace) -> MarkOptions:
         return MarkOptions(
             passes=args.passes,
             batch_size=args.mark_batch,
+            examples=args.examples,
             learning_rate=args.mark_rate,
             kl_weight=args.kl_weight,
             max_tokens=args.max_tokens,
