@@ -147,9 +147,11 @@ class OpenRows:
 
     Attributes:
         rows: the number of rows in the batch.
+        shared_by: the adapters that rows share, as objects that only these adapters have. Empty: no row shares any.
     """
 
     rows: int = 0
+    shared_by: tuple[object, ...] = ()
     _pairs: dict[str, RowPairs] = field(default_factory=dict)
     _weights: dict[str, RowWeights] = field(default_factory=dict)
 
@@ -180,7 +182,7 @@ class OpenRows:
         self.rows = len(rows)
         self._pairs = {name: held for name, held in self._pairs.items() if any(held.ranks)}
         if not self.rows:
-            self._weights = {}
+            self._weights, self.shared_by = {}, ()
 
     def _keep(self, rows: Sequence[int]) -> None:
         for pairs in self._pairs.values():
