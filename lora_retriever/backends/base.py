@@ -41,7 +41,16 @@ class BackendError(UserError):
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether an error says that a CUDA device computes nothing more in this process."""
+    """Whether an error says that a CUDA device computes nothing more in this process.
+
+    Every error of an accelerator but a lack of memory leaves the device broken.
+    """
+    import torch
+
+    from lora_retriever.generation.batches import ran_out_of_memory
+
+    if isinstance(error, torch.AcceleratorError) and not ran_out_of_memory(error):
+        return True
     return any(words in str(error) for words in BROKEN_DEVICE)
 
 

@@ -168,6 +168,9 @@ def load_base(folder: Path, dtype: torch.dtype, device: str, encoder_decoder: bo
         check_decoder_only(folder, config)
     kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
+    if device != "cpu":
+        settle_kernels()
+
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
         return kind.from_pretrained(
             folder,
@@ -187,6 +190,17 @@ def load_base(folder: Path, dtype: torch.dtype, device: str, encoder_decoder: bo
     if name := _not_finite(model):
         raise UserError(f"base model {folder}: its weights hold NaN or infinity ({name}); get the files anew")
     return model.eval()
+
+
+def settle_kernels() -> None:
+    """Choose kernels of a GPU whose results and times do not depend on the batch more than they must.
+
+    cuDNN's attention makes a plan for every new number of rows and length of keys, so for every decoded token. Sums of
+    16-bit products that are split and added in 16 bits depend on the shape of the product.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def load_composable(

@@ -6,6 +6,7 @@ makes each when it is first asked for. A `Context` is one method's view of the r
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -125,6 +126,17 @@ class Resources:
             except ValueError as error:
                 raise UserError(f"profile {self.profile.name}: encoder: {error}") from error
             return AdapterIndex.from_embeddings(names, samples, texts=texts), queries
+
+    def free_encoder(self) -> None:
+        """Free the encoder's memory on a GPU. The encoder is loaded again when it is needed again."""
+        if self.profile.encoder_device == "cpu":
+            return
+        import torch
+
+        self.__dict__.pop("encoder", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def index(self, scorer: str) -> AdapterIndex:
         """The pool's index under a scorer. Embeddings are made only if the scorer reads embeddings."""

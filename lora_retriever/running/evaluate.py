@@ -14,7 +14,7 @@ file system that takes no more ends the evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -209,13 +209,14 @@ def answer_runs(
         prompts = row_prompts(benchmark.rows, base.tokenizer, profile.generation, benchmark.pool)
     for warning in (*benchmark.warnings, *base.warnings, *adapters.warnings):
         console.print(for_rich(f"warning: {warning}"), soft_wrap=True)
+    resources = Resources(profile, benchmark, results, console, lambda: backend.generator())
+    encode_first(resources, [run.variant for run in runs])
     with console.status("loading the base model and the adapters"), without_adapter_warnings():
         backend = load_backend(profile, benchmark)
     cache = AnswerCache(versions(profile.backend), answering_hashes(profile.backend))
     if profile.reuse_answers:
         cache.learn_folder(results)
     with closing(backend):
-        resources = Resources(profile, benchmark, results, console, backend.generator)
         shared = Answering(prompts, base.tokenizer, resources, backend, cache, failures.log)
         for run in runs:
             name = run.file.name
@@ -235,6 +236,17 @@ def answer_runs(
                 continue
             if profile.reuse_answers and not run.code.get("kept"):
                 cache.learn(run.file.configuration, list(run.file.lines.values()))
+
+
+def encode_first(resources: Resources, variants: Sequence[Variant]) -> None:
+    """Encode the pool and the rows, if a variant needs that, before the base or vLLM takes the memory of a GPU.
+
+    An error is told later, by every run that needs the embeddings.
+    """
+    if check_encoder(variants):
+        with suppress(Exception):
+            _ = resources.embeddings
+        resources.free_encoder()
 
 
 def _end_by(error: Exception, results: Path) -> str | None:

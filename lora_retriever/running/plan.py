@@ -11,7 +11,7 @@ from lora_retriever.backends import BACKENDS
 from lora_retriever.data.rows import Row, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark
-from lora_retriever.experiment.profile import EncoderSection, Profile
+from lora_retriever.experiment.profile import BALANCED, EncoderSection, Profile
 from lora_retriever.files import safe_name
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.prompt import Prompt
@@ -42,6 +42,20 @@ class PlannedRow:
     composition: Composition
 
 
+def device_identity(device: str) -> str:
+    """A device as a run's configuration records it: with the names of the GPUs, whose kernels and rounding differ."""
+    if not device.startswith("cuda") and device != BALANCED:
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
+        return device
+    if device == BALANCED:
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return f"{device}: {', '.join(names)}"
+    return f"{device}: {torch.cuda.get_device_name(device)}"
+
+
 def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dict[str, Any]:
     """Everything that decides a method's answers, files by their hashes. What does not concern the method is left out.
 
@@ -56,7 +70,7 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         "base": benchmark.hashes["base"],
         "generation": profile.generation.recorded(),
         "dtype": profile.dtype,
-        "device": profile.torch_device,
+        "device": device_identity(profile.torch_device),
         "threads": profile.threads,
     }
     used |= {part: benchmark.hashes[part] for part in ("adapters", "pool") if part in method.reads}

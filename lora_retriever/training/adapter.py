@@ -117,29 +117,32 @@ def train_adapter(
     if initial is not None:
         set_peft_model_state_dict(model, load_file(initial / SAFETENSORS_WEIGHTS_NAME))
     with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            per_device_train_batch_size=options.batch_size,
+            per_device_eval_batch_size=options.batch_size,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            seed=options.seed,
+            eval_strategy="epoch" if validation else "no",
+            save_strategy="no",
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            include_num_input_tokens_seen="non_padding",
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=base.device.type == "cpu",
+        )
+        # Without this the trainer would divide every batch among all GPUs, and make other batches than on one GPU.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=options.epochs,
-                learning_rate=options.learning_rate,
-                per_device_train_batch_size=options.batch_size,
-                per_device_eval_batch_size=options.batch_size,
-                lr_scheduler_type="linear",
-                train_sampling_strategy="group_by_length",
-                seed=options.seed,
-                eval_strategy="epoch" if validation else "no",
-                save_strategy="no",
-                logging_strategy="steps",
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                include_num_input_tokens_seen="non_padding",
-                disable_tqdm=True,
-                report_to="none",
-                remove_unused_columns=False,
-                dataloader_pin_memory=torch.cuda.is_available(),
-                use_cpu=base.device.type == "cpu",
-            ),
+            args=arguments,
             train_dataset=examples,
             eval_dataset=heldout,
             data_collator=LeftPadding(pad_token_id(tokenizer, vocabulary_of(base))),

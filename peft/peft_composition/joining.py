@@ -93,8 +93,8 @@ def _with_room(held: Tensor | None, like: Tensor, used: int, rows: int, rank: in
     places, held_rank = (0, 0) if held is None else held.shape[:2]
     if held is not None and rows <= places and rank <= held_rank:
         return held
-    # Because the number of places doubles, n rows that join one by one copy about n rows in all, not n².
-    places = places if rows <= places else max(rows, 2 * places)
+    # Because the number of places grows by a share, n rows that join one by one copy about 5 n rows in all, not n².
+    places = places if rows <= places else max(rows, places + places // 4)
     larger = like.new_zeros(places, rank, like.shape[2])  # [places, rank, d]
     if held is not None:
         kept_rank = min(held_rank, rank)  # the rows in use have no larger rank
@@ -147,9 +147,11 @@ class OpenRows:
 
     Attributes:
         rows: the number of rows in the batch.
+        shared_by: the adapters that rows share, as objects that only these adapters have. Empty: no row shares any.
     """
 
     rows: int = 0
+    shared_by: tuple[object, ...] = ()
     _pairs: dict[str, RowPairs] = field(default_factory=dict)
     _weights: dict[str, RowWeights] = field(default_factory=dict)
 
@@ -180,7 +182,7 @@ class OpenRows:
         self.rows = len(rows)
         self._pairs = {name: held for name, held in self._pairs.items() if any(held.ranks)}
         if not self.rows:
-            self._weights = {}
+            self._weights, self.shared_by = {}, ()
 
     def _keep(self, rows: Sequence[int]) -> None:
         for pairs in self._pairs.values():

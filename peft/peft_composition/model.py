@@ -204,8 +204,8 @@ class ComposableModel:
                 if self._gated is not None:
                     self._add_gated_rows(self._live, self._gated, adapters, rows, composer_of(mode))
                     return
-                new = self._joining(adapters, rows, composer_of(mode))
                 batch = self._open_rows(self._live)
+                new = self._joining(batch, adapters, rows, composer_of(mode))
                 batch.join(new, len(rows))
                 try:
                     self._live.become(batch.updates(), batch.rows)
@@ -373,13 +373,20 @@ class ComposableModel:
         live.become(updates, live.batch + len(weights))
         self._open = self._open or OpenRows()
 
-    def _joining(self, adapters: Sequence[str], weights: Tensor, composer: Composer) -> list[Mapping[str, Update]]:
-        """Return the updates of rows that join: of the rows with pairs of their own, and of those that share."""
+    def _joining(
+        self, batch: OpenRows, adapters: Sequence[str], weights: Tensor, composer: Composer
+    ) -> list[Mapping[str, Update]]:
+        """Return the updates of rows that join: of the rows with pairs of their own, and of those that share.
+
+        If adapters were loaded or removed since rows of the batch began to share, the new rows have pairs of their own.
+        """
         if not adapters:
             return []
         columns, slots = self._in_use(adapters, weights)
         weights = weights[:, columns]  # [rows, adapters in use]
-        pool = self._residency.pool
+        pool, loaded = self._residency.pool, tuple(self._residency.headers.values())
+        if batch.shared_by and [id(one) for one in batch.shared_by] != [id(one) for one in loaded]:
+            pool = None
         sharing = torch.zeros(len(weights), dtype=torch.bool)  # [rows]
         if composer is mixture_pair and pool is not None:
             k = weights.ne(0).sum(dim=1)  # [rows]
@@ -388,6 +395,7 @@ class ComposableModel:
             pair_updates(composer, self._targeted(slots), slots, weights.masked_fill(sharing[:, None], 0))
         ]
         if pool is not None and bool(sharing.any()):
+            batch.shared_by = loaded
             shared = weights.new_zeros(len(weights), len(pool))  # [rows, loaded adapters]
             shared[:, [pool.index(slot) for slot in slots]] = weights.masked_fill(~sharing[:, None], 0)
             parts.append(

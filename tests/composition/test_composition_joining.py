@@ -175,3 +175,21 @@ def test_a_row_that_cannot_join_changes_nothing(double, other, parts):
             double.add_rows(["head"], [[1.0]])
         check(double, [Member(ids[0], alone[0])])
     assert "forward" not in double.base.get_submodule("model.layers.0.self_attn.q_proj").__dict__
+
+
+def test_rows_that_share_adapters_stay_right_when_adapters_come_and_go_beside_them(folders, other, parts):
+    names, pool, ids = ["plain", "rank2", "head"], loaded(folders), some_ids(2)
+    for name in POOL.keys() - names:
+        pool.unload_adapter(name)
+    weights = torch.tensor([[0.5, 0.25, 1.0], [1.0, -0.5, 0.5]])  # each row uses the whole pool
+    with InDouble():
+        alone = dense_logits(other.base, [parts[name] for name in names], weights, "mixture", ids)
+    members = [Member(*row) for row in zip(ids, alone, strict=True)]
+    with InDouble(), torch.inference_mode(), pool.open_batch():
+        pool.add_rows(names, weights[:1])
+        pool.load_adapter(folders["alpha32"], "alpha32")
+        pool.add_rows(names, weights[1:])
+        check(pool, members)
+        for name in (*names, "alpha32"):
+            pool.unload_adapter(name)
+        check(pool, members)

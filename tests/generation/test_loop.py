@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from composition_cases import write_adapter
+from gate_cases import GATES, Adapted, adapted_by
+from gate_cases import NAMES as GATED
 from model_families import DECODERS, GEMMA, Family, InDouble, prompts_of
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
@@ -27,6 +30,23 @@ LENGTHS = (9, 3, 6, 11, 1, 6, 9, 2, 7, 14, 5, 8)
 NEW = 12
 WIDE = GEMMA | {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES = DECODERS | {"gemma3 with a wide window": Family("gemma3_text", settings=WIDE)}
+
+
+HYBRID: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+def hybrid(model_type: str) -> Any:
+    """A tiny random hybrid, whose state cannot be parted by row."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type, vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.3, eos_token_id=None, pad_token_id=0,
+        tie_word_embeddings=False, **HYBRID[model_type],
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 class Toy:
@@ -240,3 +260,109 @@ def test_common_beginnings_are_read_once_and_answers_stay_the_same(model, monkey
     assert {token.id for token in told[0]} == {token.id for token in told[1]} != set()
     values = [sorted(token.logprob for token in tokens) for tokens in told]
     assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", HYBRID)
+def test_a_hybrid_is_answered_batch_by_batch(model_type):
+    model = ComposableModel(hybrid(model_type))
+    jobs = [Job(prompt, Composition(), "mixture", Sampling(5)) for prompt in prompts_of((12, 12, 4, 4, 9), seed=2)]
+    expected = [decode(model, [job.prompt], [], 0, 5)[0] for job in jobs]
+    eos_ids = rare(expected)
+    answers, _ = run(Loop(generator_of(model, eos_ids), max_tokens=60), jobs)
+    assert answers == [decode(model, [job.prompt], eos_ids, 0, 5)[0] for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
+    return adapted_by("llama", tmp_path_factory.mktemp("gated"))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_rows_under_a_gate_share_a_batch_with_rows_under_the_same_gate(gated, gate):
+    own = GATES[gate][0]
+    compositions = [Composition(dict.fromkeys(names, 1.0)) for names in (GATED, GATED[:2], GATED[1:])]
+    jobs = [
+        Job(prompt, compositions[i % 3], "mixture", Sampling(4), None if i in (3, 4) else own)
+        for i, prompt in enumerate(prompts_of((7, 4, 9, 5, 5, 8, 3), seed=6))
+    ]
+    expected = [alone(gated.model, job) for job in jobs]
+    answers, events = run(Loop(generator_of(gated.model), max_tokens=60, max_rows=3), jobs)
+    assert answers == expected
+    uses = {event.id: event.gate for event in events if event.ended}
+    for id, job in enumerate(jobs, start=1):
+        assert (uses[id] is None) == (job.gate is None)
+        if uses[id] is not None:
+            used = {name for name, weight in uses[id].weights.items() if weight}
+            assert used == set(job.composition.weights)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[torch.Tensor], Exception | None]) -> None:
+    """Let the forward pass raise what `refuse` returns for its token ids."""
+    forward = ComposableModel.__call__
+
+    def watched(self: ComposableModel, input_ids: torch.Tensor, **options: Any) -> Any:
+        if (error := refuse(input_ids)) is not None:
+            raise error
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(ComposableModel, "__call__", watched)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), IndexError("index out of range")])
+def test_after_an_error_in_a_step_the_rows_go_on_where_they_were(model, monkeypatch, error):
+    jobs = some_jobs(["mixture"])
+    expected = [alone(model, job) for job in jobs]
+    steps: list[int] = []
+
+    def refuse(ids: torch.Tensor) -> Exception | None:
+        if ids.shape[1] > 1:
+            return None
+        steps.append(len(ids))
+        return error if len(steps) == 3 else None
+
+    failing(monkeypatch, refuse)
+    loop = Loop(generator_of(model), max_tokens=200)
+    answers, _ = run(loop, jobs)
+    assert answers == expected
+    assert loop.max_rows == (steps[2] // 2 if isinstance(error, torch.OutOfMemoryError) else 4)
+
+
+def test_a_job_that_fails_by_itself_ends_with_its_error_and_costs_no_other_job(model, monkeypatch):
+    jobs = some_jobs(["mixture"])[:5]
+    expected = [alone(model, job) for job in jobs]
+    end = torch.tensor(jobs[2].prompt[-2:])
+
+    def refuse(ids: torch.Tensor) -> Exception | None:
+        return IndexError("no such thing") if ids.shape[1] > 1 and (ids[:, -2:] == end).all(dim=1).any() else None
+
+    failing(monkeypatch, refuse)
+    answers, events = run(Loop(generator_of(model), max_tokens=200), jobs)
+    errors = {event.id: event.ended for event in events if event.error is not None}
+    assert errors == {3: "error: IndexError: no such thing"}
+    assert answers == [*expected[:2], [], *expected[3:]]
+
+
+def test_a_fatal_error_is_raised(model, monkeypatch):
+    failing(monkeypatch, lambda ids: RuntimeError("the device is lost"))
+    loop = Loop(generator_of(model), max_tokens=200, is_fatal=lambda error: "lost" in str(error))
+    loop.add(some_jobs(["mixture"])[0])
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        loop.step()
+    assert model._live is None
+
+
+def test_logits_that_are_no_numbers_cost_their_own_row_alone(model, monkeypatch):
+    forward = ComposableModel.__call__
+    jobs = some_jobs(["mixture"])[:3]
+    expected = [alone(model, job) for job in jobs]
+
+    def watched(self: ComposableModel, input_ids: torch.Tensor, **options: Any) -> Any:
+        output = forward(self, input_ids=input_ids, **options)
+        output.logits[(input_ids[:, -1] == jobs[1].prompt[-1])] = torch.nan
+        return output
+
+    monkeypatch.setattr(ComposableModel, "__call__", watched)
+    answers, events = run(Loop(generator_of(model), max_tokens=200), jobs)
+    assert [event.id for event in events if event.error is not None] == [2]
+    assert (answers[0], answers[2]) == (expected[0], expected[2])

@@ -1,0 +1,161 @@
+"""The loop beside batches that run until their last row has ended: passes, tokens read, rows a step, CPU seconds.
+
+    python scripts/generation/bench_loop.py                                        # the miniature
+    python scripts/generation/bench_loop.py --profile mine.yaml --limit 5 --only base,selection,mixture,fusion
+
+Both answer the same prompts under the same compositions, in this process: the batches by `Generator.answer`, the loop
+by the local backend. The seconds are those of the processor, so other programs hardly disturb them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from lora_retriever.backends.local import LocalBackend
+from lora_retriever.experiment.benchmark import model_source, open_benchmark
+from lora_retriever.experiment.profile import load_profile
+from lora_retriever.files import write_json
+from lora_retriever.generation.answer import Answer
+from lora_retriever.generation.batches import Request, plan_batches
+from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.methods import LearnedGate, Method, methods_of
+from lora_retriever.methods.context import Context, Resources
+from lora_retriever.tables import Table, terminal
+
+
+@dataclass
+class Counts:
+    """The passes of one way, and the seconds of the processor."""
+
+    read_tokens: int = 0
+    read_passes: int = 0
+    steps: int = 0
+    rows: int = 0  # of all steps together
+    seconds: float = 0.0
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    @property
+    def rows_a_step(self) -> float:
+        """The mean number of rows of a decoding step."""
+        return self.rows / max(1, self.steps)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", default="tiny", help="a bundled profile's name, or a YAML file (default: tiny)")
+    parser.add_argument("--limit", type=int, help="rows per task (default: all)")
+    parser.add_argument("--only", default="base,selection,mixture,fusion", help="methods, separated by commas")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    args = parser.parse_args()
+    profile = load_profile(args.profile)
+    if profile.threads is not None:
+        torch.set_num_threads(profile.threads)
+    benchmark = open_benchmark(profile, args.limit)
+    generator = load_generator(model_source(profile, benchmark))
+    prompts = make_prompts([row.inputs for row in benchmark.rows], generator.tokenizer, generator.settings)
+    figures = {}
+    with tempfile.TemporaryDirectory() as learned:
+        resources = Resources(profile, benchmark, Path(learned), Console(stderr=True), lambda: generator)
+        for method in methods_of(profile, args.only.split(",")):
+            context = Context(resources, profile, method.declaration)
+            compositions = method.router.route(context)
+            gate = method.gate.fit(context) if isinstance(method.gate, LearnedGate) else method.gate
+            pairs = zip(prompts, compositions, strict=True)
+            requests = [Request(id, prompt, composition) for id, (prompt, composition) in enumerate(pairs)]
+            ways = {"batches": in_batches, "loop": in_the_loop}
+            figures[method.name] = {
+                name: counted(generator, partial(way, generator, requests, method, gate)) for name, way in ways.items()
+            }
+    print(terminal(table(figures, f"Profile {args.profile}, {len(prompts)} rows, {torch.get_num_threads()} threads.")))
+    if args.json:
+        write_json(args.json, {name: {way: plain(c) for way, c in both.items()} for name, both in figures.items()})
+
+
+def in_batches(generator: Generator, requests: Sequence[Request], method: Method, gate: Any) -> dict[int, Answer]:
+    """The answers in batches, each of which runs until its last row has ended."""
+    answers = {}
+    for batch in plan_batches(requests, generator.settings):
+        prompts, compositions = [one.prompt for one in batch], [one.composition for one in batch]
+        found = generator.answer(prompts, compositions, method.mode, gate)
+        answers |= {request.id: answer for request, answer in zip(batch, found, strict=True)}
+    return answers
+
+
+def in_the_loop(generator: Generator, requests: Sequence[Request], method: Method, gate: Any) -> dict[int, Answer]:
+    """The answers of the local backend."""
+    answers: dict[int, Answer] = {}
+    for outcome in LocalBackend(generator).answers(requests, method.mode, (), gate):
+        assert not outcome.failures, outcome.failures
+        answers |= outcome.answers
+    return answers
+
+
+def counted(generator: Generator, answer: Callable[[], dict[int, Answer]]) -> Counts:
+    """The counts and the seconds of one way."""
+    counts = Counts()
+    with watched(generator.model.base, counts):
+        started = time.process_time()
+        counts.answers = answer()
+        counts.seconds = time.process_time() - started
+    return counts
+
+
+@contextmanager
+def watched(base: nn.Module, counts: Counts) -> Iterator[None]:
+    """Count the passes of the base within this context."""
+
+    def note(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        rows, length = kwargs["input_ids"].shape
+        if length > 1:
+            counts.read_passes += 1
+            counts.read_tokens += rows * length
+        else:
+            counts.steps += 1
+            counts.rows += rows
+
+    handle = base.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def plain(counts: Counts) -> dict[str, Any]:
+    """The counts without the answers."""
+    return {
+        "read_tokens": counts.read_tokens,
+        "read_passes": counts.read_passes,
+        "steps": counts.steps,
+        "rows_a_step": round(counts.rows_a_step, 2),
+        "seconds": round(counts.seconds, 2),
+    }
+
+
+def table(figures: dict[str, dict[str, Counts]], note: str) -> Table:
+    """Two lines for each method."""
+    lines: list[tuple[str, list[Any]]] = []
+    for name, both in figures.items():
+        equal = sum(both["batches"].answers[id] == answer for id, answer in both["loop"].answers.items())
+        for way, counts in both.items():
+            cells = [counts.read_tokens, counts.steps, f"{counts.rows_a_step:.1f}", f"{counts.seconds:.1f}"]
+            told = f"{equal} of {len(counts.answers)}" if way == "loop" else ""
+            lines.append((f"{name}, {way}", [*map(str, cells), told]))
+    return Table(["tokens read", "steps", "rows a step", "CPU seconds", "equal answers"], lines, notes=[note])
+
+
+if __name__ == "__main__":
+    main()
