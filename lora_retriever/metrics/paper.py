@@ -25,6 +25,17 @@ def exact_match(target: str, answer: str) -> dict[str, float]:
     return {"em": float(_plain(target) == _plain(answer))}
 
 
+def starts_with(target: str, answer: str) -> dict[str, float]:
+    """`starts_with`: the answer begins with the target, and the target ends where a word ends.
+
+    Both are stripped, in lower case, without dots, as for `exact_match`. An empty target is never right.
+    """
+    wanted, given = _plain(target), _plain(answer)
+    further = given[len(wanted) :]
+    ends = not (wanted[-1:].isalnum() and further[:1].isalnum())
+    return {"starts_with": float(bool(wanted) and given.startswith(wanted) and ends)}
+
+
 def bleu(targets: Reference, answer: str) -> dict[str, float]:
     """`bleu`: nltk's sentence BLEU on words split at white space, without smoothing. An empty answer scores 0.
 
@@ -83,5 +94,6 @@ def _plain(text: str) -> str:
 
 
 EXACT_MATCH: Metric = RowMean(("em",), exact_match)
+STARTS_WITH: Metric = RowMean(("starts_with",), starts_with)
 BLEU: Metric = RowMean(("bleu",), bleu, takes_several=True)
 ROUGE: Metric = RowMean(("rouge-1", "rouge-2", "rouge-l"), rouge)

@@ -3,8 +3,9 @@
 The composition is the fusion of the adapters, y = W x + (Σ w_p s_p B_p)(Σ w_p A_p) x, with w_p between -1.5 and 1.5.
 The weights minimise L(w) + α Σ |w_p| / P, where L is the cross-entropy of the examples' answers and α = 0.05. The
 authors use nevergrad's NGOpt, with 40 steps from w = 0. For these numbers, and for up to about 30 steps an adapter,
-NGOpt chooses COBYLA, so COBYLA is used here. For more steps NGOpt chooses other optimisers, which fail with today's
-numpy. COBYLA draws nothing; the seed decides which adapters are drawn.
+NGOpt chooses COBYLA, so COBYLA is the default here. For more steps NGOpt chooses other optimisers, which fail with
+today's numpy. COBYLA draws nothing; the seed decides which adapters are drawn. The other optimisers, CMA-ES and random
+search, draw weights with the seed. All optimisers begin with weights of 0, the base alone.
 
 The authors' code divides the mean loss over a batch's tokens by the number of all examples, so the batch size weighs L
 against the penalty. Here L is the mean over examples of the answer's mean loss, which the authors' code computes in
@@ -21,7 +22,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +65,31 @@ LOGITS = 2**27
 WORST = 100.0
 """The loss that stands for NaN and infinity, in nats: far above any other loss, and finite for the optimisation."""
 
+OPTIMIZERS = {"cobyla": "Cobyla", "cma": "CMA", "random": "RandomSearch"}
+"""The optimisers, with their names in nevergrad."""
+PENALTIES = ("mean", "sum")
+"""The forms of the penalty: on the mean of the absolute weights, as the authors' code, or on their sum."""
+
 Loss = Callable[[Sequence[float]], float]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How weights are searched for.
+
+    Attributes:
+        steps: number of weight vectors tried.
+        l1: α, the factor of the penalty.
+        bound: maximum absolute value of a weight.
+        optimizer: a name of `OPTIMIZERS`.
+        penalty: a name of `PENALTIES`.
+    """
+
+    steps: int = STEPS
+    l1: float = L1
+    bound: float = BOUND
+    optimizer: str = "cobyla"
+    penalty: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -113,29 +138,36 @@ def learn_weights(
     seed: int = 0,
     log: Path | None = None,
     console: Console | None = None,
+    optimizer: str = "cobyla",
+    penalty: str = "mean",
 ) -> Learned:
     """The weights with the least sum of loss and penalty, of all weights that the optimisation tried.
 
     Args:
         loss: a function of weights, one for each of `names`. It is called at most `steps` times, and once for the
             same weights. (COBYLA asks for the same weights again when it has converged and begins anew.)
-        l1: α, the factor of the mean |w_p| in the penalty.
+        l1: α, the factor of the penalty.
         bound: maximum absolute value of a weight.
+        seed: the seed of an optimiser that draws.
         log: a JSON-lines file of the steps. Steps that the file already has, from before an interruption, are not
             computed again: the optimisation asks for the same weights if it is told the same losses.
         console: where progress is shown. None: nowhere.
+        optimizer: a name of `OPTIMIZERS`.
+        penalty: a name of `PENALTIES`: whether the penalty counts the mean |w_p| or the sum.
     """
     known = _read_steps(log) if log and log.exists() else []
     tried: list[Step] = []
     losses: dict[tuple[float, ...], float] = {}  # of the weights in `tried`
     space = nevergrad.p.Array(init=np.zeros(len(names)), lower=-bound, upper=bound)
     space.random_state = np.random.RandomState(seed % 2**32)  # not from numpy's global state
-    optimizer = nevergrad.optimizers.Cobyla(parametrization=space, budget=steps)
+    search: Any = getattr(nevergrad.optimizers, OPTIMIZERS[optimizer])(parametrization=space, budget=steps)
+    if optimizer != "cobyla":  # COBYLA begins with weights of 0 by itself
+        search.suggest(np.zeros(len(names)))
     try:
         with progress_bar(console, "learning weights", steps) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="COBYLA: Invalid")  # nevergrad sets a tolerance of 0
             for _ in range(steps):
-                asked = optimizer.ask()
+                asked = search.ask()
                 weights = tuple(round(weight, 6) + 0.0 for weight in asked.value.tolist())  # 1e-18 becomes 0
                 if known and known[0].weights == weights:
                     tried.append(known.pop(0))
@@ -145,18 +177,21 @@ def learn_weights(
                     if log:
                         write_text(log, "".join(json.dumps(asdict(step)) + "\n" for step in tried))
                 losses[weights] = tried[-1].loss
-                optimizer.tell(asked, objective(tried[-1], l1))
+                search.tell(asked, objective(tried[-1], l1, penalty))
                 move = bar.restart_at if known else bar.move_to  # steps of an earlier start took no time now
                 move(len(tried), f"{len(tried)}/{steps} loss {min(step.loss for step in tried):.4f}")
     finally:
-        del optimizer  # COBYLA runs in a thread that ends with this object
-    best = min(tried, key=lambda step: objective(step, l1))  # what nevergrad recommends
+        del search  # COBYLA runs in a thread that ends with this object
+    best = min(tried, key=lambda step: objective(step, l1, penalty))  # what nevergrad recommends
     return Learned(dict(zip(names, best.weights, strict=True)), best.loss, tried[0].loss, tuple(tried))
 
 
-def objective(step: Step, l1: float) -> float:
-    """L(w) + α Σ |w_p| / P. The authors' code takes the mean over adapters; their paper has the sum."""
-    return step.loss + l1 * sum(map(abs, step.weights)) / len(step.weights)
+def objective(step: Step, l1: float, penalty: str = "mean") -> float:
+    """L(w) + α Σ |w_p| / P, or with the penalty `sum`: L(w) + α Σ |w_p|.
+
+    The authors' code takes the mean over adapters; their paper has the sum.
+    """
+    return step.loss + l1 * sum(map(abs, step.weights)) / (len(step.weights) if penalty == "mean" else 1)
 
 
 def adapter_folders(named: Sequence[str], folder: Path | None) -> tuple[list[str], list[Path]]:
@@ -245,25 +280,40 @@ def answer_loss(
 
 
 def learn_checkpoint(
-    generator: Generator, samples: Sequence[Sample], out: Path, steps: int, l1: float, seed: int, console: Console
+    generator: Generator,
+    names: Sequence[str],
+    samples: Sequence[Sample],
+    out: Path,
+    loss: Loss,
+    search: Search,
+    seed: int,
+    console: Console,
+    chosen: Mapping[str, Any],
 ) -> Learned:
-    """Learn the weights of a generator's adapters from the examples of a new task, and save the fusion.
+    """Learn the weights of adapters from the examples of a new task, and save the fusion.
 
     `out` becomes an ordinary PEFT checkpoint. Its `lorahub.json` records how the checkpoint was made.
+
+    Args:
+        names: the adapters, which the generator's model has loaded.
+        loss: what is minimised, a function of the weights of `names`.
+        chosen: further choices for the record.
 
     Raises:
         UserError: the weights cannot be learned or saved, or no weights are better than the base alone.
     """
     model = generator.model
-    loss = answer_loss(model, generator.tokenizer, model.adapters, samples, generator.settings)
-    learned = learn_weights(loss, model.adapters, steps, l1, seed=seed, console=console)
+    learned = learn_weights(
+        loss, names, search.steps, search.l1, search.bound, seed, None, console, search.optimizer, search.penalty
+    )
     if not any(learned.weights.values()):
         raise UserError(
-            f"none of the {steps} weight vectors tried is better than the base alone (loss {learned.base_loss:.4f}); "
+            f"none of the {search.steps} weight vectors tried is better than the base alone (loss "
+            f"{learned.base_loss:.4f}); "
             "try more --steps, a lower --l1, or other adapters"
         )
     try:
-        model.save_composition(model.adapters, list(learned.weights.values()), mode="fusion", path=out)
+        model.save_composition(names, list(learned.weights.values()), mode="fusion", path=out)
     except CompositionError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -275,9 +325,8 @@ def learn_checkpoint(
             include={"template", "system", "max_prompt_tokens"}, exclude_none=True
         ),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "steps": steps,
-        "l1": l1,
-        "bound": BOUND,
+        **asdict(search),
+        **chosen,
         "seed": seed,
     }
     write_json(out / RECORD_FILE, {**conditions, **learned.record()})

@@ -1,0 +1,305 @@
+"""LoraHub's experiment: every task with several draws of adapters, beside baselines, in a results folder that resumes.
+
+Runs of the results folder: `zero_shot`, `in_context`, `mixture` (adapters retrieved for each row), `lora` (an adapter
+trained on the examples), `lorahub_1` to `lorahub_N` (the draws), and `lorahub_chosen`: for each task the draw with the
+least value of the objective on the examples. The draw with the best test score is in the table only, since no one can
+know this draw without the test's targets.
+
+Everything that is finished lies in `learned/fewshot`: the answers of a run to a task, the steps of a search, the
+trained adapters. So a stopped experiment goes on, and a finished one is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from lora_retriever.data.rows import PoolEntry
+from lora_retriever.errors import UserError
+from lora_retriever.fewshot.answering import GAP, answer_all, inputs_in_context
+from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
+from lora_retriever.fewshot.objectives import objective_of
+from lora_retriever.fewshot.tasks import FewShotTask
+from lora_retriever.files import write_json, write_text
+from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import load_base
+from lora_retriever.methods.parts.lorahub_weights import Search, learn_weights, objective
+from lora_retriever.progress import progress_bar
+from lora_retriever.retrieval.encoders import Encoder
+from lora_retriever.running.results_folder import LEARNED, writing_into
+from lora_retriever.running.run_file import differences
+from lora_retriever.training.adapter import TrainingOptions, train_adapter
+
+BASELINES = ("zero_shot", "in_context", "mixture", "lora")
+CHOSEN = "lorahub_chosen"
+MIXED = 3
+"""Number of adapters that the run `mixture` retrieves for a row: the LoraRetriever paper's k."""
+FOLDER = "fewshot"
+
+
+@dataclass(frozen=True)
+class Design:
+    """What the experiment varies and compares.
+
+    Attributes:
+        draws: number of draws of adapters. Draw n has the seed n.
+        count: number of adapters of a draw.
+        choice: a name of `choosing.CHOICES`.
+        objective: a name of `objectives.OBJECTIVES`.
+        search: how weights are searched for.
+        baselines: names of `BASELINES`.
+        without_own: whether a task does without the adapter of the task's name.
+    """
+
+    draws: int = 5
+    count: int = 20
+    choice: str = "random"
+    objective: str = "loss"
+    search: Search = field(default_factory=Search)
+    baselines: tuple[str, ...] = ("zero_shot", "in_context", "lora")
+    without_own: bool = False
+
+    @property
+    def runs(self) -> list[str]:
+        """The names of the runs, in the table's order."""
+        return [*self.baselines, *(f"lorahub_{draw}" for draw in self.seeds), CHOSEN]
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the draws. A choice and an optimiser that draw nothing need one draw only."""
+        drawn = self.choice == "random" or self.search.optimizer != "cobyla"
+        return range(1, (self.draws if drawn else 1) + 1)
+
+
+class Experiment:
+    """The experiment on one base, with one pool, in one results folder."""
+
+    def __init__(
+        self,
+        design: Design,
+        tasks: Sequence[FewShotTask],
+        generator: Generator,
+        names: Sequence[str],
+        results: Path,
+        retrieval: tuple[Encoder, Sequence[PoolEntry]] | None,
+        console: Console,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            names: the adapters of the pool. The generator's model has also the adapters of the run `lora`.
+            retrieval: encoder and pool. None: nothing is retrieved.
+        """
+        self.design = design
+        self.tasks = tasks
+        self.generator = generator
+        self.names = list(names)
+        self.results = results
+        self._retrieval = retrieval
+        self._nearest: Nearest | None = None
+        self._console = console
+
+    def run(self) -> None:
+        """Compute what is missing, and write the run files.
+
+        Raises:
+            UserError: a row cannot be answered, or the weights cannot be learned.
+        """
+        total = len(self.tasks) * len(self.design.runs)
+        with progress_bar(self._console, "few-shot experiment", total) as bar:
+            done = 0
+            for task in self.tasks:
+                for run in self.design.runs:
+                    part = part_file(self.results, run, task.name)
+                    if not part.exists():
+                        lines = self._lines(run, task)
+                        with writing_into(self.results):
+                            part.parent.mkdir(parents=True, exist_ok=True)
+                            write_text(part, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+                    done += 1
+                    bar.move_to(done, f"{done}/{total} {task.name} {run}")
+        for run in self.design.runs:
+            text = "".join(part_file(self.results, run, task.name).read_text(encoding="utf-8") for task in self.tasks)
+            target = self.results / f"{run}.jsonl"
+            if not target.exists() or target.read_text(encoding="utf-8") != text:
+                with writing_into(self.results):
+                    write_text(target, text)
+
+    def _lines(self, run: str, task: FewShotTask) -> list[dict[str, Any]]:
+        inputs = [row.inputs for row in task.rows]
+        mode = "fusion"
+        cut: Callable[[str], str] = str
+        compositions = [Composition()] * len(inputs)
+        if run == "in_context":
+            inputs = inputs_in_context(task, self.generator)
+            cut = _first_part
+        elif run == "lora":
+            compositions = [Composition.of({lora_name(task.name): 1.0})] * len(inputs)
+        elif run == "mixture":
+            mode = "mixture"
+            found = self.nearest.of_each(inputs, MIXED, task.name if self.design.without_own else None)
+            compositions = [Composition.of(dict.fromkeys(names, 1 / len(names))) for names in found]
+        elif run == CHOSEN:
+            records = {draw: self._learned(task, draw) for draw in self.design.seeds}
+            best = min(records, key=lambda draw: (records[draw]["objective"], draw))
+            return read_lines(part_file(self.results, f"lorahub_{best}", task.name))
+        elif run.startswith("lorahub_"):
+            weights = self._learned(task, int(run.removeprefix("lorahub_")))["weights"]
+            compositions = [Composition.of(weights)] * len(inputs)
+        answers = answer_all(self.generator, inputs, compositions, mode)
+        return [
+            {
+                **row.model_dump(mode="json"),
+                "predicted_answer": cut(answer),
+                "adapters": list(composition.weights),
+                "weights": list(composition.weights.values()),
+                "scores": [None] * len(composition.weights),
+            }
+            for row, answer, composition in zip(task.rows, answers, compositions, strict=True)
+        ]
+
+    @property
+    def nearest(self) -> Nearest:
+        """Retrieval over the pool, encoded at the first use."""
+        if self._nearest is None:
+            assert self._retrieval is not None
+            self._nearest = Nearest(*self._retrieval, self.names)
+        return self._nearest
+
+    def _learned(self, task: FewShotTask, draw: int) -> dict[str, Any]:
+        """The record of a draw's weights, learned now if necessary."""
+        folder = self.results / LEARNED / FOLDER / "draws"
+        file = folder / f"{task.name}.{draw}.json"
+        if file.exists():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        design, search = self.design, self.design.search
+        samples = task.whole_examples
+        names = [name for name in self.names if not (design.without_own and name == task.name)]
+        alone = losses_alone(self.generator, names, samples) if design.choice == "loss" else None
+        nearest = self.nearest if design.choice == "retrieved" else None
+        drawn = choose(design.choice, names, design.count, draw, samples, nearest, alone)
+        loss = objective_of(design.objective, self.generator, drawn, samples, task.rows[0].metric)
+        with writing_into(self.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        learned = learn_weights(
+            loss,
+            drawn,
+            search.steps,
+            search.l1,
+            search.bound,
+            draw,
+            folder / f"{task.name}.{draw}.steps.jsonl",
+            None,
+            search.optimizer,
+            search.penalty,
+        )
+        least = min(objective(step, search.l1, search.penalty) for step in learned.steps)
+        record = {"task": task.name, "draw": draw, "objective": least, **learned.record()}
+        with writing_into(self.results):
+            write_json(file, record)
+        return record
+
+
+def _first_part(answer: str) -> str:
+    """An answer up to the gap in front of a further example."""
+    return answer.strip().split(GAP)[0].strip()
+
+
+def lora_name(task: str) -> str:
+    """The name of the adapter that was trained on a task's examples; no adapter of a folder has a name with `/`."""
+    return f"trained/{task}"
+
+
+def trained_adapters(
+    results: Path,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[FewShotTask],
+    options: TrainingOptions,
+    dtype: torch.dtype,
+    device: str,
+    console: Console,
+) -> dict[str, Path]:
+    """The folders of the adapters that are trained on the tasks' examples, by task; trained now if necessary.
+
+    Raises:
+        UserError: the base cannot be loaded, or an adapter cannot be trained.
+    """
+    folder = results / LEARNED / FOLDER / "adapters"
+    found = {task.name: folder / task.name for task in tasks}
+    missing = [task for task in tasks if not found[task.name].exists()]
+    if not missing:
+        return found
+    model = load_base(base, dtype, device)
+    with progress_bar(console, "training on the examples", len(missing)) as bar:
+        for done, task in enumerate(missing, start=1):
+            with writing_into(results):
+                train_adapter(model, tokenizer, task.whole_examples, options, found[task.name])
+            bar.move_to(done, f"{done}/{len(missing)} {task.name}")
+    return found
+
+
+def part_file(results: Path, run: str, task: str) -> Path:
+    """The file with the answers of one run to one task."""
+    return results / LEARNED / FOLDER / "parts" / run / f"{task}.jsonl"
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file that `Experiment` wrote."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def draws_of(results: Path, tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The records of all draws of a finished experiment, by task and draw."""
+    folder = results / LEARNED / FOLDER / "draws"
+    return [
+        json.loads((folder / f"{task}.{draw}.json").read_text(encoding="utf-8")) for task in tasks for draw in seeds
+    ]
+
+
+def hold_to(results: Path, configuration: dict[str, Any]) -> None:
+    """Write the configuration into a new results folder, or check that the folder has the same configuration.
+
+    Raises:
+        UserError: the folder's experiment had another configuration; the message names what differs.
+    """
+    file = results / LEARNED / FOLDER / "experiment.json"
+    wanted = json.loads(json.dumps(configuration))
+    if not file.exists():
+        with writing_into(results):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, wanted)
+        return
+    try:
+        old = dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{file}: is damaged ({error}); choose another --results") from error
+    if old != wanted:
+        raise UserError(
+            f"results folder {results} has an experiment of another configuration: "
+            f"{'; '.join(differences(old, wanted))}. Choose another --results"
+        )
+
+
+def configuration_of(design: Design, tasks: Sequence[FewShotTask], further: dict[str, Any]) -> dict[str, Any]:
+    """What decides the answers of the experiment."""
+    return {
+        **asdict(design),
+        "tasks": {
+            task.name: {
+                "description": task.description,
+                "examples": [example.model_dump() for example in task.examples],
+                "rows": len(task.rows),
+            }
+            for task in tasks
+        },
+        **further,
+    }

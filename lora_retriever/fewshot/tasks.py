@@ -1,0 +1,168 @@
+"""The tasks of a few-shot experiment: a folder of files `{input, target}`, each divided into examples and test rows.
+
+BBH's files have this form: an object whose list `examples` has the objects `{input, target}`. A file of rows `{inputs,
+targets}` is read, too. LoraHub's five examples come from 100 rows that are held out; the other rows are the test.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_retriever.data.objects import read_objects, read_text
+from lora_retriever.data.rows import Row, Sample
+from lora_retriever.errors import UserError
+
+SUFFIXES = (".json", ".jsonl")
+RULE = "-----"
+"""The line of BBH's prompt files behind which the description of the task stands."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a task's rows become examples and test rows.
+
+    Attributes:
+        examples: number of examples.
+        held_out: number of rows that are no test rows, of which the examples are drawn. A task with fewer than twice
+            as many rows holds out half of its rows.
+        seed: the seed of the draw.
+        limit: maximum number of test rows. None: all.
+    """
+
+    examples: int = 5
+    held_out: int = 100
+    seed: int = 42
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class FewShotTask:
+    """One task: its examples, and the rows that are answered.
+
+    Attributes:
+        name: the name of the file, without its suffix.
+        file: the file of the task.
+        description: the text before every question. Empty: the inputs stand alone.
+        examples: inputs without the description, and targets.
+        rows: the test rows. Their inputs are whole: the description is in them.
+        questions: the inputs of the test rows without the description.
+    """
+
+    name: str
+    file: Path
+    description: str
+    examples: tuple[Sample, ...]
+    rows: tuple[Row, ...]
+    questions: tuple[str, ...]
+
+    @property
+    def whole_examples(self) -> list[Sample]:
+        """The examples with the inputs that a model is asked with."""
+        return [
+            Sample(inputs=described(self.description, example.inputs), targets=example.targets)
+            for example in self.examples
+        ]
+
+
+def described(description: str, question: str) -> str:
+    """The inputs of a question: LoraHub's description, empty line, `Q: `, question, line break, `A:`.
+
+    Without a description, the question stands alone.
+    """
+    return f"{description}\n\n{asked(description, question)}" if description else question
+
+
+def asked(description: str, question: str) -> str:
+    """A question in the form that it has behind a description."""
+    return f"Q: {question}\nA:" if description else question
+
+
+def read_tasks(
+    folder: Path,
+    names: Sequence[str],
+    division: Division,
+    metric: str,
+    descriptions: Path | None = None,
+) -> list[FewShotTask]:
+    """The tasks of a folder, in the order of their names. The ids of the test rows count through all tasks.
+
+    Args:
+        names: the tasks that are read. Empty: all.
+        metric: the metric of the test rows.
+        descriptions: a folder with a file `TASK.txt` for each task, as BBH's prompts: the description is the first line
+            behind `-----`, or the first line of a file without `-----`.
+
+    Raises:
+        UserError: there is no such folder, task or description, a file is unusable, or a task has too few rows.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--tasks {folder}: there is no such folder")
+    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()}
+    if not files:
+        raise UserError(f"--tasks {folder}: has no file that ends in {' or '.join(SUFFIXES)}")
+    if unknown := [name for name in names if name not in files]:
+        raise UserError(f"--tasks {folder}: has no task {unknown[0]!r} (there are: {', '.join(files)})")
+    tasks: list[FewShotTask] = []
+    first = 0
+    for name, path in files.items():
+        if names and name not in names:
+            continue
+        description = _description(descriptions / f"{name}.txt") if descriptions else ""
+        examples, tested = _divided(_samples(path), division, path)
+        rows = tuple(
+            Row(
+                inputs=described(description, sample.inputs),
+                targets=sample.targets,
+                task=name,
+                domain=folder.resolve().name or "tasks",
+                metric=metric,
+                id=first + place,
+            )
+            for place, sample in enumerate(tested)
+        )
+        first += len(rows)
+        tasks.append(FewShotTask(name, path, description, tuple(examples), rows, tuple(s.inputs for s in tested)))
+    return tasks
+
+
+def _samples(path: Path) -> list[Sample]:
+    found = []
+    for place, content in enumerate(read_objects(path), start=1):
+        inputs, targets = (content.get(f"{name}s", content.get(name)) for name in ("input", "target"))
+        for name, value in (("input", inputs), ("target", targets)):
+            if not (isinstance(value, str) and value.strip()) and not (name == "target" and isinstance(value, list)):
+                raise UserError(f"{path}: row {place}: field {name!r} is missing, blank or no text")
+        try:
+            found.append(Sample.model_validate({"inputs": inputs, "targets": targets}))
+        except ValueError as error:
+            raise UserError(f"{path}: row {place}: field 'target' is no text and no list of texts") from error
+    return found
+
+
+def _divided(samples: list[Sample], division: Division, path: Path) -> tuple[list[Sample], list[Sample]]:
+    """The examples and the tested rows. The tested rows keep their order; a row equal to an example is no test row."""
+    held_out = min(division.held_out, len(samples) // 2)
+    if held_out < division.examples:
+        raise UserError(
+            f"{path}: {len(samples)} rows are too few for {division.examples} examples; give twice as many rows"
+        )
+    order = list(range(len(samples)))
+    random.Random(division.seed).shuffle(order)
+    examples = [samples[place] for place in order[: division.examples]]
+    seen = {sample.inputs for sample in examples}
+    tested = [samples[place] for place in sorted(order[held_out:]) if samples[place].inputs not in seen]
+    if not tested:
+        raise UserError(f"{path}: no test row is left beside the examples")
+    return examples, tested[: division.limit]
+
+
+def _description(path: Path) -> str:
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    if RULE in lines:
+        lines = lines[lines.index(RULE) + 1 :]
+    if description := next((line for line in lines if line), ""):
+        return description
+    raise UserError(f"{path}: has no description; write one line of text")
