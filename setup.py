@@ -1,6 +1,7 @@
 """The distribution `lora-retriever`: the library and its command. Pinned versions are in requirements.txt.
 
-`lora_retriever/profiles/tiny` is a link to `data/tiny`. A wheel has the files of the bundled miniature in its place.
+`lora_retriever/profiles/tiny` is a link to `data/tiny`, and `tiny-procedures` is a link to `data/tiny-procedures`. A
+wheel has the files of the bundled miniatures in their place.
 """
 
 from setuptools import find_packages, setup

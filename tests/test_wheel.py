@@ -17,6 +17,8 @@ from lora_retriever import __version__
 
 PACKAGES = {"lora_retriever": ROOT / "lora_retriever", "peft_composition": ROOT / "peft" / "peft_composition"}
 MINIATURE = "lora_retriever/profiles/tiny"
+LINKED = {MINIATURE: TINY, f"{MINIATURE}-procedures": ROOT / "data" / "tiny-procedures"}
+"""The folders that the wheel has in place of links, by the links' names."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("wheels")
     source = folder / "source"
     unwanted = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-    for name in ("lora_retriever", "peft", "data/tiny"):
+    for name in ("lora_retriever", "peft", "data/tiny", "data/tiny-procedures"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=unwanted)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -45,8 +47,9 @@ def test_the_wheels_hold_every_file_of_the_packages(wheels: dict[str, Path]) -> 
     for package, folder in PACKAGES.items():
         files = {path.relative_to(folder.parent).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         files |= {
-            f"{MINIATURE}/{path.relative_to(TINY).as_posix()}": path
-            for path in TINY.rglob("*")
+            f"{link}/{path.relative_to(place).as_posix()}": path
+            for link, place in LINKED.items()
+            for path in place.rglob("*")
             if package == "lora_retriever" and path.is_file()
         }
         wanted = {name: path.read_bytes() for name, path in files.items() if "__pycache__" not in name}

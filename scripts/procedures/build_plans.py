@@ -90,7 +90,7 @@ def build(
     pools = {
         "plans.json": [entry("gplanet", samples)],
         "steps.json": [entry("gplanet_steps", samples)],
-        "phases.json": [entry(f"gplanet_{name}", found) for name, found in by_phase(samples).items()],
+        "phases.json": [entry(f"gplanet_{name}", found) for name, found in by_phase(samples).items() if found],
     }
     for name, content in {"test.json": test, **pools}.items():
         with writing(out / name):

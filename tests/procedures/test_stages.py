@@ -11,12 +11,14 @@ import pytest
 import yaml
 from places import TINY
 from tiny_runs import QUIET, lines_of, write_profile
+from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.backends.local import LocalBackend
 from lora_retriever.cli import main
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.experiment.profile import Profile, load_profile
+from lora_retriever.generation.loop import Job, Loop
 from lora_retriever.running.evaluate import evaluate
+from lora_retriever.running.stages import StageFile
 
 TOY = '''
 from lora_retriever.procedures import Ask, Procedure
@@ -103,54 +105,51 @@ def test_the_answers_are_those_of_plain_rows_with_the_same_prompts(place: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [1, 5])
+@pytest.mark.parametrize("written", [1, 8])
 def test_a_run_that_was_killed_goes_on_to_the_same_files(
-    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    results = tmp_path / "results"
-    original, count = LocalBackend.answer, 0
+    original, count = StageFile.add, 0
 
-    def dies(self: LocalBackend, *arguments: Any, **named: Any) -> Any:
+    def dies(self: StageFile, *arguments: Any, **named: Any) -> None:
         nonlocal count
-        count += 1
-        if count > batches:
+        if count == written:
             raise KeyboardInterrupt
-        return original(self, *arguments, **named)
+        count += 1
+        original(self, *arguments, **named)
 
     profile = load_profile(f"{place}/mine.yaml")
-    monkeypatch.setattr(LocalBackend, "answer", dies)
+    monkeypatch.setattr(StageFile, "add", dies)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(profile, NAMES.split(","), results, None, QUIET)
-    with (results / "selection.stages.partial").open("ab") as file:
+        evaluate(profile, NAMES.split(","), tmp_path, None, QUIET)
+    with (tmp_path / "selection.stages.partial").open("ab") as file:
         file.write(b'{"row": 3, "stage": 1, "que')  # a line that was half written
-    monkeypatch.setattr(LocalBackend, "answer", original)
-    evaluate(profile, NAMES.split(","), results, None, QUIET)
+    monkeypatch.setattr(StageFile, "add", original)
+    evaluate(profile, NAMES.split(","), tmp_path, None, QUIET)
     for name in NAMES.split(","):
-        assert (results / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
-    assert not [*results.glob("*.partial")]
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
+    assert not [*tmp_path.glob("*.partial")]
 
 
 def test_a_failing_stage_costs_its_row_alone_and_is_tried_again(
-    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, whole: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_retriever.generation.generator import Generator
-
     victim = lines_of(whole, "selection")[2]["stages"][1][0]["inputs"]
-    original = Generator.answer
+    wanted = tokenizer(victim, add_special_tokens=False)["input_ids"]
+    original = Loop.add
 
-    def fails(self: Generator, prompts: Any, *arguments: Any, **named: Any) -> Any:
-        wanted = self.tokenizer(victim, add_special_tokens=False)["input_ids"]
-        for prompt in prompts:
-            if any(prompt.token_ids[i : i + len(wanted)] == wanted for i in range(len(prompt.token_ids))):
-                raise UserError("no such luck")
-        return original(self, prompts, *arguments, **named)
+    def fails(self: Loop, job: Job) -> int:
+        ids = list(job.prompt)
+        if any(ids[start : start + len(wanted)] == wanted for start in range(len(ids))):
+            raise UserError("no such luck")
+        return original(self, job)
 
     profile = load_profile(f"{place}/mine.yaml")
-    monkeypatch.setattr(Generator, "answer", fails)
+    monkeypatch.setattr(Loop, "add", fails)
     with pytest.raises(RowsFailedError, match="selection: row 2: stage 2: no such luck"):
         evaluate(profile, ["selection"], tmp_path, None, QUIET)
     assert [line["id"] for line in lines_of(tmp_path, "selection")] == [0, 1, 3, 4, 5]
-    monkeypatch.setattr(Generator, "answer", original)
+    monkeypatch.setattr(Loop, "add", original)
     evaluate(profile, ["selection"], tmp_path, None, QUIET)
     assert lines_of(tmp_path, "selection") == lines_of(whole, "selection")
 
