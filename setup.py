@@ -53,7 +53,7 @@ setup(
         "datasets",
         "jinja2",
         "matplotlib",
-        "pydantic>=2",
+        "pydantic>=2.12",
         "PyYAML",
         "rich",
     ],
