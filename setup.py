@@ -54,7 +54,7 @@ setup(
         "datasets",
         "jinja2",
         "matplotlib",
-        "pydantic>=2",
+        "pydantic>=2.12",
         "PyYAML",
         "rich",
     ],

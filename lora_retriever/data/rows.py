@@ -148,14 +148,14 @@ class Row(Sample):
 
     `options` has the options of a row whose metric compares likelihoods. None: another metric. `procedure` names the
     procedure that answers the row; None: the profile's. `further` has the further fields. `model_dump` leaves the last
-    two out.
+    two out, and options that are None.
     """
 
     inputs: Words
     task: TaskName
     domain: Name
     metric: Name
-    options: Options = None
+    options: Options = Field(None, exclude_if=lambda options: options is None)
     id: int
     procedure: Name | None = Field(None, exclude=True)
     further: Mapping[str, Value] = Field({}, exclude=True)
@@ -213,9 +213,7 @@ def read_rows(place: Path | DataSource, notes: list[str] | None = None) -> list[
         own = Row.model_fields.keys() - {"further"} | {*kept}
         if not any(row.options for row in rows):
             own -= {"options"}
-        unused = dict.fromkeys(
-            name for content in objects for name, value in content.items() if name not in own and value is not None
-        )
+        unused = dict.fromkeys(name for content in objects for name in content if name not in own)
         if kept:
             notes.append(f"{path}: further fields of rows, which only --by uses: {_listed(kept)}")
         if unused:

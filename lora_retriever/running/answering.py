@@ -180,7 +180,7 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
         text = chosen_option(planned.row.metric, planned.row.options, answer.likelihoods)
     return {
         "id": planned.row.id,
-        **planned.row.model_dump(exclude={"id"}, exclude_none=True),
+        **planned.row.model_dump(exclude={"id"}),
         **planned.row.further,
         "predicted_answer": text,
         **_used(composition, weights),
@@ -203,7 +203,7 @@ def staged_line(planned: PlannedRow, fields: Line, procedure: str) -> Line:
     """
     return {
         "id": planned.row.id,
-        **planned.row.model_dump(exclude={"id"}, exclude_none=True),
+        **planned.row.model_dump(exclude={"id"}),
         **planned.row.further,
         "procedure": planned.row.procedure or procedure,
         "predicted_answer": fields["predicted_answer"],

@@ -12,12 +12,13 @@ import pytest
 import torch
 from places import TINY
 from tiny_runs import QUIET, lines_of, made_once, tiny_profile
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers_made import byte_level, sentence_piece
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.analysis.runs import read_run
 from lora_retriever.analysis.scores import score_run
 from lora_retriever.cli import main
-from lora_retriever.data.rows import read_rows
+from lora_retriever.data.rows import Row, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.generator import row_prompts
@@ -176,18 +177,32 @@ def test_a_table_has_options_as_a_json_list_and_rows_of_other_metrics_have_none(
     assert (first.options, second.options) == (("yes", "no"), None)
 
 
-@pytest.mark.parametrize("template", ["{inputs}", "{inputs} ", "{inputs}\nanswer : ", ALPACA])
-def test_an_option_follows_the_prompt_and_takes_the_white_space_at_its_end(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, template: str
-) -> None:
-    row = {**choice_rows()[0], "inputs": "what is </s> ? "}
-    (tmp_path / "rows.json").write_text(json.dumps([row]))
-    (prompt,) = row_prompts(read_rows(tmp_path / "rows.json"), tokenizer, GenerationSection(template=template))
-    text = template.replace("{inputs}", row["inputs"]).replace("</s>", "")
-    for option, scored in zip(row["options"], prompt.options, strict=True):
-        whole = tokenizer(text + option)["input_ids"]
-        assert list(scored.token_ids[-scored.scored :]) == whole[len(tokenizer(text.rstrip())["input_ids"]) :]
-        assert tokenizer.eos_token_id not in scored.token_ids
+@pytest.mark.parametrize("template", ["{inputs}", "{inputs} ", "{inputs}\nanswer:", ALPACA])
+def test_an_option_follows_the_prompt_and_takes_the_white_space_at_its_end(template: str) -> None:
+    row = Row(
+        inputs="what is  it ? ",
+        targets="yes",
+        task="t",
+        domain="d",
+        metric="choice",
+        id=0,
+        options=("yes", " no", "two words", "\nline", "3.5"),
+    )
+    for tokenizer in (byte_level(), sentence_piece(), AutoTokenizer.from_pretrained(TINY / "base")):
+        (prompt,) = row_prompts([row], tokenizer, GenerationSection(template=template))
+        text = template.replace("{inputs}", row.inputs)
+        before = tokenizer(text.rstrip())["input_ids"]
+        for option, scored in zip(row.options or (), prompt.options, strict=True):
+            own = tokenizer(text + option)["input_ids"][len(before) :]
+            assert list(scored.token_ids) == before + own
+            assert scored.scored == len(own)
+
+
+def test_a_special_token_in_an_option_is_text() -> None:
+    row = Row(inputs="a", targets="</s>", task="t", domain="d", metric="choice", id=0, options=("</s>", "b"))
+    tokenizer = byte_level()
+    (prompt,) = row_prompts([row], tokenizer, GenerationSection(template="{inputs} "))
+    assert tokenizer.eos_token_id not in prompt.options[0].token_ids
 
 
 def test_a_backend_without_likelihoods_refuses_rows_with_options(tmp_path: Path) -> None:
