@@ -32,6 +32,7 @@ from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked, with_settings
 from lora_retriever.serving.pool import LivePool, QueryEncoder, Snapshot
 
+QUIET = Console(quiet=True)  # made once: making a console takes longer than a search
 AT_ONCE = 256
 """Maximum number of inputs that are routed together."""
 
@@ -54,7 +55,7 @@ class AskedResources(Resources):
         ]
         entries = [entry for name, entry in snapshot.entries.items() if name not in exclude]
         benchmark = Benchmark(rows, None, entries, Path(), None, {}, {})
-        super().__init__(profile, benchmark, Path(), Console(quiet=True), _no_model)
+        super().__init__(profile, benchmark, Path(), QUIET, _no_model)
         self._texts, self._encoder_of_queries = texts, encoder
         self._pool, self._snapshot, self._exclude = pool, snapshot, exclude
 
