@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from places import TINY
-from tiny_runs import QUIET, lines_of, write_profile
+from tiny_runs import QUIET, before_reading, lines_of, write_profile
+from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.backends.local import LocalBackend
 from lora_retriever.cli import main
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.experiment.profile import Profile, load_profile
@@ -103,27 +103,22 @@ def test_the_answers_are_those_of_plain_rows_with_the_same_prompts(place: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [1, 5])
+@pytest.mark.parametrize("readings", [1, 3])
 def test_a_run_that_was_killed_goes_on_to_the_same_files(
-    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: int
 ) -> None:
-    results = tmp_path / "results"
-    original, count = LocalBackend.answer, 0
+    results, left = tmp_path / "results", iter(range(readings))
 
-    def dies(self: LocalBackend, *arguments: Any, **named: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > batches:
+    def die(prompts: list[list[int]]) -> None:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        return original(self, *arguments, **named)
 
     profile = load_profile(f"{place}/mine.yaml")
-    monkeypatch.setattr(LocalBackend, "answer", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        before_reading(patch, die)
         evaluate(profile, NAMES.split(","), results, None, QUIET)
     with (results / "selection.stages.partial").open("ab") as file:
         file.write(b'{"row": 3, "stage": 1, "que')  # a line that was half written
-    monkeypatch.setattr(LocalBackend, "answer", original)
     evaluate(profile, NAMES.split(","), results, None, QUIET)
     for name in NAMES.split(","):
         assert (results / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
@@ -131,26 +126,28 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
 
 
 def test_a_failing_stage_costs_its_row_alone_and_is_tried_again(
-    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    from lora_retriever.generation.generator import Generator
-
     victim = lines_of(whole, "selection")[2]["stages"][1][0]["inputs"]
-    original = Generator.answer
+    wanted = tokenizer(victim, add_special_tokens=False)["input_ids"]
 
-    def fails(self: Generator, prompts: Any, *arguments: Any, **named: Any) -> Any:
-        wanted = self.tokenizer(victim, add_special_tokens=False)["input_ids"]
-        for prompt in prompts:
-            if any(prompt.token_ids[i : i + len(wanted)] == wanted for i in range(len(prompt.token_ids))):
+    def fail(prompts: list[list[int]]) -> None:
+        for ids in prompts:
+            if any(ids[i : i + len(wanted)] == wanted for i in range(len(ids))):
                 raise UserError("no such luck")
-        return original(self, prompts, *arguments, **named)
 
     profile = load_profile(f"{place}/mine.yaml")
-    monkeypatch.setattr(Generator, "answer", fails)
-    with pytest.raises(RowsFailedError, match="selection: row 2: stage 2: no such luck"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RowsFailedError, match="selection: row 2: stage 2: no such luck"),
+    ):
+        before_reading(patch, fail)
         evaluate(profile, ["selection"], tmp_path, None, QUIET)
     assert [line["id"] for line in lines_of(tmp_path, "selection")] == [0, 1, 3, 4, 5]
-    monkeypatch.setattr(Generator, "answer", original)
     evaluate(profile, ["selection"], tmp_path, None, QUIET)
     assert lines_of(tmp_path, "selection") == lines_of(whole, "selection")
 
