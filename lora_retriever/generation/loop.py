@@ -1,4 +1,4 @@
-"""`Loop`: one batch that every place of is kept busy: prompts join as rows end, and leave with their answers.
+"""`Loop`: continues prompts in one batch, which waiting prompts join as the rows of other prompts end.
 
 Jobs wait in the order in which they were added. A step of the loop either reads prompts, which join the batch, or
 decodes one token of every row. Rows of different modes and adapters share the batch; rows under a gate share it with

@@ -397,11 +397,7 @@ def predicted_for(
     profile: Profile, adapters: int, headers: Sequence[AdapterHeader], shape: ModelShape, parameters: int
 ) -> MemoryUse:
     """The memory of the batch that needs most, with the paper's rank 8 on q and v if no adapter is known."""
-    modules = [(name, module) for header in headers for name, module in header.modules.items()]
-    rank = max((module.rank for _, module in modules), default=8)
-    adapted = {name.rpartition(".")[2] for name, _ in modules} or {"q_proj", "v_proj"}
-    # A family with other names than Llama's: all modules, which is the most that an adapter can adapt.
-    targets = [name for name in shape.widths if name in adapted] or list(shape.widths)
+    rank, targets = adapted_by(headers, shape)
     settings = profile.generation
     used = max(
         (
@@ -423,6 +419,15 @@ def predicted_for(
     )
     limit = profile.adapters.memory
     return used if limit is None else replace(used, adapters=min(limit, used.adapters))
+
+
+def adapted_by(headers: Sequence[AdapterHeader], shape: ModelShape) -> tuple[int, list[str]]:
+    """The largest rank of some adapters, and the modules that they target, under Llama's names."""
+    modules = [(name, module) for header in headers for name, module in header.modules.items()]
+    rank = max((module.rank for _, module in modules), default=8)
+    adapted = {name.rpartition(".")[2] for name, _ in modules} or {"q_proj", "v_proj"}
+    # A family with other names than Llama's: all modules, which is the most that an adapter can adapt.
+    return rank, [name for name in shape.widths if name in adapted] or list(shape.widths)
 
 
 def turning_points(profile: Profile) -> list[int]:

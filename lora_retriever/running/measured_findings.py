@@ -8,9 +8,9 @@ from typing import Any
 from lora_retriever.experiment.benchmark import open_benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.methods import methods_of
-from lora_retriever.running.doctor import GIB, Finding, predicted_for
-from lora_retriever.running.measuring import Measured, measure
-from lora_retriever.running.memory import MemoryUse, ModelShape
+from lora_retriever.running.doctor import BYTES, GIB, Finding, adapted_by, predicted_for
+from lora_retriever.running.measuring import K, Measured, measure
+from lora_retriever.running.memory import ModelShape, predicted_memory
 from lora_retriever.running.models import inspect_adapters, inspect_base
 from lora_retriever.running.sweep import expand
 
@@ -35,11 +35,24 @@ def measured(profile: Profile) -> tuple[list[Finding], dict[str, Any]]:
     predicted = predicted_for(
         profile, len(benchmark.adapters), list(headers.values()), shape, base.skeleton.num_parameters()
     )
-    figures = {**found.as_dict(), "predicted_bytes": predicted.total}
-    return list(_findings_of(found, predicted, runs, len(benchmark.rows))), figures
+    rank, targets = adapted_by(list(headers.values()), shape)
+    of_rows = predicted_memory(
+        shape,
+        base.skeleton.num_parameters(),
+        value_bytes=BYTES[profile.dtype],
+        rows=min(found.rows, profile.generation.rows_that_fit(found.longest)),
+        length=found.longest,
+        new_tokens=profile.generation.max_new_tokens,
+        adapters=len(headers),
+        rank=rank,
+        targets=targets,
+        pair_rank=K * rank,
+    )
+    figures = {**found.as_dict(), "predicted_bytes": of_rows.total, "predicted_bytes_at_most": predicted.total}
+    return list(_findings_of(found, of_rows.total, predicted.total, runs, len(benchmark.rows))), figures
 
 
-def _findings_of(found: Measured, predicted: MemoryUse, runs: int, rows: int) -> Iterator[Finding]:
+def _findings_of(found: Measured, predicted: int, at_most: int, runs: int, rows: int) -> Iterator[Finding]:
     yield Finding("ok", f"measured: on {found.device}, {found.dtype}")
     worst = max(found.modules, key=lambda error: error.composed / max(error.base, EXACT))
     exact = worst.composed <= INEXACT * max(worst.base, EXACT)
@@ -61,7 +74,7 @@ def _findings_of(found: Measured, predicted: MemoryUse, runs: int, rows: int) ->
         yield Finding(
             "ok",
             f"memory: {found.peak_bytes / GIB:.2f} GiB at the peak of {found.rows} rows; "
-            f"{predicted.total / GIB:.2f} GiB are predicted for the largest batch",
+            f"{predicted / GIB:.2f} GiB are predicted for these rows, {at_most / GIB:.2f} GiB for the largest batch",
         )
     yield Finding(
         "ok",

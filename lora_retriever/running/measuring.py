@@ -64,6 +64,7 @@ class Measured:
         read_tokens_per_second: prompt tokens, with padding.
         decoded_tokens_per_second: new tokens.
         rows_per_second: of a whole batch.
+        longest: length of the longest prompt that was read, in tokens.
         peak_bytes: peak of the memory, from before the model was loaded. None: not known on this system.
         run_seconds: expected time of the profile's runs, without loading, encoding, and what methods learn.
     """
@@ -76,6 +77,7 @@ class Measured:
     read_tokens_per_second: float
     decoded_tokens_per_second: float
     rows_per_second: float
+    longest: int
     peak_bytes: int | None
     run_seconds: float
 
@@ -122,6 +124,7 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
         read_tokens_per_second=clock.read_tokens / max(clock.reading, 1e-9),
         decoded_tokens_per_second=clock.decoded_tokens / max(clock.decoding, 1e-9),
         rows_per_second=len(requests) / seconds,
+        longest=max(len(request.prompt.token_ids) for request in requests),
         peak_bytes=peak,
         run_seconds=runs * len(benchmark.rows) * seconds / len(requests),
     )

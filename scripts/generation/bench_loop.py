@@ -87,7 +87,7 @@ def main() -> None:
 
 def in_batches(generator: Generator, requests: Sequence[Request], method: Method, gate: Any) -> dict[int, Answer]:
     """The answers in batches, each of which runs until its last row has ended."""
-    answers = {}
+    answers: dict[int, Answer] = {}
     for batch in plan_batches(requests, generator.settings):
         prompts, compositions = [one.prompt for one in batch], [one.composition for one in batch]
         found = generator.answer(prompts, compositions, method.mode, gate)

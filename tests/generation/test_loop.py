@@ -331,10 +331,10 @@ def test_after_an_error_in_a_step_the_rows_go_on_where_they_were(model, monkeypa
 def test_a_job_that_fails_by_itself_ends_with_its_error_and_costs_no_other_job(model, monkeypatch):
     jobs = some_jobs(["mixture"])[:5]
     expected = [alone(model, job) for job in jobs]
-    end = torch.tensor(jobs[2].prompt[-2:])
+    end = torch.tensor(jobs[2].prompt[-3:])
 
     def refuse(ids: torch.Tensor) -> Exception | None:
-        return IndexError("no such thing") if ids.shape[1] > 1 and (ids[:, -2:] == end).all(dim=1).any() else None
+        return IndexError("no such thing") if ids.shape[1] > 2 and (ids[:, -3:] == end).all(dim=1).any() else None
 
     failing(monkeypatch, refuse)
     answers, events = run(Loop(generator_of(model), max_tokens=200), jobs)

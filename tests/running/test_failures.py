@@ -19,7 +19,6 @@ from places import TINY
 from rich.console import Console
 from tiny_runs import before_reading
 
-from lora_retriever.backends.local import LocalBackend
 from lora_retriever.cli import main
 from lora_retriever.errors import RunsFailedError, UserError
 from lora_retriever.experiment.profile import PROFILES, Profile, load_profile
@@ -202,14 +201,12 @@ def test_a_folder_removed_in_mid_run_ends_the_run_with_a_message(
 ) -> None:
     results, moved = tmp_path / "results", tmp_path / "moved"
     small = tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"batch_size": 4})})
-    answer = LocalBackend.answer
 
-    def moving(self: LocalBackend, *arguments: Any) -> Any:
+    def move(prompts: list[list[int]]) -> None:
         if results.exists() and (results / "base.jsonl.partial").exists():
             results.rename(moved)
-        return answer(self, *arguments)
 
-    monkeypatch.setattr(LocalBackend, "answer", moving)
+    before_reading(monkeypatch, move)
     with pytest.raises(RunsFailedError, match=f"the results folder {results} was removed or moved while the run was"):
         evaluate(small, ["base", "best_selection"], results, 1, QUIET)
     assert not results.exists()
