@@ -24,7 +24,7 @@ EXAMPLES = """
 lora-retriever lorahub --base ./models/my-base --adapters adapters --examples few.jsonl --out task
 lora-retriever lorahub --base ./models/my-base --adapters adapters --tasks bbh --results results/bbh
 """
-SCORINGS = {"exact": "em", "starts-with": "starts_with"}
+SCORINGS = {"exact": "em", "starts-with": "starts_with", "likelihood": "choice"}
 """The ways of scoring, with the names of their metrics."""
 
 
@@ -144,6 +144,7 @@ def _checkpoint(
     from lora_retriever.escaping import for_terminal
     from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
     from lora_retriever.fewshot.objectives import objective_of
+    from lora_retriever.fewshot.tasks import labels_of, rows_of
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.prompt import files_wanted
@@ -173,7 +174,10 @@ def _checkpoint(
     if args.choice == "loss":
         alone = losses_alone(generator, locations, samples)
         drawn = choose("loss", locations, args.count, args.seed, samples, losses=alone)
-    loss = objective_of(args.objective, generator, drawn, samples, SCORINGS[args.scoring])
+    metric = SCORINGS[args.scoring]
+    labels = labels_of(samples, args.examples) if args.scoring == "likelihood" else ()
+    rows = rows_of(samples, "examples", "examples", metric, labels)
+    loss = objective_of(args.objective, generator, drawn, rows)
     chosen = {"choice": args.choice, "objective": args.objective, "scoring": args.scoring}
     learned = learn_checkpoint(generator, drawn, samples, args.out, loss, search, args.seed, console, chosen)
     print(terminal(weights_table(learned)), end="")

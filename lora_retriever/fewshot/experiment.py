@@ -21,9 +21,9 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.data.rows import PoolEntry
+from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
-from lora_retriever.fewshot.answering import GAP, answer_all, inputs_in_context
+from lora_retriever.fewshot.answering import GAP, answer_all, rows_in_context
 from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
 from lora_retriever.fewshot.objectives import objective_of
 from lora_retriever.fewshot.tasks import FewShotTask
@@ -134,18 +134,20 @@ class Experiment:
                     write_text(target, text)
 
     def _lines(self, run: str, task: FewShotTask) -> list[dict[str, Any]]:
-        inputs = [row.inputs for row in task.rows]
+        rows: Sequence[Row] = task.rows
         mode = "fusion"
         cut: Callable[[str], str] = str
-        compositions = [Composition()] * len(inputs)
+        compositions = [Composition()] * len(rows)
         if run == "in_context":
-            inputs = inputs_in_context(task, self.generator)
+            rows = rows_in_context(task, self.generator)
             cut = _first_part
         elif run == "lora":
-            compositions = [Composition.of({lora_name(task.name): 1.0})] * len(inputs)
+            compositions = [Composition.of({lora_name(task.name): 1.0})] * len(rows)
         elif run == "mixture":
             mode = "mixture"
-            found = self.nearest.of_each(inputs, MIXED, task.name if self.design.without_own else None)
+            found = self.nearest.of_each(
+                [row.inputs for row in rows], MIXED, task.name if self.design.without_own else None
+            )
             compositions = [Composition.of(dict.fromkeys(names, 1 / len(names))) for names in found]
         elif run == CHOSEN:
             records = {draw: self._learned(task, draw) for draw in self.design.seeds}
@@ -153,8 +155,8 @@ class Experiment:
             return read_lines(part_file(self.results, f"lorahub_{best}", task.name))
         elif run.startswith("lorahub_"):
             weights = self._learned(task, int(run.removeprefix("lorahub_")))["weights"]
-            compositions = [Composition.of(weights)] * len(inputs)
-        answers = answer_all(self.generator, inputs, compositions, mode)
+            compositions = [Composition.of(weights)] * len(rows)
+        answers = answer_all(self.generator, rows, compositions, mode)
         return [
             {
                 **row.model_dump(mode="json"),
@@ -181,12 +183,12 @@ class Experiment:
         if file.exists():
             return dict(json.loads(file.read_text(encoding="utf-8")))
         design, search = self.design, self.design.search
-        samples = task.whole_examples
+        samples = task.example_rows
         names = [name for name in self.names if not (design.without_own and name == task.name)]
         alone = losses_alone(self.generator, names, samples) if design.choice == "loss" else None
         nearest = self.nearest if design.choice == "retrieved" else None
         drawn = choose(design.choice, names, design.count, draw, samples, nearest, alone)
-        loss = objective_of(design.objective, self.generator, drawn, samples, task.rows[0].metric)
+        loss = objective_of(design.objective, self.generator, drawn, samples)
         with writing_into(self.results):
             folder.mkdir(parents=True, exist_ok=True)
         learned = learn_weights(
@@ -242,7 +244,7 @@ def trained_adapters(
     with progress_bar(console, "training on the examples", len(missing)) as bar:
         for done, task in enumerate(missing, start=1):
             with writing_into(results):
-                train_adapter(model, tokenizer, task.whole_examples, options, found[task.name])
+                train_adapter(model, tokenizer, task.example_rows, options, found[task.name])
             bar.move_to(done, f"{done}/{len(missing)} {task.name}")
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_retriever.data.rows import Sample
+from lora_retriever.data.rows import Row
 from lora_retriever.fewshot.answering import answer_all
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
@@ -14,26 +14,25 @@ from lora_retriever.metrics import Scoring
 OBJECTIVES = ("loss", "score")
 
 
-def objective_of(kind: str, generator: Generator, names: Sequence[str], samples: Sequence[Sample], metric: str) -> Loss:
-    """The function of weights that is minimised.
+def objective_of(kind: str, generator: Generator, names: Sequence[str], examples: Sequence[Row]) -> Loss:
+    """The function of the weights of adapters that is minimised.
 
     Args:
         kind: `loss`: the mean cross-entropy of the answers, in nats. `score`: 1 - the mean score / 100 of the greedy
-            answers.
+            answers, by the metric of the examples.
         names: the adapters, in the order of the weights.
-        metric: the metric of `score`.
 
     Raises:
         UserError: as for `answer_loss`.
     """
     if kind == "loss":
-        return answer_loss(generator.model, generator.tokenizer, names, samples, generator.settings)
-    targets = [sample.targets for sample in samples]
+        return answer_loss(generator.model, generator.tokenizer, names, examples, generator.settings)
+    targets = [example.targets for example in examples]
 
     def wrong(weights: Sequence[float]) -> float:
         composition = Composition.of(dict(zip(names, weights, strict=True)))
-        answers = answer_all(generator, [sample.inputs for sample in samples], [composition] * len(samples))
-        return 1 - mean_score(metric, answers, targets) / 100
+        answers = answer_all(generator, examples, [composition] * len(examples))
+        return 1 - mean_score(examples[0].metric, answers, targets) / 100
 
     return wrong
 

@@ -7,14 +7,19 @@ targets}` is read, too. LoraHub's five examples come from 100 rows that are held
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_retriever.data.objects import read_objects, read_text
-from lora_retriever.data.rows import Row, Sample
+from lora_retriever.data.rows import OPTION_METRICS, Row, Sample, texts_of
 from lora_retriever.errors import UserError
 
+LETTER = re.compile(r"^(\([A-Z]\))", re.MULTILINE)
+"""An option that an input lists, as BBH's inputs do."""
+MAX_OPTIONS = 30
+"""Maximum number of distinct targets of a task whose options are compared."""
 SUFFIXES = (".json", ".jsonl")
 RULE = "-----"
 """The line of BBH's prompt files behind which the description of the task stands."""
@@ -49,6 +54,7 @@ class FewShotTask:
         examples: inputs without the description, and targets.
         rows: the test rows. Their inputs are whole: the description is in them.
         questions: the inputs of the test rows without the description.
+        example_rows: the examples with the inputs that a model is asked with.
     """
 
     name: str
@@ -57,14 +63,7 @@ class FewShotTask:
     examples: tuple[Sample, ...]
     rows: tuple[Row, ...]
     questions: tuple[str, ...]
-
-    @property
-    def whole_examples(self) -> list[Sample]:
-        """The examples with the inputs that a model is asked with."""
-        return [
-            Sample(inputs=described(self.description, example.inputs), targets=example.targets)
-            for example in self.examples
-        ]
+    example_rows: tuple[Row, ...]
 
 
 def described(description: str, question: str) -> str:
@@ -111,21 +110,66 @@ def read_tasks(
         if names and name not in names:
             continue
         description = _description(descriptions / f"{name}.txt") if descriptions else ""
-        examples, tested = _divided(_samples(path), division, path)
-        rows = tuple(
-            Row(
-                inputs=described(description, sample.inputs),
-                targets=sample.targets,
-                task=name,
-                domain=folder.resolve().name or "tasks",
-                metric=metric,
-                id=first + place,
-            )
-            for place, sample in enumerate(tested)
-        )
+        samples = _samples(path)
+        examples, tested = _divided(samples, division, path)
+        labels = labels_of(samples, path) if metric in OPTION_METRICS else ()
+        domain = folder.resolve().name or "tasks"
+        rows = rows_of(tested, name, domain, metric, labels, first, description)
+        shown = rows_of(examples, name, domain, metric, labels, 0, description)
         first += len(rows)
-        tasks.append(FewShotTask(name, path, description, tuple(examples), rows, tuple(s.inputs for s in tested)))
+        questions = tuple(sample.inputs for sample in tested)
+        tasks.append(FewShotTask(name, path, description, tuple(examples), rows, questions, shown))
     return tasks
+
+
+def rows_of(
+    samples: Sequence[Sample],
+    task: str,
+    domain: str,
+    metric: str,
+    labels: tuple[str, ...] = (),
+    first: int = 0,
+    description: str = "",
+) -> tuple[Row, ...]:
+    """Rows of samples.
+
+    Args:
+        labels: the targets of the task, for a metric that compares options. The options of a row are the letters that
+            its input lists, `(A)` and so on at the beginnings of lines, or else these labels.
+        first: the id of the first row.
+        description: the description of the task, which is put before the inputs.
+    """
+    return tuple(
+        Row(
+            inputs=described(description, sample.inputs),
+            targets=sample.targets,
+            task=task,
+            domain=domain,
+            metric=metric,
+            options=_options(sample, labels) if labels else None,
+            id=first + place,
+        )
+        for place, sample in enumerate(samples)
+    )
+
+
+def labels_of(samples: Sequence[Sample], path: Path) -> tuple[str, ...]:
+    """The distinct targets of a task, in alphabetical order.
+
+    Raises:
+        UserError: there are fewer than two targets, or too many for options.
+    """
+    labels = tuple(sorted({target for sample in samples for target in texts_of(sample.targets)}))
+    if not 2 <= len(labels) <= MAX_OPTIONS:
+        raise UserError(
+            f"{path}: {len(labels)} distinct targets are no options; score the task by exact or starts-with"
+        )
+    return labels
+
+
+def _options(sample: Sample, labels: tuple[str, ...]) -> tuple[str, ...]:
+    listed = tuple(dict.fromkeys(LETTER.findall(sample.inputs)))
+    return listed if len(listed) > 1 and set(texts_of(sample.targets)) <= {*listed} else labels
 
 
 def _samples(path: Path) -> list[Sample]:

@@ -1,0 +1,201 @@
+"""The choices of LoraHub's experiment: modules, objective, optimiser, penalty, scoring; and the original's faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import TINY
+
+from lora_retriever.cli import main
+from lora_retriever.data.rows import PoolEntry, Row, Sample
+from lora_retriever.errors import UserError
+from lora_retriever.experiment.benchmark import model_source, open_benchmark
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.fewshot.answering import answer_all
+from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
+from lora_retriever.fewshot.experiment import Design
+from lora_retriever.fewshot.objectives import objective_of
+from lora_retriever.fewshot.published import COLUMNS, PUBLISHED, belongs_to
+from lora_retriever.fewshot.table import score_table
+from lora_retriever.fewshot.tasks import Division, read_tasks, rows_of
+from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.loading import load_generator
+from lora_retriever.methods.parts.lorahub_weights import Search, Step, answer_loss, learn_weights, objective
+from lora_retriever.metrics import Scoring
+
+PLANTED = (0.8, -0.5, 0.3)
+NAMES = ("a", "b", "c")
+
+
+def quadratic(weights: Sequence[float]) -> float:
+    return 1 + sum((weight - planted) ** 2 for weight, planted in zip(weights, PLANTED, strict=True))
+
+
+@pytest.mark.parametrize(("optimizer", "within"), [("cobyla", 0.05), ("cma", 0.1), ("random", 0.9)])
+def test_every_optimizer_begins_at_the_base_and_nears_planted_weights(
+    optimizer: str, within: float, tmp_path: Path
+) -> None:
+    log = tmp_path / "steps.jsonl"
+    learned = learn_weights(quadratic, NAMES, 100, 0, seed=1, log=log, optimizer=optimizer)
+    assert learned.steps[0].weights == (0, 0, 0)
+    assert list(learned.weights.values()) == pytest.approx(PLANTED, abs=within)
+    assert max(abs(weight) for step in learned.steps for weight in step.weights) <= 1.5
+
+    def never(_: Sequence[float]) -> float:
+        raise AssertionError("a search with a log goes on where it was")
+
+    assert learn_weights(never, NAMES, 100, 0, seed=1, log=log, optimizer=optimizer) == learned
+
+
+def test_the_penalty_is_the_mean_of_the_code_or_the_sum_of_the_paper() -> None:
+    step = Step((0.5, -1.5), 2.0, 0.0)
+    assert objective(step, 0.05) == pytest.approx(2 + 0.05 * (0.5 + 1.5) / 2)
+    assert objective(step, 0.05, "sum") == pytest.approx(2 + 0.05 * (0.5 + 1.5))
+
+
+@pytest.fixture(scope="session")
+def generator(tiny: Profile) -> Generator:
+    """The miniature with all its adapters."""
+    return load_generator(model_source(tiny, open_benchmark(tiny, 2)))
+
+
+def examples_of(entry: PoolEntry, metric: str = "em") -> tuple[Row, ...]:
+    return rows_of(entry.sample[:5], entry.model_name, "few", metric)
+
+
+def test_fault_1_the_loss_is_per_example_and_not_per_batch(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
+    """The original divides the batches' mean losses by the number of examples: one batch of five gives a fifth."""
+    samples, name = tiny_pool[0].sample[:5], tiny_pool[0].model_name
+    small, large = (generator.settings.model_copy(update={"batch_size": size}) for size in (1, 5))
+    losses = [answer_loss(generator.model, generator.tokenizer, [name], samples, s)([0.7]) for s in (small, large)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    singly = [answer_loss(generator.model, generator.tokenizer, [name], [s], small)([0.7]) for s in samples]
+    assert losses[1] == pytest.approx(np.mean(singly), rel=1e-4)
+
+
+def test_fault_2_the_base_is_not_changed_by_loading_and_learning(
+    generator: Generator, tiny_pool: list[PoolEntry]
+) -> None:
+    before = {name: value.clone() for name, value in generator.model.base.state_dict().items()}
+    names = [entry.model_name for entry in tiny_pool[:3]]
+    losses = losses_alone(generator, names, examples_of(tiny_pool[0]))
+    assert losses == losses_alone(generator, names, examples_of(tiny_pool[0]))
+    after = generator.model.base.state_dict()
+    assert before.keys() == after.keys()
+    assert all(bool((after[name] == value).all()) for name, value in before.items())
+
+
+def test_fault_6_a_right_label_with_further_words_is_right_by_its_beginning() -> None:
+    def score(metric: str, target: str, answer: str) -> float:
+        first = Scoring().metrics_of("", metric)[0]
+        return float(first.combine(first.statistics([answer], [target]).sum(axis=0))[0])
+
+    assert score("em", "(A)", "(A) 05/01/2021") == 0
+    assert score("starts_with", "(A)", "(A) 05/01/2021") == 100
+    assert score("starts_with", "Yes.", "yes, he does") == 100
+    assert score("starts_with", "no", "nobody") == 0
+
+
+def test_the_score_objective_is_the_share_of_wrong_answers(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
+    entry = tiny_pool[0]
+    rows = examples_of(entry)
+    wrong = objective_of("score", generator, [entry.model_name], rows)([1.0])
+    answers = answer_all(generator, rows, [Composition.of({entry.model_name: 1.0})] * len(rows))
+    plain = [
+        (row.target.lower().strip(" ."), text.lower().strip(" .")) for row, text in zip(rows, answers, strict=True)
+    ]
+    right = [target == text for target, text in plain]
+    assert wrong == pytest.approx(1 - sum(right) / len(right))
+
+
+def test_options_are_compared_by_likelihood(generator: Generator) -> None:
+    lettered = Sample(inputs="Which is it?\nOptions:\n(A) one\n(B) two\n(C) three", targets="(B)")
+    plain = Sample(inputs="Is it so?", targets="yes")
+    rows = rows_of([lettered, plain], "task", "few", "choice", ("no", "yes"))
+    assert [row.options for row in rows] == [("(A)", "(B)", "(C)"), ("no", "yes")]
+    for row, answer in zip(rows, answer_all(generator, rows, [Composition()] * 2), strict=True):
+        assert answer in (row.options or ())
+
+
+def test_a_planted_sum_of_two_adapters_is_recovered(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
+    """The examples' answers are those of two adapters' fusion; the learned weights answer as well as the planted."""
+    one, two, three = (entry.model_name for entry in tiny_pool[:3])
+    inputs = [sample for entry in tiny_pool[:2] for sample in entry.sample[:3]]
+    asked = rows_of(inputs, "planted", "few", "em")
+    answers = answer_all(generator, asked, [Composition.of({one: 0.6, two: 0.6})] * len(asked))
+    planted = [Sample(inputs=row.inputs, targets=answer or "x") for row, answer in zip(asked, answers, strict=True)]
+    loss = answer_loss(generator.model, generator.tokenizer, [one, two, three], planted, generator.settings)
+    learned = learn_weights(loss, [one, two, three], 40, 0)
+    assert learned.loss <= loss([0.6, 0.6, 0.0]) + 0.01
+    assert abs(learned.weights[three]) < max(abs(learned.weights[one]), abs(learned.weights[two]))
+
+
+class Letters:
+    """An encoder by the counts of letters."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
+
+
+def test_modules_are_drawn_retrieved_or_best_alone() -> None:
+    samples = {name: (Sample(inputs=name * 3, targets="x"),) for name in NAMES}
+    pool = [PoolEntry(model_name=name, domain="d", sample=sample) for name, sample in samples.items()]
+    nearest = Nearest(Letters(), pool, NAMES)
+    asked = [Sample(inputs="bbc", targets="x")]
+    assert choose("retrieved", NAMES, 2, 0, asked, nearest) == ["b", "c"]
+    assert choose("retrieved", ("a", "c"), 2, 0, asked, nearest) == ["c", "a"]
+    assert nearest.of_each(["a", "cb"], 2, without="c") == [["a", "b"], ["b", "a"]]
+    assert choose("loss", NAMES, 2, 0, asked, losses={"a": 2.0, "b": 3.0, "c": 1.0}) == ["c", "a"]
+    assert choose("random", NAMES, 2, 5, asked) == choose("random", NAMES, 2, 5, asked)
+    assert list(Design(choice="retrieved").seeds) == [1]
+    assert list(Design(choice="retrieved", search=Search(optimizer="cma")).seeds) == [1, 2, 3, 4, 5]
+    with pytest.raises(UserError, match="no samples of the adapter 'd'"):
+        Nearest(Letters(), pool, ["d"])
+
+
+def test_tasks_have_the_form_of_the_papers_inputs(tmp_path: Path) -> None:
+    rows = [{"input": f"q{number}", "target": "yes"} for number in range(10)]
+    (tmp_path / "one.json").write_text(json.dumps({"canary": "c", "examples": rows}))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("canary\n-----\nSay it.\n\nQ: x\nA: y\n")
+    (task,) = read_tasks(tmp_path, [], Division(held_out=5, limit=3), "em", tmp_path / "texts")
+    assert task.rows[0].inputs == f"Say it.\n\nQ: {task.questions[0]}\nA:"
+    assert len(task.rows) == 3
+    assert len(task.examples) == 5
+    assert not {row.inputs for row in task.rows} & {row.inputs for row in task.example_rows}
+    (again,) = read_tasks(tmp_path, ["one"], Division(held_out=5, limit=3), "em", tmp_path / "texts")
+    assert again == task
+    (tmp_path / "two.json").write_text('[{"input": "a"}]')
+    with pytest.raises(UserError, match=r"two\.json: row 1: field 'target' is missing"):
+        read_tasks(tmp_path, [], Division(), "em")
+
+
+def test_published_figures_belong_to_one_base_and_recompute_to_the_printed_averages() -> None:
+    assert belongs_to("google/flan-t5-large")
+    assert not belongs_to("google/flan-t5-xl")
+    means = [round(sum(column) / 27, 1) for column in zip(*PUBLISHED.values(), strict=True)]
+    assert dict(zip(COLUMNS, means, strict=True)) == pytest.approx(
+        {"zero_shot": 27.0, "in_context": 37.3, "lora": 37.7, "mean": 34.7, "best": 41.2}, abs=0.11
+    )
+    design = Design(draws=2, baselines=("zero_shot",))
+    scores = {"navigate": {"zero_shot": 1.0, "lorahub_1": 2.0, "lorahub_2": 4.0, "lorahub_chosen": 2.0}}
+    assert len(score_table(scores, design, published=False).columns) == 4
+    table = score_table(scores, design, published=True)
+    assert [cell.value for cell in table.rows[0][1] if not isinstance(cell, str) and cell] == [
+        *(1, 3, 4, 2),
+        *PUBLISHED["navigate"],
+    ]
+
+
+def test_what_does_not_fit_together_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["lorahub", "--base", str(TINY / "base"), "--adapters", str(TINY / "adapters")]
+    assert main([*common, "--tasks", str(tmp_path)]) == 2
+    assert main([*common, "--examples", "x.json"]) == 2
+    assert main([*common, "--tasks", str(tmp_path), "--results", "r", "--choice", "retrieved"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert ["--results" in lines[0], "--out" in lines[1], "--encoder and --pool" in lines[2]] == [True] * 3
