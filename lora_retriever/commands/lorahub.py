@@ -253,7 +253,7 @@ def _experiment(
         if "lora" in design.baselines:
             trained = trained_adapters(args.results, base, tokenizer, tasks, options, dtype, device, console)
         with console.status("loading"):
-            every = {**adapters, **{lora_name(task): folder for task, folder in trained.items()}}
+            every: dict[str, Path | str] = {**adapters, **{lora_name(task): folder for task, folder in trained.items()}}
             generator = Generator(load_composable(base, every, dtype, device), tokenizer, settings)
         needed = args.choice == "retrieved" or "mixture" in design.baselines
         retrieval = _retrieval(args) if needed else None

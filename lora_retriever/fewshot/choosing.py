@@ -87,4 +87,4 @@ def choose(
 def _unit(vectors: Embeddings) -> Embeddings:
     """The vectors [..., dim] with a length of 1; a vector of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(lengths == 0, 1, lengths)
+    return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32)

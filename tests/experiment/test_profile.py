@@ -121,7 +121,7 @@ def test_many_wrong_fields_are_one_short_message(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:
-    known = "instructions-llama2-7b, instructions, llama2-13b, llama2-7b, tiny-plans, tiny-relations, tiny"
+    known = "instructions, instructions-llama2-7b, llama2-13b, llama2-7b, tiny, tiny-plans, tiny-relations"
     with pytest.raises(UserError, match=f"no profile 'lama': known are {known}"):
         load_profile("lama")
 
