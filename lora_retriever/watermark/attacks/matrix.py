@@ -137,8 +137,8 @@ def attack_table(results: Sequence[Mapping[str, Any]], level: float) -> Table:
         )
     columns = ["asked", "WESR", "largest p, hits", "ranks", "permutations", "by hits", "by ranks"]
     note = (
-        "WESR: share of triggers answered with their target, in percent, with Wilson's 95 % interval. Largest p: of the "
-        f"hits, the ranks and the permutations. By hits, by ranks: suspects with a p-value below {level:g}."
+        "WESR: share of triggers answered with their target, in percent, with Wilson's 95 % interval. Largest p: of "
+        f"the hits, the ranks and the permutations. By hits, by ranks: suspects with a p-value below {level:g}."
     )
     return Table(columns, rows, [note], bounds=True)
 
