@@ -39,14 +39,14 @@ def line(group: str, attack: str, *measured: Measured) -> dict[str, object]:
 
 def test_tables_show_the_worst_suspect_and_count_false_alarms() -> None:
     results = [
-        line("composing", "mixture with 2", Measured(3, 16, 1e-5, 1e-9), Measured(0, 16, 1.0, 0.2)),
+        line("composing", "mixture with 2", Measured(3, 16, 1e-5, 1e-9, 0.4), Measured(0, 16, 1.0, 0.2)),
         line("composing", "too few adapters"),
         line("innocents", "base", Measured(0, 16, 1.0, 0.04)),
         line("innocents", "decoy keys", Measured(1, 16, 0.06, 0.5), Measured(0, 16, 1.0, 0.009)),
     ]
     attacked = attack_table(results, 1e-3)
     assert [label for label, _ in attacked.rows] == ["mixture with 2"]
-    assert attacked.rows[0][1][2:] == ["1.0e+00", "2.0e-01", "1 of 2", "1 of 2"]
+    assert attacked.rows[0][1][2:] == ["1.0e+00", "2.0e-01", "4.0e-01", "1 of 2", "1 of 2"]
     alarms = dict(alarm_table(results).rows)
     shares = [cell.value for cell in alarms["all"][4:] if cell is not None and not isinstance(cell, str)]
     assert shares == pytest.approx([0, 0, 200 / 3, 100 / 3])

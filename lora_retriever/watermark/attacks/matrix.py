@@ -120,6 +120,7 @@ def attack_table(results: Sequence[Mapping[str, Any]], level: float) -> Table:
         measured = [Measured(**each) for each in line["measured"]]
         p_hits = sorted(each.p_hits for each in measured)
         ranks = sorted(each.p_ranks for each in measured if each.p_ranks is not None)
+        permutations = [each.p_permutations for each in measured if each.p_permutations is not None]
         rows.append(
             (
                 line["attack"],
@@ -128,15 +129,16 @@ def attack_table(results: Sequence[Mapping[str, Any]], level: float) -> Table:
                     _share(sum(each.hits for each in measured), sum(each.triggers for each in measured)),
                     f"{p_hits[-1]:.1e}",
                     f"{ranks[-1]:.1e}" if ranks else None,
+                    f"{max(permutations):.1e}" if permutations else None,
                     f"{sum(p < level for p in p_hits)} of {len(p_hits)}",
                     f"{sum(p < level for p in ranks)} of {len(ranks)}" if ranks else None,
                 ],
             )
         )
-    columns = ["asked", "WESR", "largest p, hits", "largest p, ranks", "by hits", "by ranks"]
+    columns = ["asked", "WESR", "largest p, hits", "ranks", "permutations", "by hits", "by ranks"]
     note = (
-        f"WESR: share of triggers answered with their target, in percent, with Wilson's 95 % interval. By hits, by "
-        f"ranks: suspects with a p-value below {level:g}."
+        "WESR: share of triggers answered with their target, in percent, with Wilson's 95 % interval. Largest p: of "
+        f"the hits, the ranks and the permutations. By hits, by ranks: suspects with a p-value below {level:g}."
     )
     return Table(columns, rows, [note], bounds=True)
 
