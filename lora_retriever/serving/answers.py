@@ -30,6 +30,7 @@ class Choice:
         composition: the adapters that answer it.
         job: what the engine was given.
         stream: the answer's text.
+        defers: whether the text is made when the answer has ended, because nobody reads it before.
         tokens: the answer's tokens so far, the EOS token included.
         finish: why the answer ended: "stop" or "length". None: it has not ended.
         error: why the answer failed.
@@ -41,6 +42,7 @@ class Choice:
     composition: Composition
     job: Job
     stream: TextStream
+    defers: bool = False
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     error: str | None = None
@@ -58,7 +60,9 @@ class Choice:
         new = list(event.tokens)
         self.scored += event.prompt
         self.tokens += new
-        piece = self.stream.push([token.id for token in new])
+        if self.defers and event.ended is None:
+            return "", new
+        piece = self.stream.push([token.id for token in (self.tokens if self.defers else new)])
         if event.ended is not None and event.ended.startswith(ERROR):
             self.error = event.ended.partition(": ")[2] or event.ended
         elif self.stream.stopped:

@@ -34,6 +34,7 @@ class Wanted:
         scores_prompt: whether the prompt's own log-probabilities are wanted.
         trims: whether white space around an answer is left out.
         continues: whether an answer goes on with the prompt's text.
+        streams: whether the text is wanted as it comes.
     """
 
     sampling: Sampling
@@ -42,6 +43,7 @@ class Wanted:
     scores_prompt: bool = False
     trims: bool = False
     continues: bool = False
+    streams: bool = False
 
 
 class Answering:
@@ -194,5 +196,5 @@ def _choices(
             job = Job(prompt.token_ids, composition, asked.mode, sampling, asked.gate, scored=scored)
             before = prompt.token_ids if wanted.continues else ()
             stream = TextStream(service.generator.tokenizer, wanted.stop, before, wanted.trims)
-            choices.append(Choice(place, prompt, composition, job, stream))
+            choices.append(Choice(place, prompt, composition, job, stream, not (wanted.streams or wanted.stop)))
     return choices

@@ -89,7 +89,7 @@ class _Form:
             seed=None if body.seed is None else body.seed % 2**63,
             logprobs=logprobs,
         )
-        self.wanted = Wanted(sampling, body.n or 1, body.stops, **self.wishes())
+        self.wanted = Wanted(sampling, body.n or 1, body.stops, streams=bool(body.stream), **self.wishes())
         self.head: Body = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
