@@ -50,6 +50,8 @@ QUOTED = re.compile(r"'[^']+'")
 """The first name that a line quotes."""
 FETCH = "`lora-retriever fetch --source FOLDER`, with a checkout of the authors' repository as FOLDER,"
 """The command that writes the official data."""
+CONTEXT = GIB // 2
+"""Memory that CUDA itself takes on a GPU, about, in bytes: its context and the workspaces of its libraries."""
 TIGHT = 0.9
 """Share of the free memory above which a prediction is a warning."""
 
@@ -382,13 +384,15 @@ def _examine_memory(
         return Finding("warning", f"memory: cannot be predicted: {error}")
     used = predicted_for(profile, adapters, headers, shape, base.skeleton.num_parameters())
     free = free_memory(device)
-    parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in asdict(used).items())
-    text = f"memory: {used.total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
+    sizes = asdict(used) | ({"CUDA": CONTEXT} if device.startswith("cuda") else {})
+    total = sum(sizes.values())
+    parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in sizes.items())
+    text = f"memory: {total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
     if used.weights > free:
         return Finding("problem", f"{text}: the model does not fit; choose a smaller dtype or another device")
     if used.weights + used.adapters > free:
         return Finding("problem", f"{text}: the adapters do not fit beside the model; set adapters.memory")
-    if used.total > TIGHT * free:
+    if total > TIGHT * free:
         return Finding("warning", f"{text}: tight; lower generation.batch_size or set generation.batch_tokens")
     return Finding("ok", text)
 
