@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from rich.console import Console
 
 from lora_retriever.data.rows import PoolEntry, Row
@@ -114,8 +115,10 @@ class Resources:
             UserError: the profile has no encoder, or the encoder cannot be loaded or gives no embeddings.
         """
         if self._asked_of is not None:
-            pool = self._asked_of.embeddings[0]
-            return pool, encode_texts(self._asked_of.encoder, [row.inputs for row in self.benchmark.rows])
+            # One by one: the last digits of embeddings depend on what is encoded together, and after a stop only the
+            # questions without an answer are asked.
+            pool, encoder = self._asked_of.embeddings[0], self._asked_of.encoder
+            return pool, np.concatenate([encode_texts(encoder, [row.inputs]) for row in self.benchmark.rows])
         names = [entry.model_name for entry in self.benchmark.pool]
         texts = [[sample.inputs for sample in entry.sample] for entry in self.benchmark.pool]
         with self.console.status("encoding the pool and the rows"):
