@@ -1,7 +1,7 @@
 # make eval         the paper's eight methods on the bundled miniature, and their table
 # make test         the tests
 # make test-quick   the quick tests of every folder
-# make test-long    the tests with a browser, a cluster, an installation or a campaign
+# make test-long    the tests that `make test` leaves out: a browser, a cluster, an installation, trainings
 # make serve        the miniature as a server, with a page to try it
 # make lint         ruff, mypy, and the rule of the layout
 # make mutants      mutation testing of the formulas, some hours; a stopped run goes on

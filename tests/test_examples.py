@@ -26,7 +26,7 @@ def test_the_notebook_has_the_steps_of_the_script() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tutorial_leads_from_a_csv_file_to_a_saved_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -384,7 +384,7 @@ def test_what_cannot_be_compared_is_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_retrieval_prints_table_2_below_its_own_figures_on_the_official_rows_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

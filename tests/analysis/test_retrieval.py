@@ -422,7 +422,7 @@ def test_the_json_has_the_four_shares_of_every_scorer(tmp_path: Path) -> None:
     assert low <= result["scorers"]["knn"]["top1"] <= high
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_embeddings_give_the_figures_of_the_encoder_that_made_them(tmp_path: Path, tiny_embeddings: Path) -> None:
     encoder, scorers = str(TINY / "encoder"), ["--scorer", "cosine", "nearest"]
     both = ["--embeddings", str(tiny_embeddings), *BENCHMARK, "--encoder", encoder, *scorers]
@@ -435,7 +435,7 @@ def test_embeddings_give_the_figures_of_the_encoder_that_made_them(tmp_path: Pat
     assert alone["details"]["cosine"]["unseen"] == {}, "without texts no templates"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_table_asked_for_is_printed(tiny_embeddings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--by", "task", "--confusions", "2", "--samples", "1", "5", "--leave-out-templates", "--templates"]
     data = [*BENCHMARK, "--embeddings", str(tiny_embeddings), "--scorer", "mean_ip", "cosine"]
@@ -503,7 +503,7 @@ def official_embeddings(path: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_papers_rows_stand_under_the_official_data_alone(
     tmp_path: Path, tiny_embeddings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,7 +58,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[Sequence[Composi
     return sizes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "error",
     [
@@ -85,7 +85,7 @@ def test_a_batch_too_large_for_memory_is_halved_and_stays_so(
     assert sizes[:3] == [16, 8, 4] and max(sizes[3:]) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_too_large_by_itself_fails_alone(
     generator: Generator, tiny_rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +155,7 @@ def timings_of(results: Path, name: str) -> dict[str, Any]:
     return timings
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pool_larger_than_its_memory_gives_the_same_answers(paper_runs: Path, tmp_path: Path, tiny: Profile) -> None:
     adapter = sum(file.stat().st_size for file in ADAPTERS[min(ADAPTERS)].glob("*.safetensors"))
     adapters = tiny.adapters.model_copy(update={"memory": 6 * adapter})  # of 19; a batch of 19 rows wants more
@@ -163,7 +163,7 @@ def test_a_pool_larger_than_its_memory_gives_the_same_answers(paper_runs: Path, 
     assert answers_of(tmp_path, "mixture") == answers_of(paper_runs, "mixture")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

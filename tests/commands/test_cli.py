@@ -148,7 +148,7 @@ def test_failed_rows_exit_with_1(benchmark: Path, capsys: pytest.CaptureFixture[
     assert "best_selection: row 0: no adapter 'unheard_of' in the pool" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_retrieval_counts_own_adapters_as_a_loop_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder")]
     figures = tmp_path / "figures.json"

@@ -188,6 +188,7 @@ def logits_of_steps(base: Any, adapter: Path, steps: list[Tensor | None]) -> lis
     return logits
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_compiled_code")
 @pytest.mark.parametrize(
     ("compile_it", "first"),

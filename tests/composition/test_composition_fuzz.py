@@ -101,7 +101,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_siz
 CUTS = st.just(0) | st.integers(0, 3000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::peft_composition.AdapterWarning")
 @BOUNDED
 @given(changes=st.dictionaries(st.sampled_from(SETTINGS), VALUES, min_size=1, max_size=3))
@@ -126,7 +126,7 @@ def test_any_bytes_in_the_weights(tmp_path, sound, base, on_meta, changes, cut):
     reads(tmp_path, (sound[0], changed_bytes(sound[1], changes, cut)), base, on_meta)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::peft_composition.AdapterWarning")
 @BOUNDED
 @given(

@@ -426,7 +426,7 @@ class Constant:
         return torch.full(tokens.inner.shape[:3][-self.dimensions :], 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_base_is_gated_as_an_uncompiled_one(tmp_path):
     folder, logits = write_adapter(tmp_path, tiny_llama(layers=1), 1, target_modules=["v_proj"]), []
     for compiled in (False, True):

@@ -48,7 +48,7 @@ def finished(task_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return results
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_command_makes_the_table_and_another_run_changes_nothing(
     task_files: Path, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +76,7 @@ def test_the_results_folder_is_an_ordinary_one(finished: Path, capsys: pytest.Ca
     assert main(["report", str(finished)]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_experiment_goes_on_to_the_same_files(
     task_files: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

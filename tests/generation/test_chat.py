@@ -234,7 +234,7 @@ def test_losses_of_examples_are_those_of_the_text_that_the_chat_template_makes(
     assert losses[0] == losses[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_adapter_is_trained_as_under_the_text_that_the_chat_template_makes(
     alpaca_base: Path, tmp_path: Path
 ) -> None:

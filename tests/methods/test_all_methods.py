@@ -14,7 +14,7 @@ from lora_retriever.methods import Method, registered
 from lora_retriever.methods.context import Context
 from lora_retriever.running.evaluate import evaluate
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 QUICK = {"samples": 1, "epochs": 1}
 OPTIONS = {
@@ -128,7 +128,7 @@ def test_the_summary_shows_every_run_with_intervals(results: Path, tmp_path: Pat
     for run in content["runs"].values():
         low, high = run["intervals"]["mean_over_tasks"]
         assert low <= run["mean"] <= high
-        assert low < high
+        assert low < high or run["mean"] in (0, 100)
 
 
 def test_the_table_by_run_has_a_line_for_each(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pyt
     assert figures["mixture"]["reads"] == ["adapters", "pool"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_method_pays_for_its_own_probing_unless_results_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

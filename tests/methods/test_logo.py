@@ -220,7 +220,7 @@ def test_a_pool_larger_than_adapters_memory_is_reported(context_of: Any, benchma
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_later_ones(
     context_of: Any, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,7 +192,7 @@ def test_variants_share_one_training_that_lowers_the_loss_and_leaves_the_base(
     assert not list(file.parent.glob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
     context_of: ContextOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,7 +141,7 @@ def test_nearly_all_rows_with_nearly_all_weight_on_one_adapter_are_noted(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_adapters_are_in_effect_one_says_so_where_notes_are_shown(tmp_path: Path) -> None:
     profile = tiny_profile(tmp_path, retrieval={"scorer": "hybrid", "k": 3, "temperature": 0.2})
     console = Console(record=True, width=400, quiet=False, file=(tmp_path / "printed").open("w"))

@@ -534,7 +534,7 @@ def test_a_profile_may_do_without_the_cache_and_stays_the_same_run(tiny: Profile
     assert first == second
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_retrieval_and_index_use_the_cache_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ["--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder")]
     retrieval = ["retrieval", *encoder, "--inputs", str(TINY / "test.json"), "--scorer", "cosine"]

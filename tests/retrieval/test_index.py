@@ -91,7 +91,7 @@ TEXTS = [
 QUERY_TEXTS = [f"Is a{place} like bb?" for place in range(len(QUERIES))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("scorer", SCORERS)
 @given(st.lists(st.sampled_from(NAMES), max_size=12))
 @settings(max_examples=15, deadline=None)

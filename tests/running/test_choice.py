@@ -127,7 +127,7 @@ def test_likelihoods_and_choices_are_the_harness_own(choice_runs: Path, tokenize
     assert by_task == pytest.approx({"tool_choice": 100 * tools, "synonyms": 100 * sum(results[0][2][6:]) / 5})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_likelihoods_of_a_mixture_and_of_a_gate_do_not_depend_on_the_batch_and_a_run_goes_on(
     choice_runs: Path, tmp_path: Path
 ) -> None:

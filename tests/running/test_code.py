@@ -275,7 +275,7 @@ def test_a_partial_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     assert record_of(results, "base")["finished"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_are_taken_from_another_run_only_if_equal_code_made_them(
     results: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,7 +221,7 @@ def kill_midway(profile: Profile, methods: list[str], results: Path, name: str, 
     assert not (results / f"{name}.jsonl").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_runs_go_on_to_the_very_files_of_an_undisturbed_run(runs_in_threes: Path, tmp_path: Path) -> None:
     profile = tiny_profile(tmp_path, generation={"batch_size": 3})
     methods, killed = ["selection", "mixture_ood"], tmp_path / "killed"

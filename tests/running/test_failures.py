@@ -171,7 +171,7 @@ def test_a_broken_device_ends_the_run_and_what_is_done_is_shown(
     assert not (tmp_path / "best_selection.meta.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.ENOSPC])
 def test_a_disk_that_fails_in_mid_run_is_one_message_and_the_run_goes_on_later(
     tmp_path: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch, code: int

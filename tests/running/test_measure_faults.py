@@ -130,7 +130,7 @@ def test_the_engine_computes_each_fault_as_the_original_s_arithmetic_does(tiny: 
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_without_a_fault_are_answered_as_by_the_command_and_a_second_run_answers_nothing(
     paper_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

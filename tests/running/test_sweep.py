@@ -250,7 +250,7 @@ def test_every_run_of_a_seed_sweep_starts_at_its_seed(
     assert sorted(path.stem for path in tmp_path.glob("*.jsonl")) == sorted(names)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_sweep_goes_on_to_the_files_of_an_undisturbed_one(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

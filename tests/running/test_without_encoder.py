@@ -34,7 +34,7 @@ def lexical(tmp_path: Path) -> Profile:
     return tiny_profile(tmp_path, encoder=None, retrieval={"scorer": "lexical", "k": 3})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_methods_of_texts_answer_without_an_encoder_as_they_do_beside_one(
     lexical: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +141,7 @@ def test_doctor_looks_at_an_encoder_only_if_it_is_used(lexical: Profile, tmp_pat
 # Commands
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_of_texts_take_no_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = ["--pool", str(TINY / "pool.json")]
     rows = ["--inputs", str(TINY / "test.json"), "--json", str(tmp_path / "figures.json")]

@@ -155,7 +155,7 @@ def test_the_loss_is_a_softmax_of_the_partner_against_all_other_texts(
     assert float(loss) == pytest.approx(float(np.mean(by_hand)), abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_training_ends_with_the_same_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

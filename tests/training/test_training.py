@@ -89,7 +89,7 @@ def test_training_lowers_the_loss_and_leaves_the_base(
     assert json.loads((tmp_path / "adapter" / "training.json").read_text()) == record
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pool_is_trained_task_by_task_and_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_pool: list[PoolEntry]
 ) -> None:

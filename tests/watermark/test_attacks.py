@@ -55,7 +55,7 @@ def test_tables_show_the_worst_suspect_and_count_false_alarms() -> None:
     assert not isinstance(cell, str) and cell is not None and (cell.value, cell.low, cell.high) == (-0.5, -2.0, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_matrix_is_measured_written_and_resumed(
     marked: Marked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
