@@ -48,6 +48,7 @@ def everywhere(name: str) -> Table:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY_NAMES)
 @pytest.mark.parametrize("written", [for_terminal, one_line, for_latex, for_markdown, for_csv])
 def test_nothing_that_is_written_acts_on_a_terminal_or_cannot_be_encoded(
@@ -78,6 +79,7 @@ def test_what_acts_is_shown_as_its_escape_and_what_does_not_stays() -> None:
     assert for_terminal("a\r\nb\x1b") == "a\nb\\x1b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY_NAMES)
 def test_a_name_breaks_no_line_of_any_table(name: str) -> None:
     table, plain = everywhere(name), everywhere("plain")
@@ -233,6 +235,7 @@ def test_numbers_as_texts_stay_numbers_in_csv(text: str) -> None:
     assert for_csv(text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(name for name in NASTY_NAMES if "\x00" not in name), "no UTF-8 \udcff"])
 def test_a_shell_takes_a_name_as_one_word(name: str) -> None:
     word = for_shell(name)
@@ -264,6 +267,7 @@ Console(stderr=True).print("─ é ń")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "lines", "errors"),
     [

@@ -126,6 +126,7 @@ def test_a_device_stays_a_device() -> None:
         write_text(Path("/dev/full"), "text")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "LINK"])
 @pytest.mark.parametrize("to", ["file", "pipe"])
 def test_standard_output_is_written_to_between_what_is_printed(tmp_path: Path, path: str, to: str) -> None:
@@ -264,6 +265,7 @@ def test_every_failure_is_one_message(tmp_path: Path, path: str, reason: str) ->
     assert names_in(tmp_path) == ["CIRCLE", "FILE", "FOLDER"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in NASTY_NAMES if "/" not in name and "\0" not in name and name != HALF]
 )
@@ -504,6 +506,7 @@ def test_a_user_without_a_home_has_no_cache(folder: Path, later: None, monkeypat
         cache_folder().mkdir(parents=True)
 
 
+@pytest.mark.slow
 def test_processes_that_remember_at_once_lose_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from lora_retriever.files import hash_path\n"

@@ -57,6 +57,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_the_table_is_made_without_foreign_files_and_says_so(
     results: Path, capsys: pytest.CaptureFixture[str], kind: str

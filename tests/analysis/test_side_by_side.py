@@ -178,6 +178,7 @@ def test_the_paper_beside_two_folders_in_json(folders: list[Path], capsys: pytes
     assert [figures[folder]["task", "piqa"]["difference"] for folder in ("ours", "theirs")] == [-38.0, 2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("versus", "expected"),
     [

@@ -116,6 +116,7 @@ PATHOLOGICAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PATHOLOGICAL)
 def test_long_repetitive_texts_are_compared_by_their_ends(kind: str) -> None:
     """Word by word, two texts of 20,000 dots have 400 million pairs of equal words."""

@@ -27,6 +27,7 @@ def status_of(arguments: list[str]) -> int:
         return exit.code if isinstance(exit.code, int) else 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key[:80])
 def test_a_bad_input_is_one_message_and_leaves_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], case: Case
@@ -39,6 +40,7 @@ def test_a_bad_input_is_one_message_and_leaves_nothing(
     assert problems_of_output(case, status, out + err) + problems_of_files(case, tmp_path, before) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", spread([case for case in CASES if case.kind == "rows"], 1), ids=lambda case: case.name)
 def test_a_bad_input_ends_a_process_of_its_own_alike(tmp_path: Path, case: Case) -> None:
     make_benchmark(tmp_path, case.copies)
@@ -56,6 +58,7 @@ def test_the_table_has_cases_of_every_kind() -> None:
     assert all(kinds.count(kind) >= 25 for kind in {*WITHOUT_MODELS, "base", "encoder"})
 
 
+@pytest.mark.slow
 def test_the_benchmark_that_is_spoilt_works(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_benchmark(tmp_path)
     arguments = Case("none", "unspoilt", lambda folder: None, ()).arguments(tmp_path)

@@ -60,6 +60,7 @@ def test_readers_of_mutated_files_raise_no_error_but_the_projects(targets: tuple
     assert all_refused > FILES
 
 
+@pytest.mark.slow
 def test_fuzzing_finds_another_error(targets: tuple[Path, list[Target]]) -> None:
     def read(folder: Path) -> None:
         if len((folder / "rows.json").read_bytes()) % 2:

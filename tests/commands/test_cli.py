@@ -98,6 +98,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_bad_input_is_answered_in_one_clear_message(
     benchmark: Path, capsys: pytest.CaptureFixture[str], mistake: str
@@ -140,6 +141,7 @@ def test_unusable_arguments_exit_with_2(capsys: pytest.CaptureFixture[str], argu
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failed_rows_exit_with_1(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads((benchmark / "rows.json").read_text())
     rows[0]["task"] = "unheard_of"
@@ -190,6 +192,7 @@ def test_files_with_other_columns_are_read_by_every_command(tmp_path: Path, caps
     assert "no column 'text' for inputs; there are: 'question', 'answer', 'subject'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_private_index_holds_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["index", "--pool", str(TINY / "pool.json"), "--encoder", str(TINY / "encoder"), "--out", str(tmp_path)]
     some_text = json.loads((TINY / "pool.json").read_text())[0]["sample"][0]["inputs"].split("\n")[0].encode()

@@ -21,6 +21,7 @@ def t5_adapter(folder: Path, base: Path, seed: int) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_adapters_of_a_t5_are_composed(tmp_path: Path) -> None:
     base = tmp_path / "t5"
     tiny_t5(base)

@@ -239,6 +239,7 @@ def test_a_results_folder_that_is_in_use_is_a_problem_in_both(own: Path, capsys:
         assert run(own, capsys)[0] == 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_file_s_place_is_refused_by_both(own: Path, tmp_path: Path) -> None:
     profile = tiny_profile(tmp_path)
     (tmp_path / "file").write_text("")

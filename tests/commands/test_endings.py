@@ -95,6 +95,7 @@ def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path
     assert (tmp_path / "best_selection.jsonl").read_bytes().count(b"\n") == 19
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     code = "import sys\nfrom lora_retriever.commands import methods\n"
     code += "methods.to_text = lambda *_: 'line\\n' * 100_000\n"
@@ -105,6 +106,7 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_standard_output_is_told() -> None:
     with Path("/dev/full").open("w") as full:

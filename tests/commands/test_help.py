@@ -14,6 +14,7 @@ from lora_retriever.commands import commands
 from lora_retriever.retrieval.scorers import SCORERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", commands())
 def test_the_examples_of_a_command_are_calls_of_the_command(name: str) -> None:
     calls = [shlex.split(line, comments=True) for line in commands()[name].EXAMPLES.strip().splitlines()]
@@ -31,6 +32,7 @@ def help_of(capsys: pytest.CaptureFixture[str], name: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", commands())
 def test_every_help_text_ends_with_examples_and_exit_statuses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = help_of(capsys, name)

@@ -157,6 +157,7 @@ def test_fault_7_a_one_row_mapping_is_not_broadcast(model):
         model(input_ids=some_ids(3), lora_mapping=HALF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weights",
     [

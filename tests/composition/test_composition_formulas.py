@@ -72,6 +72,7 @@ def test_any_weights_over_any_adapters(model, base, parts, data):
     assert_same(actual, dense_logits(base, [parts[name] for name in names], weights, mode, ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_fault_1_a_second_batch_with_other_adapters_is_composed_too(model, base, parts, mode):
     check(model, base, parts, ["plain", "alpha32", "rank2"], WEIGHTS, mode, seed=1)
@@ -193,6 +194,7 @@ def test_gradients_reach_the_inputs_and_the_weights(model, base, parts, mode):
     base.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_gpt2_whose_linear_modules_are_stored_transposed(tmp_path, mode):
     gpt2 = tiny_gpt2()

@@ -383,6 +383,7 @@ class Learned(nn.Module):
         return scores.masked_fill(~tokens.offered[:, None], -30.0).softmax(dim=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_what_a_gate_learns_from_gets_the_gradient_of_the_loops(llama, mode):
     gate, ids = Learned(), some_ids(4)

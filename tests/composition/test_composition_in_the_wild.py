@@ -75,6 +75,7 @@ def composes(base: Any, folder: Path, expected: Tensor) -> None:
 # Names of tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "new_name",
     [
@@ -214,6 +215,7 @@ def test_an_adapter_of_the_attention_of_a_mixture_of_experts_is_composed(tmp_pat
     composes(base, folder, logits_of_peft(base, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets",
     [[*QV, "gate_proj", "up_proj", "down_proj"], [*QV, "up_proj"], "all-linear", r".*\.(q_proj|v_proj|down_proj)", QV],
@@ -238,6 +240,7 @@ def test_an_adapter_of_experts_that_are_fused_now_is_refused_as_such(tmp_path, t
 # Settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -114,6 +114,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     return adapted_by("llama", tmp_path_factory.mktemp("gated"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize("gate", GATES)
 def test_rows_join_a_batch_with_a_gate(gated, gate, mode):

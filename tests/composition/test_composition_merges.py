@@ -369,6 +369,7 @@ def test_half_precision_is_close_to_float32(mode, dtype):
     assert (rounded - exact).norm() / exact.norm() < 6 * unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["linear", "ties", "dare", "svd"])
 def test_a_merge_is_written_as_a_checkpoint_with_and_without_the_base(base, folders, tmp_path, mode):
     names, weights, ids = ["plain", "patterns", "rank2"], [0.5, 0.75, -0.25], some_ids(2)

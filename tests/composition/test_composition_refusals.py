@@ -77,6 +77,7 @@ def test_a_configuration_that_is_not_plain_lora_on_this_base(base, folders, fold
     refused(base, folders, edit_config(folder, **settings), *said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "said"),
     [

@@ -26,6 +26,7 @@ def composed_logits(model, names, weights, mode, ids):
         return model(input_ids=ids).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize(("names", "weights"), COMPOSITIONS, ids=str)
 def test_upstream_peft_computes_the_same_from_it(model, tmp_path, names, weights, mode):

@@ -107,6 +107,7 @@ def test_a_stack_follows_its_module_to_another_device_and_dtype():
     assert {(half.device, half.dtype) for half in (stack.down, stack.up)} == {(META, torch.float16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composer", COMPOSERS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_composed_lies_on_the_modules_device_in_its_dtype(composer, dtype):

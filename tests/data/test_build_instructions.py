@@ -188,6 +188,7 @@ def test_no_case_is_in_both_training_and_test(small: Path) -> None:
         assert not set(tested) & set(trained)
 
 
+@pytest.mark.slow
 def test_rows_come_from_the_cases_that_the_source_holds_out(small: Path) -> None:
     files = built(small)
     assert {case_of(row["inputs"])[:4] for row in files["test.json"] if row["task"] == "upper"} == {"held"}

@@ -184,6 +184,7 @@ def test_several_targets_are_shown_as_one_text() -> None:
     assert joined(("yes", "yeah")) == "yes | yeah"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY_NAMES)
 def test_any_name_is_read_or_refused_by_row_and_field(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "rows.json", json.dumps([{**ROW, "task": name, "domain": name}]))

@@ -200,6 +200,7 @@ def test_a_path_of_no_file_is_one_message(name: str) -> None:
     assert message_of(Path(name)).startswith("cannot be read (")
 
 
+@pytest.mark.slow
 def test_a_file_is_bounded_and_so_is_what_gzip_makes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "MAX_FILE_BYTES", 1 << 20)
     bomb = written(tmp_path, gzip.compress(b" " * (64 << 20)))

@@ -72,6 +72,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_surprises_or_explodes_is_one_short_message(tmp_path: Path, kind: str) -> None:
     text, message = REFUSED[kind]

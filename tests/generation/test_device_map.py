@@ -16,6 +16,7 @@ from lora_retriever.generation.loading import load_composable, load_tokenizer
 from lora_retriever.methods import Composition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_a_spread_base_answers_as_one_in_one_piece(tiny: Profile, tiny_rows: list[Row], mode: str) -> None:
     names = ["passive", "synonyms", "to_velan"]

@@ -91,6 +91,7 @@ def test_a_base_of_a_known_type_loads_without_the_code_beside_it(base: Path) -> 
     assert load_base(base, torch.float32, "cpu").config.model_type == "llama"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -132,6 +133,7 @@ def test_files_that_are_not_there_are_one_line(tmp_path: Path) -> None:
         one_line(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_with_a_weight_that_is_no_number_is_named(base: Path, value: float, dtype: torch.dtype) -> None:
@@ -228,6 +230,7 @@ def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused_by_name(base: P
         generator.answer(prompts, [Composition()] * 2, "mixture")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("step", [0, 2])
 def test_logits_that_are_no_numbers_fail_the_row(generator: Generator, value: float, step: int) -> None:

@@ -128,6 +128,7 @@ def test_every_row_is_continued_as_if_it_were_alone(model):
     assert model._live is None
 
 
+@pytest.mark.slow
 def test_rows_leave_and_join_within_the_bound(model):
     jobs = some_jobs()
     loop, most = Loop(generator_of(model), max_tokens=90, read_tokens=20, steps=2), 0
@@ -169,6 +170,7 @@ def test_a_prompt_may_be_scored_without_being_continued(model):
     assert all(token.logprob is not None and token.logprob < 0 for token in event.prompt)
 
 
+@pytest.mark.slow
 def test_drawn_rows_depend_on_their_seed_and_not_on_their_neighbours(model):
     prompts = prompts_of([7, 5, 9, 6], seed=4)
     jobs = [
@@ -278,6 +280,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     return adapted_by("llama", tmp_path_factory.mktemp("gated"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES)
 def test_rows_under_a_gate_share_a_batch_with_rows_under_the_same_gate(gated, gate):
     own = GATES[gate][0]
@@ -309,6 +312,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[torch.Tensor], Ex
     monkeypatch.setattr(ComposableModel, "__call__", watched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), IndexError("index out of range")])
 def test_after_an_error_in_a_step_the_rows_go_on_where_they_were(model, monkeypatch, error):
     jobs = some_jobs(["mixture"])
@@ -328,6 +332,7 @@ def test_after_an_error_in_a_step_the_rows_go_on_where_they_were(model, monkeypa
     assert loop.max_rows == (steps[2] // 2 if isinstance(error, torch.OutOfMemoryError) else 4)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_by_itself_ends_with_its_error_and_costs_no_other_job(model, monkeypatch):
     jobs = some_jobs(["mixture"])[:5]
     expected = [alone(model, job) for job in jobs]

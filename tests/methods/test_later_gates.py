@@ -60,6 +60,7 @@ def adapter_and_module(parts: Mapping[str, Parts], update: Tensor) -> tuple[str,
     raise AssertionError("no such update")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top_k", "singular_values"), [(2, False), (3, True), (1, False)])
 def test_lag_takes_the_longest_of_the_nearest(case: Case, top_k: int, singular_values: bool) -> None:
     def weigh(candidates: Mapping[str, Tensor], x: Tensor) -> dict[str, float]:

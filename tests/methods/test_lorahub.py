@@ -119,6 +119,7 @@ def test_no_weights_are_tried_twice(tmp_path: Path) -> None:
     assert len(calls) == done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1, 7, 11])
 def test_an_interrupted_optimisation_computes_no_loss_again(tmp_path: Path, stopped: int) -> None:
     whole = learn_weights(Quadratic(), NAMES, steps=12, log=tmp_path / "whole.jsonl")
@@ -382,6 +383,7 @@ def test_the_command_sees_first_that_it_can_write(task: Path, capsys: pytest.Cap
 ADAPTER = str(TINY / "adapters" / "to_velan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

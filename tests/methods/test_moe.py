@@ -248,6 +248,7 @@ def test_a_learning_rate_beyond_float32_is_a_users_mistake(context_of: ContextOf
         MoE(samples=1, learning_rate=1e300).fit(context_of())
 
 
+@pytest.mark.slow
 def test_experts_that_adapters_memory_does_not_hold_are_reported(
     context_of: ContextOf, benchmark: Benchmark, tiny: Profile
 ) -> None:

@@ -135,6 +135,7 @@ def test_every_method_says_what_it_is_and_where_it_is_described(name: str) -> No
         assert not text.endswith(".")  # the table's line goes on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(registered()))
 def test_every_method_describes_itself_in_json_with_its_options(name: str) -> None:
     described = json.loads(json.dumps(registered()[name].describe()))
@@ -198,6 +199,7 @@ def test_options_of_a_profile_are_its_methods(tmp_path: Path) -> None:
     assert registered()["mixture"].adapters_needed(3) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -48,6 +48,7 @@ def weights_under(tiny: Profile, rows: Sequence[Row], index: AdapterIndex, metho
     return [c.weights for c in registered()[method].router.route(context)], hits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0])
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_weights_are_made_of_cosines_or_of_probabilities(

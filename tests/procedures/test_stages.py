@@ -68,6 +68,7 @@ def whole(place: Path) -> Path:
 NAMES = "selection,mixture_ood"
 
 
+@pytest.mark.slow
 def test_a_row_is_answered_stage_by_stage_and_keeps_its_stages(whole: Path) -> None:
     lines = lines_of(whole, "selection")
     assert [line["id"] for line in lines] == [*range(6)]
@@ -87,6 +88,7 @@ def test_masked_adapters_stay_masked_where_adapters_are_retrieved_anew(whole: Pa
         assert all(line["task"] not in reply["adapters"] for stage in line["stages"] for reply in stage)
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_plain_rows_with_the_same_prompts(place: Path, whole: Path) -> None:
     lines = lines_of(whole, "selection")
     rows = [
@@ -131,6 +133,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
     assert not [*tmp_path.glob("*.partial")]
 
 
+@pytest.mark.slow
 def test_a_failing_stage_costs_its_row_alone_and_is_tried_again(
     place: Path, whole: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +157,7 @@ def test_a_failing_stage_costs_its_row_alone_and_is_tried_again(
     assert lines_of(tmp_path, "selection") == lines_of(whole, "selection")
 
 
+@pytest.mark.slow
 def test_an_error_of_a_procedure_costs_its_row_alone(place: Path, tmp_path: Path) -> None:
     rows = json.loads((place / "rows.json").read_text())[:2]
     rows[1]["inputs"] += " explode"
@@ -165,6 +169,7 @@ def test_an_error_of_a_procedure_costs_its_row_alone(place: Path, tmp_path: Path
     assert [line["id"] for line in lines_of(tmp_path / "results", "base")] == [0]
 
 
+@pytest.mark.slow
 def test_a_row_names_its_procedure_but_never_code(place: Path, tmp_path: Path) -> None:
     rows = json.loads((place / "rows.json").read_text())[:2]
     rows[1]["procedure"] = "steps"
@@ -205,6 +210,7 @@ def test_the_doctor_names_an_unknown_procedure(place: Path, capsys: pytest.Captu
     assert "procedure: unknown procedure 'stepz'" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_procedures(place: Path, tmp_path: Path) -> None:
     profile = changed(place, procedure="plain", procedure_options={"steps": {"max_steps": 1}})
     evaluate(profile, ["base"], tmp_path, 1, QUIET, sweep=["procedure=plain,steps"])
@@ -212,6 +218,7 @@ def test_a_sweep_compares_procedures(place: Path, tmp_path: Path) -> None:
     assert "stages" in lines_of(tmp_path, "base@procedure=steps")[0]
 
 
+@pytest.mark.slow
 def test_other_runs_give_their_answers_to_the_questions_of_a_procedure(
     whole: Path, place: Path, tmp_path: Path
 ) -> None:

@@ -297,6 +297,7 @@ def test_runs_without_adapters_have_a_report_without_retrieval(results: Path) ->
 HOSTILE = ["</script><script>alert(1)</script>", "<!--<script>", "<img src=x onerror=alert(1)>", "]]>&amp;\u2028\x00"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_becomes_markup(results: Path, text: str) -> None:
     plain = Page(render(content_of(results), "title")).tags

@@ -181,6 +181,7 @@ def test_without_samples_to_spare_there_are_no_probabilities() -> None:
     assert index.search(QUERIES, k=1).probabilities is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["mean_ip", "cosine", "discriminant"])
 def test_a_large_pool_is_searched_as_exactly_as_a_small_one(scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(1)

@@ -32,6 +32,7 @@ def found(index: AdapterIndex, k: int = 12) -> tuple[list[list[str]], np.ndarray
     return hits.names, np.asarray(hits.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_a_quick_change_finds_what_a_new_index_finds(scorer: str) -> None:
     old = index_of(list(range(12)), scorer)

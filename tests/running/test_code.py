@@ -138,6 +138,7 @@ def test_a_user_s_own_method_counts_with_the_modules_beside_it(tmp_path: Path) -
     assert method_code.changes(files, code_hashes(method)) == ["owncode_package/deeper.py"]
 
 
+@pytest.mark.slow
 def test_code_is_found_without_torch() -> None:
     code = (
         "import sys\nfrom lora_retriever.methods.code import hashes_of, GENERATION, part_hashes\n"
@@ -149,6 +150,7 @@ def test_code_is_found_without_torch() -> None:
 # Records
 
 
+@pytest.mark.slow
 def test_a_record_has_the_code_and_the_commit(answered: Path) -> None:
     for name in ("base", "selection"):
         code = record_of(answered, name)["code"]

@@ -118,6 +118,7 @@ def test_an_encoder_that_fails_costs_the_methods_that_retrieve(
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["base.jsonl"]
 
 
+@pytest.mark.slow
 def test_rows_that_fail_of_one_bug_have_one_traceback_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

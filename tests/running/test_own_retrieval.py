@@ -147,6 +147,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_message_that_names_the_object(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
@@ -177,6 +178,7 @@ def test_an_own_encoder_that_gives_no_embeddings_costs_the_methods_that_need_it(
     ]
 
 
+@pytest.mark.slow
 def test_the_doctor_tries_an_own_encoder(name: str, tmp_path: Path) -> None:
     def finding(location: str) -> tuple[str, str]:
         profile = tiny_profile(tmp_path, encoder={"location": location}, methods=["selection"])

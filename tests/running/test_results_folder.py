@@ -57,6 +57,7 @@ def without_flock(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOLCK) -> 
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
+@pytest.mark.slow
 def test_a_second_process_on_the_same_folder_is_told_so(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         with pytest.raises(UserError, match=f"in use by process {process.pid};"), locked(tmp_path):
@@ -68,6 +69,7 @@ def test_a_second_process_on_the_same_folder_is_told_so(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").read_text() == ""
 
 
+@pytest.mark.slow
 def test_without_flock_a_second_process_is_told_so_and_a_killed_one_holds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

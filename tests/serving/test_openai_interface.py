@@ -9,6 +9,8 @@ from local_server import LocalServer
 
 from lora_retriever.data.rows import Row
 
+pytestmark = pytest.mark.slow
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
