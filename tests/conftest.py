@@ -23,12 +23,20 @@ from lora_retriever.running.evaluate import evaluate
 LONGEST = (
     "test_ray_backend.py",
     "test_report_browser.py",
-    "test_endings.py",
-    "test_local_backend.py",
+    "test_all_methods.py",
     "test_campaign.py",
-    "test_composition_bases.py",
     "test_wheel.py",
+    "test_loop.py",
+    "test_decoding.py",
+    "test_report.py",
+    "test_failures.py",
+    "test_composition_families.py",
     "test_retriever_training.py",
+    "test_openai_interface.py",
+    "test_endings.py",
+    "test_evaluate.py",
+    "test_local_backend.py",
+    "test_sweep.py",
 )
 """The files that take longest come first: when pytest-xdist runs files side by side, no worker waits for them."""
 
@@ -42,9 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Embeddings never come from the user's cache, nor go there; for fixtures that several tests share."""
+    """Embeddings never come from the user's cache, nor go there; for fixtures that the tests of a file share.
+
+    The fixtures of a file begin with an empty cache: the last digits of embeddings depend on what is encoded together.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORA_RETRIEVER_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
