@@ -16,7 +16,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.summary import summarize, to_json
 from lora_retriever.cli import main
-from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import Metric, Scoring, read_kinds
 from lora_retriever.metrics.base import RowError, RowMean, compute
