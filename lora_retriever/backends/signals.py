@@ -6,7 +6,6 @@ in the main thread. What is on disk is whole at any moment, so nothing else has 
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -50,7 +49,8 @@ def stopping_on_signals() -> Iterator[None]:
             return
         number = getattr(what.exc_value, "signal", signal.SIGINT)
         signal.signal(number, stop)
-        threading.Timer(MOMENT, _thread.interrupt_main, [number]).start()
+        # A signal to the main thread also ends what the thread waits for.
+        threading.Timer(MOMENT, signal.pthread_kill, [threading.main_thread().ident, number]).start()
 
     former_hook = sys.unraisablehook
     with keeping_handlers():
