@@ -239,6 +239,7 @@ def test_the_doctor_finds_what_is_missing(benchmark: Path, capsys: pytest.Captur
     assert "2 problems" in findings
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_named(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = benchmark / "mine.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "device": "cuda:99"}))

@@ -36,6 +36,7 @@ def quadratic(weights: Sequence[float]) -> float:
     return 1 + sum((weight - planted) ** 2 for weight, planted in zip(weights, PLANTED, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "within"), [("cobyla", 0.05), ("cma", 0.1), ("random", 0.9)])
 def test_every_optimizer_begins_at_the_base_and_nears_planted_weights(
     optimizer: str, within: float, tmp_path: Path
@@ -122,6 +123,7 @@ def test_options_are_compared_by_likelihood(generator: Generator) -> None:
         assert answer in (row.options or ())
 
 
+@pytest.mark.slow
 def test_a_planted_sum_of_two_adapters_is_recovered(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
     """The examples' answers are those of two adapters' fusion; the learned weights answer as well as the planted."""
     one, two, three = (entry.model_name for entry in tiny_pool[:3])

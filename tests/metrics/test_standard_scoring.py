@@ -313,6 +313,7 @@ def test_what_a_reader_of_the_scores_must_know_is_noted() -> None:
         assert scoring.notes({"plain": tasks["plain"], "exact": ("em", ["good"])}) == []
 
 
+@pytest.mark.slow
 def test_the_notes_stand_under_the_table_and_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"inputs": "q", "task": "t", "domain": "d", "metric": "bleu", "targets": "guten Tag"}
     (tmp_path / "base.jsonl").write_text(json.dumps({"id": 0, **row, "predicted_answer": "guten Tag"}))
