@@ -13,6 +13,9 @@ from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer, GateUse
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.decoding import check_cache, decode
+from lora_retriever.generation.encoder_decoder import GATES, decode_answers, refuse_encoder_decoder
+from lora_retriever.generation.encoder_decoder import option_likelihoods as decoders_likelihoods
+from lora_retriever.generation.examples import padding_of
 from lora_retriever.generation.gates import gate_uses
 from lora_retriever.generation.likelihood import option_likelihoods
 from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
@@ -24,7 +27,7 @@ from lora_retriever.generation.prompt import (
     filling_of,
 )
 from lora_retriever.generation.settings import GenerationSection
-from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id
+from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id, prompt_end
 from peft_composition import ComposableModel, Composer, Gate
 
 
@@ -35,8 +38,8 @@ class Generator:
         """Put the parts together.
 
         Raises:
-            UserError: decoding would lose the state of this base model from token to token, or the base has fewer
-                positions than the settings ask for.
+            UserError: decoding would lose the state of this base model from token to token, the base has fewer
+                positions than the settings ask for, or an encoder-decoder base names no start token.
         """
         check_cache(model)
         self.limits = limits_of(model.base)
@@ -48,6 +51,8 @@ class Generator:
         # experiment: Llama-2's draw tokens at random.
         self.eos_ids = eos_token_ids(model.base.generation_config, tokenizer, model.base.config)
         self.pad_id = pad_token_id(tokenizer, self.limits.vocabulary, settings.pad_token_id)
+        self.prompt_end = prompt_end(model.base, tokenizer)
+        self._padding = padding_of(model.base, tokenizer, self.pad_id)  # of options, for an encoder-decoder base
 
     def answer(
         self,
@@ -64,16 +69,17 @@ class Generator:
         """
         for prompt in prompts:
             check_tokens(prompt.token_ids, self.limits.vocabulary)
+        if gate is not None:
+            refuse_encoder_decoder(self.model.config, GATES)
         names, weights = weight_matrix(compositions)
         uses: list[GateUse] | list[None] = [None] * len(prompts)
         with self.model.composed(names, weights, mode=mode, gate=gate) if names else nullcontext():
-            tokens = decode(
-                self.model,
-                [prompt.token_ids for prompt in prompts],
-                self.eos_ids,
-                self.pad_id,
-                self.settings.max_new_tokens,
-            )
+            ids = [prompt.token_ids for prompt in prompts]
+            how = self.eos_ids, self.pad_id, self.settings.max_new_tokens
+            if self.model.config.is_encoder_decoder:
+                tokens = decode_answers(self.model, ids, self.prompt_end, *how)
+            else:
+                tokens = decode(self.model, ids, *how)
             if names and gate is not None:
                 uses = gate_uses(self.model, names)
         end = self.settings.answer_end
@@ -92,6 +98,8 @@ class Generator:
             UserError: an option has a token that the base lacks, an option is longer than the base can read, or the
                 model's logits are not finite numbers.
         """
+        if gate is not None:
+            refuse_encoder_decoder(self.model.config, GATES)
         for prompt in prompts:
             for option in prompt.options:
                 check_tokens(option.token_ids, self.limits.vocabulary)
@@ -103,6 +111,8 @@ class Generator:
         options = [prompt.options for prompt in prompts]
         longest = max(len(option.token_ids) for row in options for option in row)
         at_once = self.settings.texts_that_fit(longest)
+        if self.model.config.is_encoder_decoder:
+            return decoders_likelihoods(self.model, prompts, compositions, mode, self._padding, at_once)
         return option_likelihoods(self.model, options, compositions, mode, self.pad_id, at_once, gate)
 
 

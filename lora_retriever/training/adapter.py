@@ -30,7 +30,7 @@ from transformers import (
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json
-from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, LeftPadding, check_examples, encode_example
+from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, check_examples, encode_example, padding_of
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA, CHAT, check_system, template_of
@@ -108,7 +108,7 @@ def train_adapter(
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT annotates int, and takes any number
         target_modules=list(options.targets),
         lora_dropout=options.dropout,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         model = get_peft_model(base, config)
@@ -145,7 +145,7 @@ def train_adapter(
             args=arguments,
             train_dataset=examples,
             eval_dataset=heldout,
-            data_collator=LeftPadding(pad_token_id(tokenizer, vocabulary_of(base))),
+            data_collator=padding_of(base, tokenizer, pad_token_id(tokenizer, vocabulary_of(base))),
         )
         trainer.remove_callback(PrinterCallback)  # the losses go into the record
         if on_step is not None:

@@ -13,7 +13,6 @@ import peft
 import pytest
 import torch
 from composition_cases import tiny_gpt2
-from made_up import tiny_t5
 from places import TINY
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -356,15 +355,6 @@ def test_the_command_passes_over_folders_that_are_no_adapters_and_names_them(
     assert ".hidden" not in said
     weights = json.loads((task.parent / "learned" / "lorahub.json").read_text())["weights"]
     assert sorted(Path(location).name for location in weights) == ["animal_qa", "city_qa"]
-
-
-def test_the_command_refuses_an_encoder_decoder_base_in_one_line(
-    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny_t5(tmp_path / "t5")
-    assert command(task, "--adapter", ADAPTER, "--base", str(tmp_path / "t5")) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "t5 is an encoder-decoder model" in line
 
 
 def test_the_command_refuses_a_folder_that_is_there_before_it_loads_anything(

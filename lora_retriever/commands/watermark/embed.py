@@ -75,6 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.backends.signals import stopping_on_signals
+    from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
     from lora_retriever.generation.loading import load_base, load_tokenizer
     from lora_retriever.generation.prompt import files_wanted
     from lora_retriever.watermark.embedding import mark_adapter
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         with console.status("loading"):
             tokenizer = load_tokenizer(base_folder)
             base = load_base(base_folder, getattr(torch, args.dtype), device)
+            refuse_encoder_decoder(base.config, "watermarks")
         adapter = args.adapter or _trained(args, base, tokenizer, console)
         with progress_bar(console, f"mark {args.out.name}", 1) as bar:
 

@@ -40,10 +40,10 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.batches import ran_out_of_memory
 from lora_retriever.generation.examples import (
     IGNORED,
-    LeftPadding,
     check_examples,
     encode_example,
     example_losses,
+    padding_of,
 )
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.limits import vocabulary_of
@@ -259,7 +259,7 @@ def answer_loss(
     vocabulary = vocabulary_of(model.base)
     check_examples(examples, samples, vocabulary)
     padding = pad_token_id(tokenizer, vocabulary, settings.pad_token_id)
-    batches = list(map(LeftPadding(padding), _batches(examples, settings, vocabulary)))
+    batches = list(map(padding_of(model.base, tokenizer, padding), _batches(examples, settings, vocabulary)))
 
     def loss(weights: Sequence[float]) -> float:
         try:
