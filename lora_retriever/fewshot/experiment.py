@@ -30,7 +30,7 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loading import ModelSource, load_base, load_tokenizer
-from lora_retriever.methods.parts.lorahub_weights import Search, learn_weights, objective
+from lora_retriever.methods.parts.lorahub_weights import Search, learn_weights
 from lora_retriever.progress import progress_bar
 from lora_retriever.retrieval.encoders import Encoder
 from lora_retriever.running.results_folder import LEARNED, writing_into
@@ -177,7 +177,7 @@ class Experiment:
         file = folder / f"{task.name}.{draw}.json"
         if file.exists():
             return dict(json.loads(file.read_text(encoding="utf-8")))
-        design, search = self.design, self.design.search
+        design = self.design
         samples = task.example_rows
         names = [name for name in self.names if not (design.without_own and name == task.name)]
         alone = losses_alone(self.generator, names, samples) if design.choice == "loss" else None
@@ -186,19 +186,8 @@ class Experiment:
         loss = objective_of(design.objective, self.generator, drawn, samples)
         with writing_into(self.results):
             folder.mkdir(parents=True, exist_ok=True)
-        learned = learn_weights(
-            loss,
-            drawn,
-            search.steps,
-            search.l1,
-            search.bound,
-            draw,
-            folder / f"{task.name}.{draw}.steps.jsonl",
-            None,
-            search.optimizer,
-            search.penalty,
-        )
-        least = min(objective(step, search.l1, search.penalty) for step in learned.steps)
+        learned = learn_weights(loss, drawn, design.search, draw, folder / f"{task.name}.{draw}.steps.jsonl")
+        least = min(map(design.search.objective, learned.steps))
         record = {"task": task.name, "draw": draw, "objective": least, **learned.record()}
         with writing_into(self.results):
             write_json(file, record)

@@ -78,8 +78,8 @@ def load_generator(source: ModelSource) -> Generator:
     """
     if source.threads is not None:
         torch.set_num_threads(source.threads)
-    tokenizer = load_tokenizer(source.base)
     check_settings(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
+    tokenizer = load_tokenizer(source.base)
     model = load_composable(source.base, source.adapters, source.torch_dtype, source.device, source.adapter_memory)
     return Generator(model, tokenizer, source.generation)
 

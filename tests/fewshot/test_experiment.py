@@ -124,9 +124,10 @@ def test_a_profile_names_base_adapters_encoder_and_pool(
 ) -> None:
     """With the profile's own prompts set as the arguments have them, every answer is the same."""
     results = tmp_path / "results"
-    fields = ("max_prompt_tokens=512", "max_new_tokens=4", "batch_size=8")
+    fields = ("generation.max_prompt_tokens=512", "generation.max_new_tokens=4", "generation.batch_size=8")
     arguments = [
-        *("lorahub", "--profile", "tiny", *(word for field in fields for word in ("--set", f"generation.{field}"))),
+        *("lorahub", "--profile", "tiny", "--set", "encoder.instruction=''"),
+        *(word for field in fields for word in ("--set", field)),
         *("--tasks", str(task_files), "--results", str(results), "--shots", "2", "--held-out", "4", "--limit", "2"),
         *("--steps", "3", "--count", "3", "--draws", "2", "--lora-epochs", "1", "--without-own"),
         *("--baselines", "zero_shot,in_context,mixture,lora"),

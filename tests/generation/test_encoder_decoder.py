@@ -12,7 +12,7 @@ import pytest
 import torch
 from composition_cases import write_adapter
 from made_up import tiny_t5
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM
 
 from lora_retriever.data.rows import Row, Sample
 from lora_retriever.errors import UserError
@@ -52,13 +52,13 @@ def generator(base: Path) -> Generator:
     return load_generator(ModelSource(base, {name: base / name for name in ("first", "second")}, settings))
 
 
-def dense(base: Path, composition: Composition) -> PreTrainedModel:
+def dense(base: Path, composition: Composition) -> Any:
     """The base with the mixture of a composition in its own matrices, computed by PEFT's merging."""
     return _dense(base, tuple(composition.weights.items()))
 
 
 @cache
-def _dense(base: Path, weights: tuple[tuple[str, float], ...]) -> PreTrainedModel:
+def _dense(base: Path, weights: tuple[tuple[str, float], ...]) -> Any:
     model = AutoModelForSeq2SeqLM.from_pretrained(base)
     plain = {name: value.clone() for name, value in model.state_dict().items()}
     total = {name: value.clone() for name, value in plain.items()}
@@ -76,6 +76,10 @@ def generated(base: Path, composition: Composition, ids: Sequence[int]) -> list[
     with torch.no_grad():
         tokens = dense(base, composition).generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)
     return [int(token) for token in tokens[0, 1:]]
+
+
+def text_of(generator: Generator, tokens: list[int]) -> str:
+    return str(generator.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def finished(loop: Loop) -> list[Event]:
@@ -96,9 +100,7 @@ def test_answers_are_those_of_transformers_for_each_row_alone(base: Path, genera
         expected.append(generated(base, composition, ids))
     assert len({tuple(tokens) for tokens in expected}) > 2  # the compositions answer differently
     assert [answer.generated_tokens for answer in answers] == [len(tokens) for tokens in expected]
-    assert [answer.text for answer in answers] == [
-        generator.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in expected
-    ]
+    assert [answer.text for answer in answers] == [text_of(generator, tokens) for tokens in expected]
 
 
 @pytest.mark.slow
@@ -110,7 +112,7 @@ def test_peft_itself_gives_the_answers_under_one_adapter(base: Path, generator: 
         for text, answer in zip(TEXTS, answers, strict=True):
             ids = generator.tokenizer(text, return_tensors="pt").input_ids
             tokens = model.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False)[0, 1:]
-            assert answer.text == generator.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            assert answer.text == text_of(generator, tokens)
 
 
 @pytest.mark.slow
@@ -160,7 +162,7 @@ def test_rows_that_lost_their_batch_go_on_where_they_were(
         assert tokens[id] == generated(base, composition, generator.tokenizer(text)["input_ids"])
 
 
-def plain_losses(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+def plain_losses(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
     """The surprise of each token of an answer, token by token, in nats."""
     found, begun = [], [3]
     for token in answer:

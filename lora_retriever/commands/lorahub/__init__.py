@@ -8,7 +8,6 @@ from rich.console import Console
 
 from lora_retriever.commands.lorahub import checkpoint, experiment
 from lora_retriever.commands.lorahub.arguments import add_arguments, settle
-from lora_retriever.commands.lorahub.parts import parts_of
 from lora_retriever.progress import quieten_transformers
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -25,5 +24,4 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
     settle(args)
     quieten_transformers()
-    parts = parts_of(args, console)
-    return (experiment if args.tasks else checkpoint).run(args, parts, console)
+    return (experiment if args.tasks else checkpoint).run(args, console)

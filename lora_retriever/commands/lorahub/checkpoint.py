@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.commands.lorahub.arguments import SCORINGS
-from lora_retriever.commands.lorahub.parts import Parts
+from lora_retriever.commands.lorahub.parts import parts_of
 from lora_retriever.files import writing
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def search_of(args: argparse.Namespace) -> Search:
     return Search(args.steps, args.l1, args.bound, args.optimizer, args.penalty)
 
 
-def run(args: argparse.Namespace, parts: Parts, console: Console) -> int:
+def run(args: argparse.Namespace, console: Console) -> int:
     """Learn the weights, and save the fusion. Returns the exit status."""
     from lora_retriever.data.rows import read_samples
     from lora_retriever.escaping import for_terminal
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace, parts: Parts, console: Console) -> int:
     samples = read_samples(args.examples)
     with writing(args.out):  # an unusable path is refused before the learning
         args.out.parent.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(args, console)
     names = list(parts.locations)
     drawn = names
     if args.choice != "loss":

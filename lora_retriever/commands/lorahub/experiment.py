@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lora_retriever.commands.lorahub.arguments import SCORINGS
 from lora_retriever.commands.lorahub.checkpoint import search_of
-from lora_retriever.commands.lorahub.parts import Parts
+from lora_retriever.commands.lorahub.parts import Parts, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from lora_retriever.training.adapter import TrainingOptions
 
 
-def run(args: argparse.Namespace, parts: Parts, console: Console) -> int:
+def run(args: argparse.Namespace, console: Console) -> int:
     """Run the experiment, or go on with it, and print its tables. Returns the exit status."""
     from lora_retriever.fewshot.experiment import Design
     from lora_retriever.fewshot.tasks import Division, read_tasks
 
+    parts = parts_of(args, console)
     division = Division(args.shots, args.held_out, args.split_seed, args.limit)
     tasks = read_tasks(args.tasks, args.names, division, SCORINGS[args.scoring], args.descriptions)
     design = Design(

@@ -123,8 +123,7 @@ def _of_profile(args: argparse.Namespace, retrieves: bool, console: Console) -> 
 
 
 def _of_arguments(args: argparse.Namespace, console: Console) -> Parts:
-    import torch
-
+    from lora_retriever.commands.shared import device_of
     from lora_retriever.data.rows import read_pool
     from lora_retriever.files import hash_path
     from lora_retriever.generation.prompt import check_system, check_template, files_wanted
@@ -136,9 +135,6 @@ def _of_arguments(args: argparse.Namespace, console: Console) -> Parts:
         check_system(args.system, check_template(args.template))
     except ValueError as error:
         raise UserError(str(error)) from error
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device")
-    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
     locations = _locations(args, console)
     pool = read_pool(args.pool) if args.pool else None
     if pool is not None:  # the pool's names are names of folders
@@ -158,7 +154,7 @@ def _of_arguments(args: argparse.Namespace, console: Console) -> Parts:
             max_new_tokens=args.max_new_tokens,
         ),
         args.dtype,
-        device,
+        device_of(args.device),
         pool,
         partial(load_encoder, encoder) if encoder else None,
         {

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count, nonnegative, penalty
-from lora_retriever.commands.train import OPTIONS, device_of, training_options
+from lora_retriever.commands.shared import device_of
+from lora_retriever.commands.train import OPTIONS, training_options
 from lora_retriever.commands.watermark.shared import (
     adapters_in,
     add_base,

@@ -115,7 +115,7 @@ def load_suspects(
     """
     import torch
 
-    from lora_retriever.commands.train import device_of
+    from lora_retriever.commands.shared import device_of
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.settings import GenerationSection
