@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,15 @@ from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 from lora_retriever.cli import main
+from lora_retriever.commands.lorahub import arguments
 from lora_retriever.data.rows import PoolEntry, Row, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import model_source, open_benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.fewshot.answering import answer_all
-from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
-from lora_retriever.fewshot.experiment import Design
-from lora_retriever.fewshot.objectives import objective_of
+from lora_retriever.fewshot.choosing import CHOICES, Nearest, choose, losses_alone
+from lora_retriever.fewshot.experiment import BASELINES, Design
+from lora_retriever.fewshot.objectives import OBJECTIVES, objective_of
 from lora_retriever.fewshot.published import COLUMNS, PUBLISHED, belongs_to
 from lora_retriever.fewshot.table import difference_table, score_table, scored_runs
 from lora_retriever.fewshot.tasks import Division, read_tasks, rows_of
@@ -35,7 +37,7 @@ from lora_retriever.generation.loading import ModelSource, load_generator
 from lora_retriever.generation.prompt import encode_prompt
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.tokenizing import text_tokens
-from lora_retriever.methods.parts.lorahub_weights import Search, Step, answer_loss, learn_weights
+from lora_retriever.methods.parts.lorahub_weights import OPTIMIZERS, PENALTIES, Search, Step, answer_loss, learn_weights
 from lora_retriever.metrics import Scoring
 from lora_retriever.tables import Cell
 from peft_composition import ComposableModel
@@ -339,3 +341,22 @@ def test_arguments_without_effect_are_refused_in_one_line(
 def test_a_base_or_a_profile_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lorahub", "--examples", "x.json", "--out", "o"]) == 2
     assert "name a base model with --base, or a profile with --profile" in capsys.readouterr().err
+
+
+def test_the_arguments_offer_every_choice() -> None:
+    """The arguments are shown before slow packages are imported, so they write the names once more."""
+    parser = argparse.ArgumentParser()
+    arguments.add_arguments(parser)
+    offered = {action.dest: action.choices for action in parser._actions}
+    for name, known in (
+        ("choice", CHOICES),
+        ("objective", OBJECTIVES),
+        ("optimizer", OPTIMIZERS),
+        ("penalty", PENALTIES),
+    ):
+        assert list(offered[name] or ()) == list(known)
+    assert arguments.BASELINES == BASELINES
+    assert (
+        vars(Search()).items()
+        <= {name: parser.get_default(name) for name in ("steps", "l1", "bound", "optimizer", "penalty")}.items()
+    )

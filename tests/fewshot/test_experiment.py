@@ -126,7 +126,7 @@ def test_a_profile_names_base_adapters_encoder_and_pool(
     results = tmp_path / "results"
     fields = ("generation.max_prompt_tokens=512", "generation.max_new_tokens=4", "generation.batch_size=8")
     arguments = [
-        *("lorahub", "--profile", "tiny", "--set", "encoder.instruction=''"),
+        *("lorahub", "--profile", "tiny", "--set", "encoder.instruction="),
         *(word for field in fields for word in ("--set", field)),
         *("--tasks", str(task_files), "--results", str(results), "--shots", "2", "--held-out", "4", "--limit", "2"),
         *("--steps", "3", "--count", "3", "--draws", "2", "--lora-epochs", "1", "--without-own"),
