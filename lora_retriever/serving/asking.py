@@ -17,7 +17,6 @@ from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked
 from lora_retriever.serving.prompts import AskedPrompt
 from lora_retriever.serving.service import Service
-from lora_retriever.serving.text import TextStream
 
 Result = TypeVar("Result")
 TRIES = 3
@@ -30,7 +29,6 @@ class Wanted:
 
     Attributes:
         n: number of answers to each prompt.
-        stop: the texts that end an answer.
         scores_prompt: whether the prompt's own log-probabilities are wanted.
         trims: whether white space around an answer is left out.
         continues: whether an answer goes on with the prompt's text.
@@ -39,7 +37,6 @@ class Wanted:
 
     sampling: Sampling
     n: int = 1
-    stop: tuple[str, ...] = ()
     scores_prompt: bool = False
     trims: bool = False
     continues: bool = False
@@ -97,12 +94,9 @@ class Answering:
                 raise ApiError(500, f"the answer could not be made ({type(event).__name__})") from event
             if event.tokens and self.first_token is None:
                 self.first_token = perf_counter() - self._started
-            was_ended = choice.ended
             piece, tokens = choice.take(event)
             if choice.error is not None:
                 raise ApiError(500, f"the answer could not be made: {choice.error}")
-            if choice.ended and not was_ended and event.ended is None:  # a stop text came before the model's end
-                self._service.engine.cancel([self._tickets[place]])
             yield choice, piece, tokens
 
     async def whole(self) -> None:
@@ -193,8 +187,16 @@ def _choices(
             place, seed = len(choices), wanted.sampling.seed
             sampling = wanted.sampling if seed is None else replace(wanted.sampling, seed=(seed + copy) % 2**63)
             scored = len(prompt.token_ids) if wanted.scores_prompt else 0
-            job = Job(prompt.token_ids, composition, asked.mode, sampling, asked.gate, scored=scored)
-            before = prompt.token_ids if wanted.continues else ()
-            stream = TextStream(service.generator.tokenizer, wanted.stop, before, wanted.trims)
-            choices.append(Choice(place, prompt, composition, job, stream, not (wanted.streams or wanted.stop)))
+            job = Job(
+                prompt.token_ids,
+                composition,
+                asked.mode,
+                sampling,
+                asked.gate,
+                scored=scored,
+                continues=wanted.continues,
+                trims=wanted.trims,
+            )
+            stream = job.text_stream(service.generator.tokenizer)
+            choices.append(Choice(place, prompt, composition, job, stream, not wanted.streams))
     return choices

@@ -26,8 +26,8 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import write_bytes
 from lora_retriever.generation.batches import Halving, Request, plan_batches, ran_out_of_memory, unfinished
 from lora_retriever.generation.composition import Composition
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.passes import read_prompts
 from lora_retriever.methods.parts.spectral import computing_dtype, lengths, response_of, spectrum_of
 from lora_retriever.progress import progress_bar
 from lora_retriever.retrieval.scorers import Array
@@ -139,7 +139,7 @@ class _Prepared:
 def read(generator: Generator, gate: Probe, prompts: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Array]:
     """The signals by name of a batch of prompts, token ids each: float32 [prompts, adapters], ordered as `names`."""
     with generator.model.composed(names, torch.ones(len(prompts), len(names)), gate=gate):
-        decode(generator.model, prompts, (), generator.pad_id, 1)  # decoding reads prompts as it does for answers
+        read_prompts(generator.model, prompts, generator.pad_id)
     columns = [gate.adapters.index(name) for name in names]
     return {name: values[:, columns].numpy() for name, values in gate.take(len(prompts)).items()}
 

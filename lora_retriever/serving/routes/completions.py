@@ -87,9 +87,10 @@ class _Form:
             temperature=temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=None if body.seed is None else body.seed % 2**63,
+            stop=body.stops,
             logprobs=logprobs,
         )
-        self.wanted = Wanted(sampling, body.n or 1, body.stops, streams=bool(body.stream), **self.wishes())
+        self.wanted = Wanted(sampling, body.n or 1, streams=bool(body.stream), **self.wishes())
         self.head: Body = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
