@@ -6,8 +6,6 @@ the same time are encoded together.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -31,6 +29,7 @@ from lora_retriever.retrieval.index import AdapterIndex, Hits
 from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked, with_settings
 from lora_retriever.serving.pool import LivePool, QueryEncoder, Snapshot
+from lora_retriever.serving.worker import Worker
 
 QUIET = Console(quiet=True)  # made once: making a console takes longer than a search
 AT_ONCE = 256
@@ -92,12 +91,8 @@ class Routing:
         self._profile = profile
         self._pool = pool
         self._encoder = encoder
-        self._waiting: deque[_Waiting] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
         self._profiles = lru_cache(maxsize=256)(lambda settings: with_settings(profile, settings))
-        self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
-        self._thread.start()
+        self._worker: Worker[_Waiting] = Worker("routing", self._route_together)
 
     def submit(self, asked: Asked, texts: Sequence[str], snapshot: Snapshot) -> Future[list[Composition]]:
         """The composition of each text, soon. Errors are `ApiError`."""
@@ -105,9 +100,8 @@ class Routing:
         if asked.composition is not None:
             future.set_result([asked.composition] * len(texts))
             return future
-        with self._wake:
-            self._waiting.append(_Waiting(asked, texts, snapshot, future))
-            self._wake.notify()
+        if not self._worker.put(_Waiting(asked, texts, snapshot, future)):
+            future.set_exception(RuntimeError("the server has ended"))
         return future
 
     def route(self, asked: Asked, text: str, snapshot: Snapshot) -> Composition:
@@ -157,23 +151,9 @@ class Routing:
 
     def close(self) -> None:
         """End the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
+        self._worker.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._waiting or self._closed):
-                    self._wake.wait()
-                if self._closed:
-                    return
-                batch = list(self._waiting)
-                self._waiting.clear()
-            self._route_together(batch)
-
-    def _route_together(self, batch: Sequence[_Waiting]) -> None:
+    def _route_together(self, batch: Sequence[_Waiting]) -> bool:
         """Encode the inputs of all requests at once, then route input by input: no input changes another's adapters."""
         live = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         reading = [w.texts for w in live if w.asked.method and w.asked.method.needs_encoder(self._profile)]
@@ -187,3 +167,4 @@ class Routing:
                 waiting.future.set_exception(error)
             else:
                 waiting.future.set_result(found)
+        return False
