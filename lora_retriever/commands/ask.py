@@ -118,14 +118,13 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
 
 def _bars(hits: list[dict[str, Any]]) -> list[str]:
     """One line for each adapter: a bar of its probability, its name and domain, and its score."""
-    width = max(len(hit["name"]) for hit in hits)
+    names = [one_line(hit["name"]) for hit in hits]
+    width = max(map(len, names))
     lines = []
-    for hit in hits:
+    for name, hit in zip(names, hits, strict=True):
         chance = hit["probability"]
         bar = "█" * round(BAR * (chance or 0))
         share = "      –" if chance is None else f"{100 * chance:5.1f} %"
         score = f"{hit['score']:.4g}"
-        lines.append(
-            for_terminal(f"  {share} {bar:{BAR}} {one_line(hit['name']):{width}}  {one_line(hit['domain'])}  ({score})")
-        )
+        lines.append(for_terminal(f"  {share} {bar:{BAR}} {name:{width}}  {one_line(hit['domain'])}  ({score})"))
     return lines

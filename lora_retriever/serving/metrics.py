@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from lora_retriever.escaping import visible
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -44,12 +46,12 @@ class Metrics:
     def used(self, weights: Mapping[str, float]) -> None:
         """Count the adapters of one answer."""
         for name in weights:
-            self.adapters.labels(name).inc()
+            self.adapters.labels(visible(name)).inc()
 
     def forget(self, adapter: str) -> None:
         """Drop the counter of an adapter that has left the pool."""
         with suppress(KeyError):
-            self.adapters.remove(adapter)
+            self.adapters.remove(visible(adapter))
 
     def text(self) -> bytes:
         """The numbers in Prometheus' text format."""
