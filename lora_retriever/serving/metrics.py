@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from fastapi import Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from lora_retriever.escaping import visible
 
@@ -53,6 +54,6 @@ class Metrics:
         with suppress(KeyError):
             self.adapters.remove(visible(adapter))
 
-    def text(self) -> bytes:
+    def response(self) -> Response:
         """The numbers in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
