@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.loop import Event, Job, Sampling, Token
@@ -18,6 +18,9 @@ from lora_retriever.serving.naming import Asked
 from lora_retriever.serving.prompts import AskedPrompt
 from lora_retriever.serving.service import Service
 from lora_retriever.serving.text import TextStream
+
+if TYPE_CHECKING:
+    from peft_composition import Gate
 
 Result = TypeVar("Result")
 TRIES = 3
@@ -162,7 +165,8 @@ async def answering(
     for attempt in range(TRIES):
         started = perf_counter()
         snapshot = service.pool.current
-        future = service.routing.submit(asked, [prompt.searched for prompt in prompts], snapshot)
+        learned = service.learned(asked, snapshot)
+        future = service.routing.submit(asked, [prompt.searched for prompt in prompts], snapshot, learned)
         compositions = await before(deadline, asyncio.wrap_future(future))
         seconds = perf_counter() - started
         with service.using(compositions) as present:
@@ -170,7 +174,8 @@ async def answering(
                 if attempt == TRIES - 1 or asked.composition is not None:
                     raise ApiError(409, "an adapter was removed while the request began; send it again")
                 continue
-            choices = _choices(service, asked, prompts, compositions, wanted)
+            gate = asked.gate if learned is None else learned.gate
+            choices = _choices(service, asked, cast("Gate | None", gate), prompts, compositions, wanted)
             found = Answering(service, choices, seconds, deadline)
             found.start()
             try:
@@ -183,6 +188,7 @@ async def answering(
 def _choices(
     service: Service,
     asked: Asked,
+    gate: Gate | None,
     prompts: Sequence[AskedPrompt],
     compositions: Sequence[Composition],
     wanted: Wanted,
@@ -193,7 +199,7 @@ def _choices(
             place, seed = len(choices), wanted.sampling.seed
             sampling = wanted.sampling if seed is None else replace(wanted.sampling, seed=(seed + copy) % 2**63)
             scored = len(prompt.token_ids) if wanted.scores_prompt else 0
-            job = Job(prompt.token_ids, composition, asked.mode, sampling, asked.gate, scored=scored)
+            job = Job(prompt.token_ids, composition, asked.mode, sampling, gate, scored=scored)
             before = prompt.token_ids if wanted.continues else ()
             stream = TextStream(service.generator.tokenizer, wanted.stop, before, wanted.trims)
             choices.append(Choice(place, prompt, composition, job, stream, not (wanted.streams or wanted.stop)))

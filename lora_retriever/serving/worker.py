@@ -36,12 +36,13 @@ class Worker(Generic[Item]):
             self._wake.notify()
         return True
 
-    def close(self) -> None:
-        """Work on what waits now, and end the thread."""
+    def close(self, waits: bool = True) -> None:
+        """Let the thread work on what waits now, and end. `waits`: whether this call returns after that."""
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join()
+        if waits:
+            self._thread.join()
 
     def _run(self) -> None:
         again = False

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Collection
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -68,10 +69,16 @@ class Listener:
 class LocalServer(Listener):
     """A profile that is served in this process. `log`: the lines of its access log."""
 
-    def __init__(self, profile: Profile, keys: Collection[bytes] = (), allows_changes: bool = False) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        keys: Collection[bytes] = (),
+        allows_changes: bool = False,
+        results: Path | None = None,
+    ) -> None:
         """Load a profile, and listen."""
         metrics = Metrics()
-        service = load_service(profile, Console(file=io.StringIO()), metrics.step)
+        service = load_service(profile, Console(file=io.StringIO()), metrics.step, results)
         changing = Changing(service) if allows_changes else None
         self.serving = Serving(service, Prompts(service.generator), metrics, changing)
         self.log: list[str] = []
