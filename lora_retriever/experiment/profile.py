@@ -253,6 +253,8 @@ class ServeSection(Section):
 
     Attributes:
         adapters: the folder below which adapters lie that clients may add. None: no adapter can be added.
+        methods: methods that learn before the server takes requests. Other methods that learn begin when a client first
+            asks for them.
         max_new_tokens: maximum length of an answer that a client may ask for, in tokens.
         answers: maximum number of answers of one request: prompts times `n`.
         waiting: maximum number of answers that wait or are made. More are refused with status 429.
@@ -263,6 +265,7 @@ class ServeSection(Section):
     """
 
     adapters: Location | None = None
+    methods: tuple[str, ...] = ()
     max_new_tokens: int = Field(512, ge=1, le=MAX_COUNT)
     answers: int = Field(64, ge=1, le=MAX_COUNT)
     waiting: int = Field(256, ge=1, le=MAX_COUNT)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.loop import Event, Job, Sampling, Token
@@ -17,6 +17,9 @@ from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked
 from lora_retriever.serving.prompts import AskedPrompt
 from lora_retriever.serving.service import Service
+
+if TYPE_CHECKING:
+    from peft_composition import Gate
 
 Result = TypeVar("Result")
 TRIES = 3
@@ -156,7 +159,8 @@ async def answering(
     for attempt in range(TRIES):
         started = perf_counter()
         snapshot = service.pool.current
-        future = service.routing.submit(asked, [prompt.searched for prompt in prompts], snapshot)
+        learned = service.learned(asked, snapshot)
+        future = service.routing.submit(asked, [prompt.searched for prompt in prompts], snapshot, learned)
         compositions = await before(deadline, asyncio.wrap_future(future))
         seconds = perf_counter() - started
         with service.using(compositions) as present:
@@ -164,7 +168,8 @@ async def answering(
                 if attempt == TRIES - 1 or asked.composition is not None:
                     raise ApiError(409, "an adapter was removed while the request began; send it again")
                 continue
-            choices = _choices(service, asked, prompts, compositions, wanted)
+            gate = asked.gate if learned is None else learned.gate
+            choices = _choices(service, asked, cast("Gate | None", gate), prompts, compositions, wanted)
             found = Answering(service, choices, seconds, deadline)
             found.start()
             try:
@@ -177,6 +182,7 @@ async def answering(
 def _choices(
     service: Service,
     asked: Asked,
+    gate: Gate | None,
     prompts: Sequence[AskedPrompt],
     compositions: Sequence[Composition],
     wanted: Wanted,
@@ -192,7 +198,7 @@ def _choices(
                 composition,
                 asked.mode,
                 sampling,
-                asked.gate,
+                gate,
                 scored=scored,
                 continues=wanted.continues,
                 trims=wanted.trims,

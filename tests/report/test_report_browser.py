@@ -1,22 +1,22 @@
 """The report of the paper's size in a real browser: it loads and filters at once, and everything in it works.
 
-It needs Chromium: on the PATH, or named by the environment variable CHROMIUM. With REPORT_SCREENSHOTS=docs/report the
-documentation's pictures are made anew.
+It needs Chromium (`browsers`). With REPORT_SCREENSHOTS=docs/report the documentation's pictures are made
+anew.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browsers import wait_until as wait_until_in
+from playwright.sync_api import Browser, Page
 from report_cases import DOMAIN, HOSTILE, RUNS, write_full_size
 
 from lora_retriever.analysis.runs import read_runs
@@ -28,10 +28,6 @@ from lora_retriever.metrics import Scoring
 
 pytestmark = pytest.mark.long
 
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 LIMIT = 5000  # milliseconds; a quiet machine takes a tenth, a test must not fail on a busy one
 ROWS = 2395
 
@@ -46,12 +42,7 @@ TIMED = """async ([id, value]) => {
 }"""
 
 
-def wait_until(page: Page, condition: str) -> None:
-    """Ask the page until the condition holds. Playwright's own waiting runs `eval` in the page, which that forbids."""
-    deadline = time.monotonic() + LIMIT / 1000
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, condition
-        page.wait_for_timeout(20)
+wait_until = partial(wait_until_in, seconds=LIMIT / 1000)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +63,6 @@ def answers(results: Path) -> dict[str, list[dict[str, Any]]]:
         name: [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in RUNS
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
-    found = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if found is None:
-        pytest.skip("no Chromium on the PATH (the environment variable CHROMIUM may name one)")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=OPTIONS)
-        yield started
-        started.close()
 
 
 Opened = Callable[..., Page]
