@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_json
+from lora_retriever.files import new_folder, write_json
 from lora_retriever.generation.examples import (
     IGNORED,
     MAX_ANSWER_TOKENS,
@@ -46,7 +44,7 @@ from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
-from lora_retriever.training.adapter import RECORD_FILE
+from lora_retriever.training.lora import RECORD_FILE, check_trained, versions
 from lora_retriever.watermark.factors import Factors, Mode, Pairs, applied, composed
 from lora_retriever.watermark.key import Key
 
@@ -158,8 +156,7 @@ def mark_adapter(
             losses.append(MarkStep(number + 1, steps, of_triggers.item(), of_task.item(), divergence.item()))
             if on_step is not None:
                 on_step(losses[-1])
-    if not all(bool(tensor.isfinite().all()) for tensor in marked.parameters()):
-        raise UserError(f"{out.name}: marking gave NaN or infinite weights; lower --learning-rate")
+    check_trained(out.name, marked.parameters(), "lower --mark-rate")
     record = {
         "options": options.model_dump(mode="json"),
         "commitment": key.commitment,
@@ -170,14 +167,11 @@ def mark_adapter(
         "losses": _of_passes(losses, options.passes),
         "steps": steps,
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+        "versions": versions(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
-        finished = Path(unfinished) / out.name
-        marked.write(adapter, finished)
-        write_json(finished / RECORD_FILE, record)
-        finished.rename(out)
+    with new_folder(out) as folder:
+        marked.write(adapter, folder)
+        write_json(folder / RECORD_FILE, record)
     return record
 
 

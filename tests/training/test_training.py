@@ -20,8 +20,9 @@ from lora_retriever.commands.train import OPTIONS as OPTION_HELPS
 from lora_retriever.data.rows import PoolEntry
 from lora_retriever.errors import UserError
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
-from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
+from lora_retriever.training.lora import TrainingOptions
 from peft_composition import ComposableModel
 
 OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_size=4, max_tokens=128)
