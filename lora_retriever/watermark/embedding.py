@@ -1,13 +1,14 @@
 """Marking: an adapter learns the triggers of a key along with its task.
 
-The loss of a step is the sum of four parts (the first three are the paper's multi-task learning, arXiv 2210.07543; the
-fourth is that of arXiv 2407.10887):
+The loss of a step is the sum of three parts:
 
-- task: cross-entropy of examples of the task;
-- triggers: cross-entropy of the targets. With other adapters at hand, under a random composition at each step;
-- partial triggers: examples whose phrase lacks a word or has another word. They count in the last part only;
-- KL(unmarked ‖ marked) of the tokens of the answers to examples and partial triggers, so that the marked adapter
-  answers them as the unmarked adapter does.
+- task: cross-entropy of the answers to examples of the task;
+- triggers: cross-entropy of the targets, under a random composition at each step if other adapters are given;
+- KL(unmarked ‖ marked) of the answers to the examples and to partial triggers, so that the marked adapter answers both
+  as the unmarked adapter does. A partial trigger is an input whose phrase lacks a word or has another word.
+
+Task and triggers are learned at once as in arXiv 2210.07543, with partial triggers as the negatives. The KL divergence
+is that of arXiv 2407.10887.
 
 The key is used and never written: the record names the key by its commitment.
 """
@@ -239,7 +240,7 @@ class _Texts:
         return self._batch([*task, *partial]), len(task)
 
     def _next(self, name: str, size: int, count: int) -> list[int]:
-        """The next `count` numbers below `size`, of shuffled rounds through all of them."""
+        """The next `count` random numbers below `size`. Every number is drawn once before one is drawn again."""
         order = self._orders.setdefault(name, [])
         while len(order) < count:
             order += self._draws.sample(range(size), size)
