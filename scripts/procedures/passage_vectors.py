@@ -55,16 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     texts = [passage.text for passage in read_knowledgenet(args.knowledgenet)]
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # batches of equal lengths need no padding
     base, tokenizer = load_base(args.base, torch.float32, "cpu"), load_tokenizer(args.base)
     unfinished = args.out.with_suffix(".unfinished.npy")
     raw: Array = np.load(unfinished) if unfinished.exists() else np.zeros((0, base.config.hidden_size), np.float32)
     while len(raw) < len(texts):
         for _ in range(PASSES):
             if len(raw) < len(texts):
-                raw = np.concatenate([raw, means(base, tokenizer, texts[len(raw) : len(raw) + BATCH])])
+                chosen = [texts[place] for place in order[len(raw) : len(raw) + BATCH]]
+                raw = np.concatenate([raw, means(base, tokenizer, chosen)])
         np.save(unfinished, raw)
         print(f"{len(raw)} of {len(texts)} passages", flush=True)
-    np.savez(args.out, emb=standardised(raw))
+    in_order = np.empty_like(raw)
+    in_order[order] = raw
+    np.savez(args.out, emb=standardised(in_order))
     unfinished.unlink()
     return 0
 
