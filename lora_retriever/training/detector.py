@@ -124,7 +124,8 @@ def train_detector(
             `max_tokens`, the base has no module of a name in `targets`, or the trained weights are not finite numbers.
     """
     labels = labels_of(samples)
-    if not labels or options.detect is None:
+    assert options.detect is not None, "the options name no loss"
+    if not labels:
         raise UserError(f"{out.name}: no sample has a relation, so there is nothing to detect")
     given = label_matrix(samples, labels)
     prompts, held_out = (encoded(base, tokenizer, chosen, options) for chosen in (samples, validation))

@@ -117,12 +117,12 @@ def train_pool(
                     adapters.move_to(done + share, f"{done}/{len(entries)}")
 
                 train = train_adapter if options.detect is None else train_detector
-                samples, heldout = (
+                samples, held_out = (
                     part if options.detect else taught(part, options.procedure)
                     for part in (entry.sample[:kept], entry.sample[kept:])
                 )
                 place = out / entry.model_name
-                record = train(base, tokenizer, samples, options, place, heldout, on_step=show)
+                record = train(base, tokenizer, samples, options, place, held_out, on_step=show)
             console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
         adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
 

@@ -65,7 +65,6 @@ class MarkOptions(BaseModel):
         batch_size: triggers of a step.
         examples: examples of the task in a step. A step has as many partial triggers.
         learning_rate: of the first step; the rate falls linearly to 0.
-        trigger_weight: weight of the triggers' loss.
         kl_weight: weight of the KL divergence.
         max_tokens: maximum length of a prompt, in tokens.
     """
@@ -76,7 +75,6 @@ class MarkOptions(BaseModel):
     batch_size: int = Field(8, ge=1)
     examples: int = Field(4, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    trigger_weight: float = Field(1.0, gt=0)
     kl_weight: float = Field(1.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     template: str = ALPACA
@@ -148,7 +146,7 @@ def mark_adapter(
             parts = [(marked, drawn.own), *((pool[name], weight) for name, weight in drawn.others)]
             of_triggers = trigger_loss(base, texts.triggers(number), composed(parts, drawn.mode))
             of_task, divergence = kept_losses(base, *texts.ordinary(number), unmarked, marked)
-            loss = options.trigger_weight * of_triggers + of_task + options.kl_weight * divergence
+            loss = of_triggers + of_task + options.kl_weight * divergence
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(marked.parameters(), GRADIENT_NORM)
