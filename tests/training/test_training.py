@@ -22,7 +22,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
 from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
-from lora_retriever.training.lora import TrainingOptions
+from lora_retriever.training.lora import TrainingOptions, check_trained
 from lora_retriever.training.pool import chosen_entries
 from peft_composition import ComposableModel
 
@@ -173,6 +173,15 @@ def test_the_help_names_the_codes_defaults(capsys: pytest.CaptureFixture[str]) -
         texts = {"template": "alpaca", "targets": "q_proj,v_proj", "system": "the chat template's own"}
         shown = texts.get(name) or (value if isinstance(value, str) else f"{value:g}")
         assert re.search(rf"--{name.replace('_', '-')} [^-].*?\(default: {re.escape(shown)}\)", said), name
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_trained_weights_that_are_no_numbers_are_refused(wrong: float) -> None:
+    good = torch.ones(2, 3)
+    check_trained("dart", [good], "train again")
+    message = "^dart: the training gave NaN or infinite weights; lower the learning rate$"
+    with pytest.raises(UserError, match=message):
+        check_trained("dart", [good, torch.tensor([0.0, wrong])], "lower the learning rate")
 
 
 def test_a_detection_head_is_trained_on_lists_of_triples_alone() -> None:
