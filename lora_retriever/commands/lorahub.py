@@ -210,7 +210,7 @@ def _experiment(
     from lora_retriever.hub import folder_or_id
     from lora_retriever.running.results_folder import locked
     from lora_retriever.tables import terminal
-    from lora_retriever.training.adapter import TrainingOptions
+    from lora_retriever.training.lora import TrainingOptions
 
     division = Division(args.shots, args.held_out, args.split_seed, args.limit)
     tasks = read_tasks(args.tasks, args.names, division, SCORINGS[args.scoring], args.descriptions)

@@ -240,8 +240,28 @@ function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
     element("table", { class: "answers" },
       element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
       element("tbody", {}, ...lines)),
+    ...stageParts(rows, runs, ticked, at, task.name),
     ...foundParts(rows, runs, ticked, at, task.name),
   ];
+}
+
+/** What the procedure of a row asked stage by stage, with the answers, which is shown on demand; one part for a run. */
+function stageParts(rows, runs, numbers, at, own) {
+  const heads = ["stage", "question", "answer", "adapter · weight"];
+  const staged = numbers.filter((number) => rows.runs[number].stages[at]);
+  return staged.map((number) => {
+    const stages = rows.runs[number].stages[at];
+    const lines = stages.flatMap((stage, place) => stage.map(([question, answer, used]) => element("tr", {},
+      element("th", { scope: "row" }, String(place + 1)),
+      element("td", { class: "text" }, rows.texts[question]),
+      element("td", { class: "text" }, rows.texts[answer]),
+      element("td", { class: "adapters" }, ...usedLines(rows, used, own)))));
+    return element("details", { class: "stages" },
+      element("summary", {}, `Stages of ${runs[number]}: ${lines.length} questions`),
+      element("table", { class: "answers" },
+        element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
+        element("tbody", {}, ...lines)));
+  });
 }
 
 /** The runs of the given numbers by what `key` gives for them; null and undefined are left out. */
@@ -299,10 +319,14 @@ const numbersOf = (score, probability) =>
   + (typeof probability === "number" ? ` · p ${probability.toFixed(2)}` : "");
 
 function adapterLines(rows, run, at, own) {
-  const [adapters, weights, scores] = rows.used[run.used[at]] ?? [[], [], []];
   if (run.used[at] === NOT_RECORDED) return ["unknown"];
+  return usedLines(rows, run.used[at], own, rows.found[run.found[at]]);
+}
+
+/** The adapters of an entry of `Rows.used`, a line each; with the probabilities of an entry of `Rows.found`. */
+function usedLines(rows, used, own, [found, , probabilities] = [[], [], []]) {
+  const [adapters, weights, scores] = rows.used[used] ?? [[], [], []];
   if (!adapters.length) return ["–"];
-  const [found, , probabilities] = rows.found[run.found[at]] ?? [[], [], []];
   return adapters.map((adapter, rank) => {
     const weight = typeof weights[rank] === "number" ? Number(weights[rank].toFixed(3)) : "?";
     const numbers = numbersOf(scores[rank], probabilities[found.indexOf(adapter)]);

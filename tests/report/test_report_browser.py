@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import pytest
 from browsers import wait_until as wait_until_in
 from playwright.sync_api import Browser, Page
-from report_cases import DOMAIN, HOSTILE, RUNS, write_full_size
+from report_cases import DOMAIN, HOSTILE, RUNS, STAGED, write_full_size
 
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.summary import summarize, to_table
@@ -332,6 +332,22 @@ def test_a_row_shows_every_runs_answer_with_what_was_used(page: Page, answers: d
             numbers = zip(used, wanted["scores"], shares, strict=False)
             used = [f"{text} · {score:.3f} · p {share:.2f}" for text, score, share in numbers]
         assert line.locator(".adapters div").all_text_contents() == used
+
+
+def test_a_row_in_stages_shows_the_questions_and_the_answers_of_each(page: Page) -> None:
+    name, row = STAGED
+    page.evaluate(f"location.hash = '#reader?row={row}'")
+    wait_until(page, f"document.querySelector('#detail h3')?.textContent.startsWith('Row {row} ')")
+    page.get_by_text(f"Stages of {name}: 2 questions").click()
+    lines = page.locator("#detail .stages tbody tr")
+    assert [lines.nth(place).locator("th, td").all_text_contents() for place in (0, 1)] == [
+        ["1", "which?", "wet 0.91 (threshold 0.50)", "cb · 1"],
+        ["2", "wet | sky", HOSTILE, "rte · 0.25"],
+    ]
+    assert lines.first.is_visible()
+    page.evaluate("location.hash = '#reader?row=1234'")
+    wait_until(page, "document.querySelector('#detail h3')?.textContent.startsWith('Row 1234 ')")
+    assert page.locator("#detail .stages").count() == 0
 
 
 def test_markup_in_an_answer_stays_text(page: Page) -> None:
