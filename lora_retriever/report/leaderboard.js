@@ -5,15 +5,15 @@ const chosenRuns = new Set(); // the names of the ticked runs
 const boxesOfRuns = new Map(); // each run's name with its box
 
 const NO_NUMBER = [null, null, null, "–"];
-const orNone = (value, interval) => (value === null ? NO_NUMBER : [value, ...(interval ?? [null, null]), ""]);
+const numberCell = (value, interval) => (value === null ? NO_NUMBER : [value, ...(interval ?? [null, null]), ""]);
 const STANDING_COLUMNS = {
   "what the run does": (standing) => standing.does,
-  "mean over tasks": (standing) => orNone(standing.mean, standing.interval),
-  "exact match": (standing) => orNone(standing.exact, null),
-  "normalized": (standing) => orNone(standing.normalized, standing.normalized_interval),
+  "mean over tasks": (standing) => numberCell(standing.mean, standing.interval),
+  "exact match": (standing) => numberCell(standing.exact, null),
+  "normalized": (standing) => numberCell(standing.normalized, standing.normalized_interval),
   "seconds a row": (standing) => (standing.seconds === null ? NO_NUMBER : [Number(standing.seconds.toPrecision(2))]),
-  "own adapter first, %": (standing) => orNone(standing.first, null),
-  "own adapter used, %": (standing) => orNone(standing.used, null),
+  "own adapter first, %": (standing) => numberCell(standing.first, null),
+  "own adapter used, %": (standing) => numberCell(standing.used, null),
 };
 
 function showLeaderboard(standings) {

@@ -14,7 +14,6 @@ function showReader(rows, runs) {
   const searchable = searchTexts(rows);
   let found = []; // indices of the rows that pass the filters
   let chosen = 0; // index in `found` of the row that is shown
-
   let reading = false; // whether the filters are being set by the address
 
   fillChoices(controls, rows, runs);
@@ -280,7 +279,10 @@ function foundParts(rows, runs, numbers, at, own) {
     element("ol", {}, ...adapters.map((adapter, rank) => element("li", {},
       adapterName(rows.adapters[adapter], own),
       element("span", { class: "weight" }, numbersOf(scores[rank], probabilities[rank])))))));
-  return [element("h4", {}, "Retrieved: adapter · retrieval score · probability"), element("div", { class: "found" }, ...lists)];
+  return [
+    element("h4", {}, "Retrieved: adapter · retrieval score · probability"),
+    element("div", { class: "found" }, ...lists),
+  ];
 }
 
 /** The log-likelihood of each option of a row under a run. */
