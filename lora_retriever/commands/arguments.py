@@ -192,6 +192,13 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_by(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that splits the rows of a table."""
+    parser.add_argument(
+        "--by", metavar="FIELD", help="split the rows by a further field of theirs: a column for each of its values"
+    )
+
+
 def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> None:
     """Add the arguments that say how answers are read and scored."""
     parser.add_argument("--scoring", choices=scorings, default=scorings[0])
