@@ -509,9 +509,8 @@ def test_groups_of_rows_stand_side_by_side_on_the_leaderboard(
                 line = answers[name][id]
                 if its == value:
                     right.setdefault(line["task"], []).append(line["predicted_answer"] == line["targets"])
-            shares = [
-                round(100 * sum(of_task) / len(of_task), 1) for of_task in right.values()
-            ]  # as paper scoring does
+            # Paper scoring rounds the score of a task to one decimal.
+            shares = [round(100 * sum(of_task) / len(of_task), 1) for of_task in right.values()]
             mean = sum(shares) / len(shares)
             cell = lines[name].locator("td").nth(place)
             shown, _, half = cell.inner_text().partition(" ±")
