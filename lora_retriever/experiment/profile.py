@@ -20,6 +20,7 @@ from pydantic import AfterValidator, ByteSize, ConfigDict, Field, ValidationErro
 
 from lora_retriever.data.fetching import official_folder
 from lora_retriever.data.sources import HUB, DataSource
+from lora_retriever.data.tables import COLUMN_FIELDS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief, quoted
@@ -133,8 +134,7 @@ def _texts_of(known: Sequence[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
-Columns = Annotated[dict[str, str], _texts_of(ROW_FIELDS)]
+Columns = Annotated[dict[str, str], _texts_of(COLUMN_FIELDS)]
 Defaults = Annotated[dict[str, str], _texts_of(("task", "domain", "metric"))]
 
 

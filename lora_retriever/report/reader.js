@@ -4,20 +4,19 @@ const ITEM_HEIGHT = 52; // pixels; page.css gives list items the same
 const MARGIN = 10; // number of items made above and below the visible items
 const MOST_MARKS = 1000; // maximum number of matches that are marked in one text
 const NOT_RECORDED = -2; // in `RunRows.used`: the file does not say which adapters were used
-const FIELDS = ["text", "domain", "task", "run", "verdict", "retrieval", "disagree", "threshold"];
+const FIELDS = ["text", "domain", "task", "group", "run", "verdict", "retrieval", "disagree", "threshold"];
 
-/** Set up the reader on `rows`, the packed rows, and the runs' names. */
-function showReader(rows, runs) {
+/** Set up the reader on `rows`, the packed rows, the runs' names, and the values by which the rows are split. */
+function showReader(rows, runs, groups) {
   const controls = Object.fromEntries(FIELDS.map((field) => [field, byId(`filter-${field}`)]));
   const list = byId("list");
   const inner = byId("list-inner");
   const searchable = searchTexts(rows);
   let found = []; // indices of the rows that pass the filters
   let chosen = 0; // index in `found` of the row that is shown
-
   let reading = false; // whether the filters are being set by the address
 
-  fillChoices(controls, rows, runs);
+  fillChoices(controls, rows, runs, groups);
   const defaults = filters();
 
   function filters() {
@@ -137,13 +136,14 @@ function showReader(rows, runs) {
   if (!readAddress()) filter(rows.ids[0]);
 }
 
-function fillChoices(controls, rows, runs) {
+function fillChoices(controls, rows, runs, groups) {
   const domains = [...new Set(rows.tasks.map((task) => task.domain))];
   const option = (value, name = value) => element("option", { value }, name);
   controls.domain.append(option("", "all"), ...domains.map((domain) => option(domain)));
   const tasksOf = (domain) => rows.tasks.filter((task) => task.domain === domain).map((task) => option(task.name));
   controls.task.append(
     option("", "all"), ...domains.map((domain) => element("optgroup", { label: domain }, ...tasksOf(domain))));
+  controls.group.append(option("", "all"), ...groups.map((value, index) => option(String(index), value)));
   controls.run.append(...runs.map((name, index) => option(String(index), name)));
 }
 
@@ -160,7 +160,8 @@ function searchTexts(rows) {
 }
 
 /** A function that says whether the row at an index passes. */
-function rowFilter(rows, runs, { text, domain, task, run, verdict, retrieval, disagree, threshold }, searchable) {
+function rowFilter(rows, runs, filters, searchable) {
+  const { text, domain, task, group, run, verdict, retrieval, disagree, threshold } = filters;
   const wanted = text.toLowerCase();
   const answered = rows.runs[run];
   const ticked = rows.runs.filter((_, number) => chosenRuns.has(runs[number]));
@@ -168,6 +169,7 @@ function rowFilter(rows, runs, { text, domain, task, run, verdict, retrieval, di
     const its = rows.tasks[rows.task[at]];
     return (!domain || its.domain === domain)
       && (!task || its.name === task)
+      && (!group || rows.group[at] === Number(group))
       && (!verdict || verdictOf(answered, at, threshold) === verdict)
       && (!retrieval || retrievalOf(rows, answered, at) === retrieval)
       && (!disagree || disagreeing(ticked, at, threshold))
@@ -300,7 +302,10 @@ function foundParts(rows, runs, numbers, at, own) {
     element("ol", {}, ...adapters.map((adapter, rank) => element("li", {},
       adapterName(rows.adapters[adapter], own),
       element("span", { class: "weight" }, numbersOf(scores[rank], probabilities[rank])))))));
-  return [element("h4", {}, "Retrieved: adapter · retrieval score · probability"), element("div", { class: "found" }, ...lists)];
+  return [
+    element("h4", {}, "Retrieved: adapter · retrieval score · probability"),
+    element("div", { class: "found" }, ...lists),
+  ];
 }
 
 /** The log-likelihood of each option of a row under a run. */

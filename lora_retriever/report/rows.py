@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -65,6 +65,8 @@ class Rows:
         used: each distinct use of adapters: indices in `adapters`, their weights, their retrieval scores.
         found: each distinct outcome of retrieval: indices in `adapters`, retrieval scores, probabilities.
         task: per row, the index of its task in `tasks`.
+        group: per row, the index of its value among the values by which the rows are split; -1: the row has no value.
+            Empty: the rows are not split.
         cut: per row, the number of tokens of the input that were cut off.
         options: per row, the options that are chosen from. Empty: no row has options.
     """
@@ -76,6 +78,7 @@ class Rows:
     found: list[Found]
     ids: list[int]
     task: list[int]
+    group: list[int]
     inputs: list[str]
     targets: list[str]
     cut: list[int]
@@ -119,8 +122,13 @@ def row_scores(run: ScoredRun) -> dict[int, float]:
     return found
 
 
-def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Sequence[Task]) -> Rows:
-    """The rows with the answers of all runs."""
+def pack_rows(
+    runs: Sequence[RunSummary],
+    rows: Sequence[AnsweredRow],
+    tasks: Sequence[Task],
+    groups: Sequence[Collection[int]] = (),
+) -> Rows:
+    """The rows with the answers of all runs. `groups` has the ids of each group of rows."""
     texts, adapters, used, found = _Numbered[str](), _Numbered[str](), _Numbered[Used](), _Numbered[Found]()
     packed = []
     for run in runs:
@@ -139,6 +147,7 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
             )
         )
     task_index = {task.name: index for index, task in enumerate(tasks)}
+    group_index = {id: index for index, ids in enumerate(groups) for id in ids}
     return Rows(
         tasks=list(tasks),
         adapters=adapters.items,
@@ -147,6 +156,7 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
         found=found.items,
         ids=[row.id for row in rows],
         task=[task_index[row.task] for row in rows],
+        group=[group_index.get(row.id, -1) for row in rows] if groups else [],
         inputs=[row.inputs for row in rows],
         targets=[joined(row.targets) for row in rows],
         cut=[row.truncated_tokens or 0 for row in rows],

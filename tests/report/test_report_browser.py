@@ -473,6 +473,64 @@ def test_a_report_without_adapters_opens_too(
     assert errors == []
 
 
+def test_groups_of_rows_stand_side_by_side_on_the_leaderboard(
+    browser: Browser, answers: dict[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_retriever.resampling.DRAWS", 200)
+    exact = [id for id, line in enumerate(answers["base"]) if line["metric"] == "em" and line["task"] != "cb"]
+    kept = exact[::5]  # ten rows of each task
+    wording = {id: "unseen" if place % 3 else "seen" for place, id in enumerate(kept)}
+    del wording[kept[0]]  # a row without the field
+    for name in ("base", "selection", "mixture"):
+        lines = [
+            {**answers[name][id], **({"instruction": wording[id]} if id in wording else {})}
+            for id in kept
+            if name != "base" or wording.get(id) == "seen"  # a run without a row of one value
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert main(["report", str(tmp_path), "--by", "instruction"]) == 0
+    page, errors = browser.new_page(viewport={"width": 1440, "height": 900}), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    wait_until(page, "performance.getEntriesByName('usable').length > 0")
+    heads = [head.rstrip("↕↓↑\xa0") for head in page.locator("#leaderboard thead th").all_inner_texts()]
+    places = {value: heads.index(f"mean, instruction: {value}") - 1 for value in ("seen", "unseen")}
+    assert heads.index("mean over tasks") in places.values(), "the groups stand beside the mean"
+    lines = {line.locator("th").inner_text().strip(): line for line in page.locator("#leaderboard tbody tr").all()}
+    for name in ("selection", "mixture"):
+        for value, place in places.items():
+            right: dict[str, list[bool]] = {}
+            for id, its in wording.items():
+                line = answers[name][id]
+                if its == value:
+                    right.setdefault(line["task"], []).append(line["predicted_answer"] == line["targets"])
+            # Paper scoring rounds the score of a task to one decimal.
+            shares = [round(100 * sum(of_task) / len(of_task), 1) for of_task in right.values()]
+            mean = sum(shares) / len(shares)
+            cell = lines[name].locator("td").nth(place)
+            shown, _, half = cell.inner_text().partition(" ±")
+            assert float(shown) == pytest.approx(mean, abs=0.051)
+            assert 0 < float(half) < 20
+            assert cell.locator(".whisker").count() == 1
+    assert [lines["base"].locator("td").nth(place).inner_text() for place in places.values()] == ["–", "–"]
+    notes = page.locator("#runs .note").all_inner_texts()
+    of_value = {value: list(wording.values()).count(value) for value in ("unseen", "seen")}
+    assert notes[0] == "By instruction: " + ", ".join(f"{value} {rows} rows" for value, rows in of_value.items()) + "."
+    assert notes[1] == f"Rows without instruction, left out of the groups: {kept[0]}."
+    assert notes[2] == "base has no row of unseen, so it is left out of the groups."
+    page.select_option("#filter-group", label="unseen")
+    assert count(page) == of_value["unseen"]
+    page.keyboard.press("j")
+    again = browser.new_page()
+    again.goto(page.url)
+    wait_until(again, f"document.getElementById('filter-count').textContent.startsWith('{of_value['unseen']} ')")
+    if "REPORT_SCREENSHOTS" in os.environ:
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=tmp_path / "groups.png")
+        print(tmp_path / "groups.png")
+    assert errors == []
+
+
 @pytest.mark.skipif("REPORT_SCREENSHOTS" not in os.environ, reason="the documentation's pictures were not asked for")
 def test_the_documentations_pictures(opened: Opened) -> None:
     folder = Path(os.environ["REPORT_SCREENSHOTS"])
