@@ -1,16 +1,15 @@
-"""Things that a test makes up: a method's view of rows and a pool without an encoder, and a small T5."""
+"""Things that a test makes up: a method's view of rows and a pool without an encoder, and a tiny T5."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from places import TINY
 from rich.console import Console
-from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+from tokenizers_made import unigram
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from lora_retriever.data.rows import PoolEntry, Row, Sample
 from lora_retriever.experiment.benchmark import Benchmark
@@ -57,12 +56,17 @@ def no_model() -> Generator:
     raise AssertionError("there is no model to look into")
 
 
-def tiny_t5(folder: Path) -> PreTrainedModel:
-    """A small T5 with the miniature's tokenizer, written to `folder`."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": 566, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
-    model = T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0))
+def tiny_t5(folder: Path, kind: str = "t5") -> PreTrainedModel:
+    """A tiny random base of a kind of T5, with a tokenizer like T5's, written to `folder`."""
+    tokenizer = unigram()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, initializer_factor=3.0,
+        decoder_start_token_id=tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    model.generation_config.decoder_start_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / "base" / name, folder / name)
     return model

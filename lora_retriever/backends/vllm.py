@@ -28,6 +28,7 @@ from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.generation.batches import Request, unfinished
 from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.generator import Generator, answer_of
 from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
 from lora_retriever.generation.loading import ModelSource, load_tokenizer, skeleton
@@ -317,6 +318,7 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
     check_vllm(profile)
     source = model_source(profile, benchmark)
     base, tokenizer = skeleton(source.base), load_tokenizer(source.base)
+    refuse_encoder_decoder(base.config, "profiles with backend: vllm")
     limits = limits_of(base)
     check_settings(limits, source.generation)
     writer = CompositionWriter(base, source.torch_dtype)

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     quieten_transformers()
     with console.status("loading"):
         adapters = {location: location for location in weights}
-        model = load_composable(base, adapters, torch.float32, "cpu", encoder_decoder=True)
+        model = load_composable(base, adapters, torch.float32, "cpu", every_kind=True)
     try:
         names, values = list(weights), list(weights.values())
         with writing(args.out):

@@ -1,4 +1,4 @@
-"""Functions that several commands share: reading runs, scoring runs, loading an encoder."""
+"""Functions that several commands share: reading runs, scoring runs, loading an encoder, finding a device."""
 
 from __future__ import annotations
 
@@ -141,3 +141,20 @@ def scorer_of(name: str) -> Scorer:
     from lora_retriever.retrieval.own import find_scorer
 
     return find_scorer(name, Path.cwd())
+
+
+def device_of(name: str) -> str:
+    """The device of torch that an argument names.
+
+    Raises:
+        UserError: torch does not know or does not find the device.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: torch finds no such device; say auto or cpu") from error
+    return name

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.commands.arguments import add_columns, names, nonnegative, pool_source
+from lora_retriever.commands.shared import device_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
 from lora_retriever.files import writing
@@ -134,20 +135,3 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
         raise UserError(f"--{option} {wrong['input']}: {wrong['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
-
-
-def device_of(name: str) -> str:
-    """The device of torch that an argument names.
-
-    Raises:
-        UserError: torch does not know or does not find the device.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: torch finds no such device; say auto or cpu") from error
-    return name

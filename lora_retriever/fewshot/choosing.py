@@ -39,16 +39,14 @@ class Nearest:
     def of_each(self, texts: Sequence[str], count: int, without: str | None = None) -> list[list[str]]:
         """The `count` nearest adapters of each text, best first, without the adapter `without`."""
         scores = _unit(encode_texts(self._encoder, texts)) @ self._means.T  # [texts, adapters]
-        return [self._best(row, count, without) for row in scores]
+        return [[name for name in self._ordered(row) if name != without][:count] for row in scores]
 
-    def of_all(self, texts: Sequence[str], count: int, without: str | None = None) -> list[str]:
-        """The `count` nearest adapters of texts of one task, by the mean similarity, best first."""
-        scores = (_unit(encode_texts(self._encoder, texts)) @ self._means.T).mean(axis=0)
-        return self._best(scores, count, without)
+    def of_all(self, texts: Sequence[str]) -> list[str]:
+        """All adapters by their mean similarity to texts of one task, best first."""
+        return self._ordered((_unit(encode_texts(self._encoder, texts)) @ self._means.T).mean(axis=0))
 
-    def _best(self, scores: Embeddings, count: int, without: str | None) -> list[str]:
-        order = [self._names[place] for place in np.argsort(-scores, kind="stable")]
-        return [name for name in order if name != without][:count]
+    def _ordered(self, scores: Embeddings) -> list[str]:
+        return [self._names[position] for position in np.argsort(-scores, kind="stable")]
 
 
 def losses_alone(generator: Generator, names: Sequence[str], samples: Sequence[Sample]) -> dict[str, float]:
@@ -78,8 +76,8 @@ def choose(
         return draw_adapters(names, count, seed)
     if kind == "retrieved":
         assert nearest is not None
-        ordered = nearest.of_all([sample.inputs for sample in samples], len(names) + 1)
-        return [name for name in ordered if name in set(names)][:count]
+        ordered = nearest.of_all([sample.inputs for sample in samples])
+        return [name for name in ordered if name in names][:count]
     assert losses is not None
     return sorted(names, key=lambda name: losses[name])[:count]
 

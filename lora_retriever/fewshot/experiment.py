@@ -14,12 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import UserError
@@ -30,8 +29,8 @@ from lora_retriever.fewshot.tasks import FewShotTask
 from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
-from lora_retriever.generation.loading import load_base
-from lora_retriever.methods.parts.lorahub_weights import Search, learn_weights, objective
+from lora_retriever.generation.loading import ModelSource, load_base, load_tokenizer
+from lora_retriever.methods.parts.lorahub_weights import Search, learn_weights
 from lora_retriever.progress import progress_bar
 from lora_retriever.retrieval.encoders import Encoder
 from lora_retriever.running.results_folder import LEARNED, writing_into
@@ -71,7 +70,12 @@ class Design:
     @property
     def runs(self) -> list[str]:
         """The names of the runs, in the table's order."""
-        return [*self.baselines, *(f"lorahub_{draw}" for draw in self.seeds), CHOSEN]
+        return [*self.baselines, *self.draw_names, CHOSEN]
+
+    @property
+    def draw_names(self) -> list[str]:
+        """The names of the draws' runs."""
+        return [f"lorahub_{draw}" for draw in self.seeds]
 
     @property
     def seeds(self) -> range:
@@ -90,14 +94,14 @@ class Experiment:
         generator: Generator,
         names: Sequence[str],
         results: Path,
-        retrieval: tuple[Encoder, Sequence[PoolEntry]] | None,
+        retrieval: Callable[[], tuple[Encoder, Sequence[PoolEntry]]],
         console: Console,
     ) -> None:
         """Put the parts together.
 
         Args:
             names: the adapters of the pool. The generator's model has also the adapters of the run `lora`.
-            retrieval: encoder and pool. None: nothing is retrieved.
+            retrieval: gives encoder and pool, where adapters are retrieved.
         """
         self.design = design
         self.tasks = tasks
@@ -105,11 +109,10 @@ class Experiment:
         self.names = list(names)
         self.results = results
         self._retrieval = retrieval
-        self._nearest: Nearest | None = None
         self._console = console
 
-    def run(self) -> None:
-        """Compute what is missing, and write the run files.
+    def answer(self) -> None:
+        """Compute the answers that the results folder does not have yet.
 
         Raises:
             UserError: a row cannot be answered, or the weights cannot be learned.
@@ -127,37 +130,19 @@ class Experiment:
                             write_text(part, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                     done += 1
                     bar.move_to(done, f"{done}/{total} {task.name} {run}")
-        for run in self.design.runs:
-            text = "".join(part_file(self.results, run, task.name).read_text(encoding="utf-8") for task in self.tasks)
-            target = self.results / f"{run}.jsonl"
-            if not target.exists() or target.read_text(encoding="utf-8") != text:
-                with writing_into(self.results):
-                    write_text(target, text)
 
     def _lines(self, run: str, task: FewShotTask) -> list[dict[str, Any]]:
-        rows: Sequence[Row] = task.rows
-        mode = "fusion"
-        cut: Callable[[str], str] = str
-        compositions = [Composition()] * len(rows)
-        if run == "in_context":
-            rows = rows_in_context(task, self.generator)
-            cut = _first_part
-        elif run == "lora":
-            compositions = [Composition.of({lora_name(task.name): 1.0})] * len(rows)
-        elif run == "mixture":
-            mode = "mixture"
-            found = self.nearest.of_each(
-                [row.inputs for row in rows], MIXED, task.name if self.design.without_own else None
-            )
-            compositions = [Composition.of(dict.fromkeys(names, 1 / len(names))) for names in found]
-        elif run == CHOSEN:
+        """The answered rows of a run for one task."""
+        if run == CHOSEN:
             records = {draw: self._learned(task, draw) for draw in self.design.seeds}
             best = min(records, key=lambda draw: (records[draw]["objective"], draw))
             return read_lines(part_file(self.results, f"lorahub_{best}", task.name))
-        elif run.startswith("lorahub_"):
-            weights = self._learned(task, int(run.removeprefix("lorahub_")))["weights"]
-            compositions = [Composition.of(weights)] * len(rows)
-        answers = answer_all(self.generator, rows, compositions, mode)
+        rows: Sequence[Row] = task.rows
+        cut: Callable[[str], str] = str
+        if run == "in_context":
+            rows, cut = rows_in_context(task, self.generator), _first_part
+        compositions = self._compositions(run, task)
+        answers = answer_all(self.generator, rows, compositions, "mixture" if run == "mixture" else "fusion")
         return [
             {
                 **row.model_dump(mode="json"),
@@ -169,13 +154,23 @@ class Experiment:
             for row, answer, composition in zip(task.rows, answers, compositions, strict=True)
         ]
 
-    @property
+    def _compositions(self, run: str, task: FewShotTask) -> list[Composition]:
+        """The composition of each row of a task in a run."""
+        if run == "mixture":
+            without = task.name if self.design.without_own else None
+            found = self.nearest.of_each([row.inputs for row in task.rows], MIXED, without)
+            return [Composition.of(dict.fromkeys(names, 1 / len(names))) for names in found]
+        weights: dict[str, float] = {}
+        if run == "lora":
+            weights = {lora_name(task.name): 1.0}
+        elif run in self.design.draw_names:
+            weights = self._learned(task, int(run.removeprefix("lorahub_")))["weights"]
+        return [Composition.of(weights)] * len(task.rows)
+
+    @cached_property
     def nearest(self) -> Nearest:
-        """Retrieval over the pool, encoded at the first use."""
-        if self._nearest is None:
-            assert self._retrieval is not None
-            self._nearest = Nearest(*self._retrieval, self.names)
-        return self._nearest
+        """What finds adapters for texts."""
+        return Nearest(*self._retrieval(), self.names)
 
     def _learned(self, task: FewShotTask, draw: int) -> dict[str, Any]:
         """The record of a draw's weights, learned now if necessary."""
@@ -183,7 +178,7 @@ class Experiment:
         file = folder / f"{task.name}.{draw}.json"
         if file.exists():
             return dict(json.loads(file.read_text(encoding="utf-8")))
-        design, search = self.design, self.design.search
+        design = self.design
         samples = task.example_rows
         names = [name for name in self.names if not (design.without_own and name == task.name)]
         alone = losses_alone(self.generator, names, samples) if design.choice == "loss" else None
@@ -192,19 +187,8 @@ class Experiment:
         loss = objective_of(design.objective, self.generator, drawn, samples)
         with writing_into(self.results):
             folder.mkdir(parents=True, exist_ok=True)
-        learned = learn_weights(
-            loss,
-            drawn,
-            search.steps,
-            search.l1,
-            search.bound,
-            draw,
-            folder / f"{task.name}.{draw}.steps.jsonl",
-            None,
-            search.optimizer,
-            search.penalty,
-        )
-        least = min(objective(step, search.l1, search.penalty) for step in learned.steps)
+        learned = learn_weights(loss, drawn, design.search, draw, folder / f"{task.name}.{draw}.steps.jsonl")
+        least = min(map(design.search.objective, learned.steps))
         record = {"task": task.name, "draw": draw, "objective": least, **learned.record()}
         with writing_into(self.results):
             write_json(file, record)
@@ -222,32 +206,43 @@ def lora_name(task: str) -> str:
 
 
 def trained_adapters(
-    results: Path,
-    base: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[FewShotTask],
-    options: TrainingOptions,
-    dtype: torch.dtype,
-    device: str,
-    console: Console,
+    results: Path, source: ModelSource, tasks: Sequence[FewShotTask], options: TrainingOptions, console: Console
 ) -> dict[str, Path]:
-    """The folders of the adapters that are trained on the tasks' examples, by task; trained now if necessary.
+    """The folders of the adapters that are trained on the tasks' examples, by name; trained now if necessary.
+
+    Args:
+        source: the base model.
 
     Raises:
         UserError: the base cannot be loaded, or an adapter cannot be trained.
     """
     folder = results / LEARNED / FOLDER / "adapters"
-    found = {task.name: folder / task.name for task in tasks}
-    missing = [task for task in tasks if not found[task.name].exists()]
+    found = {lora_name(task.name): folder / task.name for task in tasks}
+    missing = [task for task in tasks if not (folder / task.name).exists()]
     if not missing:
         return found
-    model = load_base(base, dtype, device)
+    model, tokenizer = load_base(source.base, source.torch_dtype, source.device), load_tokenizer(source.base)
     with progress_bar(console, "training on the examples", len(missing)) as bar:
         for done, task in enumerate(missing, start=1):
             with writing_into(results):
-                train_adapter(model, tokenizer, task.example_rows, options, found[task.name])
+                train_adapter(model, tokenizer, task.example_rows, options, folder / task.name)
             bar.move_to(done, f"{done}/{len(missing)} {task.name}")
     return found
+
+
+def is_finished(results: Path, design: Design, tasks: Sequence[FewShotTask]) -> bool:
+    """Whether every run of the experiment has answered every task."""
+    return all(part_file(results, run, task.name).exists() for run in design.runs for task in tasks)
+
+
+def write_runs(results: Path, design: Design, tasks: Sequence[FewShotTask]) -> None:
+    """Write the file of each run of a finished experiment, where the file has not these answers already."""
+    for run in design.runs:
+        text = "".join(part_file(results, run, task.name).read_text(encoding="utf-8") for task in tasks)
+        target = results / f"{run}.jsonl"
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            with writing_into(results):
+                write_text(target, text)
 
 
 def part_file(results: Path, run: str, task: str) -> Path:

@@ -1,67 +1,91 @@
-"""The tables of a finished few-shot experiment: scores by task, and the adapters that got the most weight."""
+"""The tables of a finished few-shot experiment: scores by task, paired differences, and the weights of adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lora_retriever.fewshot.experiment import CHOSEN, Design, part_file, read_lines
-from lora_retriever.fewshot.objectives import mean_score
+import numpy as np
+
+from lora_retriever.analysis.comparison import compare_pairs, comparison_table
+from lora_retriever.analysis.runs import read_run
+from lora_retriever.analysis.scores import MEAN, Quantity, ScoredRun, score_run
+from lora_retriever.analysis.summary import RunSummary
+from lora_retriever.fewshot.experiment import CHOSEN, Design
 from lora_retriever.fewshot.published import COLUMNS, PUBLISHED
+from lora_retriever.metrics import Scoring
 from lora_retriever.tables import Cell, Table
 
 SHOWN = 10
-"""Number of adapters in the table of weights."""
+"""Maximum number of adapters in the table of weights."""
+DRAWS = "mean of draws"
+BEST = "best draw"
 
 
-def task_scores(results: Path, design: Design, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The score of every run, by task and run, in percent."""
-
-    def score(run: str, task: str) -> float:
-        lines = read_lines(part_file(results, run, task))
-        targets = [line["targets"] for line in lines]
-        return mean_score(lines[0]["metric"], [line["predicted_answer"] for line in lines], targets)
-
-    return {task: {run: score(run, task) for run in design.runs} for task in tasks}
+def scored_runs(results: Path, design: Design) -> dict[str, ScoredRun]:
+    """Every run of a finished experiment under paper scoring, by name."""
+    return {name: score_run(read_run(name, results / f"{name}.jsonl"), Scoring()) for name in design.runs}
 
 
-def score_table(scores: Mapping[str, Mapping[str, float]], design: Design, published: bool) -> Table:
+def score_table(runs: Mapping[str, ScoredRun], design: Design, published: bool) -> Table:
     """One line for each task, and the mean over tasks: baselines, mean and best of the draws, the chosen draw.
 
     Args:
-        scores: the score by task and run, in percent.
         published: whether the paper's figures stand beside the scores.
     """
-    draws = [f"lorahub_{draw}" for draw in design.seeds]
-    columns = [*design.baselines, "mean of draws", "best draw", "chosen draw"]
-    lines: dict[str, list[float | None]] = {}
-    for task, by_run in scores.items():
-        drawn = [by_run[run] for run in draws]
-        lines[task] = [*(by_run[run] for run in design.baselines), fmean(drawn), max(drawn), by_run[CHOSEN]]
-        if published:
-            lines[task] += PUBLISHED.get(task, [None] * len(COLUMNS))
+    draws = [runs[name] for name in design.draw_names]
+    summaries = {name: RunSummary(runs[name], None) for name in design.baselines}
+    summaries |= {DRAWS: RunSummary(mean_of(draws), None), CHOSEN: RunSummary(runs[CHOSEN], None)}
+    columns = [*design.baselines, DRAWS, BEST, CHOSEN]
+    tasks = {name: Quantity("task", name, task.names[task.main]) for name, task in runs[CHOSEN].tasks.items()}
+    best = {name: max(draw.quantities[quantity] for draw in draws) for name, quantity in tasks.items()}
+
+    def line(label: str, quantity: Quantity) -> list[Cell | str | None]:
+        cells = {name: _cell(summary, quantity) for name, summary in summaries.items()}
+        cells[BEST] = Cell(best[label] if label in best else fmean(best.values()))
+        return [cells[column] for column in columns]
+
+    lines = {label: line(label, quantity) for label, quantity in {**tasks, "mean over tasks": MEAN}.items()}
     if published:
         columns += [f"published {name}" for name in COLUMNS]
-    means = [
-        fmean(known) if len(known := [value for value in column if value is not None]) == len(lines) else None
-        for column in zip(*lines.values(), strict=True)
-    ]
+        known = [PUBLISHED[name] for name in tasks if name in PUBLISHED]
+        whole = len(known) == len(tasks)
+        for label, cells in lines.items():
+            figures = PUBLISHED.get(label) if label in tasks else np.mean(known, axis=0).tolist() if whole else None
+            cells += [None] * len(COLUMNS) if figures is None else [Cell(figure) for figure in figures]
     notes = [
+        "± half of the 95 % bootstrap interval, rows drawn within their tasks",
         f"{len(draws)} draw(s) of {design.count} adapters ({design.choice}), {design.search.steps} steps of "
         f"{design.search.optimizer} on the {design.objective} of the examples",
-        "best draw: chosen by the test score, so too high; chosen draw: chosen by the objective on the examples",
+        f"{BEST}: chosen by the test score, so too high; {CHOSEN}: chosen by the objective on the examples",
     ]
     if len(draws) > 1:
-        spread = fmean(stdev(by_run[run] for run in draws) for by_run in scores.values())
-        notes.append(f"standard deviation over draws: {spread:.1f} in the mean over tasks")
-    return Table(
-        columns,
-        [(label, [_cell(value) for value in line]) for label, line in [*lines.items(), ("mean over tasks", means)]],
-        notes,
-        rules=frozenset({len(lines)}),
-    )
+        spread = stdev(draw.quantities[MEAN] for draw in draws)
+        notes.append(f"standard deviation of the mean over tasks, over draws: {spread:.1f}")
+    return Table(columns, list(lines.items()), notes, rules=frozenset({len(tasks)}))
+
+
+def mean_of(draws: Sequence[ScoredRun]) -> ScoredRun:
+    """The mean over draws of each row's score. The metrics of the experiment are means over rows, so means of them."""
+
+    def mean(name: str) -> Any:
+        tasks = [draw.tasks[name] for draw in draws]
+        parts = [
+            (metrics[0][0], np.mean([statistics for _, statistics in metrics], axis=0))
+            for metrics in zip(*(task.parts for task in tasks), strict=True)
+        ]
+        return replace(tasks[0], parts=tuple(parts))
+
+    return replace(draws[0], tasks={name: mean(name) for name in draws[0].tasks})
+
+
+def difference_table(runs: Mapping[str, ScoredRun], design: Design) -> Table | None:
+    """How far the chosen draw is above each baseline, in the mean over tasks. None: there is no baseline."""
+    pairs = [(runs[CHOSEN], runs[name]) for name in design.baselines]
+    return comparison_table(compare_pairs(pairs, "mean"), Scoring().name) if pairs else None
 
 
 def weight_table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -93,5 +117,6 @@ def weight_table(records: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _cell(value: float | None) -> Cell | None:
-    return None if value is None else Cell(value)
+def _cell(summary: RunSummary, quantity: Quantity) -> Cell:
+    low, high = summary.intervals.get(quantity, (None, None))
+    return Cell(summary.values[quantity], low, high)

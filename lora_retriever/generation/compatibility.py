@@ -29,13 +29,13 @@ def differences(
         One line for each difference. An empty list: the base and its tokenizer agree.
     """
     return [
-        *_eos_lines(configured_eos_ids(generation_config, config), tokenizer),
+        *_eos_lines(configured_eos_ids(generation_config, config), tokenizer, bool(config.is_encoder_decoder)),
         *_bos_lines(config, tokenizer),
         *_vocabulary_lines(config, tokenizer),
     ]
 
 
-def _eos_lines(configured: Collection[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _eos_lines(configured: Collection[int], tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> list[str]:
     own = tokenizer.eos_token_id
     lines = []
     if own is None:
@@ -46,7 +46,7 @@ def _eos_lines(configured: Collection[int], tokenizer: PreTrainedTokenizerBase) 
             f"EOS tokens differ: {named}, the tokenizer {_shown([own], tokenizer)}; answers end at each of these tokens"
         )
     behind = frame_of(tokenizer).after
-    if behind:
+    if behind and not encoder_decoder:
         lines.append(
             f"the tokenizer puts {_shown(behind, tokenizer)} behind every text; prompts are made without this ending"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from lora_retriever.generation.chat import ChatTemplate
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.prompt import encode_prompt
+from lora_retriever.generation.special_tokens import prompt_end, start_token_id
 from lora_retriever.generation.tokenizing import text_tokens
 from peft_composition import ComposableModel
 
@@ -24,6 +25,9 @@ IGNORED = -100
 """The label of a token that does not count in transformers' loss."""
 MAX_ANSWER_TOKENS = 512
 """Default maximum length of an answer that is trained on, in tokens."""
+
+Padding = Callable[[Sequence[dict[str, list[int]]]], dict[str, Any]]
+"""Makes a batch of the examples that `encode_example` gives."""
 
 
 def encode_example(
@@ -96,6 +100,45 @@ class LeftPadding:
         }
 
 
+class EncoderDecoderPadding:
+    """Pads the examples of an encoder-decoder base on the right: prompts for the encoder, answers for the decoder."""
+
+    def __init__(self, pad_id: int, start_id: int, end: Sequence[int]) -> None:
+        """`start_id`: the token before every answer. `end`: the tokens behind every prompt."""
+        self._pad_id, self._start_id, self._end = pad_id, start_id, end
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        prompts, answers = [], []
+        for example in examples:
+            length = sum(label == IGNORED for label in example["labels"])
+            prompts.append([*example["input_ids"][:length], *self._end])
+            answers.append(example["input_ids"][length:])
+        return {
+            "input_ids": right_padded(prompts, self._pad_id),  # [batch, longest prompt]
+            "attention_mask": right_padded([[1] * len(prompt) for prompt in prompts], 0),
+            # The decoder predicts each token of an answer at the token's own position.
+            "decoder_input_ids": right_padded([[self._start_id, *answer[:-1]] for answer in answers], self._pad_id),
+            "labels": right_padded(answers, IGNORED),  # [batch, longest answer]
+        }
+
+
+def padding_of(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_id: int) -> Padding:
+    """What makes batches of examples for a base.
+
+    Raises:
+        UserError: an encoder-decoder base names no start token.
+    """
+    if base.config.is_encoder_decoder:
+        return EncoderDecoderPadding(pad_id, start_token_id(base), prompt_end(base, tokenizer))
+    return LeftPadding(pad_id)
+
+
+def right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of different lengths as int64 [rows, longest], filled with `value` on the right."""
+    length = max(map(len, rows))
+    return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
+
+
 def forward_options(base: PreTrainedModel, mask: Tensor, kept: int) -> dict[str, Any]:
     """The arguments of a forward pass over rows that are padded on the left, as far as the base takes them.
 
@@ -118,15 +161,30 @@ def example_losses(model: ComposableModel, batch: dict[str, Any]) -> Tensor:
     """The mean cross-entropy of each example's answer [batch], nats, float32, under the current composition.
 
     Args:
-        batch: a batch that `LeftPadding` made.
+        batch: a batch of `LeftPadding`, or of `EncoderDecoderPadding`.
     """
-    kept = batch["logits_to_keep"]
-    logits = last_logits(model, batch["input_ids"], batch["attention_mask"], kept)  # [batch, kept, V]
-    labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1], the tokens that the positions predict
+    losses, answers = answer_losses(model, batch)
+    return losses.sum(dim=1) / answers.sum(dim=1)
+
+
+def answer_losses(model: ComposableModel, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of each token [batch, n], nats, float32, and whether the token belongs to an answer [batch, n].
+
+    Tokens that belong to no answer have a loss of 0. The other arguments are those of `example_losses`.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    if "decoder_input_ids" in batch:
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        with contiguous_head(model.base):
+            logits = model.base(**inputs, use_cache=False).logits  # [batch, n, V]
+        labels = batch["labels"].to(logits.device)
+    else:
+        logits = last_logits(model, inputs["input_ids"], inputs["attention_mask"], inputs["logits_to_keep"])[:, :-1]
+        labels = batch["labels"].to(logits.device)[:, 1:]  # [batch, kept - 1], the tokens that the positions predict
     answers = labels != IGNORED
     losses = torch.zeros(labels.shape, device=logits.device)
-    losses[answers] = cross_entropy(logits[:, :-1][answers].float(), labels[answers], reduction="none")
-    return losses.sum(dim=1) / answers.sum(dim=1)
+    losses[answers] = cross_entropy(logits[answers].float(), labels[answers], reduction="none")
+    return losses, answers
 
 
 def last_logits(model: ComposableModel, input_ids: Tensor, attention_mask: Tensor, kept: int) -> Tensor:

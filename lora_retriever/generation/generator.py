@@ -11,6 +11,9 @@ from lora_retriever.data.rows import PoolEntry, Row, Sample, single_spaced
 from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer
 from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.encoder_decoder import GATES, refuse_encoder_decoder
+from lora_retriever.generation.encoder_decoder import option_likelihoods as decoders_likelihoods
+from lora_retriever.generation.examples import padding_of
 from lora_retriever.generation.jobs import Job
 from lora_retriever.generation.likelihood import option_likelihoods
 from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
@@ -25,7 +28,7 @@ from lora_retriever.generation.prompt import (
 )
 from lora_retriever.generation.sampling import Sampling
 from lora_retriever.generation.settings import GenerationSection
-from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id
+from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id, prompt_end
 from peft_composition import ComposableModel, Composer, Gate
 
 
@@ -36,8 +39,8 @@ class Generator:
         """Put the parts together.
 
         Raises:
-            UserError: decoding would lose the state of this base model from token to token, or the base has fewer
-                positions than the settings ask for.
+            UserError: decoding would lose the state of this base model from token to token, the base has fewer
+                positions than the settings ask for, or an encoder-decoder base names no start token.
         """
         check_cache(model)
         self.limits = limits_of(model.base)
@@ -49,6 +52,8 @@ class Generator:
         # experiment: Llama-2's draw tokens at random.
         self.eos_ids = eos_token_ids(model.base.generation_config, tokenizer, model.base.config)
         self.pad_id = pad_token_id(tokenizer, self.limits.vocabulary, settings.pad_token_id)
+        self.prompt_end = prompt_end(model.base, tokenizer)
+        self._padding = padding_of(model.base, tokenizer, self.pad_id)  # of options, for an encoder-decoder base
 
     def answer(
         self,
@@ -88,6 +93,8 @@ class Generator:
             UserError: an option has a token that the base lacks, an option is longer than the base can read, or the
                 model's logits are not finite numbers.
         """
+        if gate is not None:
+            refuse_encoder_decoder(self.model.config, GATES)
         for prompt in prompts:
             for option in prompt.options:
                 check_tokens(option.token_ids, self.limits.vocabulary)
@@ -99,6 +106,8 @@ class Generator:
         options = [prompt.options for prompt in prompts]
         longest = max(len(option.token_ids) for row in options for option in row)
         at_once = self.settings.texts_that_fit(longest)
+        if self.model.config.is_encoder_decoder:
+            return decoders_likelihoods(self.model, prompts, compositions, mode, self._padding, at_once)
         return option_likelihoods(self.model, options, compositions, mode, self.pad_id, at_once, gate)
 
 

@@ -32,11 +32,14 @@ ROOM = 128
 
 
 def is_separable(config: Any) -> bool:
-    """Whether rows can join and leave the cache of a model: not where a hybrid's other layers have a state of a row.
+    """Whether rows can join and leave the cache of a model: not the rows of hybrids and of encoder-decoder models.
 
-    The states of such layers, as Mamba's, cannot be padded, so rows of different lengths cannot be put together.
+    The states of a hybrid's other layers, such as Mamba's, cannot be padded, so rows of different lengths cannot be put
+    together. An encoder-decoder model has the keys and values of two texts for each row.
     """
-    return all(type(layer) in SEPARABLE for layer in DynamicCache(config=config).layers)
+    return not config.is_encoder_decoder and all(
+        type(layer) in SEPARABLE for layer in DynamicCache(config=config).layers
+    )
 
 
 class Held:

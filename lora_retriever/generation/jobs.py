@@ -29,6 +29,7 @@ class Decoder(Protocol):
         settings: `batch_size` and `share_prefix` count.
         eos_ids: the EOS tokens.
         pad_id: the padding token.
+        prompt_end: the tokens behind every prompt that the encoder of an encoder-decoder base reads.
     """
 
     model: ComposableModel
@@ -37,6 +38,7 @@ class Decoder(Protocol):
     settings: GenerationSection
     eos_ids: list[int]
     pad_id: int
+    prompt_end: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import (
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.batches import ran_out_of_memory
+from lora_retriever.generation.encoder_decoder import KNOWN, is_known
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.limits import check_settings, limits_of
 from lora_retriever.generation.settings import GenerationSection
@@ -77,8 +78,8 @@ def load_generator(source: ModelSource) -> Generator:
     """
     if source.threads is not None:
         torch.set_num_threads(source.threads)
-    tokenizer = load_tokenizer(source.base)
     check_settings(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
+    tokenizer = load_tokenizer(source.base)
     model = load_composable(source.base, source.adapters, source.torch_dtype, source.device, source.adapter_memory)
     return Generator(model, tokenizer, source.generation)
 
@@ -119,19 +120,19 @@ def load_generation_config(folder: Path) -> GenerationConfig | None:
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """A decoder-only base model without weights: its modules, their shapes, and its EOS tokens.
+    """A base model without weights: its modules, their shapes, and its EOS tokens.
 
     Raises:
-        UserError: the folder's configuration cannot be used, or belongs to an encoder-decoder model.
+        UserError: the folder's configuration cannot be used, or rows are not answered with such a base.
     """
     config = load_config(folder)
-    check_decoder_only(folder, config)
+    check_kind(folder, config)
 
     def build() -> PreTrainedModel:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return kind_of(config).from_config(config, trust_remote_code=False)
 
-    model: PreTrainedModel = loaded(f"base model {folder}", build)
+    model = loaded(f"base model {folder}", build)
     generation_config = load_generation_config(folder)
     if generation_config is not None:  # without the file, the model takes the EOS tokens of its configuration
         model.generation_config = generation_config
@@ -139,40 +140,43 @@ def skeleton(folder: Path) -> PreTrainedModel:
     return model
 
 
-def check_decoder_only(folder: Path, config: PretrainedConfig) -> None:
-    """Check that a base is a decoder-only model.
+def check_kind(folder: Path, config: PretrainedConfig) -> None:
+    """Check that rows can be answered with a base: a decoder-only model, or a kind of T5.
 
     Raises:
-        UserError: the base is an encoder-decoder model.
+        UserError: the base is another encoder-decoder model.
     """
-    if config.is_encoder_decoder:
+    if not is_known(config):
         raise UserError(
-            f"base model {folder}: {config.model_type} is an encoder-decoder model; rows are answered, and weights "
-            "are learned, with decoder-only models. `lora-retriever compose` also takes encoder-decoder models"
+            f"base model {folder}: {config.model_type} is an encoder-decoder model; of these, rows are answered, and "
+            f"weights are learned, with {', '.join(KNOWN)}. `lora-retriever compose` takes every encoder-decoder model"
         )
 
 
-def load_base(folder: Path, dtype: torch.dtype, device: str, encoder_decoder: bool = False) -> PreTrainedModel:
+def kind_of(config: PretrainedConfig) -> Any:
+    """The class of transformers that loads the base of a configuration."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def load_base(folder: Path, dtype: torch.dtype, device: str, every_kind: bool = False) -> PreTrainedModel:
     """A base model with its weights, for evaluation.
 
     Args:
         device: a device of torch, or `balanced`: accelerate spreads the model over all GPUs.
-        encoder_decoder: whether an encoder-decoder model is wanted as well.
+        every_kind: whether an encoder-decoder model may also be another than T5.
 
     Raises:
-        UserError: the base cannot be loaded, is an encoder-decoder model that is not wanted, lacks a weight, or has a
-            weight that is NaN or infinite.
+        UserError: the base cannot be loaded, is of a kind that is not wanted, lacks a weight, or has a weight that is
+            NaN or infinite.
     """
     config = load_config(folder)
-    if not encoder_decoder:
-        check_decoder_only(folder, config)
-    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
+    if not every_kind:
+        check_kind(folder, config)
     if device != "cpu":
         settle_kernels()
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
-        return kind.from_pretrained(
+        return kind_of(config).from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -209,7 +213,7 @@ def load_composable(
     dtype: torch.dtype,
     device: str,
     adapter_memory: int | None = None,
-    encoder_decoder: bool = False,
+    every_kind: bool = False,
 ) -> ComposableModel:
     """Load a base model and its adapters, by the adapters' names.
 
@@ -217,12 +221,12 @@ def load_composable(
         device: a device of torch, or `balanced`: accelerate spreads the model over all GPUs.
         adapter_memory: maximum memory of adapters on a device, in bytes; the other adapters wait on disk. None: all
             adapters stay on the device.
-        encoder_decoder: whether an encoder-decoder model is wanted as well.
+        every_kind: whether an encoder-decoder model may also be another than T5.
 
     Raises:
         UserError: the base cannot be loaded, or an adapter cannot be composed exactly.
     """
-    composable = ComposableModel(load_base(base, dtype, device, encoder_decoder), adapter_memory)
+    composable = ComposableModel(load_base(base, dtype, device, every_kind), adapter_memory)
     try:
         for name, folder in adapters.items():
             composable.load_adapter(folder, name=name)

@@ -28,6 +28,7 @@ from lora_retriever.generation.answer import GateUse
 from lora_retriever.generation.batches import free_memory, is_too_large, ran_out_of_memory
 from lora_retriever.generation.beginnings import Beginnings
 from lora_retriever.generation.composition import adapters_of
+from lora_retriever.generation.encoder_decoder import GATES, EncoderDecoderBatch, refuse_encoder_decoder
 from lora_retriever.generation.gates import gate_uses
 from lora_retriever.generation.held import Held, HeldWhole, is_separable
 from lora_retriever.generation.jobs import Decoder, Job, WaitingRow, mode_key
@@ -111,6 +112,9 @@ class Loop:
         self._dead: set[int] = set()  # ids of rows that have ended but cannot leave their batch
         self._separable = is_separable(self._model.config)
         self._held: Held | HeldWhole = Held(self._model.config) if self._separable else HeldWhole()
+        self._apart: EncoderDecoderBatch | None = None  # of an encoder-decoder base
+        if self._model.config.is_encoder_decoder:
+            self._apart = EncoderDecoderBatch(self._model, decoder.pad_id, decoder.prompt_end)
         self._open: ExitStack | None = None  # the open composition, while there are rows
         self._offered: frozenset[str] = frozenset()  # the adapters of the open composition, under a gate
         self._since = steps  # steps since prompts were read
@@ -136,7 +140,7 @@ class Loop:
 
         Raises:
             UserError: the job can never be answered: its prompt is empty, has a token that the base lacks, or is too
-                long; or an adapter is not loaded.
+                long; an adapter is not loaded; or an encoder-decoder base is asked for what it does not do.
         """
         limits = self._decoder.limits
         check_tokens(job.prompt, limits.vocabulary)
@@ -147,6 +151,10 @@ class Loop:
             raise UserError(f"prompt and new tokens are {most} tokens, and the batch holds {self.max_tokens}")
         if limits.table is not None and most > limits.table:
             raise UserError(f"prompt and new tokens are {most} tokens, and the base has {limits.table} positions")
+        if job.gate is not None:
+            refuse_encoder_decoder(self._model.config, GATES)
+        if job.scored and self._apart is not None:
+            raise UserError("an encoder-decoder base has no log-probabilities of prompt tokens")
         if not 0 <= job.scored <= len(job.prompt):
             raise UserError(f"{job.scored} tokens of the prompt are to be scored, and the prompt has {len(job.prompt)}")
         loaded = set(self._model.adapters)
@@ -246,6 +254,8 @@ class Loop:
             return True
         if row.job.alone or first.job.alone or row.job.gate != first.job.gate:
             return False
+        if self._apart is not None and len(row.tokens) != len(first.tokens):
+            return False  # the decoder reads what the rows have so far, without padding
         if row.job.gate is None:
             return True
         offered = row.job.composition.weights.keys() <= self._offered if self._rows else True
@@ -284,6 +294,11 @@ class Loop:
 
         Every row is read from the same number of tokens before its end, so that only its beginning is padded.
         """
+        if self._apart is not None:
+            with self._model.only_rows(places):
+                logits = self._apart.read([row.job.prompt for row in rows], [row.tokens for row in rows])
+            self._choose(rows, logits, [()] * len(rows))
+            return
         lengths = [len(row.ids) for row in rows]
         new = max(length - known[row.id] for row, length in zip(rows, lengths, strict=True))
         cache = DynamicCache(config=self._model.config)
@@ -301,6 +316,10 @@ class Loop:
     def _decode(self) -> list[Event]:
         """Decode one token of every row."""
         self._since += 1
+        if self._apart is not None:
+            logits = self._apart.step([row.tokens[-1] for row in self._rows])
+            self._choose(self._rows, logits, [()] * len(self._rows))
+            return self._end()
         device, held = self._model.device, self._held
         ids = torch.tensor([[row.tokens[-1]] for row in self._rows], device=device)  # [rows, 1]
         held.prepare_step(max(row.still for row in self._rows))
@@ -358,7 +377,7 @@ class Loop:
         """Take rows out of the batch. The last rows move into their places."""
         if not ids:
             return
-        if not self._separable:
+        if not self._separable and self._apart is None:
             self._dead |= ids
             if not self.running:
                 self._empty()
@@ -372,13 +391,18 @@ class Loop:
         moving = [place for place in staying if place >= size]
         places = [place if self._rows[place].id not in ids else moving.pop() for place in range(size)]
         self._model.keep_rows(torch.tensor(places))
-        self._held.keep(places)
+        if self._apart is None:
+            self._held.keep(places)
+        else:
+            self._apart.keep(torch.tensor(places))
         self._rows = [self._rows[place] for place in places]
 
     def _empty(self) -> None:
         """Take all rows out of the batch, and close the composition."""
         self._rows, self._dead = [], set()
         self._held.keep([])
+        if self._apart is not None:
+            self._apart.clear()
         self._since = self._steps
         if self._open is not None:
             closing, self._open = self._open, None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_retriever.escaping import quoted
 from lora_retriever.generation.chat import ChatTemplate, chat_template_of
-from lora_retriever.generation.tokenizing import Filling, template_filling
+from lora_retriever.generation.tokenizing import Filling, template_filling, text_tokens
 from lora_retriever.hub import WANTED
 
 if TYPE_CHECKING:
@@ -85,10 +85,12 @@ class ScoredOption:
     Attributes:
         token_ids: the tokens of the prompt and the option.
         scored: number of tokens at the end whose probabilities make the likelihood of the option.
+        alone: the tokens of the option as a text of its own, which the decoder of an encoder-decoder base is asked for.
     """
 
     token_ids: tuple[int, ...]
     scored: int
+    alone: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def encode_options(
         own = filling.followed_by(option).tokens(tokenizer)[len(context) :]
         if not own:
             raise ValueError(f"option {quoted(option)} adds no token to the prompt")
-        scored.append(ScoredOption((*context, *own), len(own)))
+        scored.append(ScoredOption((*context, *own), len(own), tuple(text_tokens(tokenizer, option))))
     return tuple(scored)
 
 

@@ -29,8 +29,11 @@ def shape_of(config: PretrainedConfig) -> dict[str, int]:
     """The numbers on which the memory of a model depends, under Llama's names (the keys of `NAMES`).
 
     Raises:
-        UserError: the configuration does not tell one of the numbers, or tells a number below 1.
+        UserError: the configuration does not tell one of the numbers, tells a number below 1, or belongs to an
+            encoder-decoder model.
     """
+    if config.is_encoder_decoder:
+        raise UserError(f"{config.model_type} is an encoder-decoder model")
     text = config.get_text_config(decoder=True)
     numbers = {name: _first(text, names) for name, names in NAMES.items()}
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):

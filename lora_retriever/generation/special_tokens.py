@@ -1,11 +1,14 @@
-"""The tokens that end an answer and the token that pads short rows: the tokens that a base and its tokenizer name."""
+"""The special tokens that a base and its tokenizer name: EOS tokens, padding, and those of encoder-decoder bases."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_retriever.errors import UserError
+from lora_retriever.generation.tokenizing import frame_of
+
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def eos_token_ids(
@@ -40,6 +43,25 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int, configured
     """
     candidates = (configured, tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((token for token in candidates if token is not None and 0 <= token < vocabulary), 0)
+
+
+def prompt_end(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens behind a prompt that an encoder reads: what the tokenizer puts behind a text. A decoder-only base has
+    none.
+    """
+    return frame_of(tokenizer).after if base.config.is_encoder_decoder else ()
+
+
+def start_token_id(base: PreTrainedModel) -> int:
+    """The token before the answer that a decoder of an encoder-decoder base makes.
+
+    Raises:
+        UserError: the base names no such token.
+    """
+    for config in (base.generation_config, base.config):
+        if isinstance(token := getattr(config, "decoder_start_token_id", None), int):
+            return token
+    raise UserError(f"base model {base.name_or_path}: its configuration names no decoder_start_token_id")
 
 
 def _given(ids: object) -> list[int]:

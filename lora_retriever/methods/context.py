@@ -157,17 +157,28 @@ class Resources:
     @cached_property
     def encoder(self) -> Encoder:
         """The profile's encoder, behind the user's cache of embeddings. An encoder of a user's own is not cached."""
-        profile, settings, folder = self.profile, self.profile.encoder, self.benchmark.encoder
-        if settings is None:
-            raise UserError(f"profile {profile.name}: encoder: the field is missing, and embeddings are needed")
-        if settings.is_own:
-            return find_encoder(settings.location, profile.folder)
-        assert folder is not None, "a benchmark whose encoder is used has the encoder's folder"
-        layout, instruction, device = settings.layout, settings.instruction, profile.encoder_device
-        load = partial(load_encoder, folder, layout, instruction, settings.batch_size, device)
-        if not settings.cache:
-            return load()
-        return cached(load, self.benchmark.hashes["encoder"], layout, instruction, device)
+        return encoder_of(self.profile, self.benchmark.encoder, self.benchmark.hashes.get("encoder"))
+
+
+def encoder_of(profile: Profile, folder: Path | None, hash: str | None) -> Encoder:
+    """The encoder of a profile, behind the user's cache of embeddings. An encoder of a user's own is not cached.
+
+    Args:
+        folder: the encoder's folder. None: the encoder is a user's own.
+        hash: the encoder's SHA-256.
+
+    Raises:
+        UserError: the profile has no encoder, or the encoder cannot be loaded.
+    """
+    settings = profile.encoder
+    if settings is None:
+        raise UserError(f"profile {profile.name}: encoder: the field is missing, and embeddings are needed")
+    if settings.is_own:
+        return find_encoder(settings.location, profile.folder)
+    assert folder is not None and hash is not None, "an encoder that is no user's own has a folder"
+    layout, instruction, device = settings.layout, settings.instruction, profile.encoder_device
+    load = partial(load_encoder, folder, layout, instruction, settings.batch_size, device)
+    return cached(load, hash, layout, instruction, device) if settings.cache else load()
 
 
 class Context:

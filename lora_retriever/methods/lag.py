@@ -1,4 +1,5 @@
-"""LAG: at every module and token, Arrow finds a few adapters, and the one of them that holds most of the token acts.
+"""LAG: at every module and token, Arrow finds a few adapters, and of these adapters the one with the best SpectR score
+acts.
 
 Fleshman & Van Durme 2025, "LAG: LoRA-Augmented Generation", arXiv 2507.05346. With the update s B A = U S V^T, a* is
 the first row of V^T and A* is V^T. For a token x, the `top_k` adapters with the largest |a* · x| are kept (Arrow's
@@ -30,7 +31,7 @@ CITATION = "Fleshman & Van Durme 2025, arXiv 2507.05346"
 
 @dataclass(frozen=True)
 class LAG:
-    """Gives a token the longest of the `top_k` adapters whose main directions are nearest to the token.
+    """Gives a token one of the `top_k` adapters that are best by Arrow's score: the best by SpectR's score.
 
     Attributes:
         singular_values: whether each direction of an adapter is weighted by its singular value in the second score.
@@ -65,7 +66,7 @@ class LAG:
 METHODS = with_ood(
     Method(
         "lag",
-        "every token to one adapter: the 20 with the nearest main direction, of these the one that holds most of it",
+        "every token to one adapter: of the 20 best by Arrow's score, the best by SpectR's score",
         CITATION,
         Everything(),
         gate=LAG(),

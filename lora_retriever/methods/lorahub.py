@@ -60,14 +60,14 @@ class LoraHub:
 
     def _learn(self, context: Context, folder: Path) -> dict[str, Any]:
         """Learn the weights, and return the record. Every step is written to `folder` at once."""
-        from lora_retriever.methods.parts.lorahub_weights import answer_loss, draw_adapters, learn_weights
+        from lora_retriever.methods.parts.lorahub_weights import Search, answer_loss, draw_adapters, learn_weights
 
         generator = context.generator
         names = draw_adapters(context.names, self.adapters, context.seed)
         samples = [sample for entry in context.pool for sample in entry.sample[: self.samples]]
         loss = answer_loss(generator.model, generator.tokenizer, names, samples, generator.settings)
-        steps, console = folder / STEPS_FILE, context.console
-        learned = learn_weights(loss, names, self.steps, self.l1, self.bound, context.seed, steps, console)
+        search = Search(self.steps, self.l1, self.bound)
+        learned = learn_weights(loss, names, search, context.seed, folder / STEPS_FILE, context.console)
         return {"adapters": names, "examples": len(samples), **learned.record()}
 
 

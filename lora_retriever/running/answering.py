@@ -49,7 +49,12 @@ def answer_run(variant: Variant, run: RunFile, code: Mapping[str, Any], shared: 
     """
     from transformers import set_seed
 
+    from lora_retriever.generation.encoder_decoder import GATES, refuse_encoder_decoder
+    from lora_retriever.generation.loading import load_config
+
     set_seed(variant.profile.seed)
+    if variant.method.gate is not None:
+        refuse_encoder_decoder(load_config(shared.resources.benchmark.base), GATES)
     plan, gate = planned(variant, run, shared.prompts, shared.resources, bool(code.get("kept")))
     wanted = run.configuration.get("k", 0) if gate is None else 0
     note = nearly_single(run.name, wanted, [planned.composition.weights.values() for planned in plan])

@@ -7,6 +7,8 @@ from typing import Any
 
 from lora_retriever.experiment.benchmark import open_benchmark
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
+from lora_retriever.generation.loading import load_config
 from lora_retriever.methods import methods_of
 from lora_retriever.running.doctor import BYTES, GIB, Finding, adapted_by, predicted_for
 from lora_retriever.running.measuring import K, Measured, measure
@@ -27,6 +29,7 @@ def measured(profile: Profile) -> tuple[list[Finding], dict[str, Any]]:
         UserError: the model cannot be loaded, or a row could not be answered.
     """
     benchmark = open_benchmark(profile, None, uses_encoder=False)
+    refuse_encoder_decoder(load_config(benchmark.base), "measurements")
     runs = len(expand(profile, methods_of(profile), []))
     found = measure(profile, benchmark, runs)
     headers = inspect_adapters(benchmark.adapters, None).headers

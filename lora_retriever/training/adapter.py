@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import new_folder, write_json
-from lora_retriever.generation.examples import LeftPadding, check_examples, encode_example
+from lora_retriever.generation.examples import check_examples, encode_example, padding_of
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import template_of
@@ -76,7 +76,7 @@ def train_adapter(
                 options,
                 base.device,
                 examples,
-                LeftPadding(pad_token_id(tokenizer, vocabulary_of(base))),
+                padding_of(base, tokenizer, pad_token_id(tokenizer, vocabulary_of(base))),
                 on_step,
                 held_out,
                 train_sampling_strategy="group_by_length",

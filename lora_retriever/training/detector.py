@@ -22,6 +22,7 @@ from lora_retriever.data.triples import relations_of, triples_of
 from lora_retriever.errors import UserError
 from lora_retriever.files import new_folder, write_json
 from lora_retriever.generation.detecting import Head, last_hidden, write_head
+from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.limits import check_tokens, vocabulary_of
 from lora_retriever.generation.prompt import encode_prompt, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
@@ -123,6 +124,7 @@ def train_detector(
         UserError: no sample has a relation, a sample has a token that the base lacks, the template does not fit into
             `max_tokens`, the base has no module of a name in `targets`, or the trained weights are not finite numbers.
     """
+    refuse_encoder_decoder(base.config, "detection heads")
     labels = labels_of(samples)
     assert options.detect is not None, "the options name no loss"
     if not labels:

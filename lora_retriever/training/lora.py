@@ -69,7 +69,7 @@ def new_lora(base: PreTrainedModel, options: TrainingOptions) -> PeftModel:
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT annotates int, and takes any number
         target_modules=list(options.targets),
         lora_dropout=options.dropout,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         model: PeftModel = get_peft_model(base, config)

@@ -20,6 +20,13 @@ from peft_composition.errors import AdapterError, quoted, reason_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+CONVERSION = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    f"save_file({{k: v.contiguous() for k, v in torch.load('{PICKLED_FILE}', weights_only=True).items()}}, "
+    f"'{WEIGHTS_FILE}')\""
+)
+"""The shell command that makes the safetensors file of a pickled file. torch runs no code of the file."""
 
 LARGEST_HEADER = 16 * 2**20
 """Maximum size of the header of adapter_model.safetensors, in bytes. A hundred thousand tensors need about 12 MB."""
@@ -113,8 +120,11 @@ def _missing(folder: Path, name: str) -> str:
     names, checkpoints = _look_into(folder)
     pickles = [entry for entry in names if entry.endswith((".bin", ".pt", ".pth"))]
     if name == WEIGHTS_FILE and pickles:
+        # A command is named for PEFT's own file name only: another name may hold anything, also for a shell.
+        how = f", by this command in that folder: {CONVERSION}" if pickles[0] == PICKLED_FILE else ""
         return (
             f"{reason} ({pickles[0]} is pickled, and pickled weights are never read); save the adapter as safetensors"
+            f"{how}"
         )
     if name == CONFIG_FILE and checkpoints:
         others = f" (or one of {len(checkpoints) - 1} others beside it)" if len(checkpoints) > 1 else ""

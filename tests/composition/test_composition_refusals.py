@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from composition_cases import edit_config, edit_tensors, some_ids, tiny_llama, write_adapter
+from safetensors.torch import load_file
 
 from peft_composition import AdapterError, ComposableModel
 
@@ -117,6 +120,14 @@ def _replace_by_pickle(folder: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
 
 
+def test_a_pickle_of_another_name_gets_no_command_for_a_shell(base, folders, folder):
+    (folder / "adapter_model.safetensors").rename(folder / "';touch x;'.bin")
+    refused(base, folders, folder, "is pickled", "save the adapter as safetensors")
+    with pytest.raises(AdapterError) as error:
+        ComposableModel(base).load_adapter(folder, name="pickled")
+    assert "python" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -133,6 +144,21 @@ def _replace_by_pickle(folder: Path) -> None:
 def test_files_that_cannot_be_read(base, folders, folder, spoil, said):
     spoil(folder)
     refused(base, folders, folder, *said)
+
+
+@pytest.mark.long
+def test_the_way_to_convert_a_pickle_that_the_message_names_works(base, folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    torch.save(tensors, folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError) as error:
+        ComposableModel(base).load_adapter(folder, name="pickled")
+    command = str(error.value).partition("in that folder: ")[2]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=folder, check=True)
+    ComposableModel(base).load_adapter(folder, name="converted")
+    converted = load_file(folder / "adapter_model.safetensors")
+    assert converted.keys() == tensors.keys()
+    assert all(torch.equal(converted[key], tensor) for key, tensor in tensors.items())
 
 
 def test_a_truncated_weights_file(base, folders, folder):

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from composition_cases import write_adapter
+from made_up import tiny_t5
 from places import TINY
+from safetensors.torch import load_file
+from torch.nn.functional import pad
+from transformers import AutoModelForCausalLM
 
 from lora_retriever.cli import main
+from lora_retriever.commands.lorahub import arguments
 from lora_retriever.data.rows import PoolEntry, Row, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import model_source, open_benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.fewshot.answering import answer_all
-from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
-from lora_retriever.fewshot.experiment import Design
-from lora_retriever.fewshot.objectives import objective_of
+from lora_retriever.fewshot.choosing import CHOICES, Nearest, choose, losses_alone
+from lora_retriever.fewshot.experiment import BASELINES, Design
+from lora_retriever.fewshot.objectives import OBJECTIVES, objective_of
 from lora_retriever.fewshot.published import COLUMNS, PUBLISHED, belongs_to
-from lora_retriever.fewshot.table import score_table
+from lora_retriever.fewshot.table import difference_table, score_table, scored_runs
 from lora_retriever.fewshot.tasks import Division, read_tasks, rows_of
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
-from lora_retriever.generation.loading import load_generator
-from lora_retriever.methods.parts.lorahub_weights import Search, Step, answer_loss, learn_weights, objective
+from lora_retriever.generation.loading import ModelSource, load_generator
+from lora_retriever.generation.prompt import encode_prompt
+from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.generation.tokenizing import text_tokens
+from lora_retriever.methods.parts.lorahub_weights import OPTIMIZERS, PENALTIES, Search, Step, answer_loss, learn_weights
 from lora_retriever.metrics import Scoring
+from lora_retriever.tables import Cell
+from peft_composition import ComposableModel
 
 PLANTED = (0.8, -0.5, 0.3)
 NAMES = ("a", "b", "c")
@@ -42,7 +56,7 @@ def test_every_optimizer_begins_at_the_base_and_nears_planted_weights(
     optimizer: str, within: float, tmp_path: Path
 ) -> None:
     log = tmp_path / "steps.jsonl"
-    learned = learn_weights(quadratic, NAMES, 100, 0, seed=1, log=log, optimizer=optimizer)
+    learned = learn_weights(quadratic, NAMES, Search(100, 0, optimizer=optimizer), seed=1, log=log)
     assert learned.steps[0].weights == (0, 0, 0)
     assert list(learned.weights.values()) == pytest.approx(PLANTED, abs=within)
     assert max(abs(weight) for step in learned.steps for weight in step.weights) <= 1.5
@@ -50,13 +64,13 @@ def test_every_optimizer_begins_at_the_base_and_nears_planted_weights(
     def never(_: Sequence[float]) -> float:
         raise AssertionError("a search with a log goes on where it was")
 
-    assert learn_weights(never, NAMES, 100, 0, seed=1, log=log, optimizer=optimizer) == learned
+    assert learn_weights(never, NAMES, Search(100, 0, optimizer=optimizer), seed=1, log=log) == learned
 
 
 def test_the_penalty_is_the_mean_of_the_code_or_the_sum_of_the_paper() -> None:
     step = Step((0.5, -1.5), 2.0, 0.0)
-    assert objective(step, 0.05) == pytest.approx(2 + 0.05 * (0.5 + 1.5) / 2)
-    assert objective(step, 0.05, "sum") == pytest.approx(2 + 0.05 * (0.5 + 1.5))
+    assert Search(l1=0.05).objective(step) == pytest.approx(2 + 0.05 * (0.5 + 1.5) / 2)
+    assert Search(l1=0.05, penalty="sum").objective(step) == pytest.approx(2 + 0.05 * (0.5 + 1.5))
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +103,79 @@ def test_fault_2_the_base_is_not_changed_by_loading_and_learning(
     after = generator.model.base.state_dict()
     assert before.keys() == after.keys()
     assert all(bool((after[name] == value).all()) for name, value in before.items())
+
+
+@pytest.mark.slow
+def test_fault_3_a_decoder_only_base_and_an_encoder_decoder_base_are_both_learned(
+    generator: Generator, tiny_pool: list[PoolEntry], tmp_path: Path
+) -> None:
+    """The original is for encoder-decoder models only. On both kinds, the base's loss is that of a forward pass."""
+    t5 = tiny_t5(tmp_path / "base")
+    write_adapter(tmp_path / "one", t5, seed=1, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    settings = GenerationSection(template="none", max_prompt_tokens=64)
+    other = load_generator(ModelSource(tmp_path / "base", {"one": tmp_path / "one"}, settings))
+    for one, name in ((generator, tiny_pool[0].model_name), (other, "one")):
+        samples = tiny_pool[0].sample[:2]
+        loss = answer_loss(one.model, one.tokenizer, [name], samples, one.settings)
+        assert learn_weights(loss, [name], Search(4, 0)).base_loss == pytest.approx(plain_loss(one, samples), rel=1e-4)
+
+
+def plain_loss(generator: Generator, samples: Sequence[Sample]) -> float:
+    """The mean over samples of transformers' own loss of the answer, without an adapter."""
+    base, tokenizer = generator.model.base, generator.tokenizer
+    losses = []
+    for sample in samples:
+        prompt = encode_prompt(tokenizer, generator.settings.template_for(tokenizer), sample.inputs, 512).token_ids
+        answer = [*text_tokens(tokenizer, sample.target), tokenizer.eos_token_id]
+        with torch.no_grad():
+            if base.config.is_encoder_decoder:
+                ids = torch.tensor([[*prompt, tokenizer.eos_token_id]])
+                losses.append(float(base(input_ids=ids, labels=torch.tensor([answer])).loss))
+            else:
+                ids, labels = torch.tensor([prompt + answer]), torch.tensor([[-100] * len(prompt) + answer])
+                losses.append(float(base(input_ids=ids, labels=labels).loss))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.slow
+def test_fault_4_adapters_of_other_ranks_and_modules_are_taken_from_local_folders(
+    generator: Generator, tiny_pool: list[PoolEntry], tmp_path: Path
+) -> None:
+    """The original gives all modules the scaling and the targets of the first; the fusion here has each one's own."""
+    base = AutoModelForCausalLM.from_pretrained(TINY / "base")
+    wide = write_adapter(tmp_path / "wide", base, seed=1, r=8, lora_alpha=4, target_modules=["q_proj", "down_proj"])
+    narrow = write_adapter(tmp_path / "narrow", base, seed=2, r=8, lora_alpha=16, target_modules=["v_proj", "q_proj"])
+    odd = write_adapter(tmp_path / "odd", base, seed=3, r=2, target_modules=["o_proj"])
+    names = ["wide", "narrow", "odd"]
+    source = ModelSource(TINY / "base", dict(zip(names, (wide, narrow, odd), strict=True)), generator.settings)
+    mine = load_generator(source)
+    weights = [0.7, -0.4, 0.9]
+    samples = tiny_pool[0].sample[:2]
+    dense: Any = AutoModelForCausalLM.from_pretrained(TINY / "base")
+    for module, update in fused([wide, narrow, odd], weights).items():
+        dense.get_submodule(module).weight.data += update
+    expected = plain_loss(Generator(ComposableModel(dense.eval()), mine.tokenizer, mine.settings), samples)
+    found = answer_loss(mine.model, mine.tokenizer, names, samples, mine.settings)(weights)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert abs(found - plain_loss(mine, samples)) > 0.01
+
+
+def fused(folders: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """(Σ w s B)(Σ w A) of each module, smaller ranks padded with zeros, from the files of the adapters."""
+    rank = 8
+    down: dict[str, torch.Tensor] = {}
+    up: dict[str, torch.Tensor] = {}
+    for folder, weight in zip(folders, weights, strict=True):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for key in (key for key in tensors if key.endswith("lora_A.weight")):
+            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            a, b = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+            missing = rank - config["r"]
+            a = weight * pad(a, (0, 0, 0, missing))
+            b = weight * config["lora_alpha"] / config["r"] * pad(b, (0, missing))
+            down[module], up[module] = down.get(module, 0) + a, up.get(module, 0) + b
+    return {module: up[module] @ down[module] for module in down}
 
 
 def test_fault_6_a_right_label_with_further_words_is_right_by_its_beginning() -> None:
@@ -132,7 +219,7 @@ def test_a_planted_sum_of_two_adapters_is_recovered(generator: Generator, tiny_p
     answers = answer_all(generator, asked, [Composition.of({one: 0.6, two: 0.6})] * len(asked))
     planted = [Sample(inputs=row.inputs, targets=answer or "x") for row, answer in zip(asked, answers, strict=True)]
     loss = answer_loss(generator.model, generator.tokenizer, [one, two, three], planted, generator.settings)
-    learned = learn_weights(loss, [one, two, three], 40, 0)
+    learned = learn_weights(loss, [one, two, three], Search(40, 0))
     assert learned.loss <= loss([0.6, 0.6, 0.0]) + 0.01
     assert abs(learned.weights[three]) < max(abs(learned.weights[one]), abs(learned.weights[two]))
 
@@ -184,20 +271,92 @@ def test_published_figures_belong_to_one_base_and_recompute_to_the_printed_avera
     assert dict(zip(COLUMNS, means, strict=True)) == pytest.approx(
         {"zero_shot": 27.0, "in_context": 37.3, "lora": 37.7, "mean": 34.7, "best": 41.2}, abs=0.11
     )
+
+
+def test_the_table_has_intervals_and_perhaps_the_published_figures(tmp_path: Path) -> None:
+    right = {"zero_shot": 0, "lorahub_1": 4, "lorahub_2": 8, "lorahub_chosen": 4}  # of 10 rows
+    for name, number in right.items():
+        rows: list[dict[str, Any]] = [
+            {
+                "id": id,
+                "inputs": f"q{id}",
+                "targets": "yes",
+                "task": "navigate",
+                "domain": "bbh",
+                "metric": "em",
+                "predicted_answer": "yes" if id < number else "no",
+                "adapters": [],
+                "weights": [],
+                "scores": [],
+            }
+            for id in range(10)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     design = Design(draws=2, baselines=("zero_shot",))
-    scores = {"navigate": {"zero_shot": 1.0, "lorahub_1": 2.0, "lorahub_2": 4.0, "lorahub_chosen": 2.0}}
-    assert len(score_table(scores, design, published=False).columns) == 4
-    table = score_table(scores, design, published=True)
-    assert [cell.value for cell in table.rows[0][1] if not isinstance(cell, str) and cell] == [
-        *(1, 3, 4, 2),
-        *PUBLISHED["navigate"],
-    ]
+    runs = scored_runs(tmp_path, design)
+    table = score_table(runs, design, published=False)
+    assert table.columns == ["zero_shot", "mean of draws", "best draw", "lorahub_chosen"]
+    for _, line in table.rows:  # the task, and the mean over the one task
+        cells = [cell for cell in line if isinstance(cell, Cell)]
+        assert [cell.value for cell in cells] == [0, 60, 80, 40]
+        assert cells[2].low is None  # no interval for a draw that the test chose
+        for cell in (cells[0], cells[1], cells[3]):
+            assert cell.low is not None and cell.high is not None
+            assert cell.low <= cell.value <= cell.high
+            assert 15 < cell.high - cell.low < 80  # a share of ten rows
+    figures = score_table(runs, design, published=True).rows[0][1][4:]
+    assert [cell.value for cell in figures if isinstance(cell, Cell)] == [*PUBLISHED["navigate"]]
+    differences = difference_table(runs, design)
+    assert differences is not None
+    ((_, (difference,)),) = differences.rows
+    assert isinstance(difference, Cell) and difference.value == 40 and difference.low is not None
+    assert difference_table(runs, Design(draws=2, baselines=())) is None
 
 
-def test_what_does_not_fit_together_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    common = ["lorahub", "--base", str(TINY / "base"), "--adapters", str(TINY / "adapters")]
-    assert main([*common, "--tasks", str(tmp_path)]) == 2
-    assert main([*common, "--examples", "x.json"]) == 2
-    assert main([*common, "--tasks", str(tmp_path), "--results", "r", "--choice", "retrieved"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert ["--results" in lines[0], "--out" in lines[1], "--encoder and --pool" in lines[2]] == [True] * 3
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tasks", "t"), "--results"),
+        (("--examples", "x.json"), "--out"),
+        (("--tasks", "t", "--results", "r", "--choice", "retrieved"), "--encoder and --pool"),
+        (("--examples", "x.json", "--out", "o", "--draws", "5"), "--draws: belongs to the experiment"),
+        (("--examples", "x.json", "--out", "o", "--baselines", "none"), "--baselines: belongs to the experiment"),
+        (("--examples", "x.json", "--out", "o", "--without-own"), "--without-own: belongs to the experiment"),
+        (("--examples", "x.json", "--out", "o", "--limit", "5"), "--limit: belongs to the experiment"),
+        (("--examples", "x.json", "--out", "o", "--results", "r"), "--results: belongs to the experiment"),
+        (("--tasks", "t", "--results", "r", "--seed", "1"), "--seed: belongs to one task"),
+        (("--tasks", "t", "--results", "r", "--out", "o"), "--out: belongs to one task"),
+        (("--tasks", "t", "--results", "r", "--set", "seed=1"), "--set: sets a field of a profile"),
+        (("--tasks", "t", "--results", "r", "--profile", "tiny"), "--base: --profile says this"),
+    ],
+)
+def test_arguments_without_effect_are_refused_in_one_line(
+    arguments: Sequence[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lorahub", "--base", str(TINY / "base"), "--adapters", str(TINY / "adapters"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_base_or_a_profile_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lorahub", "--examples", "x.json", "--out", "o"]) == 2
+    assert "name a base model with --base, or a profile with --profile" in capsys.readouterr().err
+
+
+def test_the_arguments_offer_every_choice() -> None:
+    """The arguments are shown before slow packages are imported, so they write the names once more."""
+    parser = argparse.ArgumentParser()
+    arguments.add_arguments(parser)
+    offered = {action.dest: action.choices for action in parser._actions}
+    for name, known in (
+        ("choice", CHOICES),
+        ("objective", OBJECTIVES),
+        ("optimizer", OPTIMIZERS),
+        ("penalty", PENALTIES),
+    ):
+        assert list(offered[name] or ()) == list(known)
+    assert arguments.BASELINES == BASELINES
+    assert (
+        vars(Search()).items()
+        <= {name: parser.get_default(name) for name in ("steps", "l1", "bound", "optimizer", "penalty")}.items()
+    )

@@ -15,7 +15,7 @@ import torch
 from made_up import tiny_t5
 from places import TINY
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
@@ -158,18 +158,28 @@ def test_a_base_that_lacks_weights_is_named(base: Path) -> None:
     )
 
 
-@pytest.fixture
-def t5(tmp_path: Path) -> Path:
-    tiny_t5(tmp_path / "t5")
-    return tmp_path / "t5"
-
-
-def test_an_encoder_decoder_base_is_loaded_for_composing_alone(t5: Path) -> None:
-    assert load_composable(t5, {}, torch.float32, "cpu", encoder_decoder=True).base.config.model_type == "t5"
-    for load in (lambda: load_generator(ModelSource(t5, {}, SETTINGS)), lambda: skeleton(t5)):
+def test_an_encoder_decoder_base_that_is_no_t5_is_loaded_for_composing_alone(tmp_path: Path) -> None:
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    BartForConditionalGeneration(BartConfig(vocab_size=566, **sizes, **heads)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / "base" / name, tmp_path / name)
+    assert load_composable(tmp_path, {}, torch.float32, "cpu", every_kind=True).base.config.model_type == "bart"
+    for load in (lambda: load_generator(ModelSource(tmp_path, {}, SETTINGS)), lambda: skeleton(tmp_path)):
         with pytest.raises(UserError) as error:
             load()
-        assert "t5 is an encoder-decoder model" in one_line(error)
+        assert "bart is an encoder-decoder model; of these, rows are answered" in one_line(error)
+
+
+def test_a_t5_that_names_no_start_token_is_refused(tmp_path: Path) -> None:
+    tiny_t5(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / name).read_text())
+        del content["decoder_start_token_id"]
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        load_generator(ModelSource(tmp_path, {}, SETTINGS))
+    assert "its configuration names no decoder_start_token_id" in one_line(error)
 
 
 @pytest.mark.slow

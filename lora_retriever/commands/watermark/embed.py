@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_retriever.commands.arguments import count, nonnegative, penalty
-from lora_retriever.commands.train import OPTIONS, device_of, training_options
+from lora_retriever.commands.shared import device_of
+from lora_retriever.commands.train import OPTIONS, training_options
 from lora_retriever.commands.watermark.shared import (
     adapters_in,
     add_base,
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from lora_retriever.backends.signals import stopping_on_signals
+    from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
     from lora_retriever.generation.loading import load_base, load_tokenizer
     from lora_retriever.generation.prompt import files_wanted
     from lora_retriever.watermark.embedding import mark_adapter
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         with console.status("loading"):
             tokenizer = load_tokenizer(base_folder)
             base = load_base(base_folder, getattr(torch, args.dtype), device)
+            refuse_encoder_decoder(base.config, "watermarks")
         adapter = args.adapter or _trained(args, base, tokenizer, console)
         with progress_bar(console, f"mark {args.out.name}", 1) as bar:
 

@@ -12,6 +12,7 @@ from lora_retriever.errors import UserError
 
 if TYPE_CHECKING:
     from lora_retriever.data.rows import Sample
+    from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
     from lora_retriever.generation.generator import Generator
 
 CONFIG_FILE = "adapter_config.json"
@@ -114,7 +115,7 @@ def load_suspects(
     """
     import torch
 
-    from lora_retriever.commands.train import device_of
+    from lora_retriever.commands.shared import device_of
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.settings import GenerationSection
@@ -124,6 +125,7 @@ def load_suspects(
         template=template, system=args.system, max_new_tokens=ANSWER_TOKENS, batch_size=batch_size
     )
     model = load_composable(base, adapters, getattr(torch, args.dtype), device_of(args.device))
+    refuse_encoder_decoder(model.config, "watermarks")
     return Generator(model, load_tokenizer(base), settings)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path, write_bytes
 from lora_retriever.generation.batches import ran_out_of_memory
+from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.examples import (
     IGNORED,
     LeftPadding,
@@ -170,6 +171,7 @@ def train(
             or infinite.
     """
     clock, generator, file = time.perf_counter(), context.generator, folder / MATRICES_FILE
+    refuse_encoder_decoder(generator.model.config, "gates that are trained")
     model, examples, gate = generator.model, examples_of(context, options, adapter), GateInTraining(weigh)
     experts = experts_of(context.pool, context.seed) if adapter is None else (adapter,)
     collate = LeftPadding(generator.pad_id)

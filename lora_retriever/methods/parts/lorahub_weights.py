@@ -40,10 +40,10 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.batches import ran_out_of_memory
 from lora_retriever.generation.examples import (
     IGNORED,
-    LeftPadding,
     check_examples,
     encode_example,
     example_losses,
+    padding_of,
 )
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.limits import vocabulary_of
@@ -53,10 +53,6 @@ from lora_retriever.progress import progress_bar
 from lora_retriever.tables import Table
 from peft_composition import ComposableModel, CompositionError
 
-ADAPTERS = 20
-STEPS = 40
-L1 = 0.05
-BOUND = 1.5
 RECORD_FILE = "lorahub.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """The file by which a folder is an adapter."""
@@ -74,6 +70,15 @@ Loss = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of the optimisation: the weights and their loss (in nats, without the penalty)."""
+
+    weights: tuple[float, ...]
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Search:
     """How weights are searched for.
 
@@ -85,20 +90,19 @@ class Search:
         penalty: a name of `PENALTIES`.
     """
 
-    steps: int = STEPS
-    l1: float = L1
-    bound: float = BOUND
+    steps: int = 40
+    l1: float = 0.05
+    bound: float = 1.5
     optimizer: str = "cobyla"
     penalty: str = "mean"
 
+    def objective(self, step: Step) -> float:
+        """L(w) + α Σ |w_p| / P, or with the penalty `sum`: L(w) + α Σ |w_p|.
 
-@dataclass(frozen=True)
-class Step:
-    """One step of the optimisation: the weights and their loss (in nats, without the penalty)."""
-
-    weights: tuple[float, ...]
-    loss: float
-    seconds: float
+        The authors' code takes the mean over adapters; their paper has the sum.
+        """
+        size = sum(map(abs, step.weights)) / (len(step.weights) if self.penalty == "mean" else 1)
+        return step.loss + self.l1 * size
 
 
 @dataclass(frozen=True)
@@ -132,42 +136,30 @@ class Learned:
 def learn_weights(
     loss: Loss,
     names: Sequence[str],
-    steps: int = STEPS,
-    l1: float = L1,
-    bound: float = BOUND,
+    search: Search,
     seed: int = 0,
     log: Path | None = None,
     console: Console | None = None,
-    optimizer: str = "cobyla",
-    penalty: str = "mean",
 ) -> Learned:
     """The weights with the least sum of loss and penalty, of all weights that the optimisation tried.
 
     Args:
-        loss: a function of weights, one for each of `names`. It is called at most `steps` times, and once for the
-            same weights. (COBYLA asks for the same weights again when it has converged and begins anew.)
-        l1: α, the factor of the penalty.
-        bound: maximum absolute value of a weight.
+        loss: a function of weights, one for each of `names`. It is called at most `search.steps` times, and once for
+            the same weights. (COBYLA asks for the same weights again when it has converged and begins anew.)
         seed: the seed of an optimiser that draws.
         log: a JSON-lines file of the steps. Steps that the file already has, from before an interruption, are not
             computed again: the optimisation asks for the same weights if it is told the same losses.
         console: where progress is shown. None: nowhere.
-        optimizer: a name of `OPTIMIZERS`.
-        penalty: a name of `PENALTIES`: whether the penalty counts the mean |w_p| or the sum.
     """
     known = _read_steps(log) if log and log.exists() else []
     tried: list[Step] = []
     losses: dict[tuple[float, ...], float] = {}  # of the weights in `tried`
-    space = nevergrad.p.Array(init=np.zeros(len(names)), lower=-bound, upper=bound)
-    space.random_state = np.random.RandomState(seed % 2**32)  # not from numpy's global state
-    search: Any = getattr(nevergrad.optimizers, OPTIMIZERS[optimizer])(parametrization=space, budget=steps)
-    if optimizer != "cobyla":  # COBYLA begins with weights of 0 by itself
-        search.suggest(np.zeros(len(names)))
+    optimizer = _optimizer(len(names), search, seed)
     try:
-        with progress_bar(console, "learning weights", steps) as bar, warnings.catch_warnings():
+        with progress_bar(console, "learning weights", search.steps) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="COBYLA: Invalid")  # nevergrad sets a tolerance of 0
-            for _ in range(steps):
-                asked = search.ask()
+            for _ in range(search.steps):
+                asked = optimizer.ask()
                 weights = tuple(round(weight, 6) + 0.0 for weight in asked.value.tolist())  # 1e-18 becomes 0
                 if known and known[0].weights == weights:
                     tried.append(known.pop(0))
@@ -177,21 +169,24 @@ def learn_weights(
                     if log:
                         write_text(log, "".join(json.dumps(asdict(step)) + "\n" for step in tried))
                 losses[weights] = tried[-1].loss
-                search.tell(asked, objective(tried[-1], l1, penalty))
+                optimizer.tell(asked, search.objective(tried[-1]))
                 move = bar.restart_at if known else bar.move_to  # steps of an earlier start took no time now
-                move(len(tried), f"{len(tried)}/{steps} loss {min(step.loss for step in tried):.4f}")
+                move(len(tried), f"{len(tried)}/{search.steps} loss {min(step.loss for step in tried):.4f}")
     finally:
-        del search  # COBYLA runs in a thread that ends with this object
-    best = min(tried, key=lambda step: objective(step, l1, penalty))  # what nevergrad recommends
+        del optimizer  # COBYLA runs in a thread that ends with this object
+    best = min(tried, key=search.objective)  # what nevergrad recommends
     return Learned(dict(zip(names, best.weights, strict=True)), best.loss, tried[0].loss, tuple(tried))
 
 
-def objective(step: Step, l1: float, penalty: str = "mean") -> float:
-    """L(w) + α Σ |w_p| / P, or with the penalty `sum`: L(w) + α Σ |w_p|.
-
-    The authors' code takes the mean over adapters; their paper has the sum.
-    """
-    return step.loss + l1 * sum(map(abs, step.weights)) / (len(step.weights) if penalty == "mean" else 1)
+def _optimizer(weights: int, search: Search, seed: int) -> Any:
+    """nevergrad's optimiser for a number of weights, which begins with weights of 0."""
+    space = nevergrad.p.Array(init=np.zeros(weights), lower=-search.bound, upper=search.bound)
+    space.random_state = np.random.RandomState(seed % 2**32)  # not from numpy's global state
+    kind = getattr(nevergrad.optimizers, OPTIMIZERS[search.optimizer])
+    optimizer = kind(parametrization=space, budget=search.steps)
+    if search.optimizer != "cobyla":  # COBYLA begins with weights of 0 by itself
+        optimizer.suggest(np.zeros(weights))
+    return optimizer
 
 
 def adapter_folders(named: Sequence[str], folder: Path | None) -> tuple[list[str], list[Path]]:
@@ -259,7 +254,7 @@ def answer_loss(
     vocabulary = vocabulary_of(model.base)
     check_examples(examples, samples, vocabulary)
     padding = pad_token_id(tokenizer, vocabulary, settings.pad_token_id)
-    batches = list(map(LeftPadding(padding), _batches(examples, settings, vocabulary)))
+    batches = list(map(padding_of(model.base, tokenizer, padding), _batches(examples, settings, vocabulary)))
 
     def loss(weights: Sequence[float]) -> float:
         try:
@@ -303,9 +298,7 @@ def learn_checkpoint(
         UserError: the weights cannot be learned or saved, or no weights are better than the base alone.
     """
     model = generator.model
-    learned = learn_weights(
-        loss, names, search.steps, search.l1, search.bound, seed, None, console, search.optimizer, search.penalty
-    )
+    learned = learn_weights(loss, names, search, seed, console=console)
     if not any(learned.weights.values()):
         raise UserError(
             f"none of the {search.steps} weight vectors tried is better than the base alone (loss "

@@ -21,6 +21,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path, write_bytes
 from lora_retriever.generation.batches import Request, plan_batches
 from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.generator import make_prompts
 from lora_retriever.generation.passes import read_prompts
 from lora_retriever.methods.parts.spectral import computing_dtype, lengths, response_of
@@ -95,6 +96,7 @@ class _Measure:
 def _measure(context: Context, samples: int, folder: Path) -> dict[str, Any]:
     """Measure all adapters, and write the file. Returns the record."""
     generator, tensors, pool = context.generator, {}, context.pool
+    refuse_encoder_decoder(generator.model.config, "methods that measure adapters on their samples")
     with progress_bar(context.console, "reading samples", len(pool), text=f"0/{len(pool)}") as bar:
         for number, entry in enumerate(pool, start=1):
             gate, name = _Measure(), entry.model_name

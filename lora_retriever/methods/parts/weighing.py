@@ -1,4 +1,4 @@
-"""The softmax over the adapters that a row is offered, by which all gates turn scores into weights.
+"""How gates turn scores into weights: by a softmax over the adapters that a row is offered, or by the best of them.
 
 The module computes with tensors only, and registers no method.
 """
