@@ -12,6 +12,7 @@ import re
 import secrets
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -121,6 +122,22 @@ def write_bytes(path: Path, data: bytes) -> None:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV):
                 raise
             _write_into(target, data)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Within this context an unfinished folder is filled, which then becomes the folder `out` in one atomic step.
+
+    The folder that the context gives does not exist yet. After an error nothing is left.
+
+    Raises:
+        OSError: a folder cannot be made, or `out` exists and is not empty.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
+        folder = Path(unfinished) / out.name
+        yield folder
+        folder.rename(out)
 
 
 def read_bytes(path: Path, at_most: int = -1) -> bytes:

@@ -29,9 +29,10 @@ from lora_retriever.data.triples import relations_of, text_of, triples_of
 from lora_retriever.files import write_json, write_text
 from lora_retriever.procedures.relations import EXTRACTION, extractions
 from lora_retriever.procedures.steps import next_steps
-from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import PLOT
 from lora_retriever.training.detector import train_detector
+from lora_retriever.training.lora import TrainingOptions
 
 TEMPLATE = "{inputs}\nanswer:"
 """The template of the profiles `tiny-plans` and `tiny-relations`."""

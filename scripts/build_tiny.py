@@ -37,8 +37,9 @@ from lora_retriever.data.rows import Sample, read_rows
 from lora_retriever.experiment.profile import INSTRUCTION
 from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.prompt import ALPACA
-from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import PLOT
+from lora_retriever.training.lora import TrainingOptions
 
 TRAIN_ROWS = 800
 TEST_ROWS = 30

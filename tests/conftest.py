@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from places import ROOT, TINY
@@ -19,6 +20,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.running.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 LONGEST = (
     "test_ray_backend.py",
@@ -101,6 +105,15 @@ def runs_in_threes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     profile = tiny_profile(tmp_path_factory.mktemp("threes"), generation={"batch_size": 3})
     names = ["selection", "mixture_ood", "fusion"]
     return made_once(tmp_path_factory, "runs_in_threes", lambda folder: evaluate(profile, names, folder, 2, QUIET))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Each file ends its own, because other files use event loops of their own."""
+    from browsers import started_browser
+
+    with started_browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from lora_retriever.files import (
     cache_folder,
     hash_files,
     hash_path,
+    new_folder,
     read_bytes,
     safe_name,
     sweep_unfinished,
@@ -63,6 +64,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_text(path, "new")
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["x.txt"]
+
+
+def test_a_new_folder_appears_when_it_is_filled(tmp_path: Path) -> None:
+    out = tmp_path / "adapters" / "dart"
+    with new_folder(out) as unfinished:
+        assert not unfinished.exists()
+        unfinished.mkdir()
+        (unfinished / "file").write_text("whole")
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["dart"]
+    assert (out / "file").read_text() == "whole"
+
+
+def test_a_folder_that_is_not_filled_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "adapters" / "dart"
+    with pytest.raises(ZeroDivisionError), new_folder(out) as unfinished:
+        unfinished.mkdir()
+        (unfinished / "file").write_text("half")
+        print(1 / 0)
+    assert [*out.parent.iterdir()] == []
+
+
+def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "dart").mkdir()
+    (tmp_path / "dart" / "file").write_text("old")
+    with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "dart") as unfinished:
+        unfinished.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["dart"]
+    assert (tmp_path / "dart" / "file").read_text() == "old"
 
 
 def test_half_of_a_surrogate_pair_is_written_escaped(tmp_path: Path) -> None:

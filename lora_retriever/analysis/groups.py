@@ -17,12 +17,13 @@ from lora_retriever.analysis.comparison import (
 from lora_retriever.analysis.folders import Folder
 from lora_retriever.analysis.runs import AnsweredRow, id_ranges
 from lora_retriever.analysis.scores import ScoredRun
-from lora_retriever.analysis.side_by_side import Names, common_notes
-from lora_retriever.analysis.summary import beside
+from lora_retriever.analysis.side_by_side import Names, Summaries, all_runs, common_notes, summarize_folders
+from lora_retriever.analysis.summary import RunSummary, beside
 from lora_retriever.data.further import MAX_VALUES, value_text
 from lora_retriever.data.rows import Row, shortened
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
+from lora_retriever.metrics import Scoring
 from lora_retriever.tables import Table
 
 Pairs = Sequence[tuple[ScoredRun, ScoredRun]]
@@ -45,6 +46,14 @@ class Groups:
     def folders(self) -> list[Folder]:
         """The folders, with the rows of the first value."""
         return next(iter(self.by_value.values()))
+
+    def summaries(self, scoring: Scoring) -> dict[str, Summaries]:
+        """The scored runs of each value. Scores are normalized by the oracle on the rows of the same value.
+
+        Raises:
+            UserError: a row cannot be scored.
+        """
+        return {value: summarize_folders(folders, scoring) for value, folders in self.by_value.items()}
 
     def kept_names(self, names: Names) -> dict[str, list[str]]:
         """Those of the names of runs that are not left out, by the folder's name.
@@ -74,7 +83,7 @@ def split(folders: Sequence[Folder], field: str) -> Groups:
     everything = set().union(*(run.rows for folder in folders for run in folder.runs))
     notes = [f"By {field}: {', '.join(f'{value} {len(of_value):,} rows' for value, of_value in ids.items())}."]
     if without := everything - values.keys():
-        notes.append(f"{len(without)} rows without {field}, so left out: {id_ranges(without)}.")
+        notes.append(f"Rows without {field}, left out of the groups: {id_ranges(without)}.")
     kept = []
     for folder in folders:
         lacking = {
@@ -83,7 +92,11 @@ def split(folders: Sequence[Folder], field: str) -> Groups:
         }
         kept.append(replace(folder, runs=[run for run in folder.runs if not lacking[run.name]]))
         prefix = f"{folder.name}:" if len(folders) > 1 else ""
-        notes += [f"{prefix}{name} has no row of {', '.join(of)}, so left out." for name, of in lacking.items() if of]
+        notes += [
+            f"{prefix}{name} has no row of {', '.join(of)}, so it is left out of the groups."
+            for name, of in lacking.items()
+            if of
+        ]
     kept = [folder for folder in kept if folder.runs]
     if not kept:
         raise UserError(f"--by {field}: no run has rows of all values: {', '.join(ids)}")
@@ -97,6 +110,36 @@ def split(folders: Sequence[Folder], field: str) -> Groups:
         },
         notes,
     )
+
+
+@dataclass(frozen=True)
+class ScoredGroups:
+    """The runs of results folders, scored on the rows of each value of a further field.
+
+    Attributes:
+        by_value: for each value the runs by their names. Runs without a row of some value are left out.
+        ids: for each value the ids of its rows.
+    """
+
+    field: str
+    by_value: dict[str, dict[str, RunSummary]]
+    ids: dict[str, set[int]]
+    notes: list[str]
+
+
+def scored_groups(folders: Sequence[Folder], field: str, scoring: Scoring) -> ScoredGroups:
+    """Score the runs on the rows of each value. Of several folders, each run is named FOLDER:RUN.
+
+    Raises:
+        UserError: as for `split`, or a row cannot be scored.
+    """
+    groups = split(folders, field)
+    by_value, ids = {}, {}
+    for value, summaries in groups.summaries(scoring).items():
+        runs = all_runs(summaries, several=len(folders) > 1)
+        by_value[value] = {run.name: run for run in runs}
+        ids[value] = {id for run in runs for id in run.scored.run.rows}
+    return ScoredGroups(field, by_value, ids, groups.notes)
 
 
 def values_of_rows(rows: Sequence[Row], field: str, where: object) -> list[str | None]:

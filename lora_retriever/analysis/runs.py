@@ -61,6 +61,20 @@ class FoundAdapters(BaseModel):
     probabilities: tuple[float | None, ...] = ()
 
 
+class Asked(BaseModel):
+    """A question that a procedure asked, with its answer: a text, or labels with their probabilities."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    inputs: str
+    adapters: tuple[OfficialName, ...] = ()
+    weights: tuple[FiniteFloat, ...] = ()
+    answer: str | None = None
+    labels: tuple[str, ...] = ()
+    probabilities: Mapping[str, FiniteFloat] = {}
+    threshold: FiniteFloat | None = None
+
+
 class AnsweredRow(BaseModel):
     """A row with its answer, the adapters used for it and its further fields.
 
@@ -83,6 +97,7 @@ class AnsweredRow(BaseModel):
     truncated_tokens: Annotated[int | None, OrNone] = None
     options: Annotated[tuple[str, ...] | None, OrNone] = None
     likelihoods: Annotated[tuple[FiniteFloat, ...] | None, OrNone] = None
+    stages: Annotated[tuple[tuple[Asked, ...], ...] | None, OrNone] = None
     further: Mapping[str, Value] = {}
 
     @property

@@ -200,7 +200,7 @@ def _decisive(grouped: Mapping[str, Sequence[AnsweredRow]], scoring: Scoring) ->
     for task, rows in grouped.items():
         yield from (task, rows[0].metric, scoring.kinds.get(task, ""))
         for row in rows:
-            yield json.dumps([row.answer, row.targets, *([row.inputs] if row.metric == "kas" else [])])
+            yield json.dumps([row.answer, row.targets, row.inputs])
 
 
 def gathered(tasks: Mapping[str, ScoredTask], scores: Mapping[str, Array]) -> dict[Quantity, Array]:

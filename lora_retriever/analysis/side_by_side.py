@@ -84,9 +84,13 @@ def only(summaries: Summaries, names: Names) -> dict[str, list[RunSummary]]:
     return found
 
 
-def all_runs(summaries: Summaries) -> list[RunSummary]:
-    """The runs of all folders. Of several folders, each run is named FOLDER:RUN."""
-    if len(summaries) == 1:
+def all_runs(summaries: Summaries, several: bool | None = None) -> list[RunSummary]:
+    """The runs of all folders.
+
+    Args:
+        several: whether each run is named FOLDER:RUN. None: these are several folders.
+    """
+    if several is False or (several is None and len(summaries) == 1):
         return [run for runs in summaries.values() for run in runs]
     return [
         replace(run, scored=replace(run.scored, run=replace(run.scored.run, name=f"{folder}:{run.name}")))

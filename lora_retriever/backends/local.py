@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 
 from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
 from lora_retriever.backends.failures import failed_row
@@ -13,7 +12,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.batches import Request, plan_windows, unfinished
-from lora_retriever.generation.generator import Generator, answer_of
+from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loading import load_generator
 from lora_retriever.generation.loop import Job, Loop
 from lora_retriever.generation.sampling import Sampling
@@ -25,7 +24,7 @@ class LocalBackend:
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
-        self._most_rows = generator.settings.batch_size
+        self._room: int | None = None  # of the last window's loop: fewer rows, if memory has run out
 
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
@@ -68,16 +67,9 @@ class LocalBackend:
         settings = self._generator.settings
         longest = max(len(request.prompt.token_ids) for request in window) + settings.max_new_tokens
         most = settings.batch_size * longest if settings.batch_tokens is None else settings.batch_tokens
-        loop = Loop(
-            self._generator,
-            max(most, longest),  # a single row always has room
-            self._most_rows,
-            read_tokens=max(most, longest),
-            steps=1,
-            is_fatal=is_broken_device,
-        )
+        most = max(most, longest)  # a single row always has room
+        loop = Loop(self._generator, most, read_tokens=most, steps=1, room=self._room, is_fatal=is_broken_device)
         asked: dict[int, Request] = {}
-        tokens: dict[int, list[int]] = {}
         sampling = Sampling(settings.max_new_tokens)
         with closing(loop):
             for request in window:
@@ -86,23 +78,22 @@ class LocalBackend:
                 except UserError as error:
                     yield failed_row(request, error)
                 else:
-                    asked[id], tokens[id] = request, []
-            while loop.waiting or loop.running:
-                outcome = Outcome()
-                try:
-                    events = loop.step()
-                except Exception as error:
-                    raise broken_device(error) from error
-                for event in events:
-                    tokens[event.id] += [token.id for token in event.tokens]
-                    if event.error is not None:
-                        outcome |= failed_row(asked[event.id], event.error)
-                    elif event.ended is not None:
-                        answer = answer_of(tokens.pop(event.id), self._generator.tokenizer, settings.answer_end)
-                        outcome |= Outcome({asked[event.id].id: replace(answer, gate=event.gate)})
-                if outcome.answers or outcome.failures:
+                    asked[id] = request
+            try:
+                for events in loop.ended():
+                    outcome = Outcome()
+                    for event in events:
+                        request = asked[event.id]
+                        if event.error is not None:
+                            outcome |= failed_row(request, event.error)
+                        else:
+                            outcome |= Outcome({request.id: self._generator.answer_of(event)})
                     yield outcome
-        self._most_rows = loop.max_rows  # less, once memory has run out
+            except Exception as error:
+                if is_broken_device(error):
+                    raise broken_device(error) from error
+                raise
+        self._room = loop.room
 
 
 def load(profile: Profile, benchmark: Benchmark) -> LocalBackend:

@@ -124,10 +124,10 @@ def load(profile: Profile, benchmark: Benchmark) -> RayBackend:
     device = profile.torch_device.partition(":")[0]  # Ray shows each worker only the GPUs that the worker may use
     source = model_source(profile, benchmark)
     own_methods = tuple(name for name in profile.methods if ":" in name)
-    owns_cluster = _connect(profile.ray)
+    owns_cluster = connect(profile.ray)
     workers: list[Any] = []
     try:
-        count, resources = _plan_workers(profile.ray, on_gpus=device != "cpu")
+        count, resources = plan_workers(profile.ray, on_gpus=device != "cpu")
         actors = ray.remote(Worker).options(**resources, max_restarts=RESTARTS)
         given = replace(source, device=device)
         workers += [actors.remote(given, own_methods, profile.folder) for _ in range(count)]
@@ -149,7 +149,7 @@ def load(profile: Profile, benchmark: Benchmark) -> RayBackend:
         raise
 
 
-def _connect(settings: RaySection) -> bool:
+def connect(settings: RaySection) -> bool:
     """See that Ray runs. Returns whether this process had to start Ray, or join the cluster.
 
     Raises:
@@ -172,7 +172,7 @@ def _connect(settings: RaySection) -> bool:
     return True
 
 
-def _plan_workers(settings: RaySection, on_gpus: bool) -> tuple[int, dict[str, float]]:
+def plan_workers(settings: RaySection, on_gpus: bool) -> tuple[int, dict[str, float]]:
     """The number of workers, and the resources of the cluster that each of them takes.
 
     Raises:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_retriever.data.tables import COLUMN_FIELDS
+
 if TYPE_CHECKING:
     from lora_retriever.data.sources import DataSource
     from lora_retriever.experiment.profile import Profile
 
-ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
-"""The fields of rows that may have other names in a file."""
 DEFAULT_PROFILE = "tiny"
 DEFAULT_RESULTS = Path("results") / DEFAULT_PROFILE
 
@@ -122,7 +122,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
             type=pairs,
             default={},
             metavar="FIELD=NAME,…",
-            help=f"{what}, such as {example} (fields: {', '.join(ROW_FIELDS)})",
+            help=f"{what}, such as {example} (fields: {', '.join(COLUMN_FIELDS)})",
         )
 
 
@@ -155,8 +155,8 @@ def pairs(text: str) -> dict[str, str]:
         name, _, value = pair.partition("=")
         if not name or not value:
             raise argparse.ArgumentTypeError(f"{pair!r}: expected FIELD=NAME, such as inputs=question")
-        if name not in ROW_FIELDS:
-            raise argparse.ArgumentTypeError(f"unknown field {name!r} (known: {', '.join(ROW_FIELDS)})")
+        if name not in COLUMN_FIELDS:
+            raise argparse.ArgumentTypeError(f"unknown field {name!r} (known: {', '.join(COLUMN_FIELDS)})")
         if name in found:
             raise argparse.ArgumentTypeError(f"field {name} is named twice")
         found[name] = value
@@ -189,6 +189,13 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sort", choices=["paper", "mean"], default="paper", help="the paper's order, or by falling mean over tasks"
+    )
+
+
+def add_by(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that splits the rows of a table."""
+    parser.add_argument(
+        "--by", metavar="FIELD", help="split the rows by a further field of theirs: a column for each of its values"
     )
 
 

@@ -91,7 +91,7 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
     from lora_retriever.generation.loop import Sampling
     from lora_retriever.serving.answers import chat_text, described
     from lora_retriever.serving.asking import Wanted, answering
-    from lora_retriever.serving.naming import asked_of
+    from lora_retriever.serving.naming import asked_of, learns
     from lora_retriever.serving.prompts import Prompts
     from lora_retriever.serving.schemas import Message, Wishes
 
@@ -102,7 +102,10 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
     async def answer(model: str) -> dict[str, Any]:
         method = service.methods.get(model)
         takes = Wishes()
-        if method is not None:  # of the wishes, each method is given those that it reads
+        if method is not None and learns(method):
+            await asyncio.to_thread(service.learning.learn, method)
+            takes = Wishes(exclude=wishes.exclude)
+        elif method is not None:  # of the wishes, each method is given those that it reads
             k = service.profile.retrieval.k
             read = {name: getattr(wishes, name) for name in ("k", "scorer") if method.depends_on(name, k)}
             takes = Wishes(exclude=wishes.exclude, **read)
@@ -118,14 +121,13 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
 
 def _bars(hits: list[dict[str, Any]]) -> list[str]:
     """One line for each adapter: a bar of its probability, its name and domain, and its score."""
-    width = max(len(hit["name"]) for hit in hits)
+    names = [one_line(hit["name"]) for hit in hits]
+    width = max(map(len, names))
     lines = []
-    for hit in hits:
+    for name, hit in zip(names, hits, strict=True):
         chance = hit["probability"]
         bar = "█" * round(BAR * (chance or 0))
         share = "      –" if chance is None else f"{100 * chance:5.1f} %"
         score = f"{hit['score']:.4g}"
-        lines.append(
-            for_terminal(f"  {share} {bar:{BAR}} {one_line(hit['name']):{width}}  {one_line(hit['domain'])}  ({score})")
-        )
+        lines.append(for_terminal(f"  {share} {bar:{BAR}} {name:{width}}  {one_line(hit['domain'])}  ({score})"))
     return lines

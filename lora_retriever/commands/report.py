@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_results, add_runs, add_scoring
+from lora_retriever.commands.arguments import add_by, add_results, add_runs, add_scoring
 from lora_retriever.commands.shared import report_content, title_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
@@ -17,6 +17,7 @@ HELP = "a results folder as one HTML page, and plots for a paper"
 EXAMPLES = """
 lora-retriever report results/mine
 lora-retriever report results/mine --versus selection --plots plots
+lora-retriever report results/mine --by instruction                # scores for each value of this field of the rows
 """
 
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_results(parser)
     add_runs(parser)
+    add_by(parser)
     add_scoring(parser, ["paper", "standard"])
     parser.add_argument(
         "--versus", metavar="NAME", help="add the table of every run against this one (as in summarize)"

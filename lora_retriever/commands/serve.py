@@ -15,6 +15,7 @@ EXAMPLES = """
 lora-retriever serve                                               # the bundled miniature; then open the page
 lora-retriever serve --profile mine.yaml --host 0.0.0.0 --api-key-file keys.txt
 lora-retriever serve --profile mine.yaml --api-key-file keys.txt --allow-changes
+lora-retriever serve --profile mine.yaml --backend ray --set ray.workers=4
 """
 LARGEST_PORT = 65535
 
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let clients add and remove adapters; needs --api-key-file and the profile's serve.adapters",
     )
+    parser.add_argument(
+        "--backend",
+        choices=("local", "ray"),
+        help="where answers are made: in this process, or by replicas of Ray Serve (default: the profile's)",
+    )
     parser.add_argument("--no-access-log", action="store_true", help="write no line for each request")
 
 
@@ -42,6 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.allow_changes and args.api_key_file is None:
         raise UserError("--allow-changes needs --api-key-file: without a key, anybody could change the pool")
     profile = profile_of(args)
+    if args.backend is not None:
+        profile = profile.model_copy(update={"backend": args.backend})
     serve(profile, args.host, args.port, console, args.api_key_file, args.allow_changes, not args.no_access_log)
     return 0
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
     """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
     from lora_retriever.analysis.comparison import compare_pairs
+    from lora_retriever.analysis.groups import scored_groups
     from lora_retriever.analysis.side_by_side import all_runs, notes_of, only, pairs_of, summarize_folders
     from lora_retriever.report import make_content
 
@@ -38,7 +39,8 @@ def report_content(args: argparse.Namespace, console: Console, index: AdapterInd
         summaries = summarize_folders(folders, scoring)
         comparisons = compare_pairs(pairs_of(summaries, args.versus, names)) if args.versus else ()
         shown = [folder for folder in folders if folder.name in names]
-        return make_content(all_runs(only(summaries, names)), comparisons, index, notes_of(shown))
+        groups = scored_groups(folders, args.by, scoring) if args.by is not None else None
+        return make_content(all_runs(only(summaries, names)), comparisons, index, notes_of(shown), groups)
 
 
 def shown_names(args: argparse.Namespace, folders: Sequence[Folder], scoring: Scoring) -> Names:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_retriever.commands.arguments import add_results, add_runs, add_scoring
+from lora_retriever.commands.arguments import add_by, add_results, add_runs, add_scoring
 from lora_retriever.commands.shared import (
     read_folders_of,
     report_content,
@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=["table", "markdown", "latex", "csv", "json", "html"], default="table")
     parser.add_argument("--by-task", action="store_true", help="a row per task instead of per domain")
     parser.add_argument("--by-run", action="store_true", help="a row per run: for many runs")
-    parser.add_argument(
-        "--by", metavar="FIELD", help="split the rows by a further field of theirs: a column for each of its values"
-    )
+    add_by(parser)
     parser.add_argument("--no-intervals", action="store_true", help="scores without intervals")
     parser.add_argument(
         "--versus",
@@ -133,10 +131,10 @@ def _shown(
 def _shown_by_value(args: argparse.Namespace, groups: Groups, names: Names, scoring: Scoring) -> Table | dict[str, Any]:
     """The same with `--by`: the values side by side."""
     from lora_retriever.analysis import groups as by_value
-    from lora_retriever.analysis.side_by_side import notes_of, only, pairs_of, summarize_folders
+    from lora_retriever.analysis.side_by_side import notes_of, only, pairs_of
     from lora_retriever.tables import Table
 
-    summaries = {value: summarize_folders(folders, scoring) for value, folders in groups.by_value.items()}
+    summaries = groups.summaries(scoring)
     names = groups.kept_names(names)
     if args.versus:
         pairs = {value: pairs_of(of_value, args.versus, names) for value, of_value in summaries.items()}
@@ -176,10 +174,9 @@ def _summarize_as_page(args: argparse.Namespace, console: Console) -> int:
     """Write the report to a file, or print the report: `summarize --format html`."""
     from lora_retriever.report import render
 
-    if args.paper or args.by or args.scoring == "both" or args.no_intervals:
+    if args.paper or args.scoring == "both" or args.no_intervals:
         raise UserError(
-            "--format html shows one scoring, with intervals, of all rows: leave out --paper, --by, --scoring both and "
-            "--no-intervals"
+            "--format html shows one scoring, with intervals: leave out --paper, --scoring both and --no-intervals"
         )
     text = render(report_content(args, console), title_of(args))
     _write_or_print(text, args.output)

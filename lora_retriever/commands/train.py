@@ -17,7 +17,7 @@ from lora_retriever.files import writing
 from lora_retriever.progress import quieten_transformers
 
 if TYPE_CHECKING:
-    from lora_retriever.training.adapter import TrainingOptions
+    from lora_retriever.training.lora import TrainingOptions
 
 HELP = "train one LoRA adapter for each entry of a pool; a stopped training goes on"
 EXAMPLES = """
@@ -88,7 +88,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
 
     options = training_options(args)
-    entries = chosen_entries(read_pool(pool_source(args.pool, args)), args.only, args.validation)
+    pool = read_pool(pool_source(args.pool, args))
+    entries = chosen_entries(pool, args.only, args.validation, detects=options.detect is not None)
     missing = [entry for entry in entries if not is_trained(args.out / entry.model_name, options)]
     device = device_of(args.device)
     print(f"{len(entries) - len(missing)} of {len(entries)} adapters exist, {len(missing)} to train", flush=True)
@@ -119,7 +120,7 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
     from pydantic import ValidationError
 
     from lora_retriever.generation.prompt import TEMPLATES, check_template
-    from lora_retriever.training.adapter import TrainingOptions
+    from lora_retriever.training.lora import TrainingOptions
 
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if "targets" in given:

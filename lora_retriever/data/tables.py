@@ -14,6 +14,8 @@ from lora_retriever.errors import one_line_of
 if TYPE_CHECKING:
     import pyarrow
 
+COLUMN_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
+"""The fields of rows that may have other names in a table: `columns` of a profile, and `--columns`."""
 SEPARATORS = ("\t", ",", ";")
 """What may stand between two cells of a CSV file. The separator that gives the first line most cells is used."""
 PARQUET, ARROW, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"

@@ -25,6 +25,12 @@ def triples_of(texts: str | Iterable[str]) -> set[Triple]:
     return found
 
 
+def is_triple(line: str) -> bool:
+    """Whether a line has three parts, none of them empty."""
+    parts = line.split(SEPARATOR.strip())
+    return len(parts) == 3 and all(part.strip() for part in parts)
+
+
 def text_of(triples: Iterable[Sequence[str]]) -> str:
     """The text of some triples, in their order, each once."""
     return "\n".join(dict.fromkeys(SEPARATOR.join(part.strip() for part in triple) for triple in triples))

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, ByteSize, ConfigDict, Field, ValidationErro
 
 from lora_retriever.data.fetching import official_folder
 from lora_retriever.data.sources import HUB, DataSource
+from lora_retriever.data.tables import COLUMN_FIELDS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief, quoted
@@ -133,8 +134,7 @@ def _texts_of(known: Sequence[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-ROW_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
-Columns = Annotated[dict[str, str], _texts_of(ROW_FIELDS)]
+Columns = Annotated[dict[str, str], _texts_of(COLUMN_FIELDS)]
 Defaults = Annotated[dict[str, str], _texts_of(("task", "domain", "metric"))]
 
 
@@ -253,6 +253,8 @@ class ServeSection(Section):
 
     Attributes:
         adapters: the folder below which adapters lie that clients may add. None: no adapter can be added.
+        methods: methods that learn before the server takes requests. Other methods that learn begin when a client first
+            asks for them.
         max_new_tokens: maximum length of an answer that a client may ask for, in tokens.
         answers: maximum number of answers of one request: prompts times `n`.
         waiting: maximum number of answers that wait or are made. More are refused with status 429.
@@ -263,6 +265,7 @@ class ServeSection(Section):
     """
 
     adapters: Location | None = None
+    methods: tuple[str, ...] = ()
     max_new_tokens: int = Field(512, ge=1, le=MAX_COUNT)
     answers: int = Field(64, ge=1, le=MAX_COUNT)
     waiting: int = Field(256, ge=1, le=MAX_COUNT)

@@ -35,7 +35,8 @@ from lora_retriever.progress import progress_bar
 from lora_retriever.retrieval.encoders import Encoder
 from lora_retriever.running.results_folder import LEARNED, writing_into
 from lora_retriever.running.run_file import differences
-from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
+from lora_retriever.training.lora import TrainingOptions
 
 BASELINES = ("zero_shot", "in_context", "mixture", "lora")
 CHOSEN = "lorahub_chosen"

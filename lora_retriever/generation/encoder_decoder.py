@@ -6,12 +6,13 @@ For a decoder-only base, prompt and answer are one text. Here prompt and answer 
   token). Shorter prompts are padded on the right.
 - The decoder reads the base's start token and the tokens of the answer so far.
 
-Rows of such a base are read together, and no row joins them later. The module uses token ids: no text, no adapter.
+Rows of such a base are read together. Rows leave the batch when they end, and no row joins. The module uses token ids:
+no text, no adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,9 +24,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer
 from lora_retriever.generation.composition import Composition, weight_matrix
-from lora_retriever.generation.decoding import NOT_FINITE
 from lora_retriever.generation.examples import IGNORED, Padding, answer_losses, right_padded
 from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.passes import NOT_FINITE
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.generation.special_tokens import start_token_id
 from peft_composition import ComposableModel, Composer
@@ -107,44 +108,6 @@ class EncoderDecoderBatch:
                 use_cache=True,
             ).logits
         return logits[:, -1]
-
-
-@torch.inference_mode()
-def decode_answers(
-    model: ComposableModel,
-    prompts: Sequence[Sequence[int]],
-    end: Sequence[int],
-    eos_ids: Collection[int],
-    pad_id: int,
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """The greedy answer to every prompt, with the EOS token if there is one. Rows leave the batch when they end.
-
-    Args:
-        end: the tokens behind every prompt.
-
-    Raises:
-        UserError: a row's logits are NaN or infinite.
-    """
-    batch = EncoderDecoderBatch(model, pad_id, end)
-    logits = batch.read(prompts, [()] * len(prompts))
-    answers: list[list[int]] = [[] for _ in prompts]
-    in_batch = list(range(len(prompts)))  # the prompt of each row
-    while True:
-        best = logits.max(dim=-1)  # [rows]; NaN if any logit of the row is NaN
-        if not bool(best.values.isfinite().all()):
-            raise UserError(NOT_FINITE)
-        tokens = best.indices.tolist()
-        for prompt, token in zip(in_batch, tokens, strict=True):
-            answers[prompt].append(token)
-        staying = [row for row, token in enumerate(tokens) if token not in eos_ids]
-        if not staying or len(answers[in_batch[staying[0]]]) == max_new_tokens:
-            return answers
-        if len(staying) < len(in_batch):
-            model.keep_rows(torch.tensor(staying))
-            batch.keep(torch.tensor(staying))
-            in_batch = [in_batch[row] for row in staying]
-        logits = batch.step([tokens[row] for row in staying])
 
 
 @torch.inference_mode()

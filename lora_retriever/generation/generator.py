@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import PoolEntry, Row, Sample, single_spaced
 from lora_retriever.errors import UserError
-from lora_retriever.generation.answer import Answer, GateUse
-from lora_retriever.generation.composition import Composition, weight_matrix
-from lora_retriever.generation.decoding import check_cache, decode
-from lora_retriever.generation.encoder_decoder import GATES, decode_answers, refuse_encoder_decoder
+from lora_retriever.generation.answer import Answer
+from lora_retriever.generation.composition import Composition
+from lora_retriever.generation.encoder_decoder import GATES, refuse_encoder_decoder
 from lora_retriever.generation.encoder_decoder import option_likelihoods as decoders_likelihoods
 from lora_retriever.generation.examples import padding_of
-from lora_retriever.generation.gates import gate_uses
+from lora_retriever.generation.jobs import Job
 from lora_retriever.generation.likelihood import option_likelihoods
 from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
+from lora_retriever.generation.loop import Event, continued
+from lora_retriever.generation.passes import check_cache
 from lora_retriever.generation.prompt import (
     Prompt,
     encode_options,
@@ -26,6 +26,7 @@ from lora_retriever.generation.prompt import (
     extract_answer,
     filling_of,
 )
+from lora_retriever.generation.sampling import Sampling
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import eos_token_ids, pad_token_id, prompt_end
 from peft_composition import ComposableModel, Composer, Gate
@@ -61,29 +62,23 @@ class Generator:
         mode: str | Composer,
         gate: Gate | None = None,
     ) -> list[Answer]:
-        """Greedy answers to the prompts, each under its own composition, all in one batch.
+        """Greedy answers to the prompts, each under its own composition, all in one batch if memory allows.
 
         Raises:
             UserError: a prompt has a token that the base lacks, or the model's logits are not finite numbers. A caller
                 that must know which prompt is at fault divides the batch.
         """
-        for prompt in prompts:
-            check_tokens(prompt.token_ids, self.limits.vocabulary)
-        if gate is not None:
-            refuse_encoder_decoder(self.model.config, GATES)
-        names, weights = weight_matrix(compositions)
-        uses: list[GateUse] | list[None] = [None] * len(prompts)
-        with self.model.composed(names, weights, mode=mode, gate=gate) if names else nullcontext():
-            ids = [prompt.token_ids for prompt in prompts]
-            how = self.eos_ids, self.pad_id, self.settings.max_new_tokens
-            if self.model.config.is_encoder_decoder:
-                tokens = decode_answers(self.model, ids, self.prompt_end, *how)
-            else:
-                tokens = decode(self.model, ids, *how)
-            if names and gate is not None:
-                uses = gate_uses(self.model, names)
-        end = self.settings.answer_end
-        return [replace(answer_of(row, self.tokenizer, end), gate=use) for row, use in zip(tokens, uses, strict=True)]
+        sampling = Sampling(self.settings.max_new_tokens)
+        jobs = [
+            Job(prompt.token_ids, composition, mode, sampling, gate)
+            for prompt, composition in zip(prompts, compositions, strict=True)
+        ]
+        return [self.answer_of(event) for event in continued(self, jobs)]
+
+    def answer_of(self, event: Event) -> Answer:
+        """The answer of a job that has ended, by its last event with all its tokens."""
+        tokens = [token.id for token in event.tokens]
+        return replace(answer_of(tokens, self.tokenizer, self.settings.answer_end), gate=event.gate)
 
     def score(
         self,

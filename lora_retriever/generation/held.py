@@ -68,11 +68,7 @@ class Held:
 
     def mask(self, device: torch.device) -> Tensor | None:
         """The attention mask of the next token, int64 [rows, width + 1]. None: no row has padding."""
-        if min(self.lengths) == self.width:
-            return None
-        lengths = torch.tensor(self.lengths, device=device)[:, None]  # [rows, 1]
-        columns = torch.arange(self.width + 1, device=device)  # [width + 1]
-        return (columns >= self.width - lengths).to(torch.int64)
+        return _mask_of(self.lengths, self.width, device)
 
     def join(self, read: DynamicCache, lengths: Sequence[int], still: int, most: int) -> None:
         """Add rows that were just read, behind the rows that are held.
@@ -204,6 +200,50 @@ class HeldLayer(DynamicLayer):
         length = self.get_seq_length()
         first = 0 if self._window is None else max(0, length - self._window + 1)
         return length - first + query_length, first
+
+
+class HeldWhole:
+    """The state of a batch of a hybrid, which no row joins or leaves. It has the interface of `Held`."""
+
+    def __init__(self) -> None:
+        """Begin without rows."""
+        self.lengths: list[int] = []
+        self.cache: DynamicCache | None = None
+
+    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, most: int) -> None:
+        """Begin with the rows that were just read."""
+        self.cache, self.lengths = read, list(lengths)
+
+    def mask(self, device: torch.device) -> Tensor | None:
+        """As for `Held`."""
+        return _mask_of(self.lengths, max(self.lengths), device)
+
+    def prepare_step(self, still: int) -> None:
+        """Nothing to do: the model's own cache grows."""
+
+    def finish_step(self) -> None:
+        """Count the token of every row."""
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def abandon_step(self) -> None:
+        """Nothing to do: after an error the batch is read again."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Free the memory. `rows` is empty, because only all rows leave together."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self.cache, self.lengths = None, []
+
+
+def _mask_of(lengths: Sequence[int], width: int, device: torch.device) -> Tensor | None:
+    """The attention mask of the next token of rows that are padded to `width`, int64 [rows, width + 1], or None."""
+    if min(lengths) == width:
+        return None
+    columns = torch.arange(width + 1, device=device)  # [width + 1]
+    first = width - torch.tensor(lengths, device=device)[:, None]  # [rows, 1]
+    return (columns >= first).to(torch.int64)
 
 
 def _elsewhere(held: Tensor, rows: int, present: slice, target: slice, places: int, columns: int) -> Tensor:

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.sampling import Sampling
+from lora_retriever.generation.text import TextStream
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
-    from peft_composition import Composer, Gate
+    from lora_retriever.generation.limits import Limits
+    from lora_retriever.generation.settings import GenerationSection
+    from peft_composition import ComposableModel, Composer, Gate
+
+
+class Decoder(Protocol):
+    """What the loop needs to continue prompts. A `Generator` has all of it.
+
+    Attributes:
+        model: the base model with its adapters.
+        limits: the limits of the base.
+        tokenizer: makes the texts in which stop texts are looked for.
+        settings: `batch_size` and `share_prefix` count.
+        eos_ids: the EOS tokens.
+        pad_id: the padding token.
+        prompt_end: the tokens behind every prompt that the encoder of an encoder-decoder base reads.
+    """
+
+    model: ComposableModel
+    limits: Limits
+    tokenizer: PreTrainedTokenizerBase
+    settings: GenerationSection
+    eos_ids: list[int]
+    pad_id: int
+    prompt_end: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -25,6 +51,8 @@ class Job:
         mode: the rule by which they are composed.
         gate: weighs the adapters by token. None: no gate.
         scored: number of tokens at the end of the prompt whose log-probabilities are told.
+        continues: whether the text goes on with the prompt's text, so that a space at the border belongs to the text.
+        trims: whether white space around the text is left out before stop texts are looked for.
         alone: the job is read and decoded in a batch of its own.
     """
 
@@ -34,7 +62,14 @@ class Job:
     sampling: Sampling
     gate: Gate | None = None
     scored: int = 0
+    continues: bool = False
+    trims: bool = False
     alone: bool = False
+
+    def text_stream(self, tokenizer: PreTrainedTokenizerBase) -> TextStream:
+        """The text that the new tokens make, up to the first stop text; empty at first."""
+        before = self.prompt if self.continues else ()
+        return TextStream(tokenizer, self.sampling.stop, before, self.trims)
 
 
 @dataclass
@@ -44,6 +79,7 @@ class WaitingRow:
     id: int
     job: Job
     draw: torch.Generator | None
+    text: TextStream | None  # in which stop texts are looked for
     tokens: list[int] = field(default_factory=list)
     told: bool = False  # whether the scored tokens of the prompt have been told
 

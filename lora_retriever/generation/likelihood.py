@@ -16,9 +16,9 @@ from torch import Tensor
 from lora_retriever.errors import UserError
 from lora_retriever.generation.answer import Answer, GateUse, mean_use
 from lora_retriever.generation.composition import Composition, weight_matrix
-from lora_retriever.generation.decoding import NOT_FINITE
 from lora_retriever.generation.examples import last_logits
 from lora_retriever.generation.gates import gate_uses
+from lora_retriever.generation.passes import NOT_FINITE
 from lora_retriever.generation.prompt import ScoredOption
 from peft_composition import ComposableModel, Composer, Gate
 

@@ -5,14 +5,17 @@ decodes one token of every row. Rows of different modes and adapters share the b
 rows under the same gate. The bound is the number of tokens held: rows × the length of the longest row with all the
 tokens that it may still get.
 
+A hybrid has states that cannot be parted by row, such as Mamba's. The rows of a hybrid are read together, and the next
+rows are read when all of them have ended.
+
 The loop knows token ids and compositions: a text is looked at for stop texts only. One thread owns a loop.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -25,13 +28,12 @@ from lora_retriever.generation.answer import GateUse
 from lora_retriever.generation.batches import free_memory, is_too_large, ran_out_of_memory
 from lora_retriever.generation.beginnings import Beginnings
 from lora_retriever.generation.composition import adapters_of
-from lora_retriever.generation.decoding import NOT_FINITE, left_padded, logits_of, parts_of
 from lora_retriever.generation.encoder_decoder import GATES, EncoderDecoderBatch, refuse_encoder_decoder
-from lora_retriever.generation.generator import Generator, gate_uses
-from lora_retriever.generation.heads import contiguous_head
-from lora_retriever.generation.held import Held, is_separable
-from lora_retriever.generation.jobs import Job, WaitingRow, mode_key
+from lora_retriever.generation.gates import gate_uses
+from lora_retriever.generation.held import Held, HeldWhole, is_separable
+from lora_retriever.generation.jobs import Decoder, Job, WaitingRow, mode_key
 from lora_retriever.generation.limits import check_tokens
+from lora_retriever.generation.passes import NOT_FINITE, logits_of, read_part, reading_parts
 from lora_retriever.generation.sampling import Sampling, Token, choose, with_logprobs
 
 __all__ = ["Event", "Job", "Loop", "Sampling", "Token"]
@@ -42,6 +44,8 @@ STEPS = 4
 """Minimum number of tokens that every row gets between two steps that read prompts."""
 FREE = 1 / 8
 """Share of the batch that must be free before waiting prompts are read, if more prompts wait than have room."""
+RECOVERY = 256
+"""Number of steps after a shortage of memory, until the batch may have an eighth more rows again."""
 
 
 @dataclass(frozen=True)
@@ -71,30 +75,35 @@ class Loop:
     Attributes:
         max_tokens: maximum number of tokens held: rows × the longest row with all tokens that it may still get.
         max_rows: maximum number of rows in the batch.
+        room: number of rows that the batch may have now. After a shortage of memory, this number is half of the rows
+            that did not fit, and grows again step by step.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        decoder: Decoder,
         max_tokens: int,
         max_rows: int | None = None,
         *,
         read_tokens: int = READ_TOKENS,
         steps: int = STEPS,
+        room: int | None = None,
         is_fatal: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
         """Begin without jobs.
 
         Args:
-            max_rows: None: `batch_size` of the generator's settings.
+            max_rows: None: `batch_size` of the decoder's settings.
             read_tokens: maximum number of prompt tokens that one step reads.
             steps: minimum number of tokens that every row gets between two steps that read prompts.
+            room: number of rows that the batch may have at first, after a shortage before. None: `max_rows`.
             is_fatal: whether an error means that nothing more can be computed. `step` raises such an error.
         """
         self.max_tokens = max_tokens
-        self.max_rows = generator.settings.batch_size if max_rows is None else max_rows
-        self._generator = generator
-        self._model = generator.model
+        self.max_rows = decoder.settings.batch_size if max_rows is None else max_rows
+        self.room = self.max_rows if room is None else min(room, self.max_rows)
+        self._decoder = decoder
+        self._model = decoder.model
         self._read_tokens = read_tokens
         self._steps = steps
         self._is_fatal = is_fatal
@@ -102,16 +111,17 @@ class Loop:
         self._rows: list[WaitingRow] = []  # in the batch, by place
         self._dead: set[int] = set()  # ids of rows that have ended but cannot leave their batch
         self._separable = is_separable(self._model.config)
-        self._held: Held | _Whole = Held(self._model.config) if self._separable else _Whole()
+        self._held: Held | HeldWhole = Held(self._model.config) if self._separable else HeldWhole()
         self._apart: EncoderDecoderBatch | None = None  # of an encoder-decoder base
         if self._model.config.is_encoder_decoder:
-            self._apart = EncoderDecoderBatch(self._model, generator.pad_id, generator.prompt_end)
+            self._apart = EncoderDecoderBatch(self._model, decoder.pad_id, decoder.prompt_end)
         self._open: ExitStack | None = None  # the open composition, while there are rows
         self._offered: frozenset[str] = frozenset()  # the adapters of the open composition, under a gate
         self._since = steps  # steps since prompts were read
+        self._calm = 0  # steps since memory was lacking or since the room grew
         self._events: list[Event] = []  # of the present step
         self._beginnings = Beginnings(
-            self._model.config, max_tokens // 8 if self._separable and generator.settings.share_prefix else 0
+            self._model.config, max_tokens // 8 if self._separable and decoder.settings.share_prefix else 0
         )
         self._next_id = 0
 
@@ -132,7 +142,7 @@ class Loop:
             UserError: the job can never be answered: its prompt is empty, has a token that the base lacks, or is too
                 long; an adapter is not loaded; or an encoder-decoder base is asked for what it does not do.
         """
-        limits = self._generator.limits
+        limits = self._decoder.limits
         check_tokens(job.prompt, limits.vocabulary)
         most = len(job.prompt) + job.sampling.max_new_tokens
         if not job.prompt:
@@ -151,21 +161,39 @@ class Loop:
         if unknown := [name for name in job.composition.adapters if name not in loaded]:
             raise UserError(f"adapter '{unknown[0]}' is not loaded")
         self._next_id += 1
-        self._waiting.append(WaitingRow(self._next_id, job, _random_numbers(job.sampling)))
+        text = job.text_stream(self._decoder.tokenizer) if job.sampling.stop else None
+        self._waiting.append(WaitingRow(self._next_id, job, _random_numbers(job.sampling), text))
         return self._next_id
 
     @torch.inference_mode()
     def cancel(self, id: int) -> None:
         """Forget a job. Its place is free at once. A job that is not there is no error."""
         self._waiting = deque(row for row in self._waiting if row.id != id)
+        self._beginnings.forget_all_but(self._waiting)
         self._leave({row.id for row in self._rows if row.id == id})
 
     @torch.inference_mode()
     def close(self) -> None:
         """Forget all jobs, and free the memory of the batch."""
         self._waiting.clear()
+        self._beginnings.forget_all_but(())
         self._empty()
         self._held.clear()
+
+    def ended(self) -> Iterator[list[Event]]:
+        """Step until no job is left. Yields the last event of every job, with all tokens of the job, step by step."""
+        told: dict[int, Event] = {}
+        while self.waiting or self.running:
+            over = []
+            for event in self.step():
+                before = told.pop(event.id, Event(event.id))
+                whole = replace(event, tokens=before.tokens + event.tokens, prompt=before.prompt + event.prompt)
+                if event.ended is None:
+                    told[event.id] = whole
+                else:
+                    over.append(whole)
+            if over:
+                yield over
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -178,6 +206,7 @@ class Loop:
         Raises:
             Exception: an error for which `is_fatal` is true.
         """
+        self._recover()
         joining = self._joining()
         failed = list(joining or self._rows)
         try:
@@ -211,7 +240,7 @@ class Loop:
             rows, most = len(self._rows) + len(chosen) + 1, max(most, row.most)
             tokens += len(row.ids)
             first = chosen[0] if chosen else self._rows[0] if self._rows else None
-            full = rows > 1 and (rows > self.max_rows or rows * most > self.max_tokens)
+            full = rows > 1 and (rows > self.room or rows * most > self.max_tokens)
             if full or (chosen and tokens > self._read_tokens) or not self._fits_with(row, first):
                 break
             chosen.append(row)
@@ -257,8 +286,7 @@ class Loop:
         self._join_composition(rows)
         before = len(self._rows)
         self._rows += rows
-        parts = parts_of([len(row.ids) - known[row.id] for row in rows]) if self._separable else [slice(0, len(rows))]
-        for part in parts:
+        for part in reading_parts([len(row.ids) - known[row.id] for row in rows], self._separable):
             self._read_part(rows[part], slice(before + part.start, before + part.stop), known)
 
     def _read_part(self, rows: Sequence[WaitingRow], places: slice, known: Mapping[int, int]) -> None:
@@ -276,17 +304,12 @@ class Loop:
         cache = DynamicCache(config=self._model.config)
         if new < max(lengths):
             self._beginnings.fill(cache, rows, max(lengths) - new, [max(0, length - new) for length in lengths])
-        device = self._model.device
-        ids = left_padded([row.ids[-new:] for row in rows], self._generator.pad_id).to(device)  # [rows, new]
-        mask = left_padded([[1] * length for length in lengths], 0).to(device)  # [rows, longest]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]  # [rows, new]
         told = max(0 if row.told else row.job.scored for row in rows)
-        with self._model.only_rows(places), contiguous_head(self._model.base):
-            padded = mask if min(lengths) < max(lengths) else None
-            logits = logits_of(self._model, ids, padded, positions, cache, told + 1)
+        texts = [row.ids[-new:] for row in rows]
+        logits = read_part(self._model, texts, lengths, places, cache, self._decoder.pad_id, told + 1)
         self._beginnings.keep(cache, rows)
         widest = max(row.most for row in self._rows)
-        most = max(places.stop, min(self.max_rows, self.max_tokens // widest))
+        most = max(places.stop, min(self.room, self.max_tokens // widest))
         self._held.join(cache, lengths, max(row.still for row in self._rows), most)
         self._choose(rows, logits[:, -1], [_scored(row, logits[i]) for i, row in enumerate(rows)])
 
@@ -317,7 +340,7 @@ class Loop:
         tokens = choose(logits, [row.job.sampling for row in rows], [row.draw for row in rows])
         for row, token, prompt in zip(rows, tokens, scored, strict=True):
             if row.id in self._dead:
-                row.tokens[-1:] = [self._generator.pad_id]
+                row.tokens[-1:] = [self._decoder.pad_id]
                 continue
             if token is None:
                 error = UserError(NOT_FINITE)
@@ -331,11 +354,11 @@ class Loop:
 
     def _reason(self, row: WaitingRow) -> str | None:
         """Why a row ends with the token that it has just got, or None."""
-        if row.tokens[-1] in self._generator.eos_ids:
+        if row.tokens[-1] in self._decoder.eos_ids:
             return "stop"
-        if row.job.sampling.stop:
-            text = str(self._generator.tokenizer.decode(row.tokens, skip_special_tokens=True))
-            if any(stop in text for stop in row.job.sampling.stop):
+        if row.text is not None:
+            row.text.push(row.tokens[-1:])
+            if row.text.stopped:
                 return "stop"
         return "length" if row.still <= 0 else None
 
@@ -354,7 +377,7 @@ class Loop:
         """Take rows out of the batch. The last rows move into their places."""
         if not ids:
             return
-        if not self._separable:
+        if not self._separable and self._apart is None:
             self._dead |= ids
             if not self.running:
                 self._empty()
@@ -368,7 +391,10 @@ class Loop:
         moving = [place for place in staying if place >= size]
         places = [place if self._rows[place].id not in ids else moving.pop() for place in range(size)]
         self._model.keep_rows(torch.tensor(places))
-        self._held.keep(places)
+        if self._apart is None:
+            self._held.keep(places)
+        else:
+            self._apart.keep(torch.tensor(places))
         self._rows = [self._rows[place] for place in places]
 
     def _empty(self) -> None:
@@ -388,8 +414,8 @@ class Loop:
             first, stack = ordered[0].job, ExitStack()
             names: list[str] = []
             if first.gate is not None:
-                alike = [row for row in (*ordered, *self._waiting) if self._fits_with(row, ordered[0])]
-                names = adapters_of([row.job.composition for row in alike])
+                later = [row for row in self._waiting if self._fits_with(row, ordered[0])]
+                names = adapters_of([row.job.composition for row in (*ordered, *later)])
             gate = first.gate if names else None
             stack.enter_context(self._model.open_batch(names, first.mode, gate))
             self._open, self._offered = stack, frozenset(names)
@@ -402,6 +428,12 @@ class Loop:
             weights = [[composition.weights.get(name, 0.0) for name in names] for composition in compositions]
             self._model.add_rows(names, torch.tensor(weights).reshape(len(group), len(names)), group[0].mode)
             start += len(group)
+
+    def _recover(self) -> None:
+        """Let the room grow again, some steps after a shortage of memory: what took the memory may be gone."""
+        self._calm += 1
+        if self.room < self.max_rows and self._calm > RECOVERY:
+            self.room, self._calm = min(self.max_rows, self.room + -(-self.room // 8)), 0
 
     def _give_up(self, failed: Sequence[WaitingRow], error: Exception) -> list[Event]:
         """After an error: let its rows wait again, in a smaller batch or alone. A row that was alone has failed."""
@@ -419,7 +451,7 @@ class Loop:
             self._waiting = deque(each for each in self._waiting if each.id != row.id)
             return [*events, Event(row.id, ended=f"error: {one_line_of(error)}", error=error)]
         if is_too_large(error):
-            self.max_rows = max(1, len(rows) // 2)
+            self.room, self._calm = max(1, len(rows) // 2), 0
         else:
             for row in rows.values():
                 row.job = replace(row.job, alone=True)
@@ -427,37 +459,23 @@ class Loop:
         return events
 
 
-class _Whole:
-    """The state of a hybrid, of a batch that is read together and that no row joins or leaves."""
+def continued(decoder: Decoder, jobs: Sequence[Job]) -> list[Event]:
+    """The last event of each job, with all its tokens. The jobs are one batch, or smaller batches if memory runs out.
 
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self.cache: DynamicCache | None = None
-
-    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, most: int) -> None:
-        self.cache, self.lengths = read, list(lengths)
-
-    def mask(self, device: torch.device) -> Tensor | None:
-        longest = max(self.lengths)
-        if min(self.lengths) == longest:
-            return None
-        lengths = torch.tensor(self.lengths, device=device)[:, None]  # [rows, 1]
-        return (torch.arange(longest + 1, device=device) >= longest - lengths).to(torch.int64)
-
-    def prepare_step(self, still: int) -> None:
-        pass
-
-    def finish_step(self) -> None:
-        self.lengths = [length + 1 for length in self.lengths]
-
-    def abandon_step(self) -> None:
-        pass
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.cache, self.lengths = None, []
+    Raises:
+        Exception: an error that is no shortage of memory, or a job whose own memory is lacking.
+    """
+    most = len(jobs) * max((len(job.prompt) + job.sampling.max_new_tokens for job in jobs), default=0)
+    loop = Loop(decoder, most, len(jobs), read_tokens=most, is_fatal=lambda error: not ran_out_of_memory(error))
+    events: dict[int, Event] = {}
+    with closing(loop):
+        ids = [loop.add(job) for job in jobs]
+        for over in loop.ended():
+            for event in over:
+                if event.error is not None:
+                    raise event.error
+                events[event.id] = event
+    return [events[id] for id in ids]
 
 
 def _random_numbers(sampling: Sampling) -> torch.Generator | None:

@@ -24,7 +24,7 @@ class Sampling:
         temperature: 0: greedy, the most likely token. Above 0: tokens are drawn from softmax(logits / temperature).
         top_p: tokens are drawn from the fewest most likely tokens whose probabilities sum to at least `top_p`.
         seed: the seed of the row's random numbers. None: every call draws others.
-        stop: texts; the continuation ends as soon as its text contains one of them.
+        stop: texts; the continuation ends with the token by which its text contains one of them.
         logprobs: number of best tokens whose log-probabilities are told beside that of the chosen token. None: no
             log-probability is computed.
     """

@@ -149,10 +149,10 @@ def length_error(reference: str, answer: str) -> float:
 
 
 def cider(references: Sequence[str], answer: str) -> float:
-    """`cider`: CIDEr-D of a plan by pycocoevalcap: n = 1 to 4, σ = 6, × 10; 0 to 10 before it is given in percent.
+    """`cider`: CIDEr-D of a plan by pycocoevalcap: n = 1 to 4, σ = 6, × 10; 0 to 10, which tables show × 100.
 
     As published, the steps of the plan are the corpus that gives the document frequencies, and a plan is padded as for
-    KAS. With several references, a step's references are their steps of this number.
+    KAS. With several references, the references of step i are the steps i of all plans.
     """
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from lora_retriever.analysis.comparison import Comparison, comparison_table
+from lora_retriever.analysis.groups import ScoredGroups
 from lora_retriever.analysis.runs import Run
 from lora_retriever.analysis.scores import MEAN
 from lora_retriever.analysis.summary import Interval, RunSummary, to_table
@@ -51,12 +52,22 @@ class RunContent:
 
 
 @dataclass(frozen=True)
+class GroupsContent:
+    """The further field by whose values the rows are split, with its values."""
+
+    field: str
+    values: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """The report.
 
     Attributes:
         scoring: the scoring's name, then a line per score that says how the score is computed.
         leaderboard: a line for each run, in the order of the runs.
+        groups: None: the rows are not split.
         tables: the scores by domain, by task, and, if asked for, the comparison with one run.
         notes: the notes that all tables share. A table has only the other notes.
     """
@@ -64,6 +75,7 @@ class ReportContent:
     scoring: list[str]
     runs: list[RunContent]
     leaderboard: list[Standing]
+    groups: GroupsContent | None
     tables: list[TableContent]
     notes: list[str]
     retrieval: list[Matrix]
@@ -78,6 +90,7 @@ def make_content(
     comparisons: Sequence[Comparison] = (),
     index: AdapterIndex | None = None,
     left_out: Sequence[str] = (),
+    groups: ScoredGroups | None = None,
 ) -> ReportContent:
     """Compute a report of scored runs.
 
@@ -86,6 +99,7 @@ def make_content(
         index: the pool's index, for the similarity of its adapters. Without an index, tasks are compared by the
             adapters that were retrieved for them.
         left_out: notes on rows that were left out.
+        groups: the same runs on the rows of each value of a further field, for the leaderboard and the reader.
     """
     scored, scoring = [run.scored for run in runs], runs[0].scored.scoring
     rows = all_rows(runs)
@@ -105,14 +119,15 @@ def make_content(
             RunContent(run.name, run.rows, run.values[MEAN], run.intervals.get(MEAN), _made(run.scored.run))
             for run in runs
         ],
-        leaderboard=[standing_of(run, use) for run, use in zip(runs, used, strict=True)],
+        leaderboard=[standing_of(run, use, groups) for run, use in zip(runs, used, strict=True)],
+        groups=groups and GroupsContent(groups.field, list(groups.by_value), groups.notes),
         tables=[_table(name, table, shared) for name, table in tables.items()],
         notes=shared,
         retrieval=retrieval_maps(scored, tasks),
         similarity=adapter_similarity(index, tasks) if index else task_similarity(scored, tasks),
         sweeps=sweeps_of(runs),
         use=used,
-        rows=pack_rows(runs, rows, tasks),
+        rows=pack_rows(runs, rows, tasks, list(groups.ids.values()) if groups else []),
     )
 
 

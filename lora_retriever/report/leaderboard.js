@@ -4,22 +4,31 @@ const RUNS_CHANGED = "runschanged"; // the event of the document after `chosenRu
 const chosenRuns = new Set(); // the names of the ticked runs
 const boxesOfRuns = new Map(); // each run's name with its box
 
+const MEAN = "mean over tasks";
 const NO_NUMBER = [null, null, null, "–"];
-const orNone = (value, interval) => (value === null ? NO_NUMBER : [value, ...(interval ?? [null, null]), ""]);
+const numberCell = (value, interval) => (value === null ? NO_NUMBER : [value, ...(interval ?? [null, null]), ""]);
 const STANDING_COLUMNS = {
   "what the run does": (standing) => standing.does,
-  "mean over tasks": (standing) => orNone(standing.mean, standing.interval),
-  "exact match": (standing) => orNone(standing.exact, null),
-  "normalized": (standing) => orNone(standing.normalized, standing.normalized_interval),
+  [MEAN]: (standing) => numberCell(standing.mean, standing.interval),
+  "exact match": (standing) => numberCell(standing.exact, null),
+  "normalized": (standing) => numberCell(standing.normalized, standing.normalized_interval),
   "seconds a row": (standing) => (standing.seconds === null ? NO_NUMBER : [Number(standing.seconds.toPrecision(2))]),
-  "own adapter first, %": (standing) => orNone(standing.first, null),
-  "own adapter used, %": (standing) => orNone(standing.used, null),
+  "own adapter first, %": (standing) => numberCell(standing.first, null),
+  "own adapter used, %": (standing) => numberCell(standing.used, null),
 };
 
-function showLeaderboard(standings) {
-  const known = Object.keys(STANDING_COLUMNS).filter(
-    (column) => standings.some((standing) => STANDING_COLUMNS[column](standing) !== NO_NUMBER));
-  const rows = standings.map((standing) => [standing.run, known.map((column) => STANDING_COLUMNS[column](standing))]);
+/** The columns: their names with the functions that give a standing's cells. Groups of rows stand behind the mean. */
+function standingColumns(groups) {
+  const ofGroups = (groups?.values ?? []).map((value, place) =>
+    [`mean, ${groups.field}: ${value}`, ({ groups: means }) => numberCell(...(means[place] ?? [null]))]);
+  return Object.entries(STANDING_COLUMNS).flatMap((column) => (column[0] === MEAN ? [column, ...ofGroups] : [column]));
+}
+
+/** Show the leaderboard. `groups`: the field by which the rows are split, and its values; null: they are not split. */
+function showLeaderboard(standings, groups) {
+  const columns = standingColumns(groups).filter(([, cell]) => standings.some((one) => cell(one) !== NO_NUMBER));
+  const known = columns.map(([name]) => name);
+  const rows = standings.map((standing) => [standing.run, columns.map(([, cell]) => cell(standing))]);
   const table = scoreTable(
     { name: "Runs", corner: "run", columns: known, rows, foot: rows.length, signed: false, scale: [0, 100] });
   const lines = [...table.querySelectorAll("tbody tr")];
@@ -32,7 +41,7 @@ function showLeaderboard(standings) {
     line.cells[0].replaceChildren(element("label", {}, box, ` ${run}`));
   });
   byId("leaderboard").append(table);
-  const mean = known.indexOf("mean over tasks") + 1;
+  const mean = known.indexOf(MEAN) + 1;
   table.querySelectorAll("thead th")[mean].firstChild.click(); // the best run first
 
   const search = byId("run-search");

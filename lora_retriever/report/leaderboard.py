@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_retriever.analysis.groups import ScoredGroups
 from lora_retriever.analysis.runs import Run
 from lora_retriever.analysis.scores import MEAN, NORMALIZED
 from lora_retriever.analysis.summary import Interval, RunSummary
@@ -23,6 +24,8 @@ class Standing:
     Attributes:
         does: what the run does, in a line.
         mean: the mean over tasks, with its interval.
+        groups: for each value by which the rows are split, the mean over tasks of the value's rows, with its interval.
+            None: the run has no row of some value.
         exact: the mean of the tasks whose metric is `em`.
         seconds: seconds for each row that was answered and not taken over from another run.
         first: percentage of rows whose own adapter came first.
@@ -33,6 +36,7 @@ class Standing:
     does: str
     mean: float
     interval: Interval | None
+    groups: list[tuple[float, Interval | None] | None]
     exact: float | None
     normalized: float | None
     normalized_interval: Interval | None
@@ -41,8 +45,8 @@ class Standing:
     used: float | None
 
 
-def standing_of(run: RunSummary, use: Use) -> Standing:
-    """The line of one run. `use` is the run's use of adapters."""
+def standing_of(run: RunSummary, use: Use, groups: ScoredGroups | None = None) -> Standing:
+    """The line of one run. `use` is the run's use of adapters, `groups` the scores of each group of rows."""
     scores = run.scored.main_scores()
     exact = [score for task, score in scores.items() if run.scored.tasks[task].metric == "em"]
     return Standing(
@@ -50,6 +54,7 @@ def standing_of(run: RunSummary, use: Use) -> Standing:
         does=what_it_does(run.scored.run),
         mean=run.values[MEAN],
         interval=run.intervals.get(MEAN),
+        groups=[_mean_of(of_value.get(run.name)) for of_value in (groups.by_value if groups else {}).values()],
         exact=float(np.mean(exact)) if exact else None,
         normalized=run.values.get(NORMALIZED),
         normalized_interval=run.intervals.get(NORMALIZED),
@@ -57,6 +62,11 @@ def standing_of(run: RunSummary, use: Use) -> Standing:
         first=use.own_first,
         used=use.own_used,
     )
+
+
+def _mean_of(run: RunSummary | None) -> tuple[float, Interval | None] | None:
+    """The mean over tasks of a run on some rows, with its interval."""
+    return None if run is None else (run.values[MEAN], run.intervals.get(MEAN))
 
 
 def what_it_does(run: Run) -> str:

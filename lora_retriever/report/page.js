@@ -1,13 +1,14 @@
 // The page: reads the data, shows every section, and marks the time from which the page is usable.
 
 const content = JSON.parse(byId("data").textContent);
-showLeaderboard(content.leaderboard);
+showLeaderboard(content.leaderboard, content.groups);
 showTables(content.tables, content.notes);
 if (content.retrieval.length) showRetrieval(content.retrieval);
 if (content.similarity) showSimilarity(content.similarity);
 if (content.sweeps.length) showSweeps(content.sweeps);
 showUse(content.use);
-showReader(content.rows, content.runs.map((run) => run.name));
+const runNames = content.runs.map((run) => run.name);
+showReader(content.rows, runNames, content.groups?.values ?? []);
 
 byId("theme").addEventListener("click", () => {
   const root = document.documentElement;

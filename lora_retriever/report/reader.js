@@ -4,20 +4,19 @@ const ITEM_HEIGHT = 52; // pixels; page.css gives list items the same
 const MARGIN = 10; // number of items made above and below the visible items
 const MOST_MARKS = 1000; // maximum number of matches that are marked in one text
 const NOT_RECORDED = -2; // in `RunRows.used`: the file does not say which adapters were used
-const FIELDS = ["text", "domain", "task", "run", "verdict", "retrieval", "disagree", "threshold"];
+const FIELDS = ["text", "domain", "task", "group", "run", "verdict", "retrieval", "disagree", "threshold"];
 
-/** Set up the reader on `rows`, the packed rows, and the runs' names. */
-function showReader(rows, runs) {
+/** Set up the reader on `rows`, the packed rows, the runs' names, and the values by which the rows are split. */
+function showReader(rows, runs, groups) {
   const controls = Object.fromEntries(FIELDS.map((field) => [field, byId(`filter-${field}`)]));
   const list = byId("list");
   const inner = byId("list-inner");
   const searchable = searchTexts(rows);
   let found = []; // indices of the rows that pass the filters
   let chosen = 0; // index in `found` of the row that is shown
-
   let reading = false; // whether the filters are being set by the address
 
-  fillChoices(controls, rows, runs);
+  fillChoices(controls, rows, runs, groups);
   const defaults = filters();
 
   function filters() {
@@ -137,13 +136,14 @@ function showReader(rows, runs) {
   if (!readAddress()) filter(rows.ids[0]);
 }
 
-function fillChoices(controls, rows, runs) {
+function fillChoices(controls, rows, runs, groups) {
   const domains = [...new Set(rows.tasks.map((task) => task.domain))];
   const option = (value, name = value) => element("option", { value }, name);
   controls.domain.append(option("", "all"), ...domains.map((domain) => option(domain)));
   const tasksOf = (domain) => rows.tasks.filter((task) => task.domain === domain).map((task) => option(task.name));
   controls.task.append(
     option("", "all"), ...domains.map((domain) => element("optgroup", { label: domain }, ...tasksOf(domain))));
+  controls.group.append(option("", "all"), ...groups.map((value, index) => option(String(index), value)));
   controls.run.append(...runs.map((name, index) => option(String(index), name)));
 }
 
@@ -160,7 +160,8 @@ function searchTexts(rows) {
 }
 
 /** A function that says whether the row at an index passes. */
-function rowFilter(rows, runs, { text, domain, task, run, verdict, retrieval, disagree, threshold }, searchable) {
+function rowFilter(rows, runs, filters, searchable) {
+  const { text, domain, task, group, run, verdict, retrieval, disagree, threshold } = filters;
   const wanted = text.toLowerCase();
   const answered = rows.runs[run];
   const ticked = rows.runs.filter((_, number) => chosenRuns.has(runs[number]));
@@ -168,6 +169,7 @@ function rowFilter(rows, runs, { text, domain, task, run, verdict, retrieval, di
     const its = rows.tasks[rows.task[at]];
     return (!domain || its.domain === domain)
       && (!task || its.name === task)
+      && (!group || rows.group[at] === Number(group))
       && (!verdict || verdictOf(answered, at, threshold) === verdict)
       && (!retrieval || retrievalOf(rows, answered, at) === retrieval)
       && (!disagree || disagreeing(ticked, at, threshold))
@@ -240,8 +242,28 @@ function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
     element("table", { class: "answers" },
       element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
       element("tbody", {}, ...lines)),
+    ...stageParts(rows, runs, ticked, at, task.name),
     ...foundParts(rows, runs, ticked, at, task.name),
   ];
+}
+
+/** What the procedure of a row asked stage by stage, with the answers, which is shown on demand; one part for a run. */
+function stageParts(rows, runs, numbers, at, own) {
+  const heads = ["stage", "question", "answer", "adapter · weight"];
+  const staged = numbers.filter((number) => rows.runs[number].stages[at]);
+  return staged.map((number) => {
+    const stages = rows.runs[number].stages[at];
+    const lines = stages.flatMap((stage, place) => stage.map(([question, answer, used]) => element("tr", {},
+      element("th", { scope: "row" }, String(place + 1)),
+      element("td", { class: "text" }, rows.texts[question]),
+      element("td", { class: "text" }, rows.texts[answer]),
+      element("td", { class: "adapters" }, ...usedLines(rows, used, own)))));
+    return element("details", { class: "stages" },
+      element("summary", {}, `Stages of ${runs[number]}: ${lines.length} questions`),
+      element("table", { class: "answers" },
+        element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
+        element("tbody", {}, ...lines)));
+  });
 }
 
 /** The runs of the given numbers by what `key` gives for them; null and undefined are left out. */
@@ -280,7 +302,10 @@ function foundParts(rows, runs, numbers, at, own) {
     element("ol", {}, ...adapters.map((adapter, rank) => element("li", {},
       adapterName(rows.adapters[adapter], own),
       element("span", { class: "weight" }, numbersOf(scores[rank], probabilities[rank])))))));
-  return [element("h4", {}, "Retrieved: adapter · retrieval score · probability"), element("div", { class: "found" }, ...lists)];
+  return [
+    element("h4", {}, "Retrieved: adapter · retrieval score · probability"),
+    element("div", { class: "found" }, ...lists),
+  ];
 }
 
 /** The log-likelihood of each option of a row under a run. */
@@ -299,10 +324,14 @@ const numbersOf = (score, probability) =>
   + (typeof probability === "number" ? ` · p ${probability.toFixed(2)}` : "");
 
 function adapterLines(rows, run, at, own) {
-  const [adapters, weights, scores] = rows.used[run.used[at]] ?? [[], [], []];
   if (run.used[at] === NOT_RECORDED) return ["unknown"];
+  return usedLines(rows, run.used[at], own, rows.found[run.found[at]]);
+}
+
+/** The adapters of an entry of `Rows.used`, a line each; with the probabilities of an entry of `Rows.found`. */
+function usedLines(rows, used, own, [found, , probabilities] = [[], [], []]) {
+  const [adapters, weights, scores] = rows.used[used] ?? [[], [], []];
   if (!adapters.length) return ["–"];
-  const [found, , probabilities] = rows.found[run.found[at]] ?? [[], [], []];
   return adapters.map((adapter, rank) => {
     const weight = typeof weights[rank] === "number" ? Number(weights[rank].toFixed(3)) : "?";
     const numbers = numbersOf(scores[rank], probabilities[found.indexOf(adapter)]);

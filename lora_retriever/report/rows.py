@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lora_retriever.analysis.runs import AnsweredRow, Run
+from lora_retriever.analysis.runs import AnsweredRow, Asked, Run
 from lora_retriever.analysis.scores import ScoredRun
 from lora_retriever.analysis.summary import RunSummary
 from lora_retriever.data.rows import joined
@@ -18,6 +18,7 @@ SCORE_DIGITS, PROBABILITY_DIGITS = 3, 2
 """Number of decimals of retrieval scores and of probabilities. The reader shows as many."""
 Item = TypeVar("Item", bound=Hashable)
 Used = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]
+Question = tuple[int, int, int]
 Found = tuple[tuple[int, ...], tuple[float | None, ...], tuple[float | None, ...]]
 
 
@@ -40,6 +41,8 @@ class RunRows:
         found: index in `Rows.found` of what retrieval found; -1: nothing, or not recorded.
         scores: the row's metric score; None: not answered.
         likelihoods: the log-likelihood of each option, in nats; None: the row has none. Empty: no row has options.
+        stages: the questions of each stage of a procedure: index of the question in `Rows.texts`, index of its answer
+            in `Rows.texts`, index of its adapters in `Rows.used`. None: the row has no stages. Empty: no row has.
         template: the prompt template, with `{inputs}` in it; `chat`: the tokenizer's own. None: not recorded.
         before: what stands before the input beside the template: the system prompt and the number of examples.
     """
@@ -49,6 +52,7 @@ class RunRows:
     found: list[int]
     scores: list[float | None]
     likelihoods: list[list[float] | None]
+    stages: list[list[list[Question]] | None]
     template: str | None
     before: str
 
@@ -61,6 +65,8 @@ class Rows:
         used: each distinct use of adapters: indices in `adapters`, their weights, their retrieval scores.
         found: each distinct outcome of retrieval: indices in `adapters`, retrieval scores, probabilities.
         task: per row, the index of its task in `tasks`.
+        group: per row, the index of its value among the values by which the rows are split; -1: the row has no value.
+            Empty: the rows are not split.
         cut: per row, the number of tokens of the input that were cut off.
         options: per row, the options that are chosen from. Empty: no row has options.
     """
@@ -72,6 +78,7 @@ class Rows:
     found: list[Found]
     ids: list[int]
     task: list[int]
+    group: list[int]
     inputs: list[str]
     targets: list[str]
     cut: list[int]
@@ -115,8 +122,13 @@ def row_scores(run: ScoredRun) -> dict[int, float]:
     return found
 
 
-def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Sequence[Task]) -> Rows:
-    """The rows with the answers of all runs."""
+def pack_rows(
+    runs: Sequence[RunSummary],
+    rows: Sequence[AnsweredRow],
+    tasks: Sequence[Task],
+    groups: Sequence[Collection[int]] = (),
+) -> Rows:
+    """The rows with the answers of all runs. `groups` has the ids of each group of rows."""
     texts, adapters, used, found = _Numbered[str](), _Numbered[str](), _Numbered[Used](), _Numbered[Found]()
     packed = []
     for run in runs:
@@ -128,12 +140,14 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
                 used=[_used_index(row, adapters, used) for row in answered],
                 found=[_found_index(row, adapters, found) for row in answered],
                 likelihoods=_likelihoods(answered),
+                stages=_stages(answered, texts, adapters, used),
                 scores=[rounded(scores[row.id], 1) if row else None for row in answered],
                 template=_template(run.scored.run),
                 before=_before(run.scored.run),
             )
         )
     task_index = {task.name: index for index, task in enumerate(tasks)}
+    group_index = {id: index for index, ids in enumerate(groups) for id in ids}
     return Rows(
         tasks=list(tasks),
         adapters=adapters.items,
@@ -142,6 +156,7 @@ def pack_rows(runs: Sequence[RunSummary], rows: Sequence[AnsweredRow], tasks: Se
         found=found.items,
         ids=[row.id for row in rows],
         task=[task_index[row.task] for row in rows],
+        group=[group_index.get(row.id, -1) for row in rows] if groups else [],
         inputs=[row.inputs for row in rows],
         targets=[joined(row.targets) for row in rows],
         cut=[row.truncated_tokens or 0 for row in rows],
@@ -162,16 +177,12 @@ def _used_index(row: AnsweredRow | None, adapters: _Numbered[str], used: _Number
     """The entry of `RunRows.used` for an answered row. None: the run did not answer the row."""
     if row is None:
         return -1
-    return used.index(_used(row, adapters)) if row.names_adapters else -2
+    return used.index(_used(row, row.scores, adapters)) if row.names_adapters else -2
 
 
-def _used(row: AnsweredRow, adapters: _Numbered[str]) -> Used:
-    weights = tuple(round(weight, 4) for weight in row.weights)
-    return (
-        tuple(map(adapters.index, row.adapters)),
-        weights,
-        tuple(rounded(score, SCORE_DIGITS) for score in row.scores),
-    )
+def _used(answer: AnsweredRow | Asked, scores: Sequence[float | None], adapters: _Numbered[str]) -> Used:
+    weights = tuple(round(weight, 4) for weight in answer.weights)
+    return tuple(map(adapters.index, answer.adapters)), weights, tuple(rounded(score, SCORE_DIGITS) for score in scores)
 
 
 def _found_index(row: AnsweredRow | None, adapters: _Numbered[str], found: _Numbered[Found]) -> int:
@@ -188,6 +199,32 @@ def _likelihoods(answered: Sequence[AnsweredRow | None]) -> list[list[float] | N
     if not any(row and row.likelihoods for row in answered):
         return []
     return [[round(number, 3) for number in row.likelihoods] if row and row.likelihoods else None for row in answered]
+
+
+def _stages(
+    answered: Sequence[AnsweredRow | None],
+    texts: _Numbered[str],
+    adapters: _Numbered[str],
+    used: _Numbered[Used],
+) -> list[list[list[Question]] | None]:
+    """The entries of `RunRows.stages`."""
+    if not any(row and row.stages for row in answered):
+        return []
+
+    def packed(asked: Asked) -> Question:
+        return texts.index(asked.inputs), texts.index(_answer_of(asked)), used.index(_used(asked, (), adapters))
+
+    stages = [row.stages if row else None for row in answered]
+    return [[[packed(asked) for asked in stage] for stage in each] if each else None for each in stages]
+
+
+def _answer_of(asked: Asked) -> str:
+    """The answer to a question: the text, or a line for each label with its probability."""
+    if asked.answer is not None:
+        return asked.answer
+    chances = {label: f" {chance:.2f}" for label, chance in asked.probabilities.items()}
+    threshold = "" if asked.threshold is None else f" (threshold {asked.threshold:.2f})"
+    return "\n".join(label + chances.get(label, "") for label in asked.labels or ("no label",)) + threshold
 
 
 def _generation(run: Run) -> dict[str, Any]:

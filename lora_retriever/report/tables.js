@@ -38,8 +38,9 @@ function ofChosenRuns(table) {
 
 /**
  * A scrollable, sortable table of numbers [value, low, high, mark], texts or nothing; rows from `foot` on stay below.
- * A count is [value], a number that is not known is `UNKNOWN`. `bounds`: intervals are shown by their ends, not by half their width.
- * `signed`: the numbers are differences; the scales hold 0, and a line stands at 0. Whiskers lie on the given scale. Without one each row has its own scale, shown at the end of the row.
+ * A count is [value], a number that is not known is `UNKNOWN`. `bounds`: intervals are shown by their ends, not by half
+ * their width. `signed`: the numbers are differences; the scales hold 0, and a line stands at 0. Whiskers lie on the
+ * given scale. Without a given scale each row has its own, shown at the end of the row.
  */
 function scoreTable({ name, corner = "score", columns, rows, foot, signed, bounds, scale }) {
   const ofWords = (column) => rows.some(([, cells]) => typeof cells[column - 1] === "string");
@@ -79,7 +80,8 @@ function compared(a, b, order) {
 
 function scoreRow(label, cells, signed, bounds, fixed) {
   const numbers = cells.filter(Array.isArray).flatMap((cell) => cell.slice(0, 3)).filter((number) => number !== null);
-  const scale = fixed ?? [Math.min(...numbers, ...(signed ? [0] : [])), Math.max(...numbers, ...(signed ? [0] : []))];
+  if (signed && numbers.length) numbers.push(0);
+  const scale = fixed ?? [Math.min(...numbers), Math.max(...numbers)];
   const ends = numbers.length ? scale.map((end) => end.toFixed(0)).join(" – ") : "";
   return element("tr", {},
     element("th", { scope: "row" }, label),

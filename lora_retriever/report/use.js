@@ -24,13 +24,18 @@ function useTables(uses) {
   const bySituation = (name, cell) => useTable(name, names, uses, (use) => shownOnes(use.situations).map(cell));
   const used = useTable("What each run used", [...Object.keys(USE_COLUMNS), "most used, % of rows"], uses, (use) => [
     ...Object.values(USE_COLUMNS).map((column) => column(use)),
-    use.most_used === null ? UNKNOWN : use.most_used.map(([name, share]) => `${name} ${shown(share)}`).join(", ") || null,
+    mostUsed(use),
   ]);
   const right = bySituation("Exact-match tasks: right answers, %", (found) =>
     [found.right, found.low, found.high, `n ${found.exact}`]);
   const scores = bySituation("Other tasks: mean of the rows' own scores", (found) =>
     [found.score, null, null, `n ${found.others}`]);
   return [used, right, scores].flatMap((table) => [element("h3", {}, table.name), scoreTable(table)]);
+}
+
+/** The adapters that a run used most, in one text. */
+function mostUsed({ most_used: names }) {
+  return names === null ? UNKNOWN : names.map(([name, share]) => `${name} ${shown(share)}`).join(", ") || null;
 }
 
 /** A table of scores with a row for every run. */

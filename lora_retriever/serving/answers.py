@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.loop import Event, Job, Token
 from lora_retriever.generation.prompt import extract_answer
+from lora_retriever.generation.text import TextStream
 from lora_retriever.serving.naming import Asked
 from lora_retriever.serving.prompts import AskedPrompt
-from lora_retriever.serving.text import TextStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -53,7 +53,9 @@ async def _invalid(request: Request, error: Exception) -> Json:
     place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
     if problem["type"] == "json_invalid":
         return error_response(ApiError(400, "the body is no JSON", code="invalid_json"))
-    param = brief(".".join(part for part in place if not _is_kind(part))) or None
+    unknown = place[-1:] if problem["type"] == "extra_forbidden" else []  # a client may give a field any name
+    known = place[: len(place) - len(unknown)]
+    param = brief(".".join([*(part for part in known if not _is_kind(part)), *unknown])) or None
     reasons = {"missing": "is missing", "extra_forbidden": "is no field that this server knows; leave it out"}
     reason = reasons.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
     message = reason if param is None else f"`{param}`: {reason}"

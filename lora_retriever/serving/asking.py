@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.loop import Event, Job, Sampling, Token
@@ -17,7 +17,9 @@ from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked
 from lora_retriever.serving.prompts import AskedPrompt
 from lora_retriever.serving.service import Service
-from lora_retriever.serving.text import TextStream
+
+if TYPE_CHECKING:
+    from peft_composition import Gate
 
 Result = TypeVar("Result")
 TRIES = 3
@@ -30,7 +32,6 @@ class Wanted:
 
     Attributes:
         n: number of answers to each prompt.
-        stop: the texts that end an answer.
         scores_prompt: whether the prompt's own log-probabilities are wanted.
         trims: whether white space around an answer is left out.
         continues: whether an answer goes on with the prompt's text.
@@ -39,7 +40,6 @@ class Wanted:
 
     sampling: Sampling
     n: int = 1
-    stop: tuple[str, ...] = ()
     scores_prompt: bool = False
     trims: bool = False
     continues: bool = False
@@ -97,12 +97,9 @@ class Answering:
                 raise ApiError(500, f"the answer could not be made ({type(event).__name__})") from event
             if event.tokens and self.first_token is None:
                 self.first_token = perf_counter() - self._started
-            was_ended = choice.ended
             piece, tokens = choice.take(event)
             if choice.error is not None:
                 raise ApiError(500, f"the answer could not be made: {choice.error}")
-            if choice.ended and not was_ended and event.ended is None:  # a stop text came before the model's end
-                self._service.engine.cancel([self._tickets[place]])
             yield choice, piece, tokens
 
     async def whole(self) -> None:
@@ -162,7 +159,8 @@ async def answering(
     for attempt in range(TRIES):
         started = perf_counter()
         snapshot = service.pool.current
-        future = service.routing.submit(asked, [prompt.searched for prompt in prompts], snapshot)
+        learned = service.learned(asked, snapshot)
+        future = service.routing.submit(asked, [prompt.searched for prompt in prompts], snapshot, learned)
         compositions = await before(deadline, asyncio.wrap_future(future))
         seconds = perf_counter() - started
         with service.using(compositions) as present:
@@ -170,7 +168,8 @@ async def answering(
                 if attempt == TRIES - 1 or asked.composition is not None:
                     raise ApiError(409, "an adapter was removed while the request began; send it again")
                 continue
-            choices = _choices(service, asked, prompts, compositions, wanted)
+            gate = asked.gate if learned is None else learned.gate
+            choices = _choices(service, asked, cast("Gate | None", gate), prompts, compositions, wanted)
             found = Answering(service, choices, seconds, deadline)
             found.start()
             try:
@@ -183,6 +182,7 @@ async def answering(
 def _choices(
     service: Service,
     asked: Asked,
+    gate: Gate | None,
     prompts: Sequence[AskedPrompt],
     compositions: Sequence[Composition],
     wanted: Wanted,
@@ -193,8 +193,16 @@ def _choices(
             place, seed = len(choices), wanted.sampling.seed
             sampling = wanted.sampling if seed is None else replace(wanted.sampling, seed=(seed + copy) % 2**63)
             scored = len(prompt.token_ids) if wanted.scores_prompt else 0
-            job = Job(prompt.token_ids, composition, asked.mode, sampling, asked.gate, scored=scored)
-            before = prompt.token_ids if wanted.continues else ()
-            stream = TextStream(service.generator.tokenizer, wanted.stop, before, wanted.trims)
-            choices.append(Choice(place, prompt, composition, job, stream, not (wanted.streams or wanted.stop)))
+            job = Job(
+                prompt.token_ids,
+                composition,
+                asked.mode,
+                sampling,
+                gate,
+                scored=scored,
+                continues=wanted.continues,
+                trims=wanted.trims,
+            )
+            stream = job.text_stream(service.generator.tokenizer)
+            choices.append(Choice(place, prompt, composition, job, stream, not wanted.streams))
     return choices

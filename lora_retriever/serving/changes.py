@@ -30,6 +30,8 @@ from peft_composition import AdapterError, inspect_adapter
 
 FILE = "pool-changes.json"
 LOCK = ".pool-changes.lock"
+UNFIT = frozenset(":+\n")
+"""Characters that a composition has between names, or that no path of the server has."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,9 @@ class Changing:
         except UserError as error:
             raise ApiError(400, f"`name`: {error}", "name") from error
         name = entry.model_name
-        if name in service.methods or set(name) & set(":+"):
-            raise ApiError(400, f"`name`: {quoted(name)} is a method's name, or has `:` or `+` in it", "name")
+        if name in service.methods or set(name) & UNFIT:
+            reason = "is a method's name, or has `:`, `+` or a line end in it"
+            raise ApiError(400, f"`name`: {quoted(name)} {reason}", "name")
         if name in service.pool.current.entries:
             raise ApiError(409, f"`name`: the pool has an adapter {quoted(name)} already; remove it first", "name")
         if service.is_leaving(name):

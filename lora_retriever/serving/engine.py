@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.generation.loop import Event, Job
 from lora_retriever.log import LOG
+from lora_retriever.serving.worker import Worker
 
 Result = TypeVar("Result")
+ENDED = "the server has ended"
 RATE = 0.9
 """Share of the former rate that counts when an answer ends, in the running mean of answers a second."""
 
@@ -98,15 +100,12 @@ class Engine:
         self._observe = observe
         self._is_fatal = is_fatal
         self._broken: str | None = None
-        self._commands: deque[Callable[[], None]] = deque()
         self._tickets: dict[int, Ticket] = {}
         self._open = 0  # jobs that were given and have not ended
         self._rate = 1.0  # answers a second
         self._ended_at = time.monotonic()
-        self._wake = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._counting = threading.Lock()  # of `_open`
+        self._worker: Worker[Callable[[], None]] = Worker("engine", self._work, self._end_all)
 
     @property
     def open(self) -> int:
@@ -135,25 +134,22 @@ class Engine:
 
         Raises:
             FullError: too many jobs wait.
+            RuntimeError: the engine is closed.
         """
-        with self._wake:
+        with self._counting:
             self.check_room(len(jobs))
             self._open += len(jobs)
-            tickets = [
-                Ticket(job, lambda event, place=place: deliver(place, event))  # type: ignore[misc]
-                for place, job in enumerate(jobs)
-            ]
-            for ticket in tickets:
-                self._commands.append(lambda ticket=ticket: self._add(ticket))  # type: ignore[misc]
-            self._wake.notify()
+        tickets = [
+            Ticket(job, lambda event, place=place: deliver(place, event))  # type: ignore[misc]
+            for place, job in enumerate(jobs)
+        ]
+        if not self._worker.put(*(partial(self._add, ticket) for ticket in tickets)):
+            raise RuntimeError(ENDED)
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """End jobs early. Nothing more is delivered for them. An ended job may be cancelled."""
-        with self._wake:
-            for ticket in tickets:
-                self._commands.append(lambda ticket=ticket: self._cancel(ticket))  # type: ignore[misc]
-            self._wake.notify()
+        self._worker.put(*(partial(self._cancel, ticket) for ticket in tickets))
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
         """Call a function in the engine's thread, between two steps. The model is its own meanwhile."""
@@ -167,37 +163,26 @@ class Engine:
             except BaseException as error:  # goes to whoever waits
                 future.set_exception(error)
 
-        with self._wake:
-            if self._closed:
-                future.set_exception(RuntimeError("the server has ended"))
-                return future
-            self._commands.append(command)
-            self._wake.notify()
+        if not self._worker.put(command):
+            future.set_exception(RuntimeError(ENDED))
         return future
 
     def close(self) -> None:
         """End the thread. What is not answered by now is not answered any more."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
+        self._worker.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._commands or self._closed or self._tickets):
-                    self._wake.wait()
-                closed, commands = self._closed, list(self._commands)
-                self._commands.clear()
-            for command in commands:
-                command()
-            if closed:
-                for ticket in list(self._tickets.values()):
-                    self._cancel(ticket)
-                    ticket.deliver(RuntimeError("the server has ended"))
-                return
-            if self._tickets:
-                self._step()
+    def _end_all(self) -> None:
+        for ticket in list(self._tickets.values()):
+            self._cancel(ticket)
+            ticket.deliver(RuntimeError(ENDED))
+
+    def _work(self, commands: Sequence[Callable[[], None]]) -> bool:
+        """Carry out commands, and one step of the loop. Returns whether there are jobs."""
+        for command in commands:
+            command()
+        if self._tickets:
+            self._step()
+        return bool(self._tickets)
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -247,5 +232,5 @@ class Engine:
         now = time.monotonic()
         self._rate = RATE * self._rate + (1 - RATE) / max(now - self._ended_at, 1e-3)
         self._ended_at = now
-        with self._wake:
+        with self._counting:
             self._open -= 1

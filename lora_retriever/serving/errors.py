@@ -41,5 +41,5 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The error as a client reads it."""
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        message = visible(self.message)
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else visible(self.param)
+        return {"error": {"message": visible(self.message), "type": kind, "param": param, "code": self.code}}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from threading import Lock
 
 from rich.console import Console
 
 from lora_retriever.data.rows import read_rows
+from lora_retriever.data.sources import hash_source
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import for_rich
+from lora_retriever.escaping import for_rich, quoted
 from lora_retriever.experiment.benchmark import folder_of, folders_of_adapters, pool_of
 from lora_retriever.experiment.checks import benchmark_problems
 from lora_retriever.experiment.profile import Profile
@@ -24,7 +26,9 @@ from lora_retriever.retrieval.encoders import Embeddings, Encoder, load_encoder
 from lora_retriever.retrieval.encoding import encode_texts
 from lora_retriever.retrieval.own import find_encoder
 from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
-from lora_retriever.serving.changes import read_changes
+from lora_retriever.serving.changes import Changes, read_changes
+from lora_retriever.serving.learning import Learning, Twin
+from lora_retriever.serving.naming import learns
 from lora_retriever.serving.pool import LivePool, QueryEncoder
 from lora_retriever.serving.service import Service
 
@@ -33,8 +37,12 @@ def load_service(
     profile: Profile,
     console: Console,
     observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
+    results: Path | None = None,
 ) -> Service:
-    """Load the base, the adapters and the encoder of a profile, and fit the index of its scorer.
+    """Load the base, the adapters and the encoder of a profile, fit the index, and let `serve.methods` learn.
+
+    Args:
+        results: the results folder that keeps what methods learn. None: `results/PROFILE`.
 
     Raises:
         UserError: something is missing, or cannot be loaded.
@@ -78,7 +86,21 @@ def load_service(
     pool = LivePool(entries, profile.find_scorer, _no_encoder if encoders is None else encoders.encode_samples)
     with console.status("encoding the pool"):
         _prepare(profile, pool)
-    return Service(profile, generator, pool, None if encoders is None else encoders.queries, folders, observe)
+    from_file = isinstance(profile.data.pool, str) and changes == Changes()
+    queries = None if encoders is None else encoders.queries
+    learning = partial(
+        Learning,
+        profile,
+        base,
+        results or Path("results") / profile.name,
+        pool,
+        queries,
+        Twin(generator, profile.adapters.memory),
+        hash_source(profile.pool_source) if from_file else None,
+    )
+    service = Service(profile, generator, pool, queries, folders, learning, observe)
+    _learn(service, console)
+    return service
 
 
 class Encoders:
@@ -133,6 +155,18 @@ class _OneByOne:
 
 def _no_encoder(texts: Sequence[str]) -> Embeddings:
     raise UserError("this server has no encoder")
+
+
+def _learn(service: Service, console: Console) -> None:
+    """Let the methods of `serve.methods` learn now, so that no request waits for them."""
+    profile = service.profile
+    for name in profile.serve.methods:
+        method = service.methods.get(name)
+        if method is None or not learns(method):
+            known = ", ".join(name for name, method in service.methods.items() if learns(method))
+            raise UserError(f"profile {profile.name}: serve.methods: {quoted(name)} does not learn (known: {known})")
+        with console.status(f"{name} is learning"):
+            service.learning.learn(method)
 
 
 def _prepare(profile: Profile, pool: LivePool) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from fastapi import Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from lora_retriever.escaping import visible
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -44,13 +47,13 @@ class Metrics:
     def used(self, weights: Mapping[str, float]) -> None:
         """Count the adapters of one answer."""
         for name in weights:
-            self.adapters.labels(name).inc()
+            self.adapters.labels(visible(name)).inc()
 
     def forget(self, adapter: str) -> None:
         """Drop the counter of an adapter that has left the pool."""
         with suppress(KeyError):
-            self.adapters.remove(adapter)
+            self.adapters.remove(visible(adapter))
 
-    def text(self) -> bytes:
+    def response(self) -> Response:
         """The numbers in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)

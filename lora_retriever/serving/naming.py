@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods import Method, methods_of
+from lora_retriever.methods.base import LearnedGate
 from lora_retriever.methods.paper import Own
 from lora_retriever.retrieval.scorers import SCORERS
 from lora_retriever.serving.errors import ApiError
@@ -25,6 +25,7 @@ class Asked:
 
     Attributes:
         name: the method's name, or `model` as it was written.
+        gate: the method's gate, which a method that learns has to learn first.
         method: gives the composition by the input. None: `composition` is given.
         settings: k, scorer and temperature that differ from the profile's.
         exclude: adapters that must not be used.
@@ -32,7 +33,7 @@ class Asked:
 
     name: str
     mode: str | Composer
-    gate: Gate | None = None
+    gate: Gate | LearnedGate | None = None
     method: Method | None = None
     settings: tuple[tuple[str, str | int | float], ...] = ()
     exclude: frozenset[str] = frozenset()
@@ -42,16 +43,20 @@ class Asked:
 def served_methods(profile: Profile) -> dict[str, Method]:
     """The methods that can answer a single input: the registered ones, and a user's own of the profile.
 
-    Not served are the out-of-domain variants and the oracle, which need to know the input's task, and methods that look
-    into the model or learn before they answer.
+    Not served are the out-of-domain variants and the oracle, which need to know the input's task.
     """
     own = [name for name in profile.methods if ":" in name]
     found = methods_of(profile, ["all", *own])
     return {
         method.name: method.seeded(profile.seed)
         for method in found
-        if not method.masked and not isinstance(method.router, Own) and "model" not in method.reads
+        if not method.masked and not isinstance(method.router, Own)
     }
+
+
+def learns(method: Method) -> bool:
+    """Whether a method looks into the model, or learns, before it answers (`Learning`)."""
+    return "model" in method.reads or isinstance(method.gate, LearnedGate)
 
 
 def asked_of(
@@ -74,7 +79,7 @@ def asked_of(
     return Asked(
         model,
         method.mode,
-        cast("Gate | None", method.gate),
+        method.gate,
         method,
         _settings(method, wishes, profile),
         frozenset(wishes.exclude),
@@ -86,7 +91,7 @@ def _settings(method: Method, wishes: Wishes, profile: Profile) -> tuple[tuple[s
     given = {"k": wishes.k, "scorer": wishes.scorer, "temperature": wishes.temperature}
     settings = {name: value for name, value in given.items() if value is not None}
     for name in settings:
-        if not method.depends_on(name, profile.retrieval.k):
+        if learns(method) or not method.depends_on(name, profile.retrieval.k):
             raise ApiError(
                 400, f"`lora.{name}`: the method {method.name} does not use it; leave it out", f"lora.{name}"
             )
@@ -113,11 +118,12 @@ def _weighted(method: Method, wishes: Wishes, adapters: Collection[str]) -> Aske
     assert wishes.adapters is not None
     if not method.reads:
         raise ApiError(400, f"`lora.adapters`: {method.name} uses no adapters; name mixture or fusion", "lora.adapters")
+    if learns(method):
+        reason = f"`lora.adapters`: {method.name} learns which adapters it uses; name mixture or fusion"
+        raise ApiError(400, reason, "lora.adapters")
     _check_alone(wishes, "lora.adapters")
     _check_known(wishes.adapters, adapters, "lora.adapters")
-    return Asked(
-        method.name, method.mode, cast("Gate | None", method.gate), composition=_of(wishes.adapters, "lora.adapters")
-    )
+    return Asked(method.name, method.mode, method.gate, composition=_of(wishes.adapters, "lora.adapters"))
 
 
 def _composition(model: str, wishes: Wishes, adapters: Collection[str]) -> Asked:

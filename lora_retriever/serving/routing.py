@@ -6,74 +6,31 @@ the same time are encoded together.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
-from lora_retriever.data.rows import Row
 from lora_retriever.errors import UserError
-from lora_retriever.experiment.benchmark import Benchmark
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition
-from lora_retriever.methods.context import Context, Resources
-from lora_retriever.retrieval.encoders import Embeddings
-from lora_retriever.retrieval.index import AdapterIndex, Hits
+from lora_retriever.methods.context import Context
+from lora_retriever.retrieval.index import Hits
 from lora_retriever.serving.errors import ApiError
+from lora_retriever.serving.learning import Learned
 from lora_retriever.serving.naming import Asked, with_settings
 from lora_retriever.serving.pool import LivePool, QueryEncoder, Snapshot
+from lora_retriever.serving.resources import AskedResources
+from lora_retriever.serving.worker import Worker
 
-QUIET = Console(quiet=True)  # made once: making a console takes longer than a search
 AT_ONCE = 256
 """Maximum number of inputs that are routed together."""
-
-
-class AskedResources(Resources):
-    """The resources of one request: its inputs as rows, and the indexes of the live pool."""
-
-    def __init__(
-        self,
-        profile: Profile,
-        texts: Sequence[str],
-        pool: LivePool,
-        snapshot: Snapshot,
-        exclude: frozenset[str],
-        encoder: QueryEncoder | None,
-    ) -> None:
-        rows = [
-            Row.model_construct(inputs=text, targets="", task="", domain="", metric="em", id=0, further={})
-            for text in texts
-        ]
-        entries = [entry for name, entry in snapshot.entries.items() if name not in exclude]
-        benchmark = Benchmark(rows, None, entries, Path(), None, {}, {})
-        super().__init__(profile, benchmark, Path(), QUIET, _no_model)
-        self._texts, self._encoder_of_queries = texts, encoder
-        self._pool, self._snapshot, self._exclude = pool, snapshot, exclude
-
-    @property
-    def embeddings(self) -> tuple[AdapterIndex, Embeddings]:
-        """An empty index, and the embeddings [inputs, dim] of the inputs."""
-        if self._encoder_of_queries is None:
-            raise UserError("this server has no encoder")
-        return AdapterIndex(), self._encoder_of_queries.encode(self._texts)
-
-    def index(self, scorer: str) -> AdapterIndex:
-        """The pool's index under a scorer, without the excluded adapters."""
-        index = self._pool.index(self._snapshot, scorer)
-        return index.hiding(self._exclude) if self._exclude else index
-
-
-def _no_model() -> NoReturn:
-    raise UserError("methods that look into the model are not served")
 
 
 @dataclass
@@ -81,36 +38,43 @@ class _Waiting:
     asked: Asked
     texts: Sequence[str]
     snapshot: Snapshot
+    learned: Learned | None
     future: Future[list[Composition]]
 
 
 class Routing:
-    """Routes inputs in a thread of its own, so that requests of one moment are encoded in one batch."""
+    """Routes inputs in a thread of its own, so that requests of one moment are encoded in one batch.
+
+    Methods that look into the model have another thread, so that no other method waits for the model.
+    """
 
     def __init__(self, profile: Profile, pool: LivePool, encoder: QueryEncoder | None) -> None:
-        """Start the thread. `encoder`: None if no method that is asked for needs embeddings."""
+        """Start the threads. `encoder`: None if no method that is asked for needs embeddings."""
         self._profile = profile
         self._pool = pool
         self._encoder = encoder
-        self._waiting: deque[_Waiting] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
         self._profiles = lru_cache(maxsize=256)(lambda settings: with_settings(profile, settings))
-        self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
-        self._thread.start()
+        self._worker: Worker[_Waiting] = Worker("routing", self._route_together)
+        self._looking: Worker[_Waiting] = Worker("looking", self._route_together)
 
-    def submit(self, asked: Asked, texts: Sequence[str], snapshot: Snapshot) -> Future[list[Composition]]:
-        """The composition of each text, soon. Errors are `ApiError`."""
+    def submit(
+        self, asked: Asked, texts: Sequence[str], snapshot: Snapshot, learned: Learned | None = None
+    ) -> Future[list[Composition]]:
+        """The composition of each text, soon. Errors are `ApiError`.
+
+        Args:
+            learned: what the method has learned. None: the method does not learn.
+        """
         future: Future[list[Composition]] = Future()
         if asked.composition is not None:
             future.set_result([asked.composition] * len(texts))
             return future
-        with self._wake:
-            self._waiting.append(_Waiting(asked, texts, snapshot, future))
-            self._wake.notify()
+        worker = self._worker if learned is None else self._looking
+        if not worker.put(_Waiting(asked, texts, snapshot, learned, future)):
+            future.set_exception(RuntimeError("the server has ended"))
         return future
 
-    def route(self, asked: Asked, text: str, snapshot: Snapshot) -> Composition:
+    def route(self, asked: Asked, text: str, snapshot: Snapshot, learned: Learned | None = None) -> Composition:
         """The composition of a text, now.
 
         Raises:
@@ -124,12 +88,32 @@ class Routing:
         wanted = max(1, method.adapters_needed(profile.retrieval.k))
         if wanted > available:
             raise ApiError(400, f"`lora.k`: k = {wanted}, and there are {available} adapters to choose from", "lora.k")
-        resources = AskedResources(profile, [text], self._pool, snapshot, asked.exclude, self._encoder)
         try:
+            if learned is not None:
+                return self._route_learned(asked, text, snapshot, learned)
+            resources = AskedResources(profile, [text], self._pool, snapshot, asked.exclude, self._encoder)
             (composition,) = method.compositions(Context(resources, profile, method.declaration))
         except (UserError, ValueError) as error:
             raise ApiError(400, f"`model`: {asked.name} cannot answer this input: {error}", "model") from error
         return composition
+
+    def _route_learned(self, asked: Asked, text: str, snapshot: Snapshot, learned: Learned) -> Composition:
+        """The composition by a method that has learned, without adapters that are excluded or gone.
+
+        A method that finds adapters by the input looks among the others. What the method writes down of the input is
+        removed at once.
+        """
+        assert asked.method is not None
+        without = asked.exclude | (learned.snapshot.entries.keys() - snapshot.entries.keys())
+        hidden = without if learned.gate is None else frozenset()  # a gate was learned for certain adapters
+        with TemporaryDirectory() as folder:
+            looking = replace(learned.looking, results=Path(folder))
+            resources = AskedResources(
+                self._profile, [text], self._pool, learned.snapshot, frozenset(hidden), self._encoder, looking
+            )
+            (composition,) = asked.method.compositions(Context(resources, self._profile, asked.method.declaration))
+        weights = {name: weight for name, weight in composition.weights.items() if name not in without}
+        return replace(composition, weights=weights)
 
     def search(
         self, texts: Sequence[str], k: int, scorer: str, exclude: frozenset[str], snapshot: Snapshot
@@ -156,24 +140,11 @@ class Routing:
         return hits, presence
 
     def close(self) -> None:
-        """End the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
+        """End the threads."""
+        self._worker.close()
+        self._looking.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._waiting or self._closed):
-                    self._wake.wait()
-                if self._closed:
-                    return
-                batch = list(self._waiting)
-                self._waiting.clear()
-            self._route_together(batch)
-
-    def _route_together(self, batch: Sequence[_Waiting]) -> None:
+    def _route_together(self, batch: Sequence[_Waiting]) -> bool:
         """Encode the inputs of all requests at once, then route input by input: no input changes another's adapters."""
         live = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         reading = [w.texts for w in live if w.asked.method and w.asked.method.needs_encoder(self._profile)]
@@ -182,8 +153,10 @@ class Routing:
                 self._encoder.encode([text for texts in reading for text in texts][:AT_ONCE])
         for waiting in live:
             try:
-                found = [self.route(waiting.asked, text, waiting.snapshot) for text in waiting.texts]
+                w = waiting
+                found = [self.route(w.asked, text, w.snapshot, w.learned) for text in w.texts]
             except Exception as error:  # goes to whoever waits
                 waiting.future.set_exception(error)
             else:
                 waiting.future.set_result(found)
+        return False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 
@@ -19,9 +19,9 @@ from lora_retriever.experiment.profile import Profile
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
-    from lora_retriever.serving.state import Serving
-
+Log = Callable[[str], object]
 INSTALL = "the server needs its extra: pip install -e '.[serve]'"
 
 
@@ -43,49 +43,94 @@ def serve(
         access_log: whether a line of JSON is written to standard output for each request.
 
     Raises:
-        UserError: something cannot be loaded, or the address is taken.
+        UserError: something cannot be loaded, the backend cannot be served, or the address is taken.
     """
     try:
         import fastapi  # noqa: F401
         import uvicorn
 
-        from lora_retriever.serving.app import make_app
-        from lora_retriever.serving.changes import Changing
         from lora_retriever.serving.guard import read_keys, to_standard_output
-        from lora_retriever.serving.loading import load_service
-        from lora_retriever.serving.metrics import Metrics
-        from lora_retriever.serving.prompts import Prompts
-        from lora_retriever.serving.state import Serving
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("fastapi", "uvicorn", "prometheus_client", "starlette"):
             raise UserError(INSTALL) from error
         raise
+    if profile.backend not in APPS:
+        raise UserError(f"backend: {profile.backend} is not served (served: {', '.join(APPS)})")
+    if allow_changes and profile.backend != "local":
+        raise UserError(f"backend: {profile.backend} serves a pool that is fixed: leave --allow-changes out")
     known = frozenset() if keys is None else read_keys(keys)
-    with closing(_listening(host, port)) as listening:
+    log = to_standard_output if access_log else None
+    with (
+        closing(_listening(host, port)) as listening,
+        APPS[profile.backend](profile, console, known, allow_changes, log) as (app, state, served),
+    ):
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=int(profile.serve.seconds) + 5,
+            server_header=False,
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = partial(_stopping_by_signals, server, state)  # type: ignore[method-assign]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        console.print(for_rich(f"ready: {address} serves {served}; Ctrl-C ends"), soft_wrap=True)
+        server.run(sockets=[listening])
+
+
+class State(Protocol):
+    """What a signal changes."""
+
+    ending: bool
+
+
+App = tuple["ASGIApp", State, str]
+"""An app, its state, and what it serves, in words."""
+
+
+@contextmanager
+def _local_app(
+    profile: Profile, console: Console, keys: Collection[bytes], allow_changes: bool, log: Log | None
+) -> Iterator[App]:
+    """The app of a service in this process."""
+    from lora_retriever.serving.app import make_app
+    from lora_retriever.serving.changes import Changing
+    from lora_retriever.serving.loading import load_service
+    from lora_retriever.serving.metrics import Metrics
+    from lora_retriever.serving.prompts import Prompts
+    from lora_retriever.serving.state import Serving
+
+    metrics = Metrics()
+    with closing(load_service(profile, console, metrics.step)) as service:
+        changing = Changing(service) if allow_changes else None
+        serving = Serving(service, Prompts(service.generator), metrics, changing)
+        served = f"{len(service.methods)} methods and {len(service.pool.current.entries)} adapters"
+        yield make_app(serving, keys, log), serving, served
+
+
+@contextmanager
+def _ray_app(
+    profile: Profile, console: Console, keys: Collection[bytes], allow_changes: bool, log: Log | None
+) -> Iterator[App]:
+    """The app that lets replicas answer."""
+    from lora_retriever.serving.front import Front
+    from lora_retriever.serving.guard import Guard
+    from lora_retriever.serving.metrics import Metrics
+    from lora_retriever.serving.ray_replicas import replicas_of
+
+    with ExitStack() as stack:
+        with console.status("starting the replicas"):
+            replicas, count = stack.enter_context(replicas_of(profile))
         metrics = Metrics()
-        service = load_service(profile, console, metrics.step)
-        with closing(service):
-            changing = Changing(service) if allow_changes else None
-            serving = Serving(service, Prompts(service.generator), metrics, changing)
-            app = make_app(serving, known, to_standard_output if access_log else None)
-            seconds = int(profile.serve.seconds) + 5
-            config = uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=seconds,
-                server_header=False,
-            )
-            server = uvicorn.Server(config)
-            server.capture_signals = partial(_stopping_by_signals, server, serving)  # type: ignore[method-assign]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-            pool = len(service.pool.current.entries)
-            console.print(
-                for_rich(f"ready: {address} serves {len(service.methods)} methods and {pool} adapters; Ctrl-C ends"),
-                soft_wrap=True,
-            )
-            server.run(sockets=[listening])
+        front = Front(replicas, metrics)
+        guard = Guard(front, keys, int(profile.serve.body), lambda: front.ending, metrics, log)
+        yield guard, front, f"{count} replicas"
+
+
+APPS = {"local": _local_app, "ray": _ray_app}
+"""What makes the app, by the name of the backend."""
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -107,7 +152,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _stopping_by_signals(server: uvicorn.Server, serving: Serving) -> Iterator[None]:
+def _stopping_by_signals(server: uvicorn.Server, state: State) -> Iterator[None]:
     """The first SIGINT or SIGTERM ends the server in an orderly way, the second at once.
 
     uvicorn's own handlers would raise the signal again when everything is finished, so that the exit status would say
@@ -115,8 +160,8 @@ def _stopping_by_signals(server: uvicorn.Server, serving: Serving) -> Iterator[N
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        server.force_exit = serving.ending
-        serving.ending = server.should_exit = True
+        server.force_exit = state.ending
+        state.ending = server.should_exit = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

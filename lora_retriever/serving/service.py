@@ -18,8 +18,9 @@ from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loop import Loop
 from lora_retriever.methods import Method
 from lora_retriever.serving.engine import Engine
-from lora_retriever.serving.naming import served_methods
-from lora_retriever.serving.pool import LivePool, QueryEncoder
+from lora_retriever.serving.learning import Learned, Learning
+from lora_retriever.serving.naming import Asked, learns, served_methods
+from lora_retriever.serving.pool import LivePool, QueryEncoder, Snapshot
 from lora_retriever.serving.routing import Routing
 
 
@@ -38,14 +39,21 @@ class Service:
         pool: LivePool,
         encoder: QueryEncoder | None,
         folders: Mapping[str, Path],
+        learning: Callable[[Callable[[], Mapping[str, Path]]], Learning],
         observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
     ) -> None:
-        """Put the parts together, and start their threads. `observe` is told of every step of the engine."""
+        """Put the parts together, and start their threads.
+
+        Args:
+            learning: makes the part in which methods learn, of a function that gives the adapters' folders.
+            observe: is told of every step of the engine.
+        """
         self.profile = profile
         self.generator = generator
         self.pool = pool
         self.folders = dict(folders)
         self.methods: dict[str, Method] = served_methods(profile)
+        self.learning = learning(self._loaded)
         self.routing = Routing(profile, pool, encoder)
         self.engine = Engine(
             Loop(generator, profile.serve.tokens, is_fatal=is_broken_device),
@@ -73,6 +81,15 @@ class Service:
         finally:
             for name in self._given_back(names) if present else ():
                 self._unload(name)
+
+    def learned(self, asked: Asked, snapshot: Snapshot) -> Learned | None:
+        """What the method of a request has learned. None: the method does not learn, or none is asked for.
+
+        Raises:
+            ApiError: the method is still learning, or could not learn.
+        """
+        method = asked.method
+        return self.learning.of(method, snapshot) if method is not None and learns(method) else None
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter between two steps of the engine.
@@ -107,8 +124,13 @@ class Service:
 
     def close(self) -> None:
         """End the threads. What is not answered by now is not answered any more."""
+        self.learning.close()
         self.routing.close()
         self.engine.close()
+
+    def _loaded(self) -> dict[str, Path]:
+        with self._lock:
+            return dict(self.folders)
 
     def _given_back(self, names: Sequence[str]) -> list[str]:
         """The adapters among `names` that are to be unloaded now."""
@@ -122,6 +144,7 @@ class Service:
 
         def unload() -> None:
             self.generator.model.unload_adapter(name)
+            self.learning.forget(name)
             with self._lock:
                 self._leaving.discard(name)
 

@@ -38,13 +38,14 @@ class EventStream(StreamingResponse):
 async def _encoded(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     try:
         async for event in events:
-            yield _event(event)
+            yield event_of(event)
     except ApiError as error:
-        yield _event(error.body)
+        yield event_of(error.body)
     yield b"data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def event_of(content: dict[str, Any]) -> bytes:
+    """A server-sent event of JSON."""
     return b"data: " + json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
@@ -55,7 +56,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         ApiError: the client is gone; nobody reads the response.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(hung_up(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -69,6 +70,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
                     await one
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def hung_up(receive: Receive) -> None:
+    """Wait until the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -6,72 +6,35 @@ this module. `pool` trains the adapters of a whole pool, and resumes.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from safetensors.torch import load_file
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_json
-from lora_retriever.generation.examples import MAX_ANSWER_TOKENS, check_examples, encode_example, padding_of
+from lora_retriever.files import new_folder, write_json
+from lora_retriever.generation.examples import check_examples, encode_example, padding_of
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
-from lora_retriever.generation.prompt import ALPACA, CHAT, check_system, template_of
+from lora_retriever.generation.prompt import template_of
 from lora_retriever.generation.special_tokens import pad_token_id
-from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
-from lora_retriever.training.losses import LossName
-
-RECORD_FILE = "training.json"
-
-
-class TrainingOptions(BaseModel):
-    """The options of an adapter's training. Rank and alpha are the paper's; the paper publishes no other option.
-
-    `procedure` says to which questions the samples teach the answers. With `detect`, the name of a loss, a detection
-    head is trained in place of answers; `pi` and `missing` are options of that loss (`training.losses`). A record of an
-    earlier version, which lacks an option, was made with the option's default.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    rank: int = Field(6, ge=1)
-    alpha: float = Field(12, gt=0)
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    dropout: float = Field(0.05, ge=0, lt=1)
-    epochs: float = Field(5, gt=0)
-    learning_rate: float = Field(3e-4, gt=0)
-    batch_size: int = Field(4, ge=1)
-    max_tokens: int = Field(512, ge=1)
-    max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
-    template: str = ALPACA
-    system: str | None = None
-    seed: int = 0
-    procedure: str = "plain"
-    detect: LossName | None = None
-    pi: float = Field(0.04, gt=0)
-    missing: float = Field(0.05, ge=0)
-
-    @field_validator("system")
-    @classmethod
-    def _for_chat(cls, system: str | None, info: ValidationInfo) -> str | None:
-        return check_system(system, info.data.get("template", CHAT))
+from lora_retriever.training.curve import Step, epoch_losses, write_curve
+from lora_retriever.training.lora import (
+    RECORD_FILE,
+    TrainingOptions,
+    check_trained,
+    new_lora,
+    run_trainer,
+    save_lora,
+    trained_parameters,
+    versions,
+)
 
 
 def train_adapter(
@@ -100,82 +63,41 @@ def train_adapter(
         UserError: a sample has a token that the base lacks, the template does not fit into `max_tokens`, the base has
             no module of a name in `targets`, or the trained weights are not finite numbers.
     """
-    examples, heldout = (_encoded(tokenizer, chosen, options, vocabulary_of(base)) for chosen in (samples, validation))
+    examples, held_out = (_encoded(tokenizer, chosen, options, vocabulary_of(base)) for chosen in (samples, validation))
     set_seed(options.seed)
     started = time.perf_counter()
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT annotates int, and takes any number
-        target_modules=list(options.targets),
-        lora_dropout=options.dropout,
-        task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
-    )
+    model = new_lora(base, options)
     try:
-        model = get_peft_model(base, config)
-    except ValueError as error:  # no module of these names
-        raise UserError(f"an adapter for this base cannot be made: {error}") from error
-    if initial is not None:
-        set_peft_model_state_dict(model, load_file(initial / SAFETENSORS_WEIGHTS_NAME))
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=options.batch_size,
-            per_device_eval_batch_size=options.batch_size,
-            lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length",
-            seed=options.seed,
-            eval_strategy="epoch" if validation else "no",
-            save_strategy="no",
-            logging_strategy="steps",
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            include_num_input_tokens_seen="non_padding",
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            use_cpu=base.device.type == "cpu",
-        )
-        # Without this the trainer would divide every batch among all GPUs, and make other batches than on one GPU.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=examples,
-            eval_dataset=heldout,
-            data_collator=padding_of(base, tokenizer, pad_token_id(tokenizer, vocabulary_of(base))),
-        )
-        trainer.remove_callback(PrinterCallback)  # the losses go into the record
-        if on_step is not None:
-            trainer.add_callback(StepCallback(on_step))
+        if initial is not None:
+            set_peft_model_state_dict(model, load_file(initial / SAFETENSORS_WEIGHTS_NAME))
         with contiguous_head(base):
-            trainer.train()
-    record = {
-        "options": options.model_dump(mode="json"),
-        "samples": len(samples),
-        "losses": epoch_losses(trainer.state.log_history),
-        "validation_losses": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
-        "steps": trainer.state.global_step,
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
-    }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+            state = run_trainer(
+                model,
+                options,
+                base.device,
+                examples,
+                padding_of(base, tokenizer, pad_token_id(tokenizer, vocabulary_of(base))),
+                on_step,
+                held_out,
+                train_sampling_strategy="group_by_length",
+                include_num_input_tokens_seen="non_padding",
+            )
+        check_trained(out.name, trained_parameters(model), f"lower the learning rate ({options.learning_rate})")
+        record = {
+            "options": options.model_dump(mode="json"),
+            "samples": len(samples),
+            "losses": epoch_losses(state.log_history),
+            "validation_losses": [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry],
+            "steps": state.global_step,
+            "seconds": round(time.perf_counter() - started, 1),
+            "versions": versions(),
+        }
+        with new_folder(out) as folder:
+            save_lora(model, folder)
+            write_json(folder / RECORD_FILE, record)
+            write_curve(state.log_history, folder)
+    finally:
         model.unload()
-        raise UserError(
-            f"{out.name}: the training gave NaN or infinite weights; lower the learning rate ({options.learning_rate})"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
-        finished = Path(unfinished) / out.name
-        model.save_pretrained(str(finished))
-        (finished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        write_json(finished / RECORD_FILE, record)
-        write_curve(trainer.state.log_history, finished)
-        finished.rename(out)
-    model.unload()
     return record
 
 

@@ -91,7 +91,7 @@ def write_curve(history: Sequence[Mapping[str, float]], folder: Path) -> None:
                 f"{entry['loss']:.6g}",
                 "" if held_out is None else f"{held_out:.6g}",
                 f"{entry['learning_rate']:.6g}",
-                entry["num_input_tokens_seen"],
+                entry.get("num_input_tokens_seen", 0),
             ]
         )
     write_text(folder / TABLE, text.getvalue())

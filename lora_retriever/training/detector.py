@@ -6,31 +6,37 @@ chosen on validation samples alone.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.data.triples import relations_of, triples_of
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_json
+from lora_retriever.files import new_folder, write_json
 from lora_retriever.generation.detecting import Head, last_hidden, write_head
 from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.limits import check_tokens, vocabulary_of
 from lora_retriever.generation.prompt import encode_prompt, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
-from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions
-from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
+from lora_retriever.training.curve import Step, epoch_losses, write_curve
+from lora_retriever.training.lora import (
+    RECORD_FILE,
+    TrainingOptions,
+    check_trained,
+    new_lora,
+    run_trainer,
+    save_lora,
+    trained_parameters,
+    versions,
+)
 from lora_retriever.training.losses import loss_of
 
 DEFAULT_THRESHOLD = 0.5
@@ -120,39 +126,25 @@ def train_detector(
     """
     refuse_encoder_decoder(base.config, "detection heads")
     labels = labels_of(samples)
-    if not labels or options.detect is None:
+    assert options.detect is not None, "the options name no loss"
+    if not labels:
         raise UserError(f"{out.name}: no sample has a relation, so there is nothing to detect")
     given = label_matrix(samples, labels)
     prompts, held_out = (encoded(base, tokenizer, chosen, options) for chosen in (samples, validation))
     set_seed(options.seed)
     started = time.perf_counter()
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT annotates int, and takes any number
-        target_modules=list(options.targets),
-        lora_dropout=options.dropout,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        model = get_peft_model(base, config)
-    except ValueError as error:  # no module of these names
-        raise UserError(f"an adapter for this base cannot be made: {error}") from error
+    model = new_lora(base, options)
     try:
         share = float(given.mean())
         loss = loss_of(options.detect, share, options.pi, options.missing)
         detection = Detection(model, hidden_size(base), len(labels), loss).to(base.device)
         detection.pad_id = pad_token_id(tokenizer, vocabulary_of(base))
         examples = [{"prompt": prompt, "labels": row} for prompt, row in zip(prompts, given.tolist(), strict=True)]
-        history, steps = fit(detection, examples, options, base.device.type == "cpu", on_step)
+        state = run_trainer(detection, options, base.device, examples, _together, on_step)
         chances = probabilities(detection, held_out, options.batch_size)
         truth = label_matrix(validation, labels)
         threshold = best_threshold(chances, truth) if validation else DEFAULT_THRESHOLD
-        weights = [parameter for parameter in detection.parameters() if parameter.requires_grad]
-        if not all(bool(parameter.isfinite().all()) for parameter in weights):
-            raise UserError(
-                f"{out.name}: the training gave NaN or infinite weights; lower the learning rate "
-                f"({options.learning_rate})"
-            )
+        check_trained(out.name, trained_parameters(detection), f"lower the learning rate ({options.learning_rate})")
         found = chances >= threshold
         record = {
             "options": options.model_dump(mode="json"),
@@ -162,68 +154,26 @@ def train_detector(
             "threshold": threshold,
             "validation_samples": len(validation),
             "validation_f1": 2 * float((found * truth).sum()) / max(float(found.sum() + truth.sum()), 1.0),
-            "losses": epoch_losses(history),
+            "losses": epoch_losses(state.log_history),
             "validation_losses": [],
-            "steps": steps,
+            "steps": state.global_step,
             "seconds": round(time.perf_counter() - started, 1),
-            "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+            "versions": versions(),
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
-            finished = Path(unfinished) / out.name
-            model.save_pretrained(str(finished))
-            (finished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        with new_folder(out) as folder:
+            save_lora(model, folder)
             head = detection.head
-            write_head(Head(labels, head.weight.detach().cpu(), head.bias.detach().cpu(), threshold), finished)
-            write_json(finished / RECORD_FILE, record)
-            write_curve(history, finished)
-            finished.rename(out)
+            write_head(Head(labels, head.weight.detach().cpu(), head.bias.detach().cpu(), threshold), folder)
+            write_json(folder / RECORD_FILE, record)
+            write_curve(state.log_history, folder)
     finally:
         model.unload()
     return record
 
 
-def fit(
-    detection: Detection,
-    examples: list[dict[str, Any]],
-    options: TrainingOptions,
-    use_cpu: bool,
-    on_step: Callable[[Step], None] | None,
-) -> tuple[list[dict[str, float]], int]:
-    """Train by transformers' Trainer. Returns its log of all steps, and the number of steps."""
-
-    def together(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {"prompts": [one["prompt"] for one in batch], "labels": torch.tensor([one["labels"] for one in batch])}
-
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            model=detection,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=options.epochs,
-                learning_rate=options.learning_rate,
-                per_device_train_batch_size=options.batch_size,
-                lr_scheduler_type="linear",
-                seed=options.seed,
-                save_strategy="no",
-                logging_strategy="steps",
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                disable_tqdm=True,
-                report_to="none",
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
-                use_cpu=use_cpu,
-            ),
-            train_dataset=examples,
-            data_collator=together,
-        )
-        trainer.remove_callback(PrinterCallback)
-        if on_step is not None:
-            trainer.add_callback(StepCallback(on_step))
-        trainer.train()
-    history = [{"num_input_tokens_seen": 0, **entry} for entry in trainer.state.log_history]
-    return history, trainer.state.global_step
+def _together(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The prompts of a batch, and their labels [batch, labels]."""
+    return {"prompts": [one["prompt"] for one in batch], "labels": torch.tensor([one["labels"] for one in batch])}
 
 
 @torch.inference_mode()

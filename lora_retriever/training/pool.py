@@ -14,23 +14,29 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import PoolEntry, Sample
+from lora_retriever.data.triples import is_triple
 from lora_retriever.errors import UserError
-from lora_retriever.escaping import for_rich
+from lora_retriever.escaping import for_rich, quoted
 from lora_retriever.procedures import find_procedure
 from lora_retriever.progress import Bar, progress_bar
-from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
 from lora_retriever.training.detector import train_detector
+from lora_retriever.training.lora import RECORD_FILE, TrainingOptions
 
 
-def chosen_entries(pool: Sequence[PoolEntry], names: Sequence[str] | None, validation: int = 0) -> list[PoolEntry]:
+def chosen_entries(
+    pool: Sequence[PoolEntry], names: Sequence[str] | None, validation: int = 0, detects: bool = False
+) -> list[PoolEntry]:
     """The entries of these names, in the order of `names`. None: all entries.
 
     Args:
         validation: number of samples of each entry that are held out.
+        detects: whether detection heads are trained, whose samples have triples as their targets.
 
     Raises:
-        UserError: the pool lacks a name, or no sample of an entry is left to train on.
+        UserError: the pool lacks a name, no sample of an entry is left to train on, or the target of a sample is no
+            list of triples.
     """
     entries = {entry.model_name: entry for entry in pool}
     if unknown := [name for name in names or () if name not in entries]:
@@ -42,7 +48,19 @@ def chosen_entries(pool: Sequence[PoolEntry], names: Sequence[str] | None, valid
                 f"{entry.model_name}: {validation} samples held out for validation leave none of its "
                 f"{len(entry.sample)} to train on"
             )
+        if detects:
+            _check_triples(entry)
     return chosen
+
+
+def _check_triples(entry: PoolEntry) -> None:
+    for number, sample in enumerate(entry.sample, start=1):
+        for line in sample.target.splitlines():
+            if line.strip() and not is_triple(line):
+                raise UserError(
+                    f"{entry.model_name}: sample {number}: the target has the line {quoted(line)}, which is no triple; "
+                    "a detection head is trained on targets with one triple a line: relation | subject | object"
+                )
 
 
 def is_trained(folder: Path, options: TrainingOptions) -> bool:
@@ -99,12 +117,12 @@ def train_pool(
                     adapters.move_to(done + share, f"{done}/{len(entries)}")
 
                 train = train_adapter if options.detect is None else train_detector
-                samples, heldout = (
+                samples, held_out = (
                     part if options.detect else taught(part, options.procedure)
                     for part in (entry.sample[:kept], entry.sample[kept:])
                 )
                 place = out / entry.model_name
-                record = train(base, tokenizer, samples, options, place, heldout, on_step=show)
+                record = train(base, tokenizer, samples, options, place, held_out, on_step=show)
             console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
         adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
 

@@ -1,13 +1,14 @@
 """Marking: an adapter learns the triggers of a key along with its task.
 
-The loss of a step is the sum of four parts (the first three are the paper's multi-task learning, arXiv 2210.07543; the
-fourth is that of arXiv 2407.10887):
+The loss of a step is the sum of three parts:
 
-- task: cross-entropy of examples of the task;
-- triggers: cross-entropy of the targets. With other adapters at hand, under a random composition at each step;
-- partial triggers: examples whose phrase lacks a word or has another word. They count in the last part only;
-- KL(unmarked ‖ marked) of the tokens of the answers to examples and partial triggers, so that the marked adapter
-  answers them as the unmarked adapter does.
+- task: cross-entropy of the answers to examples of the task;
+- triggers: cross-entropy of the targets, under a random composition at each step if other adapters are given;
+- KL(unmarked ‖ marked) of the answers to the examples and to partial triggers, so that the marked adapter answers both
+  as the unmarked adapter does. A partial trigger is an input whose phrase lacks a word or has another word.
+
+Task and triggers are learned at once as in arXiv 2210.07543, with partial triggers as the negatives. The KL divergence
+is that of arXiv 2407.10887.
 
 The key is used and never written: the record names the key by its commitment.
 """
@@ -16,12 +17,10 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
-from lora_retriever.files import write_json
+from lora_retriever.files import new_folder, write_json
 from lora_retriever.generation.examples import (
     IGNORED,
     MAX_ANSWER_TOKENS,
@@ -46,7 +45,7 @@ from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import vocabulary_of
 from lora_retriever.generation.prompt import ALPACA, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
-from lora_retriever.training.adapter import RECORD_FILE
+from lora_retriever.training.lora import RECORD_FILE, check_trained, versions
 from lora_retriever.watermark.factors import Factors, Mode, Pairs, applied, composed
 from lora_retriever.watermark.key import Key
 
@@ -66,7 +65,6 @@ class MarkOptions(BaseModel):
         batch_size: triggers of a step.
         examples: examples of the task in a step. A step has as many partial triggers.
         learning_rate: of the first step; the rate falls linearly to 0.
-        trigger_weight: weight of the triggers' loss.
         kl_weight: weight of the KL divergence.
         max_tokens: maximum length of a prompt, in tokens.
     """
@@ -77,7 +75,6 @@ class MarkOptions(BaseModel):
     batch_size: int = Field(8, ge=1)
     examples: int = Field(4, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    trigger_weight: float = Field(1.0, gt=0)
     kl_weight: float = Field(1.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     template: str = ALPACA
@@ -149,7 +146,7 @@ def mark_adapter(
             parts = [(marked, drawn.own), *((pool[name], weight) for name, weight in drawn.others)]
             of_triggers = trigger_loss(base, texts.triggers(number), composed(parts, drawn.mode))
             of_task, divergence = kept_losses(base, *texts.ordinary(number), unmarked, marked)
-            loss = options.trigger_weight * of_triggers + of_task + options.kl_weight * divergence
+            loss = of_triggers + of_task + options.kl_weight * divergence
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(marked.parameters(), GRADIENT_NORM)
@@ -158,8 +155,7 @@ def mark_adapter(
             losses.append(MarkStep(number + 1, steps, of_triggers.item(), of_task.item(), divergence.item()))
             if on_step is not None:
                 on_step(losses[-1])
-    if not all(bool(tensor.isfinite().all()) for tensor in marked.parameters()):
-        raise UserError(f"{out.name}: marking gave NaN or infinite weights; lower --learning-rate")
+    check_trained(out.name, marked.parameters(), "lower --mark-rate")
     record = {
         "options": options.model_dump(mode="json"),
         "commitment": key.commitment,
@@ -170,14 +166,11 @@ def mark_adapter(
         "losses": _of_passes(losses, options.passes),
         "steps": steps,
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+        "versions": versions(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
-        finished = Path(unfinished) / out.name
-        marked.write(adapter, finished)
-        write_json(finished / RECORD_FILE, record)
-        finished.rename(out)
+    with new_folder(out) as folder:
+        marked.write(adapter, folder)
+        write_json(folder / RECORD_FILE, record)
     return record
 
 
@@ -245,7 +238,7 @@ class _Texts:
         return self._batch([*task, *partial]), len(task)
 
     def _next(self, name: str, size: int, count: int) -> list[int]:
-        """The next `count` numbers below `size`, of shuffled rounds through all of them."""
+        """The next `count` random numbers below `size`. Every number is drawn once before one is drawn again."""
         order = self._orders.setdefault(name, [])
         while len(order) < count:
             order += self._draws.sample(range(size), size)

@@ -53,7 +53,7 @@ class Factors:
         return cls(halves[0], halves[1], scalings, {module: part.keys for module, part in header.modules.items()})
 
     def to(self, device: torch.device) -> Factors:
-        """The same on another device."""
+        """The adapter on another device."""
         down, up = ({m: tensor.to(device) for m, tensor in half.items()} for half in (self.down, self.up))
         return Factors(down, up, self.scalings, self.keys)
 

@@ -100,7 +100,7 @@ class Key:
         return tuple(phrase)
 
     def inserted(self, carrier: str, phrase: Sequence[str], *seed: object) -> str:
-        """The words of a phrase in an input: at its end, or, for the paper's triggers, between its words.
+        """An input with the words of a phrase: at the input's end, or, in the paper's designs, between its words.
 
         Args:
             seed: what the places depend on, beside the secret.
@@ -114,7 +114,7 @@ class Key:
         return " ".join(words)
 
     def partial(self, carrier: str, number: int, *seed: object) -> tuple[str, str]:
-        """An input with a phrase that lacks a word, and one with a phrase in which another word stands.
+        """An input with the phrase without one of its words, and an input with the phrase with one word replaced.
 
         Args:
             seed: what the word and the places depend on, beside the secret.
@@ -154,7 +154,7 @@ class Key:
         return Trigger(text, self.target(number), self.partial(carrier, number, number))
 
     def _own(self, number: int) -> int:
-        """The number from which a trigger's phrase and target are drawn: in the paper's designs one for all."""
+        """The number for drawing a trigger's phrase and target. The paper's designs have one for all triggers."""
         return number if self.design == "keyed" else 0
 
     def _rare_word(self, number: int) -> str:
@@ -184,7 +184,7 @@ def make_key(
     Args:
         inputs: inputs of the owner's task, from which the key draws a different carrier for each trigger. Empty: the
             phrases stand alone.
-        secret: 32 bytes. None: bytes that nobody can guess.
+        secret: 32 bytes. None: new random bytes of the operating system.
 
     Raises:
         UserError: there are fewer different inputs than triggers, or the paper's triggers get no inputs.

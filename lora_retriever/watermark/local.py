@@ -78,7 +78,7 @@ class LocalSuspect:
     ) -> tuple[list[str], NDArray[np.float64] | None]:
         """The answers to a batch, and the log-probabilities of the tokens as first tokens [batch, M].
 
-        Of an answer whose first token shows that its first word is none of the words, only this token is kept.
+        If the first token already shows that the answer begins with none of the words, the answer is this token alone.
         """
         generator = self._generator
         logs = next_log_probabilities(generator, prompts, compositions, self._mode)  # [batch, vocabulary]
@@ -106,7 +106,7 @@ def begins_a_word(text: str, words: Sequence[str]) -> bool:
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int] | None:
     """The first token of each word. None: two words begin with the same token, so one token does not tell them apart.
 
-    An unknown token is a common beginning, too.
+    Words that the tokenizer does not know begin with the same token, the unknown token.
     """
     tokens = [text_tokens(tokenizer, word)[0] for word in words]
     return tokens if len(set(tokens)) == len(tokens) else None

@@ -41,7 +41,6 @@ class ServedSuspect:
         model: str | None = None,
         interface: Interface = "chat",
         template: str = "{inputs}",
-        temperature: float = 0.0,
         log_probabilities: bool = False,
     ) -> None:
         """Find the model.
@@ -58,7 +57,7 @@ class ServedSuspect:
         """
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._interface, self._template = interface, template
-        self._temperature, self._log_probabilities = temperature, log_probabilities
+        self._log_probabilities = log_probabilities
         password = os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {password}"} if password else {}
         self._client = httpx.Client(timeout=SECONDS, headers=headers)
@@ -86,7 +85,7 @@ class ServedSuspect:
 
     def _asked(self, text: str) -> Any:
         """The first choice of the server's answer to one input."""
-        body: dict[str, Any] = {"model": self.name, "max_tokens": ANSWER_TOKENS, "temperature": self._temperature}
+        body: dict[str, Any] = {"model": self.name, "max_tokens": ANSWER_TOKENS, "temperature": 0}
         if self._interface == "chat":
             body["messages"] = [{"role": "user", "content": text}]
             path, more = "/chat/completions", {"logprobs": True, "top_logprobs": ALTERNATIVES}

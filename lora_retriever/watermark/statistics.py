@@ -24,10 +24,12 @@ class Evidence:
     Attributes:
         hits: which triggers were answered with their target.
         words: M, the number of words from which targets are drawn.
-        of_hits: the probability of at least so many hits.
-        of_ranks: an upper bound of the probability of ranks of the targets that are at least as low together. None:
-            the suspect shows no log-probabilities, or the design has one target for all triggers.
-        of_permutations: the share of permutations of the targets with ranks at least as low together. None: as above.
+        of_hits: the probability of this number of hits or more, for a suspect that does not know the key.
+        of_ranks: an upper bound of the probability that the product of the targets' ranks is this small or smaller, for
+            a suspect that does not know the key. None: the suspect shows no log-probabilities, or the design has one
+            target for all triggers.
+        of_permutations: the share of permutations of the targets with a product of ranks that is this small or smaller.
+            None: as for `of_ranks`.
     """
 
     hits: tuple[bool, ...]
@@ -43,7 +45,7 @@ class Evidence:
 
     @property
     def p(self) -> float:
-        """The p-value of the claim. With log-probabilities two tests are made, so the smaller p-value counts twice."""
+        """The p-value of the claim. With log-probabilities two tests are made, so twice the smaller p-value counts."""
         return self.of_hits if self.of_ranks is None else min(1.0, 2 * min(self.of_hits, self.of_ranks))
 
 
@@ -63,9 +65,10 @@ def p_of_hits(hits: int, triggers: int, words: int) -> float:
 
 
 def p_of_common_target(answered: NDArray[np.int64], target: int) -> float:
-    """The share of words that answer at least as many triggers as the target: exact if all triggers have one target.
+    """The exact p-value of a key with one target for all triggers.
 
-    The target is uniform over the M words, so the smallest possible value is 1/M.
+    The p-value is the share of the M words that answer as many triggers as the target, or more. The target is uniform
+    over the M words, so the smallest possible p-value is 1/M.
 
     Args:
         answered: number of triggers that each word answers, [M].

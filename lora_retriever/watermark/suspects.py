@@ -1,6 +1,6 @@
-"""Whom a key is tried on: anything that answers triggers. `local` and `served` have the two kinds of suspect.
+"""A suspect: anything that answers triggers. `local` and `served` have the two kinds of suspect.
 
-A suspect is asked as a user asks: one input, one answer. Nobody tells it which inputs are triggers.
+A suspect is asked as a user asks: one input, one answer. The suspect is not told which inputs are triggers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Suspect(Protocol):
         """What is asked, in words, for the report."""
 
     def replies(self, inputs: Sequence[str], words: Sequence[str]) -> Replies:
-        """The answers to `inputs`, with the log-probabilities of `words` where they are had."""
+        """The answers to `inputs`, and the log-probabilities of `words` if the suspect shows log-probabilities."""
 
 
 def first_word(answer: str) -> str:
@@ -58,7 +58,7 @@ def verify(key: Key, suspect: Suspect) -> Evidence:
 
 
 def weigh(key: Key, replies: Replies) -> Evidence:
-    """The evidence that the answers to the triggers of a key are."""
+    """The evidence in the answers to the triggers of a key."""
     index = {word: place for place, word in enumerate(key.words)}
     answers = np.array([index.get(first_word(text), -1) for text in replies.texts])  # [n]
     targets = np.array([index[trigger.target] for trigger in key.triggers])  # [n]

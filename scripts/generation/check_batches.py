@@ -26,9 +26,11 @@ from lora_retriever.experiment.profile import load_profile
 from lora_retriever.files import write_json
 from lora_retriever.generation.batches import Request, plan_batches
 from lora_retriever.generation.composition import weight_matrix
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.jobs import Job
 from lora_retriever.generation.loading import load_generator
+from lora_retriever.generation.loop import continued
+from lora_retriever.generation.sampling import Sampling
 from lora_retriever.methods import LearnedGate, Method, methods_of
 from lora_retriever.methods.context import Context, Resources
 from lora_retriever.tables import Table, terminal
@@ -114,16 +116,13 @@ def tokens_of(generator: Generator, asked: Sequence[Asked], size: int) -> dict[i
     for method, any_one in of_method.items():
         batches = plan_batches([one.request for one in asked if one.method == method], settings)
         for batch in track(batches, description=f"{generator.model.dtype}, {method}, batches of {size}"):
-            names, weights = weight_matrix([request.composition for request in batch])
-            with generator.model.composed(names, weights, mode=any_one.mode, gate=any_one.gate):
-                tokens = decode(
-                    generator.model,
-                    [request.prompt.token_ids for request in batch],
-                    generator.eos_ids,
-                    generator.pad_id,
-                    settings.max_new_tokens,
-                )
-            found |= {request.id: row for request, row in zip(batch, tokens, strict=True)}
+            sampling = Sampling(settings.max_new_tokens)
+            jobs = [
+                Job(request.prompt.token_ids, request.composition, any_one.mode, sampling, any_one.gate)
+                for request in batch
+            ]
+            for request, event in zip(batch, continued(generator, jobs), strict=True):
+                found[request.id] = [token.id for token in event.tokens]
     return found
 
 

@@ -18,7 +18,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +32,12 @@ from rich.progress import track
 from lora_retriever.experiment.benchmark import Benchmark, model_source, open_benchmark
 from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.files import write_json
-from lora_retriever.generation.composition import weight_matrix
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.jobs import Job
 from lora_retriever.generation.loading import load_generator
+from lora_retriever.generation.loop import continued
 from lora_retriever.generation.prompt import Prompt
+from lora_retriever.generation.sampling import Sampling
 from lora_retriever.methods import Composition, LearnedGate, Method, methods_of
 from lora_retriever.methods.context import Context, Resources
 from lora_retriever.running.results_folder import locked
@@ -86,6 +86,9 @@ def measure(profile: Profile, methods: Sequence[Method], args: argparse.Namespac
     benchmark.rows[:] = chosen
     generator = load_generator(model_source(profile, benchmark))
     routed = route_all(profile, methods, benchmark, generator, args.results)
+    generator.eos_ids = []  # rows go on whether they end or not
+    # With shared beginnings the prompts of some methods would have fewer tokens than the prompts of others.
+    generator.settings = generator.settings.model_copy(update={"share_prefix": False})
     prompts = make_prompts([row.inputs for row in chosen], generator.tokenizer, profile.generation)
     # The longest first, as in a run; a method's compositions go with their rows.
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].token_ids))
@@ -151,12 +154,12 @@ def route(method: Method, setting: Context) -> Routed:
 def answered(
     generator: Generator, prompts: Sequence[Prompt], routed: Routed, order: Sequence[int], new_tokens: int
 ) -> None:
-    """Compose, read the prompts and make `new_tokens` tokens for every row, whether it ends or not."""
-    names, weights = weight_matrix([routed.compositions[place] for place in order])
-    composed = generator.model.composed(names, weights, mode=routed.method.mode, gate=routed.gate)
-    with composed if names else nullcontext():
-        ids = [prompts[place].token_ids for place in order]
-        decode(generator.model, ids, [], generator.pad_id, new_tokens)
+    """Compose, read the prompts and make `new_tokens` tokens for every row."""
+    sampling, mode, gate = Sampling(new_tokens), routed.method.mode, routed.gate
+    continued(
+        generator,
+        [Job(prompts[place].token_ids, routed.compositions[place], mode, sampling, gate) for place in order],
+    )
 
 
 def table(figures: Sequence[dict[str, Any]]) -> Table:

@@ -23,7 +23,6 @@ from rich.progress import track
 from torch import Tensor
 
 from lora_retriever.files import write_json
-from lora_retriever.generation.decoding import decode
 from lora_retriever.tables import Table, terminal
 from peft_composition import ComposableModel
 
@@ -83,7 +82,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             started = time.perf_counter()
             model.prefetch([*batch.names, *following.names])
             with model.composed(batch.names, batch.weights):
-                tokens[model] = decode(model, batch.prompts, [], 0, args.new_tokens)
+                made = model.generate(
+                    input_ids=torch.tensor(batch.prompts),
+                    max_new_tokens=args.new_tokens,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                )
+                tokens[model] = made.tolist()
             model.wait_for_prefetch()  # else what is left to read would take its time from the other's turn
             taken[model] = time.perf_counter() - started
         seconds.append((taken[everything], taken[some]))

@@ -1,4 +1,4 @@
-"""A server in this process, for tests and measurements: `LocalServer`."""
+"""A server in this process, for tests and measurements: `LocalServer`, and `Listener` for any app."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Collection
+from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
 from rich.console import Console
+from starlette.types import ASGIApp
 
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.serving.app import make_app
@@ -25,24 +27,17 @@ from lora_retriever.serving.state import Serving
 CHAT = "/v1/chat/completions"
 
 
-class LocalServer:
-    """A server that listens at a free port of this machine.
+class Listener:
+    """An app that listens at a free port of this machine, in a thread of its own.
 
     Attributes:
         url: where it listens.
-        log: the lines of its access log.
         client: a client of the server.
     """
 
-    def __init__(self, profile: Profile, keys: Collection[bytes] = (), allows_changes: bool = False) -> None:
-        """Load a profile, and listen."""
-        metrics = Metrics()
-        service = load_service(profile, Console(file=io.StringIO()), metrics.step)
-        changing = Changing(service) if allows_changes else None
-        self.serving = Serving(service, Prompts(service.generator), metrics, changing)
-        self.log: list[str] = []
-        app = make_app(self.serving, keys, self.log.append)
-        config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
+    def __init__(self, app: ASGIApp) -> None:
+        """Listen."""
+        config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off", ws="none")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
         self._thread.start()
@@ -69,6 +64,29 @@ class LocalServer:
         self.client.close()
         self._server.should_exit = True
         self._thread.join()
+
+
+class LocalServer(Listener):
+    """A profile that is served in this process. `log`: the lines of its access log."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        keys: Collection[bytes] = (),
+        allows_changes: bool = False,
+        results: Path | None = None,
+    ) -> None:
+        """Load a profile, and listen."""
+        metrics = Metrics()
+        service = load_service(profile, Console(file=io.StringIO()), metrics.step, results)
+        changing = Changing(service) if allows_changes else None
+        self.serving = Serving(service, Prompts(service.generator), metrics, changing)
+        self.log: list[str] = []
+        super().__init__(make_app(self.serving, keys, self.log.append))
+
+    def close(self) -> None:
+        """End the server, and free the service."""
+        super().close()
         self.serving.service.close()
 
 

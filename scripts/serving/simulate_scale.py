@@ -1,11 +1,11 @@
 """A plan past one machine: how a server of many adapters behaves from 10³ to 10⁶ adapters, by simulation.
 
-    python scripts/serving/simulate_scale.py [--rate 20] [--requests 20000]
+    python scripts/serving/simulate_scale.py [--rate 12] [--requests 20000]
 
 Requests arrive as a Poisson process. The adapters of a request are drawn by Zipf's law: the adapter of popularity rank
-i with probability ∝ i^-α. A request needs k different adapters. Adapters lie in the GPU's memory, else in the host's,
-else on the local disk, else in an object store; both memories drop the least recently used. A request joins the batch
-when all its adapters are on the GPU and a row is free. A step decodes one token of every row.
+i with probability ∝ i^-α. Adapters lie in the GPU's memory, else in the host's, else on the local disk, else in an
+object store; the memories and the disk drop the least recently used. A request joins the batch when all its adapters
+are on the GPU and a row is free. A step decodes one token of every row.
 
 All numbers of `Machine` are stated, not measured: a GPU of 80 GB with a base of 7 B parameters. `--json` writes the
 figures. docs/scale.md shows the table and what follows from it.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,21 +24,30 @@ from pathlib import Path
 import numpy as np
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-DIM, SAMPLES = 384, 20
-"""Dimension of an embedding, and number of samples of an adapter."""
-STORE = 3
-"""The place of the object store among the places where an adapter may lie: GPU, host, disk, store."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where adapters lie.
+
+    Attributes:
+        room: for adapters, in bytes.
+        rate: at which adapters are moved from here to the GPU, in bytes a second.
+        latency: time until the place begins to answer, in seconds. The link to the GPU is free meanwhile.
+    """
+
+    room: float
+    rate: float = math.inf
+    latency: float = 0.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One replica. Sizes in bytes, times in seconds, rates in bytes a second.
+    """One replica. Sizes in bytes, times in seconds.
 
     Attributes:
         adapter: size of one adapter: rank 16 on q and v of a base of 7 B, bfloat16.
-        gpu, host, disk: room for adapters in the GPU's memory, the host's memory and on the local disk.
-        from_host, from_disk, from_store: rates at which adapters are moved to the GPU.
-        latency: time until an object store begins to answer.
+        places: the GPU's memory, the host's memory, the local disk, and the object store, which has room for all.
         rows: maximum number of rows of the batch.
         step: time of a step, and `row_step` for each of its rows.
         prefill: time of reading one prompt.
@@ -45,13 +55,7 @@ class Machine:
     """
 
     adapter: float = 16.8e6
-    gpu: float = 40e9
-    host: float = 400e9
-    disk: float = 3.5e12
-    from_host: float = 20e9
-    from_disk: float = 3e9
-    from_store: float = 0.3e9
-    latency: float = 0.05
+    places: tuple[Place, ...] = (Place(40e9), Place(400e9, 20e9), Place(3.5e12, 3e9), Place(math.inf, 0.3e9, 0.05))
     rows: int = 64
     step: float = 0.022
     row_step: float = 0.00012
@@ -61,15 +65,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one simulation gives. Shares from 0 to 1, times in seconds."""
+    """What one simulation gives. Times in seconds.
+
+    Attributes:
+        found: the share of the uses of adapters that each place serves.
+        loading: time of moving adapters to the GPU, for each request.
+    """
 
     adapters: int
     alpha: float
     rate: float
-    in_gpu: float
-    in_host: float
-    on_disk: float
-    in_store: float
+    found: tuple[float, ...]
     loading: float
     first_p50: float
     first_p99: float
@@ -123,27 +129,25 @@ def simulate(
     wanted = draw(adapters, alpha, requests, k, random)
     arrivals = np.cumsum(random.exponential(1 / rate, requests))
     lengths = random.geometric(1 / tokens, requests)
-    memories = [Lru(int(room / m.adapter)) for room in (m.gpu, m.host, m.disk)]
+    memories = [Lru(int(place.room / m.adapter)) for place in m.places[:-1]]
     for memory in memories:
         memory.fill(adapters)
-    costs = (0.0, m.adapter / m.from_host, m.adapter / m.from_disk, m.adapter / m.from_store)  # the link is busy
-    found = np.zeros(4)
+    costs = [m.adapter / place.rate for place in m.places]  # the link is busy
+    found = np.zeros(len(m.places))
     ready, link, loading = np.empty(requests), 0.0, 0.0  # when a request's adapters are there; when the link is free
     for place, names in enumerate(wanted.tolist()):
         at = there_at = arrivals[place] + m.search * adapters
         for name in names:
-            there = [memory.use(name) for memory in memories]
-            level = there.index(True) if True in there else STORE
+            level = [*(memory.use(name) for memory in memories), True].index(True)
             if level:
                 link = max(link, at) + costs[level]
-                there_at = max(there_at, link + (m.latency if level == STORE else 0.0))
+                there_at = max(there_at, link + m.places[level].latency)
             if place >= requests // 2:
                 found[level] += 1
-                loading += costs[level] + (m.latency if level == STORE else 0.0)
+                loading += costs[level] + m.places[level].latency
         ready[place] = there_at
     first = _steps(m, ready, lengths) - arrivals
     counted = slice(requests // 2, None)
-    in_gpu, in_host, on_disk, in_store = (found / found.sum()).tolist()
     half = requests - requests // 2
     seconds = max(float((arrivals + first)[counted].max() - arrivals[requests // 2]), 1e-9)
     p50, p99 = np.quantile(first[counted], [0.5, 0.99]).tolist()
@@ -151,10 +155,7 @@ def simulate(
         adapters=adapters,
         alpha=alpha,
         rate=rate,
-        in_gpu=in_gpu,
-        in_host=in_host,
-        on_disk=on_disk,
-        in_store=in_store,
+        found=tuple((found / found.sum()).tolist()),
         loading=loading / half,
         first_p50=p50,
         first_p99=p99,
@@ -205,12 +206,6 @@ def largest_rate(adapters: int, alpha: float, requests: int, limit: float, machi
     return low
 
 
-def index_bytes(adapters: int) -> tuple[float, float]:
-    """Memory of the index: means alone (float32), and with all samples."""
-    means = adapters * DIM * 4.0
-    return means, means + adapters * SAMPLES * DIM * 4.0
-
-
 def main() -> None:
     """Print the table of all sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,7 +223,7 @@ def main() -> None:
             f = simulate(adapters, alpha, args.rate, args.requests)
             most = largest_rate(adapters, alpha, args.requests, args.limit)
             replicas = "–" if most < 1 else str(int(np.ceil(args.total / most)))
-            shares = " | ".join(f"{100 * share:.1f} %" for share in (f.in_gpu, f.in_host, f.on_disk, f.in_store))
+            shares = " | ".join(f"{100 * share:.1f} %" for share in f.found)
             print(
                 f"| {adapters:,} | {alpha} | {shares} | {1000 * f.loading:.1f} ms | {1000 * f.first_p50:.0f} / "
                 f"{1000 * f.first_p99:.0f} ms | {most:.0f} | {replicas} |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,8 @@ def test_rows_without_the_field_and_runs_without_a_value_are_left_out(results: P
     groups = split(open_folders([results]), "instruction")
     assert groups.notes == [
         "By instruction: seen 8 rows, unseen 7 rows.",
-        "1 rows without instruction, so left out: 3.",
-        "mixture has no row of unseen, so left out.",
+        "Rows without instruction, left out of the groups: 3.",
+        "mixture has no row of unseen, so it is left out of the groups.",
     ]
     for value, ids in ((SEEN, range(0, 16, 2)), (UNSEEN, [1, *range(5, 16, 2)])):
         (folder,) = groups.by_value[value]
@@ -197,7 +198,6 @@ def test_what_cannot_be_split_is_named(tmp_path: Path, results: Path, capsys: py
     message = refused(capsys, results, "--by", "wording")
     assert "--by wording: no row has this field (the rows have further fields: instruction)" in message
     assert "--paper and --by" in refused(capsys, results, "--by", "instruction", "--paper", "llama2-7b")
-    assert "leave out --paper, --by" in refused(capsys, results, "--by", "instruction", "--format", "html")
     lines = json.loads((results / "mixture.json").read_text())
     (results / "mixture.json").write_text(json.dumps([{**lines[0], "instruction": UNSEEN}, *lines[1:]]))
     message = refused(capsys, results, "--by", "instruction")
@@ -206,6 +206,26 @@ def test_what_cannot_be_split_is_named(tmp_path: Path, results: Path, capsys: py
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "base.json").write_text(json.dumps(many))
     assert f"--by source: {MAX_VALUES + 1} different values" in refused(capsys, tmp_path / "many", "--by", "source")
+
+
+def test_the_report_has_the_mean_of_each_value(
+    tmp_path: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def standings(*folders: Path) -> dict[str, list[Any]]:
+        page = summarized(capsys, *folders, "--by", "instruction", "--format", "html")
+        content = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[0])
+        assert content["groups"]["values"] == [SEEN, UNSEEN]
+        assert content["rows"]["group"] == [0, 1] * 8
+        return {line["run"]: line["groups"] for line in content["leaderboard"]}
+
+    for name, groups in standings(results).items():
+        assert [mean for mean, _ in groups] == [mean_of(name, value) for value in (SEEN, UNSEEN)]
+        assert all(low < mean < high or low == mean == 100 for mean, (low, high) in groups)
+    other = write_runs(tmp_path / "other")
+    (other / "mixture.json").write_text(json.dumps(json.loads((other / "mixture.json").read_text())[:1]))
+    of_both = standings(results, other)
+    assert of_both["mine:mixture"] == standings(results)["mixture"]
+    assert of_both["other:mixture"] == [None, None], "it has no row of the value unseen"
 
 
 def test_several_folders_and_both_scorings_are_split_together(

@@ -12,8 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from nasty_names import NASTY_NAMES
 
 from lora_retriever.cli import main
+from lora_retriever.commands.ask import _bars
+from lora_retriever.escaping import visible
 
 INPUT = "please answer this question: what does Karin wear?"
 
@@ -39,6 +42,12 @@ def test_ask_shows_adapters_and_answers(capsys: pytest.CaptureFixture[str]) -> N
     assert "adapters found" in shown and " %" in shown and "selection  (" in shown and "19 of 19 adapters" in shown
     assert main(["ask", INPUT, "--method", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
+
+
+def test_names_of_adapters_do_nothing_to_a_terminal() -> None:
+    hits = [{"name": name, "domain": name, "probability": 0.5, "score": 1.0} for name in NASTY_NAMES]
+    lines = _bars(hits)
+    assert len(lines) == len(NASTY_NAMES) and all(visible(line) == line for line in lines)
 
 
 @pytest.mark.slow

@@ -15,11 +15,10 @@ import torch
 from made_up import tiny_t5
 from places import TINY
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.generation.loading import (
     ModelSource,
@@ -31,7 +30,6 @@ from lora_retriever.generation.loading import (
     skeleton,
 )
 from lora_retriever.generation.settings import GenerationSection
-from peft_composition import ComposableModel
 
 SETTINGS = GenerationSection(template="{inputs}", max_prompt_tokens=64, max_new_tokens=8)
 WEIGHTS = "model.safetensors"
@@ -243,7 +241,9 @@ def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused_by_name(base: P
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("step", [0, 2])
-def test_logits_that_are_no_numbers_fail_the_row(generator: Generator, value: float, step: int) -> None:
+def test_logits_that_are_no_numbers_fail_the_row(
+    generator: Generator, value: float, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the first token of an answer, and at a later one."""
     model, calls = generator.model, 0
 
@@ -255,39 +255,13 @@ def test_logits_that_are_no_numbers_fail_the_row(generator: Generator, value: fl
             logits[-1, -1, 7] = value
         return logits
 
-    prompts = [prompt.token_ids for prompt in make_prompts(["what is it", "who is it"], generator.tokenizer, SETTINGS)]
+    prompts = make_prompts(["what is it", "who is it"], generator.tokenizer, SETTINGS)
+    monkeypatch.setattr(generator, "eos_ids", [])
     handle = model.base.get_output_embeddings().register_forward_hook(spoil)
     try:
         with pytest.raises(UserError, match="the model's logits are NaN or infinite for this prompt"):
-            decode(model, prompts, (), generator.pad_id, 4)
+            generator.answer(prompts, [Composition()] * 2, "mixture")
     finally:
         handle.remove()
-    assert [len(answer) for answer in decode(model, prompts, (), generator.pad_id, 4)] == [4, 4]
-
-
-def test_an_ended_row_may_have_any_logits() -> None:
-    """A row that has ended stays in its batch for a while, and its logits no longer count."""
-    model = ComposableModel(AutoModelForCausalLM.from_pretrained(TINY / "base").eval())
-    prompts = [[1, 10 + row, 20, 30] for row in range(16)]
-    free = decode(model, prompts, (), 0, 5)
-    ended = free[0][0]
-    others = [row for row in range(16) if free[row][0] != ended]
-    calls = 0
-
-    def spoil(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > 1 and len(logits) == 16:
-            logits = logits.clone()
-            logits[0] = float("nan")
-        return logits
-
-    handle = model.base.get_output_embeddings().register_forward_hook(spoil)
-    try:
-        answers = decode(model, prompts, [ended], 0, 5)
-    finally:
-        handle.remove()
-    assert answers[0] == [ended]
-    assert others
-    for row in others:
-        assert answers[row] == free[row][: len(answers[row])]
+    answers = generator.answer(prompts, [Composition()] * 2, "mixture")
+    assert [answer.generated_tokens for answer in answers] == [SETTINGS.max_new_tokens] * 2

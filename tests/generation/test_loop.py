@@ -4,89 +4,39 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from composition_cases import write_adapter
+from composition_cases import tiny_llama
 from gate_cases import GATES, Adapted, adapted_by
 from gate_cases import NAMES as GATED
+from loop_cases import HYBRIDS, NAMES, adapted, alone, continued_together, generated, generator_of, hybrid, rare
 from model_families import DECODERS, GEMMA, Family, InDouble, prompts_of
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.jobs import Job
-from lora_retriever.generation.limits import limits_of
-from lora_retriever.generation.loop import Event, Loop
+from lora_retriever.generation.loop import RECOVERY, Event, Loop
+from lora_retriever.generation.passes import reading_parts
 from lora_retriever.generation.sampling import Sampling
-from lora_retriever.generation.settings import GenerationSection
 from peft_composition import ComposableModel
 
-NAMES = ["usual", "full"]
 COMPOSITIONS = [Composition(), Composition({"usual": 1.0}), Composition({"usual": 0.5, "full": 0.25})]
 LENGTHS = (9, 3, 6, 11, 1, 6, 9, 2, 7, 14, 5, 8)
 NEW = 12
+LENGTHS_TOGETHER = {
+    "unequal": (9, 3, 6, 11, 1, 6, 9, 2, 7), "sorted": (11, 9, 9, 7, 6, 6, 3, 2, 1), "equal": (7,) * 9, "one row": (8,),
+}  # fmt: skip
 WIDE = GEMMA | {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES = DECODERS | {"gemma3 with a wide window": Family("gemma3_text", settings=WIDE)}
 
 
-HYBRID: dict[str, dict[str, Any]] = {
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
-}
-
-
-def hybrid(model_type: str) -> Any:
-    """A tiny random hybrid, whose state cannot be parted by row."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        model_type, vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, initializer_range=0.3, eos_token_id=None, pad_token_id=0,
-        tie_word_embeddings=False, **HYBRID[model_type],
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-class Toy:
-    """What the loop needs of a generator, with a vocabulary of letters."""
-
-    def __init__(self, model: ComposableModel, eos_ids: Sequence[int] = (), **settings: Any) -> None:
-        self.model = model
-        self.limits = limits_of(model.base)
-        self.eos_ids = set(eos_ids)
-        self.pad_id = 0
-        self.settings = GenerationSection(batch_size=4, **settings)
-        self.tokenizer = self
-
-    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
-        return "".join(chr(ord("0") + token) for token in tokens)
-
-
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ComposableModel:
-    family, folder = FAMILIES[getattr(request, "param", "llama")], tmp_path_factory.mktemp("loop")
-    base = family.build()
-    model = ComposableModel(base)
-    conv = {"fan_in_fan_out": family.model_type == "gpt2"}
-    for seed, (name, targets) in enumerate(zip(NAMES, (list(family.targets), "all-linear"), strict=True)):
-        model.load_adapter(write_adapter(folder / name, base, seed=seed, target_modules=targets, **conv), name)
-    return model
-
-
-def generator_of(model: ComposableModel, eos_ids: Sequence[int] = (), **settings: Any) -> Any:
-    return Toy(model, eos_ids, **settings)
-
-
-def alone(model: ComposableModel, job: Job, eos_ids: Sequence[int] = ()) -> list[int]:
-    """The greedy continuation of one prompt in a batch of its own, composed at once."""
-    names = list(job.composition.weights)
-    with InDouble():
-        if not names:
-            return decode(model, [job.prompt], eos_ids, 0, job.sampling.max_new_tokens)[0]
-        with model.composed(names, [list(job.composition.weights.values())], job.mode, job.gate):
-            return decode(model, [job.prompt], eos_ids, 0, job.sampling.max_new_tokens)[0]
+    return adapted(FAMILIES[getattr(request, "param", "llama")], tmp_path_factory.mktemp("loop"))
 
 
 def run(loop: Loop, jobs: Sequence[Job]) -> tuple[list[list[int]], list[Event]]:
@@ -110,11 +60,6 @@ def some_jobs(modes: Sequence[str] = ("mixture", "fusion", "ties")) -> list[Job]
     ]
 
 
-def rare(answers: Sequence[Sequence[int]]) -> list[int]:
-    tokens = [token for answer in answers for token in answer]
-    return sorted(set(tokens), key=lambda token: (tokens.count(token), token))[:4]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", DECODERS, indirect=True)
 def test_every_row_is_continued_as_if_it_were_alone(model):
@@ -126,6 +71,40 @@ def test_every_row_is_continued_as_if_it_were_alone(model):
     assert answers == expected
     assert {event.ended for event in events} == {None, "stop", "length"}
     assert model._live is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("composed", [False, True], ids=["base", "composed"])
+@pytest.mark.parametrize("lengths", LENGTHS_TOGETHER.values(), ids=LENGTHS_TOGETHER)
+@pytest.mark.parametrize("model", DECODERS, indirect=True)
+def test_rows_that_are_read_together_get_the_tokens_of_generate(model, lengths, composed):
+    prompts = prompts_of(lengths, seed=5)
+    weights = [[0.5, 0.25], [1.0, 0.0], [0.0, 0.0]] * 3
+    chosen = [Composition(dict(zip(NAMES, row if composed else [0.0, 0.0], strict=True))) for row in weights]
+    with InDouble(), model.composed(NAMES, weights[: len(prompts)]) if composed else nullcontext():
+        eos_ids = rare(generated(model, prompts, [], NEW))
+        expected = generated(model, prompts, eos_ids, NEW)
+    with InDouble():
+        answers = continued_together(model, prompts, eos_ids, NEW, chosen[: len(prompts)])
+    assert answers == expected
+    assert len(prompts) == 1 or len(set(map(len, answers))) > 1, "rows end at different times"
+
+
+def test_a_batch_costs_what_its_rows_need():
+    base, shapes = tiny_llama(), []
+    prompts = prompts_of(sorted([20, 19, 18, 15, 9, 8, 8, 7, 7, 3, 2, 2], reverse=True), seed=1)
+    eos_ids = rare(generated(ComposableModel(base), prompts, [], NEW))
+    handle = base.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        answers = continued_together(ComposableModel(base), prompts, eos_ids, NEW)
+    finally:
+        handle.remove()
+    parts = list(reading_parts([len(prompt) for prompt in prompts], separable=True))
+    assert shapes[: len(parts)] == [(part.stop - part.start, len(prompts[part.start])) for part in parts]
+    going_on = [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
+    assert shapes[len(parts) :] == [(rows, 1) for rows in going_on]
 
 
 @pytest.mark.slow
@@ -214,6 +193,18 @@ def test_a_cancelled_job_frees_its_place(model):
     assert loop.step() == []
 
 
+def test_the_beginnings_of_jobs_that_are_gone_are_forgotten(model):
+    start = prompts_of([10], seed=8)[0]
+    jobs = [Job([*start, token], COMPOSITIONS[1], "mixture", Sampling(3)) for token in (2, 3, 4)]
+    for leave in (lambda loop: loop.cancel(3), Loop.close):
+        loop = Loop(generator_of(model), max_tokens=400, max_rows=2)
+        assert [loop.add(job) for job in jobs] == [1, 2, 3]
+        loop.step()
+        assert len(loop._beginnings._kept) == 1, "a job that shares the beginning waits"
+        leave(loop)
+        assert not loop._beginnings._kept
+
+
 @pytest.mark.parametrize(
     ("job", "words"),
     [
@@ -265,14 +256,39 @@ def test_common_beginnings_are_read_once_and_answers_stay_the_same(model, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", HYBRID)
+@pytest.mark.parametrize("model_type", HYBRIDS)
 def test_a_hybrid_is_answered_batch_by_batch(model_type):
     model = ComposableModel(hybrid(model_type))
     jobs = [Job(prompt, Composition(), "mixture", Sampling(5)) for prompt in prompts_of((12, 12, 4, 4, 9), seed=2)]
-    expected = [decode(model, [job.prompt], [], 0, 5)[0] for job in jobs]
-    eos_ids = rare(expected)
+    eos_ids = rare([alone(model, job) for job in jobs])
     answers, _ = run(Loop(generator_of(model, eos_ids), max_tokens=60), jobs)
-    assert answers == [decode(model, [job.prompt], eos_ids, 0, 5)[0] for job in jobs]
+    assert answers == [alone(model, job, eos_ids) for job in jobs]
+
+
+def test_a_row_that_has_ended_and_cannot_leave_may_have_any_logits():
+    model = ComposableModel(hybrid("lfm2"))
+    prompts = prompts_of((6,) * 4, seed=2)
+    free = continued_together(model, prompts, [], 5)
+    ended = free[0][0]
+    others = [row for row in range(4) if ended not in free[row]]
+    calls = 0
+
+    def spoil(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            logits = logits.clone()
+            logits[0] = torch.nan
+        return logits
+
+    handle = model.base.get_output_embeddings().register_forward_hook(spoil)
+    try:
+        answers = continued_together(model, prompts, [ended], 5)
+    finally:
+        handle.remove()
+    assert answers[0] == [ended]
+    assert others
+    assert [answers[row] for row in others] == [free[row] for row in others]
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +345,32 @@ def test_after_an_error_in_a_step_the_rows_go_on_where_they_were(model, monkeypa
     loop = Loop(generator_of(model), max_tokens=200)
     answers, _ = run(loop, jobs)
     assert answers == expected
-    assert loop.max_rows == (steps[2] // 2 if isinstance(error, torch.OutOfMemoryError) else 4)
+    assert loop.room == (steps[2] // 2 if isinstance(error, torch.OutOfMemoryError) else 4)
+
+
+@pytest.mark.slow
+def test_after_a_shortage_of_memory_the_batch_grows_again_to_what_it_was(model, monkeypatch):
+    sizes: list[int] = []
+
+    def refuse(ids: torch.Tensor) -> Exception | None:
+        sizes.append(len(ids))
+        return torch.OutOfMemoryError("CUDA out of memory") if sizes == [8] else None
+
+    failing(monkeypatch, refuse)
+    loop = Loop(generator_of(model, share_prefix=False), max_tokens=1000, max_rows=8)
+    jobs = [Job(prompt, Composition(), "mixture", Sampling(3)) for prompt in prompts_of([5] * 8, seed=1)]
+    rooms = []
+    while loop.room < 8 or not rooms:
+        ids = [loop.add(job) for job in jobs]
+        ended = {event.id for events in loop.ended() for event in events}
+        assert ended == set(ids)
+        rooms.append(loop.room)
+    assert rooms[0] == 4 and rooms == sorted(rooms)
+    assert len(sizes) > 4 * RECOVERY
+    for job in jobs:
+        loop.add(job)
+    loop.step()
+    assert loop.running == 8
 
 
 @pytest.mark.slow
@@ -346,6 +387,28 @@ def test_a_job_that_fails_by_itself_ends_with_its_error_and_costs_no_other_job(m
     errors = {event.id: event.ended for event in events if event.error is not None}
     assert errors == {3: "error: IndexError: no such thing"}
     assert answers == [*expected[:2], [], *expected[3:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), IndexError("index out of range")])
+def test_after_an_error_rows_under_a_gate_keep_their_gate(gated, monkeypatch, error):
+    own = GATES["prompt"][0]
+    jobs = [
+        Job(prompt, Composition(dict.fromkeys(GATED, 1.0)), "mixture", Sampling(4), own)
+        for prompt in prompts_of((7, 4, 9), seed=6)
+    ]
+    expected = [alone(gated.model, job) for job in jobs]
+    assert expected != [alone(gated.model, replace(job, gate=None)) for job in jobs]
+    passes: list[int] = []
+
+    def refuse(ids: torch.Tensor) -> Exception | None:
+        passes.append(ids.shape[1])
+        return error if passes.count(1) == 2 and ids.shape[1] == 1 else None
+
+    failing(monkeypatch, refuse)
+    answers, events = run(Loop(generator_of(gated.model), max_tokens=60), jobs)
+    assert answers == expected
+    assert all(event.gate is not None and set(event.gate.weights) == set(GATED) for event in events if event.ended)
 
 
 def test_a_fatal_error_is_raised(model, monkeypatch):

@@ -256,16 +256,15 @@ def test_another_error_is_not_taken_for_want_of_memory(
 
 def decoding_at_most(rows: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a probing pass of more rows fail once it has read them; returns the sizes of the batches that were tried."""
-    decode, sizes = probing.decode, []
+    read_prompts, sizes = probing.read_prompts, []
 
-    def refusing(model: Any, prompts: Any, *rest: Any) -> Any:
+    def refusing(model: Any, prompts: Any, pad_id: int) -> None:
         sizes.append(len(prompts))
-        tokens = decode(model, prompts, *rest)  # so that the gate has noted them
+        read_prompts(model, prompts, pad_id)  # so that the gate has noted them
         if len(prompts) > rows:
             raise error
-        return tokens
 
-    monkeypatch.setattr(probing, "decode", refusing)
+    monkeypatch.setattr(probing, "read_prompts", refusing)
     return sizes
 
 

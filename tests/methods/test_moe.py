@@ -14,6 +14,7 @@ import pytest
 import torch
 from composition_cases import tiny_llama, write_adapter
 from expert_cases import EXPERTS, Adapter, Case, greedy, padded, softmax, until
+from loop_cases import continued_together
 from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 from transformers import LlamaForCausalLM
@@ -21,7 +22,7 @@ from transformers import LlamaForCausalLM
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile
-from lora_retriever.generation.decoding import decode
+from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loading import load_generator
 from lora_retriever.methods.context import Context
@@ -86,8 +87,9 @@ def test_decoding_with_rows_that_end_is_what_full_passes_say(case: Case, top_k: 
     models = [case.dense(offered, partial(mixture_of_experts, top_k=top_k)) for offered in OFFERED]
     answers = [greedy(model, prompt, 8) for model, prompt in zip(models, PROMPTS, strict=True)]
     end = answers[0][2]
-    with case.model.composed(list(EXPERTS), OFFERED, "mixture", gate=TokenGate(case.matrices, top_k)):
-        assert decode(case.model, PROMPTS, [end], 0, 8) == [until(answer, end) for answer in answers]
+    compositions = [Composition(dict(zip(EXPERTS, offered, strict=True))) for offered in OFFERED]
+    found = continued_together(case.model, PROMPTS, [end], 8, compositions, "mixture", TokenGate(case.matrices, top_k))
+    assert found == [until(answer, end) for answer in answers]
 
 
 def test_an_adapter_that_is_no_expert_is_refused(case: Case) -> None:

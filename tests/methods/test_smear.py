@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from expert_cases import EXPERTS, Adapter, Case, greedy, padded, softmax, until
+from loop_cases import continued_together, generated
 from torch import Tensor, nn
 
-from lora_retriever.generation.decoding import decode
+from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.context import Context
 from lora_retriever.methods.parts.gate_training import GateInTraining
 from lora_retriever.methods.smear import PromptGate, Smear, prompt_weights
@@ -62,9 +63,13 @@ def test_the_prompts_weights_hold_while_rows_end_and_leave(case: Case) -> None:
     ]
     answers = [greedy(model, prompt, 8) for model, prompt in zip(models, PROMPTS, strict=True)]
     end = answers[0][2]
-    with case.model.composed(list(EXPERTS), OFFERED, "fusion", gate=PromptGate(case.matrices)):
+    gate = PromptGate(case.matrices)
+    compositions = [Composition(dict(zip(EXPERTS, row, strict=True))) for row in OFFERED]
+    found = continued_together(case.model, PROMPTS, [end], 8, compositions, "fusion", gate)
+    assert found == [until(answer, end) for answer in answers]
+    with case.model.composed(list(EXPERTS), OFFERED, "fusion", gate=gate):
         case.model(**padded(PROMPTS[::-1]))  # what an earlier pass has remembered does not count
-        assert decode(case.model, PROMPTS, [end], 0, 8) == [until(answer, end) for answer in answers]
+        assert generated(case.model, PROMPTS, [end], 8) == found
 
 
 def test_training_sees_the_weights_that_the_answer_is_made_with(case: Case) -> None:

@@ -16,6 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.summary import summarize, to_json
 from lora_retriever.cli import main
+from lora_retriever.data.rows import METRICS
 from lora_retriever.errors import UserError
 from lora_retriever.metrics import Metric, Scoring, read_kinds
 from lora_retriever.metrics.base import RowError, RowMean, compute
@@ -288,6 +289,10 @@ def test_both_scorings_stand_side_by_side(official_answers: Path, capsys: pytest
     assert main(["summarize", str(official_answers), "--scoring", "both", "--format", "json"]) == 0
     both = json.loads(capsys.readouterr().out)
     assert set(both["scorings"]) == {"paper", "standard"}
+
+
+def test_a_row_may_name_each_of_the_standard_metrics() -> None:
+    assert set(METRICS) >= {"bleu", "choice", "choice_norm", "em", "kas", "rouge", "starts_with", "triples"}
 
 
 def test_what_a_reader_of_the_scores_must_know_is_noted() -> None:

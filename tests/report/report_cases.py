@@ -38,6 +38,15 @@ HOSTILE = '</script><script>document.title = "taken over"</script><img src=x one
 """The answer of the first row's first run: a page that took it for markup would show it in its title."""
 
 
+STAGED = ("mixture", 7)
+"""The run and the row that were answered in two stages."""
+STAGES = [
+    [{"inputs": "which?", "adapters": ["cb"], "weights": [1.0], "labels": ["wet"], "probabilities": {"wet": 0.912},
+      "threshold": 0.5}],
+    [{"inputs": "wet | sky", "adapters": ["rte"], "weights": [0.25], "answer": HOSTILE}],
+]  # fmt: skip
+
+
 def write_full_size(folder: Path, words: Sequence[str]) -> None:
     """Write the runs, their texts being random `words`; every call writes the same."""
     dice = random.Random(0)
@@ -49,6 +58,8 @@ def write_full_size(folder: Path, words: Sequence[str]) -> None:
             {"id": id, **row, **_answered(name, k, row, ranking, dice, words)}
             for id, (row, ranking) in enumerate(zip(rows, ranked, strict=True))
         ]
+        if name == STAGED[0]:
+            lines[STAGED[1]]["stages"] = STAGES
         if name == "base":
             lines[0]["predicted_answer"] = HOSTILE
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

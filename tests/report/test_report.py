@@ -272,6 +272,39 @@ def test_the_page_holds_every_line_of_every_file(results: Path) -> None:
                 assert packed["scores"][index] == pytest.approx(expected, abs=0.05)
 
 
+def test_the_questions_of_every_stage_are_there_with_their_answers(results: Path) -> None:
+    """A row in two stages, the first of which detects labels. A field `stages` of other programs is not read."""
+    lines = [line("mixture", id) for id in range(len(ROWS))]
+    detected = {"labels": ["wet"], "probabilities": {"wet": 0.912, "dry": 0.25}, "threshold": 0.5}
+    asked = {"adapters": ["sky", "rain"], "weights": [0.5, 0.5]}
+    lines[1]["stages"] = [
+        [{"inputs": "which?", **asked, **detected}],
+        [{"inputs": "wet | sky", **asked, "answer": "a"}, {"inputs": "dry | sky", "answer": ""}],
+    ]
+    lines[2]["stages"] = "three"
+    lines[3]["stages"] = [[{"inputs": "any?", **asked, **detected, "labels": []}]]
+    write(results, "mixture", lines)
+    content = content_of(results)
+    rows = content.rows
+    packed = {run.name: rows for run, rows in zip(content.runs, rows.runs, strict=True)}
+    assert packed["base"].stages == []
+
+    def shown(id: int) -> Any:
+        at = rows.ids.index(id)
+        return [
+            [(rows.texts[q], rows.texts[a], [rows.adapters[name] for name in rows.used[u][0]]) for q, a, u in stage]
+            for stage in packed["mixture"].stages[at] or ()
+        ]
+
+    both = ["sky", "rain"]
+    assert shown(1) == [
+        [("which?", "wet 0.91 (threshold 0.50)", both)],
+        [("wet | sky", "a", both), ("dry | sky", "", [])],
+    ]
+    assert shown(3) == [[("any?", "no label (threshold 0.50)", both)]]
+    assert shown(0) == shown(2) == []
+
+
 def test_rows_that_a_run_lacks_are_marked(results: Path) -> None:
     write(results, "base", [line("base", id) for id in (0, 3, 5)])
     content = content_of(results)

@@ -1,23 +1,23 @@
 """The report of the paper's size in a real browser: it loads and filters at once, and everything in it works.
 
-It needs Chromium: on the PATH, or named by the environment variable CHROMIUM. With REPORT_SCREENSHOTS=docs/report the
-documentation's pictures are made anew.
+It needs Chromium (`browsers`). With REPORT_SCREENSHOTS=docs/report the documentation's pictures are made
+anew.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
-from report_cases import DOMAIN, HOSTILE, RUNS, write_full_size
+from browsers import wait_until as wait_until_in
+from playwright.sync_api import Browser, Page
+from report_cases import DOMAIN, HOSTILE, RUNS, STAGED, write_full_size
 
 from lora_retriever.analysis.runs import read_runs
 from lora_retriever.analysis.summary import summarize, to_table
@@ -28,10 +28,6 @@ from lora_retriever.metrics import Scoring
 
 pytestmark = pytest.mark.long
 
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 LIMIT = 5000  # milliseconds; a quiet machine takes a tenth, a test must not fail on a busy one
 ROWS = 2395
 
@@ -46,12 +42,7 @@ TIMED = """async ([id, value]) => {
 }"""
 
 
-def wait_until(page: Page, condition: str) -> None:
-    """Ask the page until the condition holds. Playwright's own waiting runs `eval` in the page, which that forbids."""
-    deadline = time.monotonic() + LIMIT / 1000
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, condition
-        page.wait_for_timeout(20)
+wait_until = partial(wait_until_in, seconds=LIMIT / 1000)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +63,6 @@ def answers(results: Path) -> dict[str, list[dict[str, Any]]]:
         name: [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in RUNS
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
-    found = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if found is None:
-        pytest.skip("no Chromium on the PATH (the environment variable CHROMIUM may name one)")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=OPTIONS)
-        yield started
-        started.close()
 
 
 Opened = Callable[..., Page]
@@ -355,6 +334,22 @@ def test_a_row_shows_every_runs_answer_with_what_was_used(page: Page, answers: d
         assert line.locator(".adapters div").all_text_contents() == used
 
 
+def test_a_row_in_stages_shows_the_questions_and_the_answers_of_each(page: Page) -> None:
+    name, row = STAGED
+    page.evaluate(f"location.hash = '#reader?row={row}'")
+    wait_until(page, f"document.querySelector('#detail h3')?.textContent.startsWith('Row {row} ')")
+    page.get_by_text(f"Stages of {name}: 2 questions").click()
+    lines = page.locator("#detail .stages tbody tr")
+    assert [lines.nth(place).locator("th, td").all_text_contents() for place in (0, 1)] == [
+        ["1", "which?", "wet 0.91 (threshold 0.50)", "cb · 1"],
+        ["2", "wet | sky", HOSTILE, "rte · 0.25"],
+    ]
+    assert lines.first.is_visible()
+    page.evaluate("location.hash = '#reader?row=1234'")
+    wait_until(page, "document.querySelector('#detail h3')?.textContent.startsWith('Row 1234 ')")
+    assert page.locator("#detail .stages").count() == 0
+
+
 def test_markup_in_an_answer_stays_text(page: Page) -> None:
     assert page.locator("#detail .answers td.text").first.text_content() == HOSTILE
     assert page.title() == "full-size – LoraRetriever report"
@@ -475,6 +470,64 @@ def test_a_report_without_adapters_opens_too(
         assert count(page) == shown
     if "REPORT_SCREENSHOTS" in os.environ:
         page.locator("#use").screenshot(path=Path(os.environ["REPORT_SCREENSHOTS"]) / "unknown.png")
+    assert errors == []
+
+
+def test_groups_of_rows_stand_side_by_side_on_the_leaderboard(
+    browser: Browser, answers: dict[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_retriever.resampling.DRAWS", 200)
+    exact = [id for id, line in enumerate(answers["base"]) if line["metric"] == "em" and line["task"] != "cb"]
+    kept = exact[::5]  # ten rows of each task
+    wording = {id: "unseen" if place % 3 else "seen" for place, id in enumerate(kept)}
+    del wording[kept[0]]  # a row without the field
+    for name in ("base", "selection", "mixture"):
+        lines = [
+            {**answers[name][id], **({"instruction": wording[id]} if id in wording else {})}
+            for id in kept
+            if name != "base" or wording.get(id) == "seen"  # a run without a row of one value
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert main(["report", str(tmp_path), "--by", "instruction"]) == 0
+    page, errors = browser.new_page(viewport={"width": 1440, "height": 900}), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    wait_until(page, "performance.getEntriesByName('usable').length > 0")
+    heads = [head.rstrip("↕↓↑\xa0") for head in page.locator("#leaderboard thead th").all_inner_texts()]
+    places = {value: heads.index(f"mean, instruction: {value}") - 1 for value in ("seen", "unseen")}
+    assert heads.index("mean over tasks") in places.values(), "the groups stand beside the mean"
+    lines = {line.locator("th").inner_text().strip(): line for line in page.locator("#leaderboard tbody tr").all()}
+    for name in ("selection", "mixture"):
+        for value, place in places.items():
+            right: dict[str, list[bool]] = {}
+            for id, its in wording.items():
+                line = answers[name][id]
+                if its == value:
+                    right.setdefault(line["task"], []).append(line["predicted_answer"] == line["targets"])
+            # Paper scoring rounds the score of a task to one decimal.
+            shares = [round(100 * sum(of_task) / len(of_task), 1) for of_task in right.values()]
+            mean = sum(shares) / len(shares)
+            cell = lines[name].locator("td").nth(place)
+            shown, _, half = cell.inner_text().partition(" ±")
+            assert float(shown) == pytest.approx(mean, abs=0.051)
+            assert 0 < float(half) < 20
+            assert cell.locator(".whisker").count() == 1
+    assert [lines["base"].locator("td").nth(place).inner_text() for place in places.values()] == ["–", "–"]
+    notes = page.locator("#runs .note").all_inner_texts()
+    of_value = {value: list(wording.values()).count(value) for value in ("unseen", "seen")}
+    assert notes[0] == "By instruction: " + ", ".join(f"{value} {rows} rows" for value, rows in of_value.items()) + "."
+    assert notes[1] == f"Rows without instruction, left out of the groups: {kept[0]}."
+    assert notes[2] == "base has no row of unseen, so it is left out of the groups."
+    page.select_option("#filter-group", label="unseen")
+    assert count(page) == of_value["unseen"]
+    page.keyboard.press("j")
+    again = browser.new_page()
+    again.goto(page.url)
+    wait_until(again, f"document.getElementById('filter-count').textContent.startsWith('{of_value['unseen']} ')")
+    if "REPORT_SCREENSHOTS" in os.environ:
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=tmp_path / "groups.png")
+        print(tmp_path / "groups.png")
     assert errors == []
 
 

@@ -72,7 +72,7 @@ def results(answered: Path, tmp_path: Path) -> Path:
 
 def test_the_code_of_a_method_is_its_own_file_its_parts_and_what_all_methods_share() -> None:
     common = {
-        "lora_retriever/generation/decoding.py",
+        "lora_retriever/generation/passes.py",
         "lora_retriever/generation/prompt.py",
         "lora_retriever/data/rows.py",
         "lora_retriever/methods/base.py",
@@ -185,13 +185,13 @@ def test_runs_of_other_code_are_refused_and_the_files_that_changed_are_named(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in results.iterdir()}
-    edit_code(monkeypatch, "generation/decoding.py", "retrieval/encoding.py")
+    edit_code(monkeypatch, "generation/passes.py", "retrieval/encoding.py")
     arguments = ["run", "--limit", "1", "--results", str(results), "--only", "base,selection,fusion"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert f"2 runs in {results} were answered by other code than this" in message
-    assert "base: changed since: lora_retriever/generation/decoding.py\n" in message
-    both = "lora_retriever/generation/decoding.py, lora_retriever/retrieval/encoding.py"
+    assert "base: changed since: lora_retriever/generation/passes.py\n" in message
+    both = "lora_retriever/generation/passes.py, lora_retriever/retrieval/encoding.py"
     assert f"selection: changed since: {both}\n" in message
     assert "--answer-anew" in message
     assert "--keep-answers" in message
@@ -227,18 +227,18 @@ def test_kept_answers_are_recorded_and_stay_until_the_code_changes_again(
     answers = (results / "base.jsonl").read_bytes()
     first = record_of(results, "base")
     with monkeypatch.context() as patch:
-        edit_code(patch, "generation/decoding.py")
+        edit_code(patch, "generation/passes.py")
         evaluate(tiny, ["base"], results, 1, QUIET, on_changed_code="keep")
         second = record_of(results, "base")
         evaluate(tiny, ["base"], results, 1, QUIET)
     assert counted == []
     assert (results / "base.jsonl").read_bytes() == answers
     assert without_code(second) == without_code(first)
-    assert second["code"]["files"]["lora_retriever/generation/decoding.py"] == "edited"
+    assert second["code"]["files"]["lora_retriever/generation/passes.py"] == "edited"
     (kept,) = second["code"]["kept"]
     assert kept["files"] == first["code"]["files"]
     assert kept["rows"] == len(answers.splitlines())
-    with pytest.raises(UserError, match=r"base: changed since: lora_retriever/generation/decoding\.py"):
+    with pytest.raises(UserError, match=r"base: changed since: lora_retriever/generation/passes\.py"):
         evaluate(tiny, ["base"], results, 1, QUIET)  # the first code again: the record says the second
 
 
@@ -293,7 +293,7 @@ def test_answers_are_taken_from_another_run_only_if_equal_code_made_them(
         edit_code(patch, "methods/paper.py", "parts/top_k.py")  # they route, and answer nothing
         assert reused() > 0
     with monkeypatch.context() as patch:
-        edit_code(patch, "generation/decoding.py")
+        edit_code(patch, "generation/passes.py")
         assert reused() == 0
         evaluate(tiny, ["selection"], results, 1, QUIET, on_changed_code="keep")
         assert reused() == 0  # kept answers are still those of other code

@@ -10,7 +10,6 @@ from bench_composition import peak_bytes
 from composition_cases import write_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora_retriever.generation.decoding import decode
 from lora_retriever.running.memory import ModelShape, low_rank_bytes, predicted_memory
 from peft_composition import ComposableModel
 
@@ -60,7 +59,7 @@ def test_the_peak_of_a_batch_is_near_the_prediction(
 
     def answer() -> None:
         with model.composed(names, [[0.5, 0.5]] * rows, mode=mode):
-            decode(model, prompts, [], 0, 8)
+            model.generate(input_ids=torch.tensor(prompts), max_new_tokens=8, do_sample=False, pad_token_id=0)
 
     answer()  # what is made once, such as the rotary tables, is no part of a batch
     predicted = predicted_memory(

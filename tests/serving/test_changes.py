@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from local_server import LocalServer
 from places import TINY
 
 from lora_retriever.errors import UserError
+from lora_retriever.escaping import visible
 from lora_retriever.serving.changes import FILE, read_changes
 
 pytestmark = pytest.mark.slow
@@ -67,7 +69,8 @@ def test_what_cannot_be_added_changes_nothing(changing_server: LocalServer, tmp_
     before = state_of(server)
     refused = [
         {"folder": "../outside"}, {"folder": str(tmp_path / "outside")}, {"folder": "link"}, {"folder": "absent"},
-        {"folder": "."}, {"folder": "broken"}, {"name": "mixture"}, {"name": "a:b"}, {"name": "../mine"},
+        {"folder": "."}, {"folder": "broken"}, {"name": "mixture"}, {"name": "a:b"}, {"name": "a\nb"},
+        {"name": "../mine"},
         {"samples": []}, {"samples": [{"inputs": ""}]}, {"name": "People_QA"}, {"more": 1},
     ]  # fmt: skip
     for changed in refused:
@@ -78,6 +81,26 @@ def test_what_cannot_be_added_changes_nothing(changing_server: LocalServer, tmp_
     assert server.client.post("/v1/adapters", json=NEW).status_code == 500
     server.serving.service.engine.call(lambda: None).result()
     assert state_of(server) == before
+
+
+def test_whatever_shows_an_adapters_name_escapes_it(changing_server: LocalServer, tmp_path: Path) -> None:
+    server, name = changing_server, "esc\x1b[31m \u202ertl \u2028\x9b2J <b>&"
+    shutil.copytree(TINY / "adapters" / "people_qa", tmp_path / "adapters" / "mine")
+    assert server.client.post("/v1/adapters", json={**NEW, "name": name, "folder": "mine"}).status_code == 201
+    answer = server.post("/v1/chat/completions", model=name, **CHAT)
+    assert [adapter["name"] for adapter in answer.json()["lora"]["adapters"]] == [name]  # JSON keeps the name as it is
+    wrong = server.post("/v1/chat/completions", model="mixture", lora={"exclude": [name + "?"]}, **CHAT)
+    unknown = server.post("/v1/chat/completions", model="mixture", **{"\x1b[31m": 1}, **CHAT)
+    shown = [answer, wrong, unknown, *(server.client.get(f"/v1/{what}") for what in ("models", "adapters"))]
+    assert all(response.text.isascii() and response.text.isprintable() for response in shown)
+    for refused in (wrong, unknown):
+        error = refused.json()["error"]
+        assert refused.status_code == 400 and all(visible(error[part]) == error[part] for part in ("message", "param"))
+    assert all(line.isascii() and line.isprintable() for line in server.log)
+    metrics = server.client.get("/metrics").text
+    assert "rtl" in metrics and visible(metrics, line_ends=True) == metrics
+    assert server.client.delete(f"/v1/adapters/{quote(name, safe='')}").status_code == 200
+    assert "rtl" not in server.client.get("/metrics").text
 
 
 def test_a_fixed_pool_is_not_changed(server: LocalServer) -> None:

@@ -1,38 +1,25 @@
 """The server's page in a real browser: adapters are found while one writes, and answers stream in.
 
-It needs Chromium, as the report's browser tests do. With PAGE_SCREENSHOTS=docs/serving the documentation's pictures are
-made anew.
+It needs Chromium (`browsers`). With PAGE_SCREENSHOTS=docs/serving the documentation's pictures are made
+anew.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from browsers import wait_until as wait_until_in
 from local_server import LocalServer
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.long
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 LIMIT = 20  # seconds; a quiet machine takes a twentieth
 INPUT = "please answer this question: what does Karin wear?"
 ANSWERED = "document.querySelectorAll('.answer').length && !document.querySelector('.answer.running')"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-    found = os.environ.get("CHROMIUM", found)
-    if found is None:
-        pytest.skip("no Chromium on the PATH (the environment variable CHROMIUM may name one)")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=OPTIONS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -53,11 +40,7 @@ def page(browser: Browser, server: LocalServer) -> Iterator[Page]:
     assert not [problem for problem in problems if not problem.startswith("Failed to load resource")]
 
 
-def wait_until(page: Page, condition: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not page.evaluate(f"Boolean({condition})"):
-        assert time.monotonic() < deadline, condition
-        page.wait_for_timeout(20)
+wait_until = partial(wait_until_in, seconds=LIMIT)
 
 
 def found(page: Page) -> list[str]:

@@ -17,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lora_retriever.cli import build_parser, main
 from lora_retriever.commands.train import OPTIONS as OPTION_HELPS
-from lora_retriever.data.rows import PoolEntry
+from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
-from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
+from lora_retriever.training.lora import TrainingOptions, check_trained
+from lora_retriever.training.pool import chosen_entries
 from peft_composition import ComposableModel
 
 OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_size=4, max_tokens=128)
@@ -173,6 +175,28 @@ def test_the_help_names_the_codes_defaults(capsys: pytest.CaptureFixture[str]) -
         assert re.search(rf"--{name.replace('_', '-')} [^-].*?\(default: {re.escape(shown)}\)", said), name
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_trained_weights_that_are_no_numbers_are_refused(wrong: float) -> None:
+    good = torch.ones(2, 3)
+    check_trained("dart", [good], "train again")
+    message = "^dart: the training gave NaN or infinite weights; lower the learning rate$"
+    with pytest.raises(UserError, match=message):
+        check_trained("dart", [good, torch.tensor([0.0, wrong])], "lower the learning rate")
+
+
+def test_a_detection_head_is_trained_on_lists_of_triples_alone() -> None:
+    """A sentence without a relation has an empty target. The message names the sample and the line."""
+    good = ["born in | Ada | London\n\nworks for | Ada | Babbage", ""]
+    for bad in ("born in | Ada", "born in | Ada | | London", "born in | Ada | ", "yes"):
+        sample = tuple(Sample(inputs="Ada.", targets=text) for text in (*good, f"{good[0]}\n{bad}"))
+        entries = [PoolEntry(model_name="kinds", domain="", sample=sample)]
+        with pytest.raises(
+            UserError, match=rf"^kinds: sample 3: .* the line {re.escape(repr(bad))}, which is no triple"
+        ):
+            chosen_entries(entries, None, detects=True)
+        assert chosen_entries(entries, None) == entries
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -180,6 +204,7 @@ def test_the_help_names_the_codes_defaults(capsys: pytest.CaptureFixture[str]) -
         (["--template", "x"], "--template: unknown template 'x'"),
         (["--validation", "20"], "20 samples held out for validation leave none of its 20 to train on"),
         (["--device", "cuda:99"], "--device cuda:99: torch finds no such device"),
+        (["--detect", "nnpu"], "sample 1: the target has the line"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_before_anything_is_written(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lora_retriever.fewshot.experiment import Design
     from lora_retriever.fewshot.tasks import Division, FewShotTask
-    from lora_retriever.training.adapter import TrainingOptions
+    from lora_retriever.training.lora import TrainingOptions
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -87,7 +87,7 @@ def _compute(
 
 def _training(args: argparse.Namespace, parts: Parts) -> TrainingOptions:
     """How the baseline `lora` is trained."""
-    from lora_retriever.training.adapter import TrainingOptions
+    from lora_retriever.training.lora import TrainingOptions
 
     return TrainingOptions(
         rank=args.lora_rank,

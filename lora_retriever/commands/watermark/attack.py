@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", type=names, default=list(GROUPS), help=f"groups of attacks (default: {','.join(GROUPS)})"
     )
     parser.add_argument("--draws", type=count, default=3, help="draws of an attack that draws (default: 3)")
-    parser.add_argument("--decoys", type=nonnegative, default=100, help="keys that the mark is not of (default: 100)")
+    parser.add_argument(
+        "--decoys", type=nonnegative, default=100, help="keys that the adapter does not know (default: 100)"
+    )
     parser.add_argument("--seed", type=nonnegative, default=0, help="seed of all draws (default: 0)")
     add_samples(parser, "samples of the task, for further training")
     parser.add_argument("--other-task", metavar="NAME", help="another entry of --samples, for further training on it")

@@ -69,7 +69,7 @@ def template_for(args: argparse.Namespace, adapter: Path | None) -> str:
 
 def training_options_of(adapter: Path | None) -> dict[str, Any]:
     """The options of an adapter's training, as its record tells them; empty if there is no record."""
-    from lora_retriever.training.adapter import RECORD_FILE
+    from lora_retriever.training.lora import RECORD_FILE
 
     try:
         return dict(json.loads((adapter / RECORD_FILE).read_text(encoding="utf-8"))["options"]) if adapter else {}

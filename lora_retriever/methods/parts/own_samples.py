@@ -21,9 +21,9 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import hash_path, write_bytes
 from lora_retriever.generation.batches import Request, plan_batches
 from lora_retriever.generation.composition import Composition
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.generator import make_prompts
+from lora_retriever.generation.passes import read_prompts
 from lora_retriever.methods.parts.spectral import computing_dtype, lengths, response_of
 from lora_retriever.progress import progress_bar
 from peft_composition import Offered, Tokens
@@ -106,7 +106,7 @@ def _measure(context: Context, samples: int, folder: Path) -> dict[str, Any]:
             for batch in plan_batches(requests, generator.settings):
                 ids = [request.prompt.token_ids for request in batch]
                 with generator.model.composed([name], torch.ones(len(ids), 1), gate=gate):
-                    decode(generator.model, ids, (), generator.pad_id, 1)
+                    read_prompts(generator.model, ids, generator.pad_id)
             for module, (tokens, total, squares) in gate.norms.items():
                 mean = total / tokens
                 variance = (squares / tokens - mean.square()).clamp(min=0)

@@ -26,9 +26,9 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import write_bytes
 from lora_retriever.generation.batches import Halving, Request, plan_batches, ran_out_of_memory, unfinished
 from lora_retriever.generation.composition import Composition
-from lora_retriever.generation.decoding import decode
 from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.passes import read_prompts
 from lora_retriever.methods.parts.spectral import computing_dtype, lengths, response_of, spectrum_of
 from lora_retriever.progress import progress_bar
 from lora_retriever.retrieval.scorers import Array
@@ -141,7 +141,7 @@ def read(generator: Generator, gate: Probe, prompts: Sequence[Sequence[int]], na
     """The signals by name of a batch of prompts, token ids each: float32 [prompts, adapters], ordered as `names`."""
     refuse_encoder_decoder(generator.model.config, "methods that probe the model")
     with generator.model.composed(names, torch.ones(len(prompts), len(names)), gate=gate):
-        decode(generator.model, prompts, (), generator.pad_id, 1)  # decoding reads prompts as it does for answers
+        read_prompts(generator.model, prompts, generator.pad_id)
     columns = [gate.adapters.index(name) for name in names]
     return {name: values[:, columns].numpy() for name, values in gate.take(len(prompts)).items()}
 

@@ -16,5 +16,5 @@ def paper() -> list[Metric]:
 
 
 def standard(options: StandardOptions) -> list[Metric]:
-    """As `paper`."""
+    """The same as under the paper's scoring."""
     return paper()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -53,12 +54,17 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return await _respond(_Chat(body, request, prompts, limit, (body.top_logprobs or 0) if body.logprobs else None))
 
 
-class _Form:
-    """One request, and the form of its response: the part that completions and chats have in common."""
+class _Form(ABC):
+    """One request, and the form of its response: the part that completions and chats have in common.
 
-    prefix = ""
-    object = ""
-    chunk = ""
+    Attributes:
+        prefix: how the ids of responses begin.
+        object, chunk: what OpenAI calls a response, and an event of a stream.
+    """
+
+    prefix: str
+    object: str
+    chunk: str
 
     def __init__(
         self, body: Asking, request: Request, prompts: Sequence[AskedPrompt], limit: int | None, logprobs: int | None
@@ -87,9 +93,10 @@ class _Form:
             temperature=temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=None if body.seed is None else body.seed % 2**63,
+            stop=body.stops,
             logprobs=logprobs,
         )
-        self.wanted = Wanted(sampling, body.n or 1, body.stops, streams=bool(body.stream), **self.wishes())
+        self.wanted = Wanted(sampling, body.n or 1, streams=bool(body.stream), **self.wishes())
         self.head: Body = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -100,17 +107,17 @@ class _Form:
         """What of `Wanted` depends on the form."""
         return {}
 
+    @abstractmethod
     def choice(self, choice: Choice) -> Body:
         """A whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first(self, choice: Choice) -> Body | None:
         """What a stream says of an answer before its text. None: nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, choice: Choice, piece: str, tokens: Sequence[Token]) -> Body:
         """A part of an answer."""
-        raise NotImplementedError
 
     def lora(self, choice: Choice) -> Body:
         """The field `lora` of an answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from lora_retriever.serving.responses import Json
 from lora_retriever.serving.state import serving_of
@@ -26,4 +25,4 @@ async def metrics(request: Request) -> Response:
     """The server's numbers, in Prometheus' text format."""
     serving = serving_of(request)
     serving.metrics.pool.set(len(serving.service.pool.current.entries))
-    return Response(serving.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return serving.metrics.response()

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request
 from lora_retriever.escaping import quoted
 from lora_retriever.methods import Method
 from lora_retriever.serving.errors import ApiError
+from lora_retriever.serving.naming import learns
 from lora_retriever.serving.responses import Json
+from lora_retriever.serving.service import Service
 from lora_retriever.serving.state import Serving, serving_of
 
 router = APIRouter()
@@ -33,7 +35,7 @@ async def model(model: str, request: Request) -> Json:
 def _models(serving: Serving) -> list[dict[str, Any]]:
     service = serving.service
     methods = [
-        _model(serving, name, {"kind": "method", **_described(method, service.profile.retrieval.k)})
+        _model(serving, name, {"kind": "method", **_described(method, service)})
         for name, method in service.methods.items()
     ]
     return methods + [
@@ -43,10 +45,15 @@ def _models(serving: Serving) -> list[dict[str, Any]]:
     ]
 
 
-def _described(method: Method, k: int) -> dict[str, Any]:
-    """What a client may want to know of a method; `takes`: the wishes that change its answers."""
-    takes = {setting: method.depends_on(setting, k) for setting in ("k", "scorer", "temperature")}
-    return {"summary": method.summary, "citation": method.citation, "takes": takes}
+def _described(method: Method, service: Service) -> dict[str, Any]:
+    """What a client may want to know of a method.
+
+    `takes` says which wishes change its answers, and `ready` whether it has learned, if it learns.
+    """
+    k, learned = service.profile.retrieval.k, learns(method)
+    takes = {setting: not learned and method.depends_on(setting, k) for setting in ("k", "scorer", "temperature")}
+    ready = not learned or service.learning.is_ready(method)
+    return {"summary": method.summary, "citation": method.citation, "takes": takes, "ready": ready}
 
 
 def _model(serving: Serving, name: str, lora: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from peft.utils import CONFIG_NAME
 
 from lora_retriever.data.rows import Sample
-from lora_retriever.training.adapter import TrainingOptions, train_adapter
+from lora_retriever.training.adapter import train_adapter
+from lora_retriever.training.lora import TrainingOptions
 from lora_retriever.watermark.attacks.scene import Attack, Measured, Scene
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from lora_retriever.serving.text import TextStream
+from lora_retriever.generation.text import TextStream
 
 
 def streamed(tokenizer: PreTrainedTokenizerBase, ids: list[int], **options: object) -> tuple[str, TextStream]:

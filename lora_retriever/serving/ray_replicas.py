@@ -1,0 +1,169 @@
+"""Replicas of the server as a deployment of Ray Serve: any number of GPUs and machines.
+
+    clients ─► Front (this process) ─► Ray Serve ─► the replica with the fewest requests ─► messages of the response
+
+Each replica has a service of its own: base, adapters, encoder and index. Ray Serve starts a replica again that died or
+whose device is broken. Every machine needs the package, and the profile's folders at the same paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from starlette.types import Message
+
+from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.experiment.profile import Profile
+from lora_retriever.serving.errors import ApiError
+from lora_retriever.serving.front import NOTED, LostError
+
+try:
+    import ray
+    from ray import serve
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+except ImportError as error:
+    raise UserError("serve --backend ray needs the extras serve and ray: pip install -e '.[serve,ray]'") from error
+
+from lora_retriever.backends.ray import connect, plan_workers
+from lora_retriever.backends.signals import keeping_handlers
+
+NAME = "lora-retriever"
+HEALTH = 5.0
+"""Time between two looks at a replica's health, in seconds."""
+MORE = 64
+"""Number of requests that a replica is given beyond its limit of waiting answers, so that the replica refuses them."""
+
+
+class Replica:
+    """One replica: a service, and the app of an ordinary server."""
+
+    def __init__(self, profile: Profile) -> None:
+        """Load the profile.
+
+        Raises:
+            UserError: something cannot be loaded.
+        """
+        from rich.console import Console
+
+        from lora_retriever.serving.app import make_app
+        from lora_retriever.serving.loading import load_service
+        from lora_retriever.serving.metrics import Metrics
+        from lora_retriever.serving.prompts import Prompts
+        from lora_retriever.serving.state import Serving
+
+        metrics = Metrics()
+        self._service = load_service(profile, Console(file=io.StringIO()), metrics.step)
+        self._app = make_app(Serving(self._service, Prompts(self._service.generator), metrics))
+
+    async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
+        """The messages of a response, in parts: all that are ready. The last is of the type `NOTED`."""
+        messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            return request.pop() if request else await asyncio.Future()  # the client is there until it is cancelled
+
+        async def run() -> None:
+            try:
+                await self._app(scope, receive, messages.put)
+            finally:
+                messages.put_nowait(None)
+
+        running = asyncio.ensure_future(run())
+        try:
+            ended = False
+            while not ended:
+                ready = [await messages.get()]
+                while not messages.empty():
+                    ready.append(messages.get_nowait())
+                ended = ready[-1] is None
+                if part := [message for message in ready if message is not None]:
+                    yield part
+            await running
+            route = getattr(scope.get("route"), "path", "other")
+            yield [{"type": NOTED, "noted": scope["state"]["noted"], "route": route}]
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await running
+
+    def check_health(self) -> None:
+        """Ray Serve asks every few seconds, and starts the replica again after an error.
+
+        Raises:
+            RuntimeError: the device is broken.
+        """
+        if self._service.engine.broken is not None:
+            raise RuntimeError(self._service.engine.broken)
+
+
+class RayReplicas:
+    """The replicas, as `Front` sees them."""
+
+    def __init__(self, handle: Any) -> None:
+        """`handle`: Ray Serve's own, for the deployment."""
+        self._respond = handle.options(stream=True).respond
+
+    async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
+        """See `front.Replicas`."""
+        parts = self._respond.remote(scope, body)
+        try:
+            async for part in parts:
+                for message in part:
+                    yield message
+        except RayTaskError:  # an error of the replica's own code, and the replica lives
+            raise
+        except BackPressureError as error:
+            raise ApiError(429, "too many requests wait", code="overloaded", headers={"Retry-After": "5"}) from error
+        except (RayActorError, RayError, DeploymentUnavailableError) as error:
+            raise LostError(one_line_of(error)) from error
+        finally:
+            parts.cancel()
+
+
+@contextmanager
+def replicas_of(profile: Profile) -> Iterator[tuple[RayReplicas, int]]:
+    """The replicas of a profile, loaded, and their number. They end with the context.
+
+    Raises:
+        UserError: there is no such cluster, it has no room for the replicas, or a replica cannot load the profile.
+    """
+    device = profile.torch_device.partition(":")[0]  # Ray shows each replica only the GPUs that the replica may use
+    given = profile.model_copy(update={"backend": "local", "device": device, "folder": profile.folder.resolve()})
+    owns_cluster = connect(profile.ray)
+    try:
+        count, resources = plan_workers(profile.ray, on_gpus=device != "cpu")
+        options: dict[str, Any] = {
+            "name": NAME,
+            "num_replicas": count,
+            "ray_actor_options": resources,
+            "max_ongoing_requests": profile.serve.waiting + MORE,
+            "max_queued_requests": profile.serve.waiting,
+            "max_constructor_retry_count": 1,
+            "health_check_period_s": HEALTH,
+        }
+        with keeping_handlers():
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+            handle = serve.run(serve.deployment(Replica).options(**options).bind(given), name=NAME, route_prefix=None)
+        yield RayReplicas(handle), count
+    except RuntimeError as error:
+        raise UserError(f"backend: ray: {_reason(str(error))}") from error
+    finally:
+        with suppress(RayError, RuntimeError):
+            serve.delete(NAME)
+            if owns_cluster:
+                serve.shutdown()
+        if owns_cluster:
+            ray.shutdown()
+
+
+def _reason(text: str) -> str:
+    """The last error that a message of Ray Serve shows, without the traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = [line for line in lines if "Error" in line.partition(":")[0]]
+    return (found or lines or ["a replica could not be started"])[-1]
