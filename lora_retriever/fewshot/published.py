@@ -6,6 +6,9 @@ printed averages.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 COLUMNS = ("zero_shot", "in_context", "lora", "mean", "best")
 PUBLISHED: dict[str, tuple[float, float, float, float, float]] = {
     "boolean_expressions": (54.0, 59.6, 56.0, 55.5, 60.7),
@@ -37,6 +40,14 @@ PUBLISHED: dict[str, tuple[float, float, float, float, float]] = {
     "word_sorting": (1.3, 0.5, 4.9, 1.1, 1.3),
 }
 MODEL = "flan-t5-large"
+
+
+def published_lines(tasks: Sequence[str]) -> list[Sequence[float | None]]:
+    """The figures of each task, and at last their means; None where the paper has no figure of a task."""
+    lines: list[Sequence[float | None]] = [PUBLISHED.get(task, (None,) * len(COLUMNS)) for task in tasks]
+    known = [PUBLISHED[task] for task in tasks if task in PUBLISHED]
+    whole = len(known) == len(tasks)
+    return [*lines, [fmean(column) for column in zip(*known, strict=True)] if whole else (None,) * len(COLUMNS)]
 
 
 def belongs_to(base: str) -> bool:

@@ -15,7 +15,7 @@ from lora_retriever.analysis.runs import read_run
 from lora_retriever.analysis.scores import MEAN, Quantity, ScoredRun, score_run
 from lora_retriever.analysis.summary import RunSummary
 from lora_retriever.fewshot.experiment import CHOSEN, Design
-from lora_retriever.fewshot.published import COLUMNS, PUBLISHED
+from lora_retriever.fewshot.published import COLUMNS, published_lines
 from lora_retriever.metrics import Scoring
 from lora_retriever.tables import Cell, Table
 
@@ -51,11 +51,8 @@ def score_table(runs: Mapping[str, ScoredRun], design: Design, published: bool) 
     lines = {label: line(label, quantity) for label, quantity in {**tasks, "mean over tasks": MEAN}.items()}
     if published:
         columns += [f"published {name}" for name in COLUMNS]
-        known = [PUBLISHED[name] for name in tasks if name in PUBLISHED]
-        whole = len(known) == len(tasks)
-        for label, cells in lines.items():
-            figures = PUBLISHED.get(label) if label in tasks else np.mean(known, axis=0).tolist() if whole else None
-            cells += [None] * len(COLUMNS) if figures is None else [Cell(figure) for figure in figures]
+        for cells, figures in zip(lines.values(), published_lines(list(tasks)), strict=True):
+            cells += [None if figure is None else Cell(figure) for figure in figures]
     notes = [
         "± half of the 95 % bootstrap interval, rows drawn within their tasks",
         f"{len(draws)} draw(s) of {design.count} adapters ({design.choice}), {design.search.steps} steps of "
