@@ -142,7 +142,7 @@ def predicted_memory(
     """
     slots = 1 << adapters.bit_length() if adapters else 0
     per_position = 2 * shape.layers * shape.kv_heads * shape.head_width  # a key and a value in every layer
-    joining = min(rows, max(1, read_tokens // length))  # rows that are read at once
+    joining = min(rows * length, max(length, read_tokens))  # tokens that are read at once
     pair = low_rank_bytes(shape, pair_rank, targets, value_bytes)
     # The MLP is the widest part of a layer: gate, up and their product, the residual, and the normalized input.
     widest = 3 * shape.intermediate + 2 * shape.hidden
@@ -151,8 +151,8 @@ def predicted_memory(
         adapters=slots * low_rank_bytes(shape, rank, targets, value_bytes),
         cache=per_position * rows * (length + new_tokens) * value_bytes,
         pairs=rows * pair,
-        joining=per_position * (joining * length + kept_tokens) * value_bytes + joining * pair,
-        activations=(widest * joining * length + rows * shape.vocabulary) * value_bytes,
+        joining=per_position * (joining + kept_tokens) * value_bytes + joining * pair // length,
+        activations=(widest * joining + rows * shape.vocabulary) * value_bytes,
     )
 
 

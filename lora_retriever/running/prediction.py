@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.generation.settings import READ_TOKENS, SHARE_READ
 from lora_retriever.running.memory import MemoryUse, ModelShape, predicted_memory
 
 if TYPE_CHECKING:
@@ -76,19 +77,25 @@ def adapted_by(headers: Sequence[AdapterHeader], shape: ModelShape) -> tuple[int
 def turning_points(profile: Profile) -> list[int]:
     """The lengths of prompts at which a batch may need most memory, in tokens.
 
-    With a fixed number of rows, longer prompts need more. So the longest prompt counts and, where `batch_tokens` bounds
-    a batch, the longest prompt of which a given number of rows still fits: for the largest numbers of rows, and for the
-    smallest.
+    With a fixed number of rows that are read together, longer prompts need more. So three kinds of lengths count: the
+    longest prompt; where `batch_tokens` bounds a batch, the longest prompt of which a given number of rows still fits;
+    and the longest prompt of which a whole batch is still read at once. The numbers of rows are the largest and the
+    smallest that are possible.
     """
     settings = profile.generation
-    longest = settings.max_prompt_tokens
-    if settings.batch_tokens is None:
-        return [longest]
-    most = settings.rows_that_fit(1)
-    near_most = range(max(1, most - BATCH_SHAPES // 2), most + 1)
-    near_least = range(1, min(most, BATCH_SHAPES // 2) + 1)
-    lengths = {settings.batch_tokens // rows - settings.max_new_tokens for rows in (*near_most, *near_least)}
-    return sorted({min(max(1, length), longest) for length in lengths} | {longest})
+    longest, most = settings.max_prompt_tokens, settings.rows_that_fit(1)
+    lengths = {longest}
+    # Of a batch of a fixed number of rows, at most the share SHARE_READ is read at once, above this length.
+    whole = {int(settings.max_new_tokens * SHARE_READ / (1 - SHARE_READ)), READ_TOKENS // most}
+    if settings.batch_tokens is not None:
+        counts = {
+            *range(max(1, most - BATCH_SHAPES // 2), most + 1),
+            *range(1, min(most, BATCH_SHAPES // 2) + 1),
+        }
+        lengths |= {settings.batch_tokens // rows - settings.max_new_tokens for rows in counts}
+        whole = {settings.tokens_read(1) // rows for rows in counts}
+    lengths |= whole | {length + 1 for length in whole}
+    return sorted({min(max(1, length), longest) for length in lengths})
 
 
 def weights_size(folder: Path | None) -> int:
