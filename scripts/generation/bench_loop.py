@@ -111,12 +111,15 @@ def main() -> None:
 
 
 def in_batches(generator: Generator, requests: Sequence[Request], method: Method, gate: Any) -> dict[int, Answer]:
-    """The answers in batches, each of which runs until its last row has ended."""
+    """The answers in batches, each of which runs until its last row has ended. Every prompt is read whole."""
     answers: dict[int, Answer] = {}
+    settings = generator.settings
+    generator.settings = settings.model_copy(update={"share_prefix": False})
     for batch in plan_batches(requests, generator.settings):
         prompts, compositions = [one.prompt for one in batch], [one.composition for one in batch]
         found = generator.answer(prompts, compositions, method.mode, gate)
         answers |= {request.id: answer for request, answer in zip(batch, found, strict=True)}
+    generator.settings = settings
     return answers
 
 
