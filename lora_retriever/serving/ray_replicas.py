@@ -51,7 +51,7 @@ class Replica:
         from rich.console import Console
 
         from lora_retriever.serving.app import make_app
-        from lora_retriever.serving.loading import load_service
+        from lora_retriever.serving.loading import load_service, settle
         from lora_retriever.serving.metrics import Metrics
         from lora_retriever.serving.prompts import Prompts
         from lora_retriever.serving.state import Serving
@@ -59,6 +59,7 @@ class Replica:
         metrics = Metrics()
         self._service = load_service(profile, Console(file=io.StringIO()), metrics.step)
         self._app = make_app(Serving(self._service, Prompts(self._service.generator), metrics))
+        settle()
 
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
         """The messages of a response, in parts: all that are ready. The last is of the type `NOTED`."""

@@ -97,7 +97,7 @@ def _local_app(
     """The app of a service in this process."""
     from lora_retriever.serving.app import make_app
     from lora_retriever.serving.changes import Changing
-    from lora_retriever.serving.loading import load_service
+    from lora_retriever.serving.loading import load_service, settle
     from lora_retriever.serving.metrics import Metrics
     from lora_retriever.serving.prompts import Prompts
     from lora_retriever.serving.state import Serving
@@ -106,6 +106,7 @@ def _local_app(
     with closing(load_service(profile, console, metrics.step)) as service:
         changing = Changing(service) if allow_changes else None
         serving = Serving(service, Prompts(service.generator), metrics, changing)
+        settle()
         served = f"{len(service.methods)} methods and {len(service.pool.current.entries)} adapters"
         yield make_app(serving, keys, log), serving, served
 
