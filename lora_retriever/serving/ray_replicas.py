@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from starlette.types import Message
@@ -63,8 +64,11 @@ class RayReplicas:
 
 
 @contextmanager
-def replicas_of(profile: Profile) -> Iterator[tuple[RayReplicas, int]]:
+def replicas_of(profile: Profile, results: Path | None = None) -> Iterator[tuple[RayReplicas, int]]:
     """The replicas of a profile, loaded, and their number. They end with the context.
+
+    Args:
+        results: the results folder that keeps what methods learn, the same for all replicas.
 
     Raises:
         UserError: there is no such cluster, it has no room for the replicas, or a replica cannot load the profile.
@@ -85,7 +89,7 @@ def replicas_of(profile: Profile) -> Iterator[tuple[RayReplicas, int]]:
         }
         with keeping_handlers():
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-            handle = serve.run(serve.deployment(**options)(Replica).bind(given), name=NAME, route_prefix=None)
+            handle = serve.run(serve.deployment(**options)(Replica).bind(given, results), name=NAME, route_prefix=None)
         yield RayReplicas(handle), count
     except RuntimeError as error:
         raise UserError(f"backend: ray: {_reason(str(error))}") from error

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,14 +24,14 @@ from lora_retriever.serving.state import Serving
 class Replica:
     """One replica. `service`: what answers."""
 
-    def __init__(self, profile: Profile) -> None:
-        """Load the profile.
+    def __init__(self, profile: Profile, results: Path | None = None) -> None:
+        """Load the profile. `results`: as for `load_service`.
 
         Raises:
             UserError: something cannot be loaded.
         """
         metrics = Metrics()
-        self.service = load_service(profile, Console(file=io.StringIO()), metrics.step)
+        self.service = load_service(profile, Console(file=io.StringIO()), metrics.step, results)
         self._app = make_app(Serving(self.service, Prompts(self.service.generator), metrics))
 
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
