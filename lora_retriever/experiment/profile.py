@@ -260,6 +260,8 @@ class ServeSection(Section):
         waiting: maximum number of answers that wait or are made. More are refused with status 429.
         tokens: maximum number of tokens of all answers that are made at once, their prompts included. This number
             bounds the memory for keys and values.
+        read_tokens: maximum number of tokens of waiting prompts that are read between two tokens of the answers that
+            are made. A larger number gives more answers a second, and streams that pause longer.
         seconds: maximum time of a request, in seconds.
         body: maximum size of a request, such as `1MiB`.
     """
@@ -270,6 +272,7 @@ class ServeSection(Section):
     answers: int = Field(64, ge=1, le=MAX_COUNT)
     waiting: int = Field(256, ge=1, le=MAX_COUNT)
     tokens: int = Field(65536, ge=1, le=2**31)
+    read_tokens: int = Field(2048, ge=1, le=2**31)
     seconds: float = Field(120, gt=0, le=86400, allow_inf_nan=False)
     body: ByteSize = ByteSize(2**20)
 
