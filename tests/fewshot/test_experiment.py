@@ -138,8 +138,8 @@ def test_a_profile_names_base_adapters_encoder_and_pool(
         kept = ("id", "inputs", "predicted_answer", "adapters", "weights")
         assert [[line[key] for key in kept] for line in mine] == [[line[key] for key in kept] for line in others]
     capsys.readouterr()
-    assert main([*arguments, "--set", "generation.batch_size=4"]) == 2
-    assert "generation.batch_size: 8 → 4" in capsys.readouterr().err
+    assert main([*arguments, "--set", "dtype=bfloat16"]) == 2
+    assert "dtype: float32 → bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.slow

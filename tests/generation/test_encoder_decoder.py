@@ -26,6 +26,8 @@ from lora_retriever.generation.sampling import Sampling
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.methods.parts.lorahub_weights import answer_loss
 from lora_retriever.methods.spectr import METHODS as SPECTR
+from lora_retriever.training.adapter import TrainingOptions
+from lora_retriever.training.detector import train_detector
 
 NEW = 7
 TEXTS = ["what does the farmer plant", "white", "Write a response that completes the request. and user", "spring ?"]
@@ -217,3 +219,12 @@ def test_what_is_not_made_for_two_texts_is_refused(generator: Generator) -> None
     ):
         with pytest.raises(UserError, match="encoder-decoder"):
             refused()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["t5"], indirect=True)
+def test_a_detection_head_needs_a_decoder_only_base(base: Path, generator: Generator, tmp_path: Path) -> None:
+    samples = [Sample(inputs="white", targets="a | r | b")]
+    options = TrainingOptions(detect="cross_entropy")
+    with pytest.raises(UserError, match="detection heads need a decoder-only base"):
+        train_detector(generator.model.base, generator.tokenizer, samples, options, tmp_path / "out")

@@ -110,7 +110,7 @@ def _of_profile(args: argparse.Namespace, retrieves: bool, console: Console) -> 
     return Parts(
         profile.base.location,
         folder_of(profile, profile.base.location, profile.base.revision, files_wanted(profile.generation.template)),
-        folders_of_adapters(profile, pool),
+        dict(sorted(folders_of_adapters(profile, pool).items())),  # in the order in which `--adapters` finds folders
         profile.generation,
         profile.dtype,
         profile.torch_device,

@@ -12,7 +12,6 @@ from lora_retriever.errors import UserError
 
 if TYPE_CHECKING:
     from lora_retriever.data.rows import Sample
-    from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
     from lora_retriever.generation.generator import Generator
 
 CONFIG_FILE = "adapter_config.json"
@@ -116,6 +115,7 @@ def load_suspects(
     import torch
 
     from lora_retriever.commands.shared import device_of
+    from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
     from lora_retriever.generation.generator import Generator
     from lora_retriever.generation.loading import load_composable, load_tokenizer
     from lora_retriever.generation.settings import GenerationSection
