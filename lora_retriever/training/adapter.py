@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
@@ -113,7 +114,7 @@ def train_adapter(
     try:
         model = get_peft_model(base, config)
     except ValueError as error:  # no module of these names
-        raise UserError(f"an adapter for this base cannot be made: {error}") from error
+        raise no_module_of_targets(base, options.targets) from error
     if initial is not None:
         set_peft_model_state_dict(model, load_file(initial / SAFETENSORS_WEIGHTS_NAME))
     with tempfile.TemporaryDirectory() as scratch:
@@ -177,6 +178,17 @@ def train_adapter(
         finished.rename(out)
     model.unload()
     return record
+
+
+def no_module_of_targets(base: PreTrainedModel, targets: Sequence[str]) -> UserError:
+    """The error of a base without a module of these names. The message lists the names of its linear modules."""
+    head = base.get_output_embeddings()
+    linear = (torch.nn.Linear, Conv1D)
+    names = {name.rpartition(".")[2] for name, at in base.named_modules() if isinstance(at, linear) and at is not head}
+    return UserError(
+        f"the base has no module of the names {', '.join(targets)}; its linear modules are {', '.join(sorted(names))}: "
+        "choose some with --targets"
+    )
 
 
 def _encoded(

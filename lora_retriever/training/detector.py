@@ -28,7 +28,7 @@ from lora_retriever.generation.detecting import Head, last_hidden, write_head
 from lora_retriever.generation.limits import check_tokens, vocabulary_of
 from lora_retriever.generation.prompt import encode_prompt, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
-from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions
+from lora_retriever.training.adapter import RECORD_FILE, TrainingOptions, no_module_of_targets
 from lora_retriever.training.curve import Step, StepCallback, epoch_losses, write_curve
 from lora_retriever.training.losses import loss_of
 
@@ -134,7 +134,7 @@ def train_detector(
     try:
         model = get_peft_model(base, config)
     except ValueError as error:  # no module of these names
-        raise UserError(f"an adapter for this base cannot be made: {error}") from error
+        raise no_module_of_targets(base, options.targets) from error
     try:
         share = float(given.mean())
         loss = loss_of(options.detect, share, options.pi, options.missing)
