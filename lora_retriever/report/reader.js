@@ -223,7 +223,7 @@ function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
   const lines = ticked.map((number) => {
     const run = rows.runs[number];
     const verdict = verdictOf(run, at, threshold);
-    const answer = verdict === "absent" ? ["not answered"] : marked(rows.texts[run.answers[at]], text);
+    const answer = verdict === "absent" ? ["not answered"] : shownAnswer(rows.texts[run.answers[at]], text);
     return element("tr", { class: String(number) === chosenRun ? "chosen" : null },
       element("th", { scope: "row" }, ...breakable(runs[number])),
       element("td", { class: "text" }, ...answer, ...optionLines(rows, run, at)),
@@ -244,6 +244,11 @@ function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
       element("tbody", {}, ...lines)),
     ...foundParts(rows, runs, ticked, at, task.name),
   ];
+}
+
+/** An answer with the found texts marked. An answer without a visible character is named. */
+function shownAnswer(answer, wanted) {
+  return answer.trim() ? marked(answer, wanted) : [answer, element("span", { class: "weight" }, "(empty)")];
 }
 
 /** The runs of the given numbers by what `key` gives for them; null and undefined are left out. */
