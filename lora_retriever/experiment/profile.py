@@ -20,7 +20,7 @@ from pydantic import AfterValidator, ByteSize, ConfigDict, Field, ValidationErro
 
 from lora_retriever.data.fetching import official_folder
 from lora_retriever.data.sources import HUB, DataSource
-from lora_retriever.data.tables import COLUMN_FIELDS
+from lora_retriever.data.tables import COLUMN_FIELDS, DEFAULT_FIELDS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief, quoted
@@ -135,7 +135,7 @@ def _texts_of(known: Sequence[str]) -> AfterValidator:
 
 
 Columns = Annotated[dict[str, str], _texts_of(COLUMN_FIELDS)]
-Defaults = Annotated[dict[str, str], _texts_of(("task", "domain", "metric"))]
+Defaults = Annotated[dict[str, str], _texts_of(DEFAULT_FIELDS)]
 
 
 class PoolSection(Section):
@@ -546,6 +546,9 @@ def _validated(content: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        problems = problems_of(error)
+        from lora_retriever.experiment.fields import profile_fields
+
+        fields = [field.name for field in profile_fields()]
+        problems = problems_of(error, known=[*fields, *(name.rpartition(".")[0] for name in fields if "." in name)])
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join([*problems[:MAX_PROBLEMS], *more])}") from error
