@@ -6,6 +6,9 @@ wheel has the files of the bundled miniatures in their place.
 
 from setuptools import find_packages, setup
 
+# uvicorn reads requests and waits for them faster with these, where they exist.
+FASTER = [f"{name}; sys_platform != 'win32' and implementation_name == 'cpython'" for name in ("httptools", "uvloop")]
+
 setup(
     name="lora-retriever",
     version="0.1.0",
@@ -62,9 +65,9 @@ setup(
     # so not what requirements.txt pins. `captions` gives plans a CIDEr score; it is large, because it brings Java
     # programs that are not used here.
     extras_require={
-        "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
+        "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1", *FASTER],
         "vllm": ["vllm>=0.32"],
-        "ray": ["ray[data]>=2.60"],
+        "ray": ["ray[data,serve]>=2.60"],
         "captions": ["pycocoevalcap>=1.2,<2"],
     },
     entry_points={"console_scripts": ["lora-retriever = lora_retriever.cli:main"]},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -11,6 +12,8 @@ from lora_retriever.escaping import brief, quoted
 
 MAX_PROBLEMS = 8
 """Maximum number of problems that one message lists."""
+LIKENESS = 0.7
+"""Least likeness of a name to a known name that a message suggests, from 0 to 1, as `difflib` computes it."""
 MAX_COUNT = 2**24
 """Maximum value of a count in a profile: tokens, rows, texts, adapters."""
 MAX_THREADS = 1024
@@ -60,20 +63,39 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
         ValueError: `name` is unknown. The message lists the known names.
     """
     if name not in known:
-        raise ValueError(f"unknown {kind} {quoted(name)} (known: {', '.join(known)})")
+        known = list(known)
+        raise ValueError(f"unknown {kind} {quoted(name)} (known: {', '.join(known)}){suggestion(name, known)}")
     return name
 
 
-def problems_of(error: ValidationError, quote: str = "", of: str = "a profile") -> list[str]:
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What a message about an unknown name ends with: the known name that is most like it, or nothing."""
+    likely = get_close_matches(name, list(known), 1, LIKENESS)
+    return f"; did you mean {likely[0]}?" if likely else ""
+
+
+def problems_of(error: ValidationError, quote: str = "", of: str = "a profile", known: Iterable[str] = ()) -> list[str]:
     """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name.
 
     Args:
         of: what has the fields, for the message about an unknown field.
+        known: the names of all fields, for a suggestion in place of an unknown field.
     """
-    reasons = {"missing": "is missing", "extra_forbidden": f"is no field of {of}"}
     found = []
-    for problem in error.errors(include_input=False, include_url=False):
-        field = brief(".".join(str(part) for part in problem["loc"]))
-        reason = reasons.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-        found.append(f"{quote}{field}{quote}: {reason}")
+    for problem in error.errors(include_url=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        found.append(f"{quote}{brief(name)}{quote}: {_reason(problem, of)}")
+        if problem["type"] == "extra_forbidden":
+            found[-1] += suggestion(name, known)
     return found
+
+
+def _reason(problem: Mapping[str, Any], of: str) -> str:
+    """What is wrong with a field, and the value that was found where the value is short."""
+    reasons = {"missing": "is missing", "extra_forbidden": f"is no field of {of}"}
+    if problem["type"] in reasons:
+        return reasons[problem["type"]]
+    if problem["type"] == "value_error":
+        return str(problem["msg"]).removeprefix("Value error, ")
+    value = problem["input"]
+    return f"{problem['msg']} (found {quoted(value)})" if isinstance(value, str | int | float) else str(problem["msg"])

@@ -66,12 +66,12 @@ def test_an_installed_wheel_answers_the_miniature_outside_any_checkout(wheels: d
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(site)]
     subprocess.run([*install, *map(str, wheels.values())], check=True, capture_output=True)
 
-    def started(*arguments: str) -> str:
+    def started(*arguments: str, status: int = 0) -> str:
         command = [str(site / "bin" / "lora-retriever"), *arguments]
         environment = {**os.environ, "PYTHONPATH": str(site)}
         done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
 
     assert started("--version") == f"lora-retriever {__version__}\n"
     assert str(site / "lora_retriever" / "profiles" / "tiny.yaml") in started("profile", "tiny")
@@ -81,3 +81,8 @@ def test_an_installed_wheel_answers_the_miniature_outside_any_checkout(wheels: d
     lines = (elsewhere / "results" / "tiny" / "best_selection.jsonl").read_text(encoding="utf-8").splitlines()
     tasks = [entry["model_name"] for entry in json.loads((TINY / "pool.json").read_text(encoding="utf-8"))]
     assert [json.loads(line)["task"] for line in lines] == tasks
+    tiny = site / "lora_retriever" / "profiles" / "tiny"
+    trained = ["--base", str(tiny / "base"), "--pool", str(tiny / "pool.json"), "--out", "mine", "--epochs", "0.1"]
+    started("train", *trained, "--only", tasks[0])
+    assert (elsewhere / "mine" / tasks[0] / "adapter_model.safetensors").exists()
+    assert "nowhere" in started("fetch", "--source", "nowhere", status=2)

@@ -237,7 +237,8 @@ def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
 def check_is_folder(folder: Path) -> None:
     """Raise `UserError` if there is no such results folder."""
     if not folder.is_dir():
-        raise UserError(f"no results folder {folder}; `bash eval_all.sh` makes one")
+        what = "is a file" if folder.exists() else "is not there; `lora-retriever run` makes results folders"
+        raise UserError(f"no results folder {folder}: it {what}")
 
 
 def unfinished_runs(folder: Path) -> list[str]:

@@ -65,10 +65,15 @@ class LocalBackend:
     def _decoded(self, window: Sequence[Request], mode: str | Composer, gate: Gate | None) -> Iterator[Outcome]:
         """The outcomes of rows that are decoded. Rows join the batch in the window's order as others end."""
         settings = self._generator.settings
-        longest = max(len(request.prompt.token_ids) for request in window) + settings.max_new_tokens
-        most = settings.batch_size * longest if settings.batch_tokens is None else settings.batch_tokens
-        most = max(most, longest)  # a single row always has room
-        loop = Loop(self._generator, most, read_tokens=most, steps=1, room=self._room, is_fatal=is_broken_device)
+        longest = max(len(request.prompt.token_ids) for request in window)
+        loop = Loop(
+            self._generator,
+            settings.tokens_held(longest),
+            read_tokens=settings.tokens_read(longest),
+            steps=1,
+            room=self._room,
+            is_fatal=is_broken_device,
+        )
         asked: dict[int, Request] = {}
         sampling = Sampling(settings.max_new_tokens)
         with closing(loop):

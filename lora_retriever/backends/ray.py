@@ -1,11 +1,13 @@
 """The backend of any number of GPUs or machines: a Ray Data pipeline over actors, each with a model of its own.
 
-    batches ─► Ray Data ─► desk ─► the first free worker ─► outcomes, in any order
+    windows ─► Ray Data ─► desk ─► the first free worker ─► outcomes, in any order
 
-Every run is a dataset of its batches, which are the batches of the local backend. The pools of actors that Ray Data
+Every run is a dataset of its windows. A worker answers a window as the local backend does: rows join the batch as other
+rows end. The windows are smaller than those of the local backend, and do not depend on the number of workers, so a run
+that goes on with other workers repeats the same windows. The pools of actors that Ray Data
 itself offers end with their dataset (Ray's issue 46479), and would load the base model anew for each method. Therefore
 the workers live as long as the backend, outside the pipeline. The one step of the pipeline asks the desk, and the desk
-gives the batch to the first free worker. Ray starts a worker that died again, and its batch goes to another worker.
+gives the window to the first free worker. Ray starts a worker that died again, and its window goes to another worker.
 
 Every machine of a cluster needs the package and the folders of the models, at the same paths. This process encodes,
 plans and writes, and it decides the device for all workers.
@@ -27,7 +29,7 @@ from lora_retriever.backends.signals import keeping_handlers
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import Benchmark, model_source
 from lora_retriever.experiment.profile import Profile, RaySection
-from lora_retriever.generation.batches import Request, plan_batches, unfinished
+from lora_retriever.generation.batches import SHARED_WINDOW, Request, plan_windows, unfinished
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loading import ModelSource, load_generator
 from peft_composition import Composer, Gate
@@ -70,16 +72,16 @@ class RayBackend:
         Raises:
             BackendError: Ray itself failed.
         """
-        batches = unfinished(plan_batches(requests, self._source.generation), done)
-        if not batches:
+        windows = unfinished(plan_windows(requests, self._source.generation, SHARED_WINDOW), done)
+        if not windows:
             return
         desk, how = self._desk, pickle.dumps((mode, gate))
 
         def ask(item: dict[str, Any]) -> dict[str, Any]:
-            outcome, failure = ray.get(desk.answer.remote(item["batch"], how))
+            outcome, failure = ray.get(desk.answer.remote(item["window"], how))
             return {"index": item["index"], "outcome": outcome, "failure": failure}
 
-        items = [{"index": index, "batch": pickle.dumps(batch)} for index, batch in enumerate(batches)]
+        items = [{"index": index, "window": pickle.dumps(window)} for index, window in enumerate(windows)]
         # The desk is asked once more than there are workers, so that a free worker need not wait for the pipeline.
         at_once = ray.data.TaskPoolStrategy(size=min(len(self.workers) + 1, len(items)))
         pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map(ask, compute=at_once, num_cpus=0)
@@ -89,7 +91,7 @@ class RayBackend:
             for block in blocks:
                 for answered in block.to_pylist():
                     if answered["failure"]:
-                        failed = batches[answered["index"]]
+                        failed = windows[answered["index"]]
                         yield Outcome(failures={request.id: answered["failure"] for request in failed})
                     else:
                         yield pickle.loads(answered["outcome"])

@@ -1,7 +1,7 @@
-"""The actors of `backends.ray`: workers, each with a model of its own, and a desk that gives batches to the workers.
+"""The actors of `backends.ray`: workers, each with a model of its own, and a desk that gives windows to the workers.
 
 Ray imports this module in every process that calls one of these actors. Only a worker needs torch: the other processes
-see batches and outcomes as bytes, and the method that needs torch imports it. The bytes are pickles that the processes
+see windows and outcomes as bytes, and the method that needs torch imports it. The bytes are pickles that the processes
 of one evaluation write for each other; no file and no data set is unpickled.
 """
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from lora_retriever.generation.loading import ModelSource
 
 ATTEMPTS = 3
-"""Maximum number of workers that a batch is given to when one after the other dies of it."""
+"""Maximum number of workers that a window is given to when one after the other dies of it."""
 RESTARTS = 20
 """Maximum number of times that a worker is started again. A worker without enough memory for its model always dies."""
 KILLED = "killed, out of memory, or with a broken device"
 
 
 class Worker:
-    """An actor that answers batches with a model of its own."""
+    """An actor that answers windows with a model of its own."""
 
     def __init__(self, source: ModelSource, own_methods: Sequence[str], folder: Path) -> None:
         """Remember what to load.
@@ -64,20 +64,20 @@ class Worker:
         """
         _ = self._backend
 
-    def answer(self, batch: bytes, how: bytes) -> bytes:
+    def answer(self, window: bytes, how: bytes) -> bytes:
         """The pickled outcome of a pickled list of requests, under a pickled mode and gate.
 
         A worker whose device is broken ends its process. Ray starts the worker again, on a device that works.
         """
         backend = self._backend  # first: loading imports a user's own modules, which unpickling needs
         try:
-            return pickle.dumps(backend.answer(pickle.loads(batch), *pickle.loads(how)))
+            return pickle.dumps(backend.answer(pickle.loads(window), *pickle.loads(how)))
         except BackendError:
             os._exit(1)
 
 
 class Desk:
-    """An actor that gives each batch to the next worker that is free."""
+    """An actor that gives each window to the next worker that is free."""
 
     def __init__(self, *workers: Any) -> None:
         self._free: asyncio.Queue[Any] = asyncio.Queue()
@@ -86,19 +86,19 @@ class Desk:
         self._able = len(workers)  # number of workers that answer, or will answer again
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def answer(self, batch: bytes, how: bytes) -> tuple[bytes, str]:
-        """The outcome of a batch and "", or nothing and the reason.
+    async def answer(self, window: bytes, how: bytes) -> tuple[bytes, str]:
+        """The outcome of a window and "", or nothing and the reason.
 
-        The reasons: worker after worker died of the batch, a worker raised an error, or no worker is left.
+        The reasons: worker after worker died of the window, a worker raised an error, or no worker is left.
         """
         reason = ""
         for _ in range(ATTEMPTS):
             worker = await self._free.get()
             if worker is None:
-                self._free.put_nowait(None)  # for the next batch
+                self._free.put_nowait(None)  # for the next window
                 return b"", reason or "all workers have died"
             try:
-                outcome: bytes = await worker.answer.remote(batch, how)
+                outcome: bytes = await worker.answer.remote(window, how)
             except RayTaskError as error:  # the worker's code raised an error, and the worker lives
                 self._free.put_nowait(worker)
                 return b"", reason_of(error)

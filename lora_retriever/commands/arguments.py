@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_retriever.data.tables import COLUMN_FIELDS
+from lora_retriever.data.tables import COLUMN_FIELDS, DEFAULT_FIELDS
 
 if TYPE_CHECKING:
     from lora_retriever.data.sources import DataSource
@@ -113,16 +114,16 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which columns of a table are which fields, as `columns` and `defaults` of profiles."""
-    for option, example, what in (
-        ("--columns", "inputs=question,targets=answer", "the column of each field, where the files have other names"),
-        ("--defaults", "domain=mine,metric=em", "the value of a field that the files do not have"),
+    for option, metavar, fields, example, what in (
+        ("--columns", "FIELD=NAME,…", COLUMN_FIELDS, "inputs=question,targets=answer", "the column of each field"),
+        ("--defaults", "FIELD=VALUE,…", DEFAULT_FIELDS, "domain=mine,metric=em", "the value of each missing field"),
     ):
         parser.add_argument(
             option,
-            type=pairs,
+            type=partial(pairs, fields),
             default={},
-            metavar="FIELD=NAME,…",
-            help=f"{what}, such as {example} (fields: {', '.join(COLUMN_FIELDS)})",
+            metavar=metavar,
+            help=f"{what}, such as {example} (fields: {', '.join(fields)})",
         )
 
 
@@ -144,8 +145,8 @@ def pool_source(path: Path, args: argparse.Namespace) -> DataSource:
     return DataSource(path, columns=columns, defaults=defaults)
 
 
-def pairs(text: str) -> dict[str, str]:
-    """Fields of rows with a text each: `inputs=question,targets=answer`.
+def pairs(fields: Sequence[str], text: str) -> dict[str, str]:
+    """Fields of rows with a text each: `inputs=question,targets=answer`. `fields` are the fields that may stand there.
 
     Raises:
         argparse.ArgumentTypeError: a pair has no `=`, a field is unknown or named twice, or a text is empty.
@@ -155,8 +156,8 @@ def pairs(text: str) -> dict[str, str]:
         name, _, value = pair.partition("=")
         if not name or not value:
             raise argparse.ArgumentTypeError(f"{pair!r}: expected FIELD=NAME, such as inputs=question")
-        if name not in COLUMN_FIELDS:
-            raise argparse.ArgumentTypeError(f"unknown field {name!r} (known: {', '.join(COLUMN_FIELDS)})")
+        if name not in fields:
+            raise argparse.ArgumentTypeError(f"unknown field {name!r} (known: {', '.join(fields)})")
         if name in found:
             raise argparse.ArgumentTypeError(f"field {name} is named twice")
         found[name] = value
@@ -240,14 +241,20 @@ def run_names(text: str) -> list[str]:
     return names(re.sub(r",(?!\w+=)", "\0", text), "\0")
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
+
+
 def count(text: str) -> int:
     """An integer of 1 or more.
 
     Raises:
-        argparse.ArgumentTypeError: the number is less than 1.
-        ValueError: the text is no integer.
+        argparse.ArgumentTypeError: the text is no integer, or the number is less than 1.
     """
-    number = int(text)
+    number = _integer(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
@@ -257,10 +264,9 @@ def nonnegative(text: str) -> int:
     """An integer of 0 or more.
 
     Raises:
-        argparse.ArgumentTypeError: the number is less than 0.
-        ValueError: the text is no integer.
+        argparse.ArgumentTypeError: the text is no integer, or the number is less than 0.
     """
-    number = int(text)
+    number = _integer(text)
     if number < 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
     return number
@@ -270,10 +276,12 @@ def penalty(text: str) -> float:
     """A finite number of 0 or more.
 
     Raises:
-        argparse.ArgumentTypeError: the number is negative or infinite.
-        ValueError: the text is no number.
+        argparse.ArgumentTypeError: the text is no number, or the number is negative or infinite.
     """
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of 0 or more")
     return number

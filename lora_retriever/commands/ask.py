@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scorer = parser.add_argument("--scorer", help="the scorer (default: the profile's)")
     SCORERS.complete(scorer)
     parser.add_argument("--exclude", type=names, default=[], metavar="NAME,NAME", help="adapters that are not used")
+    parser.add_argument("--results", type=Path, help="folder of what methods learn (default: results/PROFILE)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     profile = profile_of(args)
     try:
-        with closing(load_service(profile, console)) as service:
+        with closing(load_service(profile, console, results=args.results)) as service:
             wishes = Wishes(k=args.k, scorer=args.scorer, exclude=args.exclude)
             answers = asyncio.run(_answers(service, args.text, args.method, wishes))
             domains = service.pool.current.domains

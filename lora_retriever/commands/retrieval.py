@@ -91,6 +91,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     groups = values_of_rows(rows, args.by, args.inputs) if further else None
     known = _retrieval_data(args, rows, pool, scorers, console)
     first = next(iter(known.values()))
+    if without := sum(task not in first.names for task in first.tasks):
+        console.print(
+            f"{without} of {len(first.tasks)} rows have no adapter of their own in the pool, and count as not found."
+        )
     templates = templates_of(first)
     evaluations = []
     for name, data in known.items():

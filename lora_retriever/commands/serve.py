@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("local", "ray"),
         help="where answers are made: in this process, or by replicas of Ray Serve (default: the profile's)",
     )
+    parser.add_argument("--results", type=Path, help="folder of what methods learn (default: results/PROFILE)")
     parser.add_argument("--no-access-log", action="store_true", help="write no line for each request")
 
 
@@ -50,7 +51,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     profile = profile_of(args)
     if args.backend is not None:
         profile = profile.model_copy(update={"backend": args.backend})
-    serve(profile, args.host, args.port, console, args.api_key_file, args.allow_changes, not args.no_access_log)
+    serve(
+        profile,
+        args.host,
+        args.port,
+        console,
+        args.api_key_file,
+        args.allow_changes,
+        not args.no_access_log,
+        args.results,
+    )
     return 0
 
 

@@ -39,6 +39,7 @@ ROW_FIELDS = frozenset({"inputs", "targets", "task", "domain", "metric", "model_
 
 _SPACE = re.compile("[ \t\r\n\ufeff]*")  # files with a byte order mark each may have been put together
 _WRAPPED = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*(?=\[)')  # an object whose first field is a list
+_NO_TABLE = "the cells of a first line must stand apart by tab, comma or semicolon"
 _UNREAD = "; unpack the file"
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (PARQUET, "a Parquet file, and not a text"),
@@ -260,7 +261,8 @@ def _value(path: Path, text: str, decoder: json.JSONDecoder, start: int, where: 
     try:
         return decoder.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg})") from error
+        no_table = "" if text[:start].strip() or text[start : start + 1] in "[{" else f", and no table: {_NO_TABLE}"
+        raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}){no_table}") from error
     except RecursionError as error:
         raise UserError(f"{path}: {where}: objects or lists in one another, too many levels deep") from error
     except ValueError as error:

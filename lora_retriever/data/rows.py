@@ -343,5 +343,7 @@ def _checked(kind: type[Checked], objects: Sequence[dict[str, Any]], path: Path)
             if error.errors()[0]["type"] == "missing":
                 listed = ", ".join(quoted(name) for name in list(content)[:8] if name not in ADDED)
                 hint = f" (found: {listed or 'nothing'})"
+                if error.errors()[0]["loc"][0] in ("task", "domain", "metric"):
+                    hint += "; `--defaults`, or `data.defaults` in a profile, gives the field to all rows"
             raise UserError(f"{path}: row {number}: field {problems_of(error, quote=chr(39))[0]}{hint}") from error
     return checked

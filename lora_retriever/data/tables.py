@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COLUMN_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
 """The fields of rows that may have other names in a table: `columns` of a profile, and `--columns`."""
+DEFAULT_FIELDS = ("task", "domain", "metric")
+"""The fields that may have one value for all rows: `defaults` of a profile, and `--defaults`."""
 SEPARATORS = ("\t", ",", ";")
 """What may stand between two cells of a CSV file. The separator that gives the first line most cells is used."""
 PARQUET, ARROW, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
@@ -59,7 +61,8 @@ def csv_objects(text: str, separator: str) -> Iterator[dict[str, Any]]:
                 )
             yield {name: cell for name, cell in zip(names, row, strict=True) if name}
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: not valid CSV ({error})") from error
+        reason = "a quotation mark is opened and not closed" if "unexpected end" in str(error) else str(error)
+        raise ValueError(f"line {reader.line_num}: not valid CSV ({reason})") from error
     finally:
         csv.field_size_limit(before)
 

@@ -14,7 +14,7 @@ from lora_retriever.data.rows import PoolEntry, Row, limited, read_pool, read_ro
 from lora_retriever.data.sources import hash_source
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings
-from lora_retriever.experiment.profile import Profile
+from lora_retriever.experiment.profile import ADAPTER, Profile
 from lora_retriever.files import hash_path
 from lora_retriever.generation.prompt import files_wanted
 from lora_retriever.hub import ENCODER_WANTED, WANTED, fetch
@@ -152,6 +152,12 @@ def folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[str
     Raises:
         UserError: adapters are missing. The message names every missing adapter.
     """
+    location = profile.adapters.location
+    if len(pool) > 1 and ADAPTER not in location:
+        raise UserError(
+            f"profile {profile.name}: adapters.location: {location} has no {ADAPTER} in it, so all {len(pool)} "
+            f"adapters of the pool would be the same; write {location.rstrip('/')}/{ADAPTER}"
+        )
     folders, missing = {}, []
     for entry in pool:
         try:

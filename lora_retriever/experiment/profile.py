@@ -20,7 +20,7 @@ from pydantic import AfterValidator, ByteSize, ConfigDict, Field, ValidationErro
 
 from lora_retriever.data.fetching import official_folder
 from lora_retriever.data.sources import HUB, DataSource
-from lora_retriever.data.tables import COLUMN_FIELDS
+from lora_retriever.data.tables import COLUMN_FIELDS, DEFAULT_FIELDS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief, quoted
@@ -135,7 +135,7 @@ def _texts_of(known: Sequence[str]) -> AfterValidator:
 
 
 Columns = Annotated[dict[str, str], _texts_of(COLUMN_FIELDS)]
-Defaults = Annotated[dict[str, str], _texts_of(("task", "domain", "metric"))]
+Defaults = Annotated[dict[str, str], _texts_of(DEFAULT_FIELDS)]
 
 
 class PoolSection(Section):
@@ -260,6 +260,8 @@ class ServeSection(Section):
         waiting: maximum number of answers that wait or are made. More are refused with status 429.
         tokens: maximum number of tokens of all answers that are made at once, their prompts included. This number
             bounds the memory for keys and values.
+        read_tokens: maximum number of tokens of waiting prompts that are read between two tokens of the answers that
+            are made. A larger number gives more answers a second, and streams that pause longer.
         seconds: maximum time of a request, in seconds.
         body: maximum size of a request, such as `1MiB`.
     """
@@ -270,6 +272,7 @@ class ServeSection(Section):
     answers: int = Field(64, ge=1, le=MAX_COUNT)
     waiting: int = Field(256, ge=1, le=MAX_COUNT)
     tokens: int = Field(65536, ge=1, le=2**31)
+    read_tokens: int = Field(2048, ge=1, le=2**31)
     seconds: float = Field(120, gt=0, le=86400, allow_inf_nan=False)
     body: ByteSize = ByteSize(2**20)
 
@@ -543,6 +546,9 @@ def _validated(content: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        problems = problems_of(error)
+        from lora_retriever.experiment.fields import profile_fields
+
+        fields = [field.name for field in profile_fields()]
+        problems = problems_of(error, known=[*fields, *(name.rpartition(".")[0] for name in fields if "." in name)])
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join([*problems[:MAX_PROBLEMS], *more])}") from error

@@ -17,10 +17,25 @@ from peft_composition.errors import AdapterMemoryError
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Messages of plain RuntimeErrors that mean a lack of memory: on a CPU, and outside torch's allocator on a GPU."""
-LEAST_ROWS = 256
-"""Minimum number of rows in a window, if there are that many. The paper's rows make ten such windows."""
-BATCHES = 8
-"""Minimum number of full batches in a window, if there are that many: the tail of a window is one batch of eight."""
+
+
+@dataclass(frozen=True)
+class WindowSize:
+    """How large a window is at least, if there are that many rows.
+
+    Attributes:
+        batches: number of full batches.
+        rows: number of rows.
+    """
+
+    batches: int
+    rows: int
+
+
+LOCAL_WINDOW = WindowSize(8, 256)
+"""The tail of a window is one batch of eight, and the paper's rows make ten windows of 256 rows."""
+SHARED_WINDOW = WindowSize(2, 1)
+"""Where workers share the windows of a run: with larger windows, most workers would wait for the last windows."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,7 +74,9 @@ def longest_first(requests: Sequence[Request]) -> list[Request]:
     return sorted(requests, key=lambda request: (-len(request.prompt.token_ids), request.id))
 
 
-def plan_windows(requests: Sequence[Request], settings: GenerationSection) -> list[list[Request]]:
+def plan_windows(
+    requests: Sequence[Request], settings: GenerationSection, least: WindowSize = LOCAL_WINDOW
+) -> list[list[Request]]:
     """Windows of prompts, the longest first. Within a window, prompts join the batch as rows end.
 
     The last bits of an answer may depend on the rows beside it, and these depend on when other rows have ended. So a
@@ -70,7 +87,7 @@ def plan_windows(requests: Sequence[Request], settings: GenerationSection) -> li
     ordered = longest_first(requests)
     windows: list[list[Request]] = []
     while ordered:
-        size = max(LEAST_ROWS, BATCHES * settings.rows_that_fit(len(ordered[0].prompt.token_ids)))
+        size = max(least.rows, least.batches * settings.rows_that_fit(len(ordered[0].prompt.token_ids)))
         windows.append(ordered[:size])
         ordered = ordered[size:]
     return windows

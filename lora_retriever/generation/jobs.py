@@ -38,7 +38,7 @@ class Decoder(Protocol):
     settings: GenerationSection
     eos_ids: list[int]
     pad_id: int
-    prompt_end: Sequence[int]
+    prompt_end: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def length_warnings(limits: Limits, settings: GenerationSection) -> list[str]:
     if limits.table is None and limits.trained is not None and wanted > limits.trained:
         lines.append(
             f"a prompt and its answer may have {wanted} tokens, and the base was trained for {limits.trained} "
-            "positions; answers to longer prompts get worse"
+            "positions; answers to longer prompts get worse. Prompts are cut where generation.max_prompt_tokens says"
         )
     if limits.window is not None and wanted > limits.window:
         lines.append(

@@ -35,11 +35,10 @@ from lora_retriever.generation.jobs import Decoder, Job, WaitingRow, mode_key
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.passes import NOT_FINITE, logits_of, read_part, reading_parts
 from lora_retriever.generation.sampling import Sampling, Token, choose, with_logprobs
+from lora_retriever.generation.settings import READ_TOKENS
 
 __all__ = ["Event", "Job", "Loop", "Sampling", "Token"]
 
-READ_TOKENS = 512
-"""Maximum number of prompt tokens that one step reads, in tokens. A single longer prompt is read at once."""
 STEPS = 4
 """Minimum number of tokens that every row gets between two steps that read prompts."""
 FREE = 1 / 8
@@ -94,7 +93,7 @@ class Loop:
 
         Args:
             max_rows: None: `batch_size` of the decoder's settings.
-            read_tokens: maximum number of prompt tokens that one step reads.
+            read_tokens: maximum number of prompt tokens that one step reads. A single longer prompt is read at once.
             steps: minimum number of tokens that every row gets between two steps that read prompts.
             room: number of rows that the batch may have at first, after a shortage before. None: `max_rows`.
             is_fatal: whether an error means that nothing more can be computed. `step` raises such an error.
@@ -120,9 +119,8 @@ class Loop:
         self._since = steps  # steps since prompts were read
         self._calm = 0  # steps since memory was lacking or since the room grew
         self._events: list[Event] = []  # of the present step
-        self._beginnings = Beginnings(
-            self._model.config, max_tokens // 8 if self._separable and decoder.settings.share_prefix else 0
-        )
+        kept = decoder.settings.tokens_kept(max_tokens) if self._separable else 0
+        self._beginnings = Beginnings(self._model.config, kept)
         self._next_id = 0
 
     @property

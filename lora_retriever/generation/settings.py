@@ -30,6 +30,13 @@ MAX_SHOTS = 1000
 MAX_TOKEN_ID = 2**31 - 1
 """Maximum of a token's id; an id is a number of 32 bits or more in every model."""
 
+READ_TOKENS = 512
+"""Maximum number of prompt tokens that the loop reads in one step, in tokens, where clients wait for answers."""
+SHARE_READ = 1 / 4
+"""Share of the tokens of a batch that the loop reads in one step in an evaluation, if these are more tokens."""
+SHARE_KEPT = 1 / 8
+"""Maximum number of tokens whose keys and values are kept as beginnings, as a share of the tokens of a batch."""
+
 
 class GenerationSection(Section):
     """How prompts are made and answered. Decoding is greedy.
@@ -98,6 +105,23 @@ class GenerationSection(Section):
         """
         defaults = {"batch_tokens": None, "system": None, "shots": 0, "share_prefix": True}
         return self.model_dump(exclude={name for name, value in defaults.items() if getattr(self, name) == value})
+
+    def tokens_held(self, longest: int) -> int:
+        """Maximum number of tokens in a batch whose longest prompt has `longest` tokens: room for at least one row."""
+        row = longest + self.max_new_tokens
+        return max(row, self.batch_size * row if self.batch_tokens is None else self.batch_tokens)
+
+    def tokens_kept(self, held: int) -> int:
+        """Maximum number of tokens of beginnings that are kept beside a batch that holds `held` tokens."""
+        return int(SHARE_KEPT * held) if self.share_prefix else 0
+
+    def tokens_read(self, longest: int) -> int:
+        """Maximum number of prompt tokens that an evaluation reads at once, in a batch as for `tokens_held`.
+
+        The keys and values of prompts that are read exist twice for a while. So the prompts of a large batch are not
+        all read at once.
+        """
+        return max(READ_TOKENS, int(SHARE_READ * self.tokens_held(longest)))
 
     def rows_that_fit(self, longest: int) -> int:
         """Maximum number of rows in a batch whose longest prompt has `longest` tokens; at least one."""

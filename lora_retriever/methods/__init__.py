@@ -15,6 +15,7 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition, Retrieved
 from lora_retriever.methods.base import LearnedGate, Method, Router, with_ood
 from lora_retriever.own_objects import load_object
+from lora_retriever.settings import suggestion
 
 __all__ = [
     "Composition",
@@ -87,7 +88,10 @@ def find_methods(
     named = {name for name in names if ":" not in name and name not in GROUPS}
     unknown = sorted(named - known.keys())
     if unknown:
-        raise UserError(f"unknown method {quoted(unknown[0])} (known: {', '.join(known)}, {' and '.join(GROUPS)})")
+        raise UserError(
+            f"unknown method {quoted(unknown[0])} (known: {', '.join(known)}, {' and '.join(GROUPS)})"
+            + suggestion(unknown[0], [*known, *GROUPS])
+        )
     named |= set(known) if "all" in names else set(eight) if "paper" in names else set()
     found = [method for name, method in known.items() if name in named] + own
     for method in own:

@@ -120,7 +120,7 @@ def make_content(
             for run in runs
         ],
         leaderboard=[standing_of(run, use, groups) for run, use in zip(runs, used, strict=True)],
-        groups=groups and GroupsContent(groups.field, list(groups.by_value), groups.notes),
+        groups=GroupsContent(groups.field, list(groups.by_value), groups.notes) if groups else None,
         tables=[_table(name, table, shared) for name, table in tables.items()],
         notes=shared,
         retrieval=retrieval_maps(scored, tasks),

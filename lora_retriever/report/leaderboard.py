@@ -28,8 +28,8 @@ class Standing:
             None: the run has no row of some value.
         exact: the mean of the tasks whose metric is `em`.
         seconds: seconds for each row that was answered and not taken over from another run.
-        first: percentage of rows whose own adapter came first.
-        used: percentage of rows whose own adapter was used.
+        first: percentage of rows whose own adapter came first. None, also, for a run that uses no adapter.
+        used: percentage of rows whose own adapter was used. None, also, for a run that uses no adapter.
     """
 
     run: str
@@ -59,8 +59,8 @@ def standing_of(run: RunSummary, use: Use, groups: ScoredGroups | None = None) -
         normalized=run.values.get(NORMALIZED),
         normalized_interval=run.intervals.get(NORMALIZED),
         seconds=seconds_a_row(run.scored.run.meta.get("timings", {})),
-        first=use.own_first,
-        used=use.own_used,
+        first=use.own_first if use.adapters_per_row else None,
+        used=use.own_used if use.adapters_per_row else None,
     )
 
 

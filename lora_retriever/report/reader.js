@@ -223,7 +223,7 @@ function rowDetail(rows, runs, at, { run: chosenRun, text, threshold }) {
   const lines = ticked.map((number) => {
     const run = rows.runs[number];
     const verdict = verdictOf(run, at, threshold);
-    const answer = verdict === "absent" ? ["not answered"] : marked(rows.texts[run.answers[at]], text);
+    const answer = verdict === "absent" ? ["not answered"] : shownAnswer(rows.texts[run.answers[at]], text);
     return element("tr", { class: String(number) === chosenRun ? "chosen" : null },
       element("th", { scope: "row" }, ...breakable(runs[number])),
       element("td", { class: "text" }, ...answer, ...optionLines(rows, run, at)),
@@ -264,6 +264,11 @@ function stageParts(rows, runs, numbers, at, own) {
         element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
         element("tbody", {}, ...lines)));
   });
+}
+
+/** An answer with the found texts marked. An answer without a visible character is named. */
+function shownAnswer(answer, wanted) {
+  return answer.trim() ? marked(answer, wanted) : [answer, element("span", { class: "weight" }, "(empty)")];
 }
 
 /** The runs of the given numbers by what `key` gives for them; null and undefined are left out. */

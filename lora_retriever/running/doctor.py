@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,30 +28,24 @@ from lora_retriever.metrics import METRICS, SCORINGS, Scoring
 from lora_retriever.retrieval.encoders import Encoder, load_encoder
 from lora_retriever.retrieval.encoding import encode_texts
 from lora_retriever.retrieval.own import find_encoder
-from lora_retriever.running.memory import MemoryUse, ModelShape, predicted_memory
+from lora_retriever.running.memory import GIB, ModelShape, beside, size_text
 from lora_retriever.running.models import NAMES_LISTED, BaseFindings, inspect_adapters, inspect_base
 from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size
+from lora_retriever.running.prediction import predicted_for, weights_size
 from lora_retriever.running.results_folder import locked
 from lora_retriever.running.sweep import Variant, expand
 
 if TYPE_CHECKING:
     from peft_composition import AdapterHeader
 
-GIB = 1 << 30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Size of a value of each dtype, in bytes."""
 BYTES_PER_ANSWER = 4096
 """Size of a row with its answer, in bytes. The official rows have about 1,000."""
 LARGEST_READ = 2 * GIB
 """Maximum size of weights that are read to look for NaN, in bytes. A run looks at weights of any size."""
-BATCH_SHAPES = 256
-"""Maximum number of batch sizes for which the memory is predicted."""
 QUOTED = re.compile(r"'[^']+'")
 """The first name that a line quotes."""
 FETCH = "`lora-retriever fetch --source FOLDER`, with a checkout of the authors' repository as FOLDER,"
 """The command that writes the official data."""
-CONTEXT = GIB // 2
-"""Memory that CUDA itself takes on a GPU, about, in bytes: its context and the workspaces of its libraries."""
 TIGHT = 0.9
 """Share of the free memory above which a prediction is a warning."""
 
@@ -121,7 +115,7 @@ def examine(profile: Profile, results: Path, offline: bool = False) -> Iterator[
         yield from _examine_metrics(profile, rows)
     variants, uses_encoder, findings = _examine_methods(profile, rows, pool)
     yield from findings
-    yield from _examine_models(profile, rows, pool, hub)
+    yield from _examine_models(profile, rows, pool, uses_encoder, hub)
     yield from _examine_encoder(profile, rows, uses_encoder, hub)
     yield _examine_disk(results, len(rows) * len(variants) * BYTES_PER_ANSWER)
 
@@ -197,7 +191,9 @@ def _examine_methods(
     return variants, uses_encoder, [Finding("ok", f"methods: {len(variants)}")]
 
 
-def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry], hub: _Hub) -> Iterator[Finding]:
+def _examine_models(
+    profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry], uses_encoder: bool, hub: _Hub
+) -> Iterator[Finding]:
     """Base model, prompts, adapters, device and memory."""
     base, findings = _examine_base(profile, hub)
     yield from findings
@@ -216,7 +212,7 @@ def _examine_models(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEn
         if base is None:
             yield Finding("warning", "memory: cannot be predicted without the base model")
         else:
-            yield _examine_memory(profile, len(pool), list(adapters.values()), base, device)
+            yield _examine_memory(profile, len(pool), list(adapters.values()), base, device, uses_encoder)
 
 
 def _here(profile: Profile, location: str, revision: str | None, wanted: Sequence[str] = WANTED) -> Path | None:
@@ -351,8 +347,7 @@ def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool, hub: 
     if folder is None:
         yield hub.finding("encoder", location, settings.revision)
         return
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    if size > LARGEST_READ:
+    if weights_size(folder) > LARGEST_READ:
         absent = [name for name in ("config.json", "modules.json") if not (folder / name).is_file()]
         if absent:
             yield Finding("problem", f"encoder: {folder} lacks {', '.join(absent)}")
@@ -375,7 +370,12 @@ def _try_encoder(name: str, load: Callable[[], Encoder], texts: Sequence[str]) -
 
 
 def _examine_memory(
-    profile: Profile, adapters: int, headers: Sequence[AdapterHeader], base: BaseFindings, device: str
+    profile: Profile,
+    adapters: int,
+    headers: Sequence[AdapterHeader],
+    base: BaseFindings,
+    device: str,
+    uses_encoder: bool,
 ) -> Finding:
     """What the largest batch of a mixture is predicted to need (`memory`), and what the device has free."""
     try:
@@ -384,10 +384,11 @@ def _examine_memory(
         return Finding("warning", f"memory: cannot be predicted: {error}")
     used = predicted_for(profile, adapters, headers, shape, base.skeleton.num_parameters())
     free = free_memory(device)
-    sizes = asdict(used) | ({"CUDA": CONTEXT} if device.startswith("cuda") else {})
+    encoder = _encoder_size(profile) if uses_encoder else 0
+    sizes = {**asdict(used), **beside(used, shape, device, encoder)}
     total = sum(sizes.values())
-    parts = ", ".join(f"{what} {size / GIB:.2f}" for what, size in sizes.items())
-    text = f"memory: {total / GIB:.2f} GiB at most ({parts}); {free / GIB:.1f} GiB are free on {device}"
+    parts = ", ".join(f"{what} {size_text(size)}" for what, size in sizes.items() if size)
+    text = f"memory: {size_text(total)} at most ({parts}); {size_text(free)} are free on {device}"
     if used.weights > free:
         return Finding("problem", f"{text}: the model does not fit; choose a smaller dtype or another device")
     if used.weights + used.adapters > free:
@@ -397,59 +398,15 @@ def _examine_memory(
     return Finding("ok", text)
 
 
-def predicted_for(
-    profile: Profile, adapters: int, headers: Sequence[AdapterHeader], shape: ModelShape, parameters: int
-) -> MemoryUse:
-    """The memory of the batch that needs most, with the paper's rank 8 on q and v if no adapter is known."""
-    rank, targets = adapted_by(headers, shape)
-    settings = profile.generation
-    used = max(
-        (
-            predicted_memory(
-                shape,
-                parameters,
-                value_bytes=BYTES[profile.dtype],
-                rows=settings.rows_that_fit(length),
-                length=length,
-                new_tokens=settings.max_new_tokens,
-                adapters=adapters,
-                rank=rank,
-                targets=targets,
-                pair_rank=profile.retrieval.k * rank,
-            )
-            for length in turning_points(profile)
-        ),
-        key=lambda used: used.total,
-    )
-    limit = profile.adapters.memory
-    return used if limit is None else replace(used, adapters=min(limit, used.adapters))
-
-
-def adapted_by(headers: Sequence[AdapterHeader], shape: ModelShape) -> tuple[int, list[str]]:
-    """The largest rank of some adapters, and the modules that they target, under Llama's names."""
-    modules = [(name, module) for header in headers for name, module in header.modules.items()]
-    rank = max((module.rank for _, module in modules), default=8)
-    adapted = {name.rpartition(".")[2] for name, _ in modules} or {"q_proj", "v_proj"}
-    # A family with other names than Llama's: all modules, which is the most that an adapter can adapt.
-    return rank, [name for name in shape.widths if name in adapted] or list(shape.widths)
-
-
-def turning_points(profile: Profile) -> list[int]:
-    """The lengths of prompts at which a batch may need most memory, in tokens.
-
-    With a fixed number of rows, longer prompts need more. So the longest prompt counts and, where `batch_tokens` bounds
-    a batch, the longest prompt of which a given number of rows still fits: for the largest numbers of rows, and for the
-    smallest.
-    """
-    settings = profile.generation
-    longest = settings.max_prompt_tokens
-    if settings.batch_tokens is None:
-        return [longest]
-    most = settings.rows_that_fit(1)
-    near_most = range(max(1, most - BATCH_SHAPES // 2), most + 1)
-    near_least = range(1, min(most, BATCH_SHAPES // 2) + 1)
-    lengths = {settings.batch_tokens // rows - settings.max_new_tokens for rows in (*near_most, *near_least)}
-    return sorted({min(max(1, length), longest) for length in lengths} | {longest})
+def _encoder_size(profile: Profile) -> int:
+    """The size of the encoder's weights, in bytes; 0 if the encoder is not on this machine or is a user's own."""
+    settings = profile.encoder
+    if settings is None or settings.is_own:
+        return 0
+    try:
+        return weights_size(_here(profile, settings.location, settings.revision, ENCODER_WANTED))
+    except UserError:  # the encoder has a finding of its own
+        return 0
 
 
 def free_memory(device: str) -> int:

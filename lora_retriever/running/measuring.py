@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ TOKENS = 16
 """Length of the inputs on which modules are compared, in tokens."""
 K = 3
 """Number of adapters of a row."""
+CLEAR_REFS = Path("/proc/self/clear_refs")
+NEW_PEAK = "5"
+"""What Linux is told to begin a new peak of a process's memory."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Measured:
         decoded_tokens_per_second: new tokens.
         rows_per_second: of a whole batch.
         longest: length of the longest prompt that was read, in tokens.
-        peak_bytes: peak of the memory, from before the model was loaded. None: not known on this system.
+        peak_bytes: peak of the memory while the rows were answered, with the model, in bytes. None: not known on this
+            system.
         run_seconds: expected time of the profile's runs, without loading, encoding, and what methods learn.
     """
 
@@ -103,6 +108,7 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
     requests = some_requests(generator, benchmark)
     backend = LocalBackend(generator)
     backend.answer(requests[:2], "mixture")  # a device's first passes are slower
+    _begin_peak(profile.torch_device)  # what loading took for a moment is no part of the peak
     with Clock(generator) as clock:
         started = time.perf_counter()
         together = backend_answers(backend, requests)
@@ -285,11 +291,18 @@ def device_name(device: str) -> str:
 
 
 def _memory_now(device: str) -> int:
-    """The memory that is in use now, in bytes, and the beginning of a new peak."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-        return 0
-    return _status("VmRSS") or 0
+    """The memory that this process takes now, before the model is loaded, in bytes. On a GPU, nothing counts yet."""
+    return 0 if device.startswith("cuda") or device == BALANCED else _status("VmRSS") or 0
+
+
+def _begin_peak(device: str) -> None:
+    """Begin a new peak of the memory. Where the system offers no such thing, the peak counts from the start."""
+    if device == "cpu":
+        with suppress(OSError):
+            CLEAR_REFS.write_text(NEW_PEAK, encoding="ascii")
+    elif torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
 
 
 def _peak(device: str, before: int) -> int | None:

@@ -1,6 +1,9 @@
 """The memory that an evaluation needs, predicted from the shape of the model. docs/performance.md has the measurements.
 
-peak = weights + resident adapters + keys and values + the batch's pairs + activations of the prefill
+peak = weights + resident adapters + keys and values + pairs + rows that join + activations + what stands beside them
+
+While prompts are read, the keys, values and pairs of their rows exist twice: as they are made, and in the memory of the
+batch. What stands beside them is the encoder, the tokenizer, CUDA's context and what torch's allocator keeps unused.
 """
 
 from __future__ import annotations
@@ -13,6 +16,15 @@ from lora_retriever.generation.shape import shape_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+GIB = 1 << 30
+CONTEXT = GIB // 2
+"""Memory that CUDA itself takes on a GPU, about, in bytes: its context and the workspaces of its libraries."""
+UNUSED = 1 / 10
+"""Share of the batch's memory that torch's allocator keeps unused on a GPU. An assumption: nobody has measured it."""
+TOKENIZER = 1270
+"""Memory of a tokenizer for each token of its vocabulary, in bytes, in the host's memory. Measured with Gemma 3's."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,23 @@ class MemoryUse:
     adapters: int
     cache: int
     pairs: int
+    joining: int
     activations: int
 
     @property
+    def batch(self) -> int:
+        """What the batch needs beside the model and the adapters."""
+        return self.cache + self.pairs + self.joining + self.activations
+
+    @property
     def total(self) -> int:
-        """The peak, in bytes."""
-        return self.weights + self.adapters + self.cache + self.pairs + self.activations
+        """The peak, without what stands beside the model (`beside`)."""
+        return self.weights + self.adapters + self.batch
+
+
+def size_text(size: int) -> str:
+    """A size in bytes, as a person reads it: 143 MiB, 1.45 GiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
 def low_rank_bytes(shape: ModelShape, rank: int, targets: Sequence[str], value_bytes: int) -> int:
@@ -98,29 +121,54 @@ def predicted_memory(
     rows: int,
     length: int,
     new_tokens: int,
+    read_tokens: int,
+    kept_tokens: int,
     adapters: int,
     rank: int,
     targets: Sequence[str],
     pair_rank: int,
 ) -> MemoryUse:
-    """The peak of the memory while one batch is answered.
+    """The peak of the memory while rows join a full batch.
 
     Args:
         value_bytes: size of a value of the base's dtype, in bytes: 4 or 2.
         rows: number of rows of the batch.
         length: length of its prompts with padding, in tokens.
+        read_tokens: maximum number of prompt tokens that are read at once.
+        kept_tokens: number of tokens of beginnings that are kept for prompts to come.
         adapters: number of adapters in memory. Their stacks grow by doubling, and one more slot is empty.
         rank: rank of these adapters.
         pair_rank: rank R of a row's pair: k times `rank` for a mixture, `rank` for a fusion.
     """
     slots = 1 << adapters.bit_length() if adapters else 0
     per_position = 2 * shape.layers * shape.kv_heads * shape.head_width  # a key and a value in every layer
+    joining = min(rows * length, max(length, read_tokens))  # tokens that are read at once
+    pair = low_rank_bytes(shape, pair_rank, targets, value_bytes)
     # The MLP is the widest part of a layer: gate, up and their product, the residual, and the normalized input.
     widest = 3 * shape.intermediate + 2 * shape.hidden
     return MemoryUse(
         weights=parameters * value_bytes,
         adapters=slots * low_rank_bytes(shape, rank, targets, value_bytes),
         cache=per_position * rows * (length + new_tokens) * value_bytes,
-        pairs=rows * low_rank_bytes(shape, pair_rank, targets, value_bytes),
-        activations=(widest * rows * length + rows * shape.vocabulary) * value_bytes,
+        pairs=rows * pair,
+        joining=per_position * (joining + kept_tokens) * value_bytes + joining * pair // length,
+        activations=(widest * joining + rows * shape.vocabulary) * value_bytes,
     )
+
+
+def beside(used: MemoryUse, shape: ModelShape, device: str, encoder: int) -> dict[str, int]:
+    """What takes memory of the device beside the model, in bytes, by its name.
+
+    On a GPU, the encoder's memory is freed before the base is loaded, so only what the encoder needs more than the
+    model counts. On a CPU, the encoder stays.
+
+    Args:
+        encoder: size of the encoder's weights, in bytes; 0 without an encoder.
+    """
+    if device == "cpu":
+        return {"encoder": encoder, "tokenizer": TOKENIZER * shape.vocabulary}
+    return {
+        "encoder": max(0, encoder - used.total),
+        "context": CONTEXT,
+        "unused": int(UNUSED * used.batch),
+    }

@@ -14,6 +14,7 @@ from lora_retriever.generation.loop import Event, Job, Sampling, Token
 from lora_retriever.serving.answers import Choice
 from lora_retriever.serving.engine import FullError, RefusedError, Ticket
 from lora_retriever.serving.errors import ApiError
+from lora_retriever.serving.mailbox import Mailbox
 from lora_retriever.serving.naming import Asked
 from lora_retriever.serving.prompts import AskedPrompt
 from lora_retriever.serving.service import Service
@@ -60,7 +61,8 @@ class Answering:
         self.seconds = seconds
         self._service = service
         self._deadline = deadline
-        self._events: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event | Exception] | None] = asyncio.Queue()  # None: the time is over
+        self._timer: asyncio.TimerHandle | None = None
         self._tickets: list[Ticket] = []
         self._started = perf_counter()
         self.first_token: float | None = None
@@ -71,13 +73,11 @@ class Answering:
         Raises:
             ApiError: too many requests wait.
         """
-        loop = asyncio.get_running_loop()
+        loop, mailbox = asyncio.get_running_loop(), Mailbox.of_running_loop()
+        self._timer = loop.call_later(self._deadline - perf_counter(), self._events.put_nowait, None)
 
         def deliver(place: int, event: Event | Exception) -> None:
-            try:
-                loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
-            except RuntimeError:  # the event loop has ended, and nobody waits
-                return
+            mailbox.put(self._events, (place, event))
 
         with _full_as_api_error():
             self._tickets = self._service.engine.submit([choice.job for choice in self.choices], deliver)
@@ -89,7 +89,10 @@ class Answering:
             ApiError: a job is refused or failed.
         """
         while not all(choice.ended for choice in self.choices):
-            place, event = await before(self._deadline, self._events.get())
+            delivered = await self._events.get()
+            if delivered is None:
+                raise _late()
+            place, event = delivered
             choice = self.choices[place]
             if isinstance(event, RefusedError):
                 raise ApiError(400, str(event), "max_tokens", "context_length_exceeded") from event
@@ -113,6 +116,8 @@ class Answering:
 
     def cancel(self) -> None:
         """End what is not ended. Called in any case, when the request ends."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._tickets and not all(choice.ended for choice in self.choices):
             self._service.engine.cancel(self._tickets)
 
@@ -129,9 +134,11 @@ async def before(deadline: float, awaitable: Awaitable[Result]) -> Result:
     try:
         return await asyncio.wait_for(awaitable, max(0.0, deadline - perf_counter()))
     except asyncio.TimeoutError as error:
-        raise ApiError(
-            504, "the time of this request is over; ask for fewer tokens, or try again", code="timeout"
-        ) from error
+        raise _late() from error
+
+
+def _late() -> ApiError:
+    return ApiError(504, "the time of this request is over; ask for fewer tokens, or try again", code="timeout")
 
 
 @contextmanager

@@ -8,10 +8,9 @@ whose device is broken. Every machine needs the package, and the profile's folde
 
 from __future__ import annotations
 
-import asyncio
-import io
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from starlette.types import Message
@@ -19,7 +18,8 @@ from starlette.types import Message
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.serving.errors import ApiError
-from lora_retriever.serving.front import NOTED, LostError
+from lora_retriever.serving.front import LostError
+from lora_retriever.serving.replica import Replica
 
 try:
     import ray
@@ -37,69 +37,6 @@ HEALTH = 5.0
 """Time between two looks at a replica's health, in seconds."""
 MORE = 64
 """Number of requests that a replica is given beyond its limit of waiting answers, so that the replica refuses them."""
-
-
-class Replica:
-    """One replica: a service, and the app of an ordinary server."""
-
-    def __init__(self, profile: Profile) -> None:
-        """Load the profile.
-
-        Raises:
-            UserError: something cannot be loaded.
-        """
-        from rich.console import Console
-
-        from lora_retriever.serving.app import make_app
-        from lora_retriever.serving.loading import load_service
-        from lora_retriever.serving.metrics import Metrics
-        from lora_retriever.serving.prompts import Prompts
-        from lora_retriever.serving.state import Serving
-
-        metrics = Metrics()
-        self._service = load_service(profile, Console(file=io.StringIO()), metrics.step)
-        self._app = make_app(Serving(self._service, Prompts(self._service.generator), metrics))
-
-    async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
-        """The messages of a response, in parts: all that are ready. The last is of the type `NOTED`."""
-        messages: asyncio.Queue[Message | None] = asyncio.Queue()
-        request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Message:
-            return request.pop() if request else await asyncio.Future()  # the client is there until it is cancelled
-
-        async def run() -> None:
-            try:
-                await self._app(scope, receive, messages.put)
-            finally:
-                messages.put_nowait(None)
-
-        running = asyncio.ensure_future(run())
-        try:
-            ended = False
-            while not ended:
-                ready = [await messages.get()]
-                while not messages.empty():
-                    ready.append(messages.get_nowait())
-                ended = ready[-1] is None
-                if part := [message for message in ready if message is not None]:
-                    yield part
-            await running
-            route = getattr(scope.get("route"), "path", "other")
-            yield [{"type": NOTED, "noted": scope["state"]["noted"], "route": route}]
-        finally:
-            running.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await running
-
-    def check_health(self) -> None:
-        """Ray Serve asks every few seconds, and starts the replica again after an error.
-
-        Raises:
-            RuntimeError: the device is broken.
-        """
-        if self._service.engine.broken is not None:
-            raise RuntimeError(self._service.engine.broken)
 
 
 class RayReplicas:
@@ -127,8 +64,11 @@ class RayReplicas:
 
 
 @contextmanager
-def replicas_of(profile: Profile) -> Iterator[tuple[RayReplicas, int]]:
+def replicas_of(profile: Profile, results: Path | None = None) -> Iterator[tuple[RayReplicas, int]]:
     """The replicas of a profile, loaded, and their number. They end with the context.
+
+    Args:
+        results: the results folder that keeps what methods learn, the same for all replicas.
 
     Raises:
         UserError: there is no such cluster, it has no room for the replicas, or a replica cannot load the profile.
@@ -149,7 +89,7 @@ def replicas_of(profile: Profile) -> Iterator[tuple[RayReplicas, int]]:
         }
         with keeping_handlers():
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-            handle = serve.run(serve.deployment(Replica).options(**options).bind(given), name=NAME, route_prefix=None)
+            handle = serve.run(serve.deployment(**options)(Replica).bind(given, results), name=NAME, route_prefix=None)
         yield RayReplicas(handle), count
     except RuntimeError as error:
         raise UserError(f"backend: ray: {_reason(str(error))}") from error

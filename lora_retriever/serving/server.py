@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-Log = Callable[[str], object]
 INSTALL = "the server needs its extra: pip install -e '.[serve]'"
 
 
@@ -33,6 +33,7 @@ def serve(
     keys: Path | None = None,
     allow_changes: bool = False,
     access_log: bool = True,
+    results: Path | None = None,
 ) -> None:
     """Serve a profile until SIGINT or SIGTERM. What runs then is finished, and new requests are refused.
 
@@ -41,6 +42,7 @@ def serve(
         keys: the file of the keys that clients may send. None: no key is needed.
         allow_changes: whether clients may add and remove adapters.
         access_log: whether a line of JSON is written to standard output for each request.
+        results: the results folder that keeps what methods learn. None: `results/PROFILE`.
 
     Raises:
         UserError: something cannot be loaded, the backend cannot be served, or the address is taken.
@@ -60,9 +62,10 @@ def serve(
         raise UserError(f"backend: {profile.backend} serves a pool that is fixed: leave --allow-changes out")
     known = frozenset() if keys is None else read_keys(keys)
     log = to_standard_output if access_log else None
+    options = Options(known, allow_changes, log, (results or Path("results") / profile.name).resolve())
     with (
         closing(_listening(host, port)) as listening,
-        APPS[profile.backend](profile, console, known, allow_changes, log) as (app, state, served),
+        APPS[profile.backend](profile, console, options) as (app, state, served),
     ):
         config = uvicorn.Config(
             app,
@@ -80,6 +83,21 @@ def serve(
         server.run(sockets=[listening])
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the app of every backend is given; see `serve`.
+
+    Attributes:
+        keys: the SHA-256 of each key.
+        log: is given one line for each request. None: no access log.
+    """
+
+    keys: Collection[bytes]
+    allow_changes: bool
+    log: Callable[[str], object] | None
+    results: Path
+
+
 class State(Protocol):
     """What a signal changes."""
 
@@ -91,29 +109,26 @@ App = tuple["ASGIApp", State, str]
 
 
 @contextmanager
-def _local_app(
-    profile: Profile, console: Console, keys: Collection[bytes], allow_changes: bool, log: Log | None
-) -> Iterator[App]:
+def _local_app(profile: Profile, console: Console, options: Options) -> Iterator[App]:
     """The app of a service in this process."""
     from lora_retriever.serving.app import make_app
     from lora_retriever.serving.changes import Changing
-    from lora_retriever.serving.loading import load_service
+    from lora_retriever.serving.loading import load_service, settle
     from lora_retriever.serving.metrics import Metrics
     from lora_retriever.serving.prompts import Prompts
     from lora_retriever.serving.state import Serving
 
     metrics = Metrics()
-    with closing(load_service(profile, console, metrics.step)) as service:
-        changing = Changing(service) if allow_changes else None
+    with closing(load_service(profile, console, metrics.step, options.results)) as service:
+        changing = Changing(service) if options.allow_changes else None
         serving = Serving(service, Prompts(service.generator), metrics, changing)
+        settle()
         served = f"{len(service.methods)} methods and {len(service.pool.current.entries)} adapters"
-        yield make_app(serving, keys, log), serving, served
+        yield make_app(serving, options.keys, options.log), serving, served
 
 
 @contextmanager
-def _ray_app(
-    profile: Profile, console: Console, keys: Collection[bytes], allow_changes: bool, log: Log | None
-) -> Iterator[App]:
+def _ray_app(profile: Profile, console: Console, options: Options) -> Iterator[App]:
     """The app that lets replicas answer."""
     from lora_retriever.serving.front import Front
     from lora_retriever.serving.guard import Guard
@@ -122,10 +137,10 @@ def _ray_app(
 
     with ExitStack() as stack:
         with console.status("starting the replicas"):
-            replicas, count = stack.enter_context(replicas_of(profile))
+            replicas, count = stack.enter_context(replicas_of(profile, options.results))
         metrics = Metrics()
         front = Front(replicas, metrics)
-        guard = Guard(front, keys, int(profile.serve.body), lambda: front.ending, metrics, log)
+        guard = Guard(front, options.keys, int(profile.serve.body), lambda: front.ending, metrics, options.log)
         yield guard, front, f"{count} replicas"
 
 

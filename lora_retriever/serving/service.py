@@ -56,7 +56,13 @@ class Service:
         self.learning = learning(self._loaded)
         self.routing = Routing(profile, pool, encoder)
         self.engine = Engine(
-            Loop(generator, profile.serve.tokens, is_fatal=is_broken_device),
+            Loop(
+                generator,
+                profile.serve.tokens,
+                read_tokens=profile.serve.read_tokens,
+                steps=1,
+                is_fatal=is_broken_device,
+            ),
             profile.serve.waiting,
             observe,
             is_broken_device,

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.examples import MAX_ANSWER_TOKENS
@@ -74,8 +75,19 @@ def new_lora(base: PreTrainedModel, options: TrainingOptions) -> PeftModel:
     try:
         model: PeftModel = get_peft_model(base, config)
     except ValueError as error:  # no module of these names
-        raise UserError(f"an adapter for this base cannot be made: {error}") from error
+        raise _no_module(base, options.targets) from error
     return model
+
+
+def _no_module(base: PreTrainedModel, targets: Sequence[str]) -> UserError:
+    """The error of a base without a module of these names. The message lists the names of its linear modules."""
+    head = base.get_output_embeddings()
+    linear = (torch.nn.Linear, Conv1D)
+    names = {name.rpartition(".")[2] for name, at in base.named_modules() if isinstance(at, linear) and at is not head}
+    return UserError(
+        f"the base has no module of the names {', '.join(targets)}; its linear modules are {', '.join(sorted(names))}: "
+        "choose some with --targets"
+    )
 
 
 def run_trainer(

@@ -3,8 +3,14 @@
     python scripts/generation/bench_loop.py                                        # the miniature
     python scripts/generation/bench_loop.py --profile mine.yaml --limit 5 --only base,selection,mixture,fusion
 
+    python scripts/generation/bench_loop.py --shares                               # and where the loop's time goes
+
 Both answer the same prompts under the same compositions, in this process: the batches by `Generator.answer`, the loop
 by the local backend. The seconds are those of the processor, so other programs hardly disturb them.
+
+With `--shares`, the loop answers once more under torch's profiler, and a second table says which share of the time goes
+into the base model's own products (its linear layers and its attention), into the products of the adapters' pairs, into
+all other operations of torch, and into the code between the operations. Other programs slow all four alike.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiled
 
 from lora_retriever.backends.local import LocalBackend
 from lora_retriever.experiment.benchmark import model_source, open_benchmark
@@ -34,6 +42,16 @@ from lora_retriever.generation.loading import load_generator
 from lora_retriever.methods import LearnedGate, Method, methods_of
 from lora_retriever.methods.context import Context, Resources
 from lora_retriever.tables import Table, terminal
+
+PRODUCTS = {
+    "base, linear layers": ("aten::mm", "aten::addmm"),
+    "base, attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_attention_math",
+    ),
+    "pairs": ("aten::bmm", "aten::baddbmm", "aten::baddbmm_"),
+}
+"""The operations of torch that compute products, by whose products they are. On a CPU, and without a gate."""
 
 
 @dataclass
@@ -59,6 +77,7 @@ def main() -> None:
     parser.add_argument("--profile", default="tiny", help="a bundled profile's name, or a YAML file (default: tiny)")
     parser.add_argument("--limit", type=int, help="rows per task (default: all)")
     parser.add_argument("--only", default="base,selection,mixture,fusion", help="methods, separated by commas")
+    parser.add_argument("--shares", action="store_true", help="say where the loop's time goes, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
     args = parser.parse_args()
     profile = load_profile(args.profile)
@@ -67,7 +86,8 @@ def main() -> None:
     benchmark = open_benchmark(profile, args.limit)
     generator = load_generator(model_source(profile, benchmark))
     prompts = make_prompts([row.inputs for row in benchmark.rows], generator.tokenizer, generator.settings)
-    figures = {}
+    figures: dict[str, dict[str, Counts]] = {}
+    spent: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as learned:
         resources = Resources(profile, benchmark, Path(learned), Console(stderr=True), lambda: generator)
         for method in methods_of(profile, args.only.split(",")):
@@ -80,18 +100,26 @@ def main() -> None:
             figures[method.name] = {
                 name: counted(generator, partial(way, generator, requests, method, gate)) for name, way in ways.items()
             }
+            if args.shares:
+                spent[method.name] = shares(partial(in_the_loop, generator, requests, method, gate))
     print(terminal(table(figures, f"Profile {args.profile}, {len(prompts)} rows, {torch.get_num_threads()} threads.")))
+    if spent:
+        print(terminal(table_of_shares(spent)))
     if args.json:
-        write_json(args.json, {name: {way: plain(c) for way, c in both.items()} for name, both in figures.items()})
+        counts = {name: {way: plain(c) for way, c in both.items()} for name, both in figures.items()}
+        write_json(args.json, {"counts": counts, "shares": spent})
 
 
 def in_batches(generator: Generator, requests: Sequence[Request], method: Method, gate: Any) -> dict[int, Answer]:
-    """The answers in batches, each of which runs until its last row has ended."""
+    """The answers in batches, each of which runs until its last row has ended. Every prompt is read whole."""
     answers: dict[int, Answer] = {}
+    settings = generator.settings
+    generator.settings = settings.model_copy(update={"share_prefix": False})
     for batch in plan_batches(requests, generator.settings):
         prompts, compositions = [one.prompt for one in batch], [one.composition for one in batch]
         found = generator.answer(prompts, compositions, method.mode, gate)
         answers |= {request.id: answer for request, answer in zip(batch, found, strict=True)}
+    generator.settings = settings
     return answers
 
 
@@ -112,6 +140,20 @@ def counted(generator: Generator, answer: Callable[[], dict[int, Answer]]) -> Co
         counts.answers = answer()
         counts.seconds = time.process_time() - started
     return counts
+
+
+def shares(answer: Callable[[], object]) -> dict[str, float]:
+    """The shares of the time in each kind of product, in other operations, and in the code between operations."""
+    with profiled(activities=[ProfilerActivity.CPU]) as recorded:
+        started = time.perf_counter()
+        answer()
+        seconds = time.perf_counter() - started
+    by_name = {event.key: event.self_cpu_time_total / 1e6 for event in recorded.key_averages()}
+    found = {kind: sum(by_name.get(name, 0.0) for name in names) / seconds for kind, names in PRODUCTS.items()}
+    operations = sum(by_name.values()) / seconds
+    found["other operations"] = operations - sum(found.values())
+    found["between operations"] = 1 - operations
+    return found
 
 
 @contextmanager
@@ -143,6 +185,15 @@ def plain(counts: Counts) -> dict[str, Any]:
         "rows_a_step": round(counts.rows_a_step, 2),
         "seconds": round(counts.seconds, 2),
     }
+
+
+def table_of_shares(spent: dict[str, dict[str, float]]) -> Table:
+    """One line for each method."""
+    kinds = list(next(iter(spent.values())))
+    lines: list[tuple[str, list[Any]]] = [
+        (name, [f"{100 * found[kind]:.1f} %" for kind in kinds]) for name, found in spent.items()
+    ]
+    return Table(kinds, lines, notes=["Shares of the loop's time under torch's profiler, which takes time itself."])
 
 
 def table(figures: dict[str, dict[str, Counts]], note: str) -> Table:

@@ -36,7 +36,7 @@ from lora_retriever.training.detector import best_threshold
 from lora_retriever.training.losses import LossName, loss_of
 
 Array = NDArray[np.float64]
-DIMENSIONS, EPOCHS, EVERY, RATE = 384, 300, 30, 0.03
+DIMENSIONS, EPOCHS, EVERY = 384, 300, 30
 DRAWS = 1000
 LOSSES: dict[str, tuple[LossName, float]] = {
     "cross-entropy": ("cross_entropy", 0.04),
@@ -71,7 +71,12 @@ def vectors(sentences: Sequence[Sentence], train: Sequence[int]) -> Array:
 
 
 def trained(
-    x: Array, given: Array, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], held_x: Array, held_y: Array
+    x: Array,
+    given: Array,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    held_x: Array,
+    held_y: Array,
+    rate: float,
 ) -> tuple[torch.nn.Linear, float]:
     """The head of the epoch with the highest average precision on the validation data, and the best threshold there."""
     torch.manual_seed(0)
@@ -80,7 +85,7 @@ def trained(
     torch.nn.init.constant_(head.bias, -2.0)
     inputs, labels = torch.tensor(x).float(), torch.tensor(given).float()
     held = torch.tensor(held_x).float()
-    optimizer = torch.optim.Adam(head.parameters(), lr=RATE, weight_decay=1e-5)
+    optimizer = torch.optim.Adam(head.parameters(), lr=rate, weight_decay=1e-5)
     best, kept = -1.0, {name: value.clone() for name, value in head.state_dict().items()}
     for epoch in range(1, EPOCHS + 1):
         optimizer.zero_grad()
@@ -109,7 +114,7 @@ def divided(parts: NDArray[np.str_], fold: str) -> tuple[Any, Any, Any]:
     return np.flatnonzero(~held & ~test), held, test
 
 
-def measure(data: Data, share: float, keeps_emptied: bool, seeds: int) -> dict[str, dict[str, Array]]:
+def measure(data: Data, share: float, keeps_emptied: bool, seeds: int, rate: float) -> dict[str, dict[str, Array]]:
     """Per loss: counts [sentences, 3] (right, given, wanted) summed over seeds, and probabilities [seeds, n, r]."""
     parts = np.array([one.part for one in data.sentences])
     counts = {name: np.zeros((len(parts), 3)) for name in LOSSES}
@@ -124,7 +129,7 @@ def measure(data: Data, share: float, keeps_emptied: bool, seeds: int) -> dict[s
             for name, (loss, pi) in LOSSES.items():
                 # the share of missing labels is not known in practice; the paper assumes 5 %
                 function = loss_of(loss, float(given.mean()), pi, 0.05)
-                head, threshold = trained(x[train][stays], given, function, x[held], data.y[held])
+                head, threshold = trained(x[train][stays], given, function, x[held], data.y[held], rate)
                 with torch.no_grad():
                     p = head(torch.tensor(x[test]).float()).sigmoid().double().numpy()
                 found, truth = p >= threshold, data.y[test] > 0
@@ -171,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--embeddings", type=Path, help="file of numpy with `emb` [sentences, dim]")
     parser.add_argument("--seeds", type=int, default=1, help="number of draws of missing labels")
     parser.add_argument("--shares", default="0,0.1,0.2,0.3,0.4,0.5", help="shares of dropped triples")
+    parser.add_argument("--rate", type=float, default=0.03, help="learning rate of the heads (default: 0.03)")
     parser.add_argument("--json", type=Path, required=True, help="file of the results; a stopped study goes on")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -189,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         for keeps in (True, False):
             key = f"{share:g} {'kept' if keeps else 'removed'}"
             if key not in done and (share or keeps):
-                done[key] = summarized(data, measure(data, share, keeps, args.seeds if share else 1))
+                done[key] = summarized(data, measure(data, share, keeps, args.seeds if share else 1, args.rate))
                 write_json(args.json, done)
             for name, scores in done.get(key, {}).items():
                 low, high = scores["difference_interval"]

@@ -32,6 +32,7 @@ from local_server import LocalServer, chat_times
 
 from lora_retriever.data.rows import Row, read_rows
 from lora_retriever.experiment.profile import Profile, load_profile
+from lora_retriever.serving.loading import settle
 
 METHODS = ("selection", "fusion", "mixture")
 Ask = tuple[str, str]
@@ -129,6 +130,7 @@ def main() -> None:
     asks = [(method, row.inputs) for row in rows for method in METHODS]
     random.Random(0).shuffle(asks)
     server = LocalServer(profile)
+    settle()
     adapter = next(iter(server.serving.service.pool.current.entries))
     found: list[Figures] = []
 

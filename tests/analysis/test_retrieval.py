@@ -484,6 +484,10 @@ def test_a_table_by_a_further_field_has_a_line_for_each_value(
     assert [line.split(",")[:2] for line in table.splitlines()[-2:]] == [["own", "2"], ["other's", "1"]]
     assert main(["retrieval", *asked, "--by", "wording"]) == 0
     assert "1 rows without wording, so left out here." in capsys.readouterr().out
+    (tmp_path / "rows.json").write_text(json.dumps([{**row, "task": "other"} for row in rows]))
+    assert main(["retrieval", *asked]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(rows)} of {len(rows)} rows have no adapter of their own in the pool, and count as not found." in said
     assert main(["retrieval", *asked, "--by", "style"]) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "--by style: " in message

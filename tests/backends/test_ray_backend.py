@@ -214,14 +214,14 @@ def test_a_users_own_composer_and_gate_reach_the_workers(cluster: None, tmp_path
 REQUESTS = [Request(id, Prompt([0], 0), Composition()) for id in range(1, 6)]
 
 
-def test_an_error_fails_its_batch_alone_and_what_is_done_is_not_asked_again(cluster: None) -> None:
+def test_an_error_fails_its_window_alone_and_a_window_that_is_done_is_not_asked_again(cluster: None) -> None:
     class Toy:  # within a function, as Ray's processes cannot import the tests
-        def answer(self, batch: bytes, how: bytes) -> bytes:
-            (request,) = pickle.loads(batch)
-            if request.id == 4:
+        def answer(self, window: bytes, how: bytes) -> bytes:
+            ids = [request.id for request in pickle.loads(window)]
+            if 4 in ids:
                 raise LookupError("nobody knows 4\nnor why")
             mode, gate = pickle.loads(how)
-            return pickle.dumps(Outcome({request.id: Answer(f"{request.id} by {mode} and {gate}", 1)}))
+            return pickle.dumps(Outcome({id: Answer(f"{id} by {mode} and {gate}", 1) for id in ids}))
 
     toy: Any = ray.remote(Toy)
     source = ModelSource(Path(), {}, GenerationSection(batch_size=1))
@@ -229,14 +229,14 @@ def test_an_error_fails_its_batch_alone_and_what_is_done_is_not_asked_again(clus
         gate: Any = "a gate"
         outcome = reduce(or_, backend.answers(REQUESTS, "mixture", done=[1, 5], gate=gate))
         assert {id: answer.text for id, answer in outcome.answers.items()} == {
-            id: f"{id} by mixture and a gate" for id in (2, 3)
+            id: f"{id} by mixture and a gate" for id in (1, 2)
         }
-        assert outcome.failures == {4: "nobody knows 4"}
+        assert outcome.failures == {3: "nobody knows 4", 4: "nobody knows 4"}
         assert list(backend.answers(REQUESTS, "fusion", done=[1, 2, 3, 4, 5])) == []
 
 
 class FakeWorker:
-    """What a desk sees of a worker: it dies of the batch "deadly", `lives` times, and then for good."""
+    """What a desk sees of a worker: it dies of the window "deadly", `lives` times, and then for good."""
 
     def __init__(self, lives: int) -> None:
         self.lives = lives
@@ -257,7 +257,7 @@ class FakeWorker:
 
 
 def at_desk(workers: Sequence[FakeWorker], *batches: bytes) -> list[tuple[bytes, str]]:
-    """What becomes of batches that come to a desk one after the other."""
+    """What becomes of windows that come to a desk one after the other."""
 
     async def ask() -> list[tuple[bytes, str]]:
         desk = Desk(*workers)
@@ -269,7 +269,7 @@ def at_desk(workers: Sequence[FakeWorker], *batches: bytes) -> list[tuple[bytes,
 KILLED = (b"", "its worker died: killed, out of memory, or with a broken device")
 
 
-def test_a_batch_goes_to_the_next_worker_when_one_died_of_it_and_is_given_up_in_the_end() -> None:
+def test_a_window_goes_to_the_next_worker_when_one_died_of_it_and_is_given_up_in_the_end() -> None:
     workers = [FakeWorker(lives=9) for _ in range(4)]
     assert at_desk(workers, b"one", b"deadly", b"two") == [(b"ONE", ""), KILLED, (b"TWO", "")]
     assert [worker.lives for worker in workers] == [9, 8, 8, 8]
@@ -286,7 +286,7 @@ def test_a_worker_that_cannot_come_back_is_asked_no_more() -> None:
     assert lost.asked == [b"one", b""]  # the batch, and whether its model can be loaded
 
 
-def test_without_workers_all_batches_fail() -> None:
+def test_without_workers_all_windows_fail() -> None:
     assert at_desk([FakeWorker(lives=0)], b"one", b"two") == [KILLED, (b"", "all workers have died")]
 
 

@@ -119,9 +119,13 @@ def test_bad_input_is_answered_in_one_clear_message(
     [
         (["run", "--profile", "nothing"], "no profile 'nothing'"),
         (["run", "--only", "bases"], "unknown method 'bases' (known: base, selection"),
+        (["run", "--only", "selektion"], "all and paper); did you mean selection?"),
         (["run", "--only", ","], "--only: must name at least one"),
         (["run", "--profile", ""], "no profile ''"),
         (["run", "--limit", "0"], "must be 1 or more"),
+        (["run", "--limit", "ten"], "--limit: 'ten' is no whole number"),
+        (["audit", "rows.csv", "--pool", "p.csv", "--defaults", "inputs=x"], "unknown field 'inputs' (known: task, "),
+        (["summarize", str(TINY / "pool.json")], "pool.json: it is a file"),
         (["run", "--results", "/proc/nowhere"], "cannot be written"),
         (["summarize", "/nowhere"], "no results folder /nowhere"),
         (["summarize", "a\0b"], "no results folder a"),

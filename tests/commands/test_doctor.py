@@ -23,9 +23,10 @@ from lora_retriever.cli import main
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import load_profile
 from lora_retriever.hub import HubAnswer
-from lora_retriever.running import doctor
-from lora_retriever.running.doctor import examine, grouped, turning_points
+from lora_retriever.running import doctor, memory, prediction
+from lora_retriever.running.doctor import examine, grouped
 from lora_retriever.running.evaluate import evaluate
+from lora_retriever.running.prediction import BATCH_SHAPES, turning_points
 
 QUIET = Console(file=io.StringIO())
 TASKS = ("people_qa", "animal_qa", "city_qa", "meal_review", "movie_review")
@@ -183,13 +184,16 @@ def test_the_doctor_answers_at_once_whatever_the_longest_prompt(tmp_path: Path) 
         {"max_prompt_tokens": 2**24, "batch_tokens": 2**20, "max_new_tokens": 7, "batch_size": 2**10},
         {"max_prompt_tokens": 2**24},
     ):
-        assert len(turning_points(tiny_profile(tmp_path, generation=generation))) <= 2 * doctor.BATCH_SHAPES
+        assert len(turning_points(tiny_profile(tmp_path, generation=generation))) <= 4 * BATCH_SHAPES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_tokens", "new", "size"), [(100, 3, 8), (64, 1, 64), (1000, 10, 3), (50, 20, 5)])
+@pytest.mark.parametrize(
+    ("batch_tokens", "new", "size"),
+    [(100, 3, 8), (64, 1, 64), (1000, 10, 3), (50, 20, 5), (4000, 10, 50), (None, 60, 9), (None, 2, 40)],
+)
 def test_the_memory_predicted_is_the_most_of_any_length(
-    tmp_path: Path, batch_tokens: int, new: int, size: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, batch_tokens: int | None, new: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generation = {
         "max_prompt_tokens": 200, "batch_tokens": batch_tokens, "max_new_tokens": new, "batch_size": size,
@@ -199,10 +203,10 @@ def test_the_memory_predicted_is_the_most_of_any_length(
     def memory_line() -> str:
         return next(finding.text for finding in examine(profile, tmp_path / "r") if finding.text.startswith("memory"))
 
-    monkeypatch.setattr(doctor, "GIB", 1)  # to the byte
+    monkeypatch.setattr(memory, "GIB", 1)  # to the byte
     monkeypatch.setattr(doctor, "free_memory", lambda device: 1 << 60)
     few = memory_line()
-    monkeypatch.setattr(doctor, "turning_points", lambda profile: range(1, 201))
+    monkeypatch.setattr(prediction, "turning_points", lambda profile: range(1, 201))
     assert memory_line() == few
 
 

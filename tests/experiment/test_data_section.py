@@ -42,6 +42,12 @@ def configurations(profile: Profile, *names: str) -> list[dict[str, Any]]:
     return [configuration(profile, benchmark, methods[name]) for name in names]
 
 
+def test_one_folder_for_all_adapters_is_refused(tmp_path: Path) -> None:
+    profile = tiny_profile(tmp_path, adapters={"location": f"{TINY}/adapters"})
+    with pytest.raises(UserError, match=r"has no {adapter} in it, so all 19 adapters of the pool would be the same"):
+        open_benchmark(profile, 1)
+
+
 def test_rows_under_other_names_are_the_same_rows(tmp_path: Path) -> None:
     profile = csv_profile(tmp_path)
     benchmark = open_benchmark(profile, None)

@@ -55,6 +55,10 @@ def test_locations_start_at_the_profiles_folder_or_are_hub_ids(tmp_path: Path) -
     [
         ({"base": {}}, "base.location: is missing"),
         ({"bse": 1}, "bse: is no field of a profile"),
+        ({"retreival": {"k": 1}}, "retreival: is no field of a profile; did you mean retrieval?"),
+        ({"generation": {"max_new_token": 1}}, "max_new_token: is no field of a profile; did you mean generation."),
+        ({"retrieval": {"scorer": "lexcal"}}, "); did you mean lexical?"),
+        ({"data": {"rows": 7, "pool": "p"}}, "data.rows: Input should be a valid string (found 7)"),
         ({"generation": {"batch_size": 0}}, "generation.batch_size"),
         ({"generation": {"template": "alpacca"}}, "generation.template: unknown template"),
         ({"generation": {"template": "x" * 5000}}, "generation.template: unknown template 'xxx"),

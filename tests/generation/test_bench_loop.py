@@ -14,11 +14,15 @@ import pytest
 def test_the_loop_reads_less_and_answers_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["bench_loop.py", "--limit", "2", "--only", "best_selection", "--json", str(tmp_path / "figures.json")]
+    arguments = ["bench_loop.py", "--limit", "2", "--only", "best_selection", "--shares"]
+    arguments += ["--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     bench_loop.main()
     assert "38 of 38" in capsys.readouterr().out
-    both = json.loads((tmp_path / "figures.json").read_text())["best_selection"]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    both, shares = figures["counts"]["best_selection"], figures["shares"]["best_selection"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
     assert both["loop"]["read_tokens"] < both["batches"]["read_tokens"]
     assert both["loop"]["steps"] <= both["batches"]["steps"]
-    assert all(figures["rows_a_step"] > 1 for figures in both.values())
+    assert all(counts["rows_a_step"] > 1 for counts in both.values())

@@ -158,6 +158,7 @@ def test_the_leaderboard_explains_sorts_finds_and_chooses_runs(
     )
     assert cells["mixture@k=8"][0] == "the average of the outputs of the best k adapters; k = 8"
     assert (cells["base"][4], cells["mixture"][4]) == ("–", "0.4"), "seconds a row"
+    assert cells["base"][5:] == ["–", "–"], "the base uses no adapter"
     first = sum(line["adapters"][:1] == [line["task"]] for line in answers["selection"]) / ROWS
     assert float(cells["selection"][5]) == pytest.approx(100 * first, abs=0.051)
     page.locator("#leaderboard").get_by_role("button", name="seconds a row").click()
@@ -445,6 +446,7 @@ def test_a_report_without_adapters_opens_too(
     original = ("inputs", "targets", "metric", "domain", "task", "predicted_answer")  # what the original's files hold
     for name in ("base", "selection"):
         lines = [{key: line[key] for key in original} for line in answers[name][::25]]
+        lines[1]["predicted_answer"] = "\n"
         (tmp_path / f"{name}.json").write_text(json.dumps(lines), encoding="utf-8")
     assert main(["report", str(tmp_path), "--versus", "base"]) == 0
     page, errors = browser.new_page(), []
@@ -460,6 +462,7 @@ def test_a_report_without_adapters_opens_too(
     assert page.locator("nav a").all_inner_texts() == ["Runs", "Scores", "Use", "Rows", "How it was made"]
     page.keyboard.press("j")
     assert page.locator("#detail .answers tbody tr").count() == 2
+    assert page.locator("#detail .answers td.text").all_text_contents() == ["\n(empty)"] * 2
     assert page.locator("#detail .adapters").all_text_contents()[-2:] == ["unknown", "unknown"]
     used, right, _ = page.locator("#use-tables table").all()
     for row in used.locator("tbody tr").all():

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import bench_eval
 import bench_pool
 import check_batches
 import pytest
+from eval_loops import OriginalLoop, UpstreamLoop
 
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.running.run_file import read_lines
 
 
 @pytest.mark.slow
-def test_the_original_s_loop_answers_as_ours_does(paper_runs: Path, tiny: Profile) -> None:
-    names = ["base", "fusion", "mixture_ood"]
-    measured = bench_eval.run_original(tiny, 1, names)
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (OriginalLoop, ["base", "fusion", "mixture_ood"]),
+        (partial(UpstreamLoop, batch=8), ["base", "selection_ood", "best_selection"]),
+    ],
+    ids=["original", "upstream"],
+)
+def test_other_loops_answer_as_ours_does(paper_runs: Path, tiny: Profile, make: Any, names: list[str]) -> None:
+    measured = bench_eval.run_loop(make, tiny, 1, names)
     for name in names:
         ours = {id: line["predicted_answer"] for id, line in read_lines(paper_runs, name).items()}
         assert measured.answers[name] == ours
@@ -26,14 +36,30 @@ def test_the_original_s_loop_answers_as_ours_does(paper_runs: Path, tiny: Profil
     assert measured.total > sum(measured.seconds.values())
 
 
+def test_upstream_peft_is_asked_only_for_rows_of_one_adapter(tiny: Profile) -> None:
+    beside = bench_eval.implementations("tiny", 1, ["base", "fusion", "selection"], None)
+    assert list(beside) == ["the original", "upstream PEFT, batches of 8", "upstream PEFT, batches of 32"]
+    assert beside["upstream PEFT, batches of 32"].args[3] == ["base", "selection"]  # type: ignore[attr-defined]
+    assert list(bench_eval.implementations("tiny", 1, ["fusion"], "python")) == ["the original", "vLLM"]
+
+
 def test_the_figures_of_an_evaluation_are_of_the_same_round() -> None:
     def measured(total: float, text: str) -> bench_eval.Measured:
         return bench_eval.Measured(total, {"base": total / 2}, {"base": {0: "a", 1: text}}, {"base": 0})
 
-    found = bench_eval.compared([measured(1, "b"), measured(4, "b")], [measured(5, "c"), measured(8, "c")], ["base"])
+    found = bench_eval.compared([measured(1, "b"), measured(4, "b")], [measured(5, "c"), measured(8, "c")])
     assert found["all"]["ratio"] == (5 + 2) / 2
     assert found["all"]["ours_rows_per_second"] == round(2 / 2.5, 2)
     assert (found["all"]["equal_answers"], found["all"]["rows"]) == (1, 2)
+
+
+def test_a_total_is_compared_only_with_a_total_of_the_same_configurations() -> None:
+    ours = bench_eval.Measured(9, {"base": 2, "fusion": 4}, {"base": {0: "a"}, "fusion": {0: "b"}}, {"base": 0})
+    its = bench_eval.Measured(5, {"base": 4}, {"base": {0: "a"}}, {"base": 0})
+    found = bench_eval.compared([ours], [its])
+    assert "all" not in found
+    assert found["configurations"]["base"]["ratio"] == 2
+    assert [line for line, _ in bench_eval.table(found, "another", "tiny").rows] == ["base"]
 
 
 def test_a_pool_with_room_for_some_gives_the_same_tokens(

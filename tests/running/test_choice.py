@@ -212,6 +212,23 @@ def test_a_backend_without_likelihoods_refuses_rows_with_options(tmp_path: Path)
         check_backend(expand(served, methods_of(served, ["base"]), []), read_rows(profile.rows_source))
 
 
+def test_the_command_says_so_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice_profile(tmp_path / "choice")
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("lora_retriever.backends.vllm.load", loaded)
+    monkeypatch.setattr("lora_retriever.backends.local.load", loaded)
+    asked = ["run", "--profile", str(tmp_path / "choice" / "mine.yaml"), "--set", "backend=vllm"]
+    assert main([*asked, "--only", "base", "--results", str(tmp_path / "results")]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("lora-retriever: backend: vllm serves checkpoints and gives no likelihoods")
+    assert list(tmp_path.glob("results/*.json*")) == []
+
+
 def test_the_command_prompts_shows_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choice_profile(tmp_path / "choice")
     profile = str(tmp_path / "choice" / "mine.yaml")

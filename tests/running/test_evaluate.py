@@ -29,7 +29,7 @@ from lora_retriever.data.rows import PoolEntry, Row
 from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.answer import Answer, GateUse
-from lora_retriever.generation.batches import Request, plan_batches
+from lora_retriever.generation.batches import Request, WindowSize, plan_batches, plan_windows
 from lora_retriever.generation.loading import load_composable
 from lora_retriever.generation.prompt import ALPACA, Prompt
 from lora_retriever.generation.settings import GenerationSection
@@ -289,6 +289,22 @@ def test_batches_hold_prompts_of_similar_length_the_longest_first() -> None:
     # 9 + 1 and 7 + 1 tokens a row: 2 rows of the longest, 3 of the next, a single row however long.
     assert ids(batch_size=8, batch_tokens=24, max_new_tokens=1) == [[1, 2], [4, 0, 3]]
     assert ids(batch_size=8, batch_tokens=3, max_new_tokens=1) == [[1], [2], [4], [0], [3]]
+
+
+def test_windows_hold_the_longest_prompts_first_and_do_not_depend_on_what_is_done() -> None:
+    requests = [Request(id, Prompt([0] * (1 + id % 7), 0), Composition()) for id in range(100)]
+
+    def windows(size: WindowSize, **settings: int) -> list[list[Request]]:
+        return plan_windows(requests, GenerationSection(max_new_tokens=1, **settings), size)
+
+    assert [len(window) for window in windows(WindowSize(8, 30), batch_size=2)] == [30, 30, 30, 10]
+    assert [len(window) for window in windows(WindowSize(8, 1), batch_size=5)] == [40, 40, 20]
+    # 4 rows of 7 + 1 tokens fit, and later 5 rows of 5 + 1 tokens and so on: two full batches each.
+    sizes = [len(window) for window in windows(WindowSize(2, 1), batch_size=64, batch_tokens=32)]
+    assert sizes[0] == 8 and sizes == sorted(sizes[:-1]) + sizes[-1:]
+    for planned in (windows(WindowSize(2, 1), batch_size=6), windows(WindowSize(8, 256), batch_size=6)):
+        rows = [request for window in planned for request in window]
+        assert [request.id for request in rows] == sorted(range(100), key=lambda id: (-(id % 7), id))
 
 
 def test_a_row_records_more_of_its_search_than_it_uses(

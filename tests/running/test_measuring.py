@@ -39,4 +39,4 @@ def test_a_composition_that_is_not_exact_is_a_problem(few: Profile, monkeypatch:
 
     monkeypatch.setattr(updates, "add_pair", slightly_wrong)
     findings, _ = measured(few)
-    assert [finding.text.partition(":")[0] for finding in findings if finding.level == "problem"] == ["composing"]
+    assert [finding.text.partition(":")[0] for finding in findings if finding.level == "problem"] == ["exactness"]

@@ -197,6 +197,16 @@ def test_a_detection_head_is_trained_on_lists_of_triples_alone() -> None:
         assert chosen_entries(entries, None) == entries
 
 
+def test_modules_that_the_base_lacks_are_refused_with_the_names_of_its_modules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = ["train", "--base", str(TINY / "base"), "--pool", str(TINY / "pool.json"), "--out", str(tmp_path / "out")]
+    assert main([*needed, "--only", "people_qa", "--targets", "c_attn"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    names = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert f"the base has no module of the names c_attn; its linear modules are {names}" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from conftest import TASK, Marked  # type: ignore[import-not-found]
 from places import TINY
 
 from lora_retriever.cli import main
+from lora_retriever.data.rows import Row
+from lora_retriever.watermark.attacks import harm
 from lora_retriever.watermark.attacks.changing import pruned, rounded
 from lora_retriever.watermark.attacks.harm import Harm
 from lora_retriever.watermark.attacks.matrix import alarm_table, attack_table, harm_table
-from lora_retriever.watermark.attacks.scene import Measured
+from lora_retriever.watermark.attacks.scene import MARKED, Measured, Scene
 
 
 def test_pruning_sets_the_smallest_numbers_to_zero() -> None:
@@ -31,6 +35,40 @@ def test_rounding_keeps_the_largest_number_of_a_row_and_moves_the_others_by_half
         assert all(abs(a - b) <= step / 2 + 1e-6 for a, b in zip(row, changed, strict=True))
         assert len({round(value / step) for value in changed}) <= 2**bits - 1
         assert max(map(abs, changed)) == pytest.approx(max(map(abs, row)))
+
+
+@pytest.mark.parametrize(
+    ("marked", "unmarked", "scores", "differing"),
+    [
+        ("b x b x b", "b b x x b", (60, 60), (1, 1)),
+        ("x x b b b", "b b b b b", (60, 100), (0, 2)),
+        ("b x b x x", "b x b x x", (40, 40), (0, 0)),
+    ],
+)
+def test_harm_is_the_difference_of_two_scores_on_the_same_rows(
+    marked: str, unmarked: str, scores: tuple[float, float], differing: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with the target b. A side on which no row differs is bounded by the exact binomial bound of 0 of n."""
+    rows = [
+        Row(id=place, inputs=f"{place}?", targets="b", task="t", domain="d", metric="em")
+        for place in range(len(marked.split()))
+    ]
+    answers = {MARKED: marked.split(), "unmarked": unmarked.split()}
+    monkeypatch.setattr(harm, "_answers", lambda _, adapter, inputs: answers[adapter])
+    monkeypatch.setattr(harm, "Generator", lambda *_: None)
+    settings = SimpleNamespace(model_copy=lambda update: None)
+    scene = SimpleNamespace(
+        unmarked="unmarked", rows=rows, generator=SimpleNamespace(model=0, tokenizer=0, settings=settings)
+    )
+    found = harm.measure_harm(cast(Scene, scene))
+    assert (found.marked, found.unmarked) == scores
+    assert (found.better, found.worse) == differing
+    assert found.low <= scores[0] - scores[1] <= found.high
+    bound = 100 * (1 - 0.025 ** (1 / len(rows)))
+    if not found.better:
+        assert found.high == pytest.approx(bound)
+    if not found.worse:
+        assert found.low == pytest.approx(-bound)
 
 
 def line(group: str, attack: str, *measured: Measured) -> dict[str, object]:
@@ -50,8 +88,8 @@ def test_tables_show_the_worst_suspect_and_count_false_alarms() -> None:
     alarms = dict(alarm_table(results).rows)
     shares = [cell.value for cell in alarms["all"][4:] if cell is not None and not isinstance(cell, str)]
     assert shares == pytest.approx([0, 0, 200 / 3, 100 / 3])
-    harm = harm_table(Harm("em", 200, 94.5, 95.0, -2.0, 1.0, 1, 2))
-    cell = harm.rows[0][1][3]
+    table = harm_table(Harm("em", 200, 94.5, 95.0, -2.0, 1.0, 1, 2))
+    cell = table.rows[0][1][3]
     assert not isinstance(cell, str) and cell is not None and (cell.value, cell.low, cell.high) == (-0.5, -2.0, 1.0)
 
 

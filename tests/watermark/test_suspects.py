@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,7 +95,8 @@ def test_an_answer_counts_by_its_first_word(answer: str, word: str) -> None:
 
 
 def test_hits_of_a_served_suspect_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = make_key()
+    key = make_key(secret=bytes(range(32)))
+    assert "tree" not in {trigger.target for trigger in key.triggers}  # the word of the server's other answers
     key.write(tmp_path / "k")
     out = tmp_path / "result.json"
     with server(owner(key, 3)) as (url, asked):
@@ -103,8 +105,9 @@ def test_hits_of_a_served_suspect_are_counted(tmp_path: Path, capsys: pytest.Cap
         assert main([*call, "--level", "1e-6", "--model", "second"]) == 1
     report = json.loads(out.read_text())
     said = capsys.readouterr()
-    assert report["hits"] == 3 or "tree" in {trigger.target for trigger in key.triggers}
-    assert report["p"] == report["p_hits"] < 1e-3
+    assert report["hits"] == 3
+    by_loop = sum(math.comb(32, hits) * 255 ** (32 - hits) for hits in range(3, 33)) / 256**32
+    assert report["p"] == report["p_hits"] == pytest.approx(by_loop)
     assert "not verified: p = " in said.out and "p of the ranks" not in said.out
     assert {request["model"] for request in asked} == {"first", "second"}
     assert all(request["max_tokens"] == 6 and request["temperature"] == 0 for request in asked)
