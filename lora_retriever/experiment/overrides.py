@@ -66,6 +66,15 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def names_of(section: type[Section], prefix: str = "") -> list[str]:
+    """The names of a section's fields. A field that holds a section comes before the fields of this section."""
+    names = []
+    for name, info in section.model_fields.items():
+        inner = section_of(info.annotation)
+        names += [f"{prefix}{name}", *(names_of(inner, f"{prefix}{name}.") if inner else ())]
+    return names
+
+
 def _plain_kinds(annotation: Any) -> set[Any]:
     """The types that a value may have, without what pydantic is told of them."""
     return {get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in get_args(annotation)}

@@ -24,7 +24,7 @@ from lora_retriever.data.tables import COLUMN_FIELDS, DEFAULT_FIELDS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import brief, quoted
-from lora_retriever.experiment.overrides import Keys, parse, put
+from lora_retriever.experiment.overrides import Keys, names_of, parse, put
 from lora_retriever.files import MAX_NAME_BYTES, is_location, safe_name
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.own_objects import is_own
@@ -546,9 +546,6 @@ def _validated(content: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        from lora_retriever.experiment.fields import profile_fields
-
-        fields = [field.name for field in profile_fields()]
-        problems = problems_of(error, known=[*fields, *(name.rpartition(".")[0] for name in fields if "." in name)])
+        problems = problems_of(error, known=[name for name in names_of(Profile) if name != "folder"])
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         raise UserError(f"{source}: {'; '.join([*problems[:MAX_PROBLEMS], *more])}") from error
