@@ -70,7 +70,7 @@ class LocalBackend:
             self._generator,
             settings.tokens_held(longest),
             read_tokens=settings.tokens_read(longest),
-            steps=1,
+            steps=0,  # nobody waits for the next token: the batch is filled before a token is decoded
             room=self._room,
             is_fatal=is_broken_device,
         )

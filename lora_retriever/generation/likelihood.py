@@ -18,7 +18,7 @@ from lora_retriever.generation.answer import Answer, GateUse, mean_use
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.examples import last_logits
 from lora_retriever.generation.gates import gate_uses
-from lora_retriever.generation.passes import NOT_FINITE
+from lora_retriever.generation.passes import NOT_FINITE, left_padded
 from lora_retriever.generation.prompt import ScoredOption
 from peft_composition import ComposableModel, Composer, Gate
 
@@ -83,9 +83,8 @@ def option_likelihoods(
 
 def _read(model: ComposableModel, texts: Sequence[Sequence[int]], pad_id: int, kept: int) -> Tensor:
     """The logits of the last positions of each text [texts, kept, vocabulary]."""
-    length = max(map(len, texts))
-    ids = torch.tensor([[pad_id] * (length - len(text)) + list(text) for text in texts])  # [texts, length]
-    mask = torch.tensor([[0] * (length - len(text)) + [1] * len(text) for text in texts])
+    ids = left_padded(texts, pad_id)  # [texts, length]
+    mask = left_padded([[1] * len(text) for text in texts], 0)  # [texts, length]
     return last_logits(model, ids, mask, kept)
 
 

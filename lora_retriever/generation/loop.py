@@ -94,8 +94,9 @@ class Loop:
         Args:
             max_rows: None: `batch_size` of the decoder's settings.
             read_tokens: maximum number of prompt tokens that one step reads. A single longer prompt is read at once.
-            steps: minimum number of tokens that every row gets between two steps that read prompts.
-            room: number of rows that the batch may have at first, after a shortage before. None: `max_rows`.
+            steps: minimum number of tokens that every row gets between two steps that read prompts. 0: the batch is
+                filled before a token is decoded.
+            room: number of rows that the batch may have at first: fewer, if memory was lacking. None: `max_rows`.
             is_fatal: whether an error means that nothing more can be computed. `step` raises such an error.
         """
         self.max_tokens = max_tokens
@@ -239,7 +240,9 @@ class Loop:
             tokens += len(row.ids)
             first = chosen[0] if chosen else self._rows[0] if self._rows else None
             full = rows > 1 and (rows > self.room or rows * most > self.max_tokens)
-            if full or (chosen and tokens > self._read_tokens) or not self._fits_with(row, first):
+            # No row can join a hybrid's batch later, so the whole batch is read at once.
+            enough = chosen and self._separable and tokens > self._read_tokens
+            if full or enough or not self._fits_with(row, first):
                 break
             chosen.append(row)
         if full and self._rows and len(chosen) < FREE * (len(self._rows) + len(chosen)):

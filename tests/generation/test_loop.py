@@ -265,6 +265,14 @@ def test_a_hybrid_is_answered_batch_by_batch(model_type):
     assert answers == [alone(model, job, eos_ids) for job in jobs]
 
 
+def test_the_batch_of_a_hybrid_is_read_whole_however_few_tokens_are_read_at_once():
+    loop = Loop(generator_of(ComposableModel(hybrid("lfm2"))), max_tokens=100, read_tokens=8)
+    for prompt in prompts_of((6, 6, 6, 6, 6), seed=2):
+        loop.add(Job(prompt, Composition(), "mixture", Sampling(5)))
+    loop.step()
+    assert (loop.running, loop.waiting) == (4, 1)
+
+
 def test_a_row_that_has_ended_and_cannot_leave_may_have_any_logits():
     model = ComposableModel(hybrid("lfm2"))
     prompts = prompts_of((6,) * 4, seed=2)
