@@ -81,8 +81,10 @@ class Twin:
             gone, self._gone = self._gone, set()
             for name in gone & set(model.adapters):
                 model.unload_adapter(name)
-            for name in folders.keys() - set(model.adapters):
-                model.load_adapter(folders[name], name=name)
+            loaded = set(model.adapters)
+            for name, folder in folders.items():  # in the pool's order, as for an evaluation
+                if name not in loaded:
+                    model.load_adapter(folder, name=name)
             return self._generator
 
     def forget(self, name: str) -> None:
@@ -173,8 +175,9 @@ class Learning:
             state.learned = self._learned(method, snapshot)
 
     def forget(self, adapter: str) -> None:
-        """Free the memory of an adapter that has left the pool."""
+        """Free the memory of an adapter that has left the pool. Its folder may get other files later."""
         self._twin.forget(adapter)
+        self._hashes.clear()
 
     def close(self) -> None:
         """Let no further method learn. What the end of the process interrupts goes on when a server starts again."""
@@ -219,13 +222,14 @@ class Learning:
 
     def _hashes_of(self, snapshot: Snapshot, folders: Mapping[str, Path]) -> dict[str, Any]:
         """The hashes that identify what was learned, as an evaluation of the same pool has them."""
-        for folder in {self._base, *folders.values()} - self._hashes.keys():
-            self._hashes[folder] = hash_path(folder)
-        known = self._pool_hash if snapshot.entries is self._first.entries else None
+        known = dict(self._hashes)
+        known |= {folder: hash_path(folder) for folder in {self._base, *folders.values()} - known.keys()}
+        self._hashes.update(known)
+        of_pool = self._pool_hash if snapshot.entries is self._first.entries else None
         entries = list(snapshot.entries.values())
         return {
             "rows": "",  # the rows of a server are its requests
-            "pool": known or hash_entries(entries),
-            "base": self._hashes[self._base],
-            "adapters": {name: self._hashes[folder] for name, folder in folders.items()},
+            "pool": of_pool or hash_entries(entries),
+            "base": known[self._base],
+            "adapters": {name: known[folder] for name, folder in folders.items()},
         }
