@@ -190,7 +190,9 @@ def plain(counts: Counts) -> dict[str, Any]:
 def table_of_shares(spent: dict[str, dict[str, float]]) -> Table:
     """One line for each method."""
     kinds = list(next(iter(spent.values())))
-    lines = [(name, [f"{100 * found[kind]:.1f} %" for kind in kinds]) for name, found in spent.items()]
+    lines: list[tuple[str, list[Any]]] = [
+        (name, [f"{100 * found[kind]:.1f} %" for kind in kinds]) for name, found in spent.items()
+    ]
     return Table(kinds, lines, notes=["Shares of the loop's time under torch's profiler, which takes time itself."])
 
 
