@@ -157,7 +157,7 @@ def test_the_experiment_answers_and_trains_on_a_t5(
     command = [
         *("lorahub", "--profile", str(profile), "--tasks", str(tmp_path / "tasks"), "--results", str(results)),
         *("--held-out", "4", "--shots", "2", "--steps", "3", "--count", "2", "--draws", "1", "--lora-targets", "q,v"),
-        *("--baselines", "zero_shot,in_context,mixture,lora", "--lora-epochs", "2", "--lora-rate", "0.05"),
+        *("--baselines", "zero_shot,in_context,mixture,lora", "--lora-epochs", "20", "--lora-rate", "0.01"),
     ]
     assert main(command) == 0
     assert "mean over tasks" in capsys.readouterr().out
