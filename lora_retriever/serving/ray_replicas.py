@@ -8,7 +8,7 @@ whose device is broken. Every machine needs the package, and the profile's folde
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lora_retriever.serving.replica import Replica
 try:
     import ray
     from ray import serve
-    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 except ImportError as error:
     raise UserError("serve --backend ray needs the extras serve and ray: pip install -e '.[serve,ray]'") from error
@@ -57,7 +57,7 @@ class RayReplicas:
             raise
         except BackPressureError as error:
             raise ApiError(429, "too many requests wait", code="overloaded", headers={"Retry-After": "5"}) from error
-        except (RayActorError, RayError, DeploymentUnavailableError) as error:
+        except (RayError, DeploymentUnavailableError) as error:
             raise LostError(one_line_of(error)) from error
         finally:
             parts.cancel()
@@ -87,19 +87,29 @@ def replicas_of(profile: Profile, results: Path | None = None) -> Iterator[tuple
             "max_constructor_retry_count": 1,
             "health_check_period_s": HEALTH,
         }
-        with keeping_handlers():
-            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-            handle = serve.run(serve.deployment(**options)(Replica).bind(given, results), name=NAME, route_prefix=None)
-        yield RayReplicas(handle), count
-    except RuntimeError as error:
-        raise UserError(f"backend: ray: {_reason(str(error))}") from error
+        yield RayReplicas(_started(given, results, options)), count
     finally:
-        with suppress(RayError, RuntimeError):
+        with suppress(Exception):  # Ray itself may be gone
             serve.delete(NAME)
             if owns_cluster:
                 serve.shutdown()
         if owns_cluster:
             ray.shutdown()
+
+
+def _started(profile: Profile, results: Path | None, options: Mapping[str, Any]) -> Any:
+    """The handle of the deployment, whose replicas are loaded.
+
+    Raises:
+        UserError: a replica cannot load the profile.
+    """
+    try:
+        with keeping_handlers():
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+            replicas = serve.deployment(**options)(Replica).bind(profile, results)
+            return serve.run(replicas, name=NAME, route_prefix=None)
+    except (RuntimeError, RayError) as error:
+        raise UserError(f"backend: ray: {_reason(str(error))}") from error
 
 
 def _reason(text: str) -> str:
