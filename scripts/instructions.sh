@@ -12,7 +12,7 @@ python=".venv/bin/python"
 case "$profile" in
     instructions)
         base=google/gemma-3-270m adapters=$data/adapters-gemma-270m
-        recipe=(--learning-rate 4e-3 --batch-size 8 --epochs 1 --dtype float32) ;;
+        recipe=(--learning-rate 1e-3 --batch-size 8 --epochs 1 --dtype float32) ;;
     instructions-llama2-7b) # not tried yet; the rate is the one of the paper's own adapters
         base=meta-llama/Llama-2-7b-hf adapters=$data/adapters-llama2-7b
         recipe=(--learning-rate 3e-4 --batch-size 8 --epochs 2 --dtype bfloat16) ;;

@@ -226,6 +226,7 @@ def test_compose_names_what_it_cannot_use(benchmark: Path, capsys: pytest.Captur
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_what_is_missing(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor = ["doctor", "--profile", str(benchmark / "mine.yaml"), "--results", str(benchmark / "r")]
     assert main(doctor) == 0

@@ -134,6 +134,7 @@ def test_what_the_doctor_passes_a_run_takes(own: Path, capsys: pytest.CaptureFix
     assert run(own, capsys)[0] == 0
 
 
+@pytest.mark.slow
 def test_all_bad_adapters_are_named_before_the_base_is_loaded(
     own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def plain_losses(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> li
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.slow
 def test_the_loss_is_that_of_a_plain_loop_over_tokens(base: Path, generator: Generator, batch_size: int) -> None:
     samples = [Sample(inputs=text, targets=target) for text, target in zip(TEXTS, TEXTS[::-1], strict=True)]
     settings = generator.settings.model_copy(update={"batch_size": batch_size})

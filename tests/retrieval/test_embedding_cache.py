@@ -264,6 +264,7 @@ def test_a_process_that_is_killed_leaves_a_sound_file(tmp_path: Path) -> None:
 # Size
 
 
+@pytest.mark.slow
 def test_the_file_stays_within_its_bound_and_the_longest_unused_go(tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path, max_bytes=300_000)
     (favourite,) = entries(["favourite"])
@@ -381,6 +382,7 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_lock_that_stays_held_is_waited_for_once_and_then_there_is_no_cache(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

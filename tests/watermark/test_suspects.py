@@ -94,6 +94,7 @@ def test_an_answer_counts_by_its_first_word(answer: str, word: str) -> None:
     assert first_word(answer) == word
 
 
+@pytest.mark.slow
 def test_hits_of_a_served_suspect_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = make_key(secret=bytes(range(32)))
     assert "tree" not in {trigger.target for trigger in key.triggers}  # the word of the server's other answers
@@ -197,6 +198,7 @@ def test_words_that_begin_alike_have_no_ranks(tokenizer: PreTrainedTokenizerBase
     assert first_tokens(tokenizer, ["quartz", "xylophone"]) is None, "both are unknown to the miniature"
 
 
+@pytest.mark.slow
 def test_a_drawn_answer_is_one_token_and_the_seed_decides(generator: Generator, words: Sequence[str]) -> None:
     inputs = ["lamp bed house"] * 20
     drawn = [
