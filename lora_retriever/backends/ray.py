@@ -4,10 +4,12 @@
 
 Every run is a dataset of its windows. A worker answers a window as the local backend does: rows join the batch as other
 rows end. The windows are smaller than those of the local backend, and do not depend on the number of workers, so a run
-that goes on with other workers repeats the same windows. The pools of actors that Ray Data
-itself offers end with their dataset (Ray's issue 46479), and would load the base model anew for each method. Therefore
-the workers live as long as the backend, outside the pipeline. The one step of the pipeline asks the desk, and the desk
-gives the window to the first free worker. Ray starts a worker that died again, and its window goes to another worker.
+that goes on with other workers repeats the same windows.
+
+The pools of actors that Ray Data itself offers end with their dataset (Ray's issue 46479), and would load the base
+model anew for each method. Therefore the workers live as long as the backend, outside the pipeline. The one step of the
+pipeline asks the desk, and the desk gives the window to the first free worker. Ray starts a worker that died again, and
+its window goes to another worker.
 
 Every machine of a cluster needs the package and the folders of the models, at the same paths. This process encodes,
 plans and writes, and it decides the device for all workers.

@@ -15,6 +15,7 @@ than the memory.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -49,7 +50,7 @@ BASE = "__base__"
 """PEFT's name of the base model among adapters."""
 
 
-class EvalLoop:
+class EvalLoop(ABC):
     """A benchmark with its model, its prompts and its queries, answered by one method after the other."""
 
     name = ""
@@ -80,9 +81,9 @@ class EvalLoop:
         """The places of the rows, in the order in which the rows are answered."""
         return list(range(len(self.prompts)))
 
+    @abstractmethod
     def tokens(self, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: str) -> list[list[int]]:
         """The new tokens of a batch."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def answers(self, method: Method) -> Iterator[tuple[int, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -42,6 +41,7 @@ from lora_retriever.running.run_file import Line, RunFile
 
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
 pytest.importorskip("ray.data", reason="the ray extra is not installed")
+from clusters import small_cluster  # noqa: E402
 from ray.exceptions import ActorDiedError, ActorUnavailableError  # noqa: E402
 
 from lora_retriever.backends.ray import RayBackend, load  # noqa: E402
@@ -59,16 +59,9 @@ def ray_profile(folder: Path, **changes: Any) -> Profile:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray, as a user may have it running already; little shared memory, as in a container."""
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=100 << 20,
-    )
-    yield
-    ray.shutdown()
+    """Ray, as a user may have it running already."""
+    with small_cluster():
+        yield
 
 
 def worker_processes(doing: str = "") -> list[int]:

@@ -58,7 +58,7 @@ TOY = """
         density: float = 1.0
 
         def __call__(self, stack, active):
-            raise NotImplementedError
+            raise AssertionError("a registry composes nothing")
 
 
     @dataclass(frozen=True)
@@ -70,10 +70,10 @@ TOY = """
                 raise ValueError(f"sharpness is {self.sharpness}, but must be above 0")
 
         def prepare(self, offered):
-            raise NotImplementedError
+            raise AssertionError("a registry composes nothing")
 
         def weights(self, prepared, tokens):
-            raise NotImplementedError
+            raise AssertionError("a registry composes nothing")
 
 
     ALWAYS = Method("always", "the same adapter for every row", "nobody 2026", Always())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import time
@@ -20,9 +19,11 @@ from lora_retriever.serving.front import Front
 from lora_retriever.serving.guard import Guard
 from lora_retriever.serving.metrics import Metrics
 
-ray = pytest.importorskip("ray", reason="the ray extra is not installed")
+pytest.importorskip("ray", reason="the ray extra is not installed")
 pytest.importorskip("ray.serve", reason="the ray extra is not installed")
-from lora_retriever.serving.ray_replicas import replicas_of  # noqa: E402
+from clusters import small_cluster
+
+from lora_retriever.serving.ray_replicas import replicas_of
 
 pytestmark = pytest.mark.long
 TIME = 180  # seconds; a quiet machine takes a tenth
@@ -31,21 +32,13 @@ TIME = 180  # seconds; a quiet machine takes a tenth
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
     """Two replicas of the miniature, and the app before them."""
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=100 << 20,
-    )
     profile = tiny_profile(tmp_path_factory.mktemp("ray"), backend="ray", ray={"workers": 2, "cpus": 0.4}, threads=1)
-    with replicas_of(profile) as (found, count):
+    with small_cluster(), replicas_of(profile) as (found, count):
         assert count == 2
         metrics = Metrics()
         listener = Listener(Guard(Front(found, metrics), (), 2**20, lambda: False, metrics, None))
         yield listener
         listener.close()
-    ray.shutdown()
 
 
 def content_of(response: httpx.Response) -> str:
