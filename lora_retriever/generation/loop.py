@@ -6,7 +6,8 @@ rows under the same gate. The bound is the number of tokens held: rows × the le
 tokens that it may still get.
 
 A hybrid has states that cannot be parted by row, such as Mamba's. The rows of a hybrid are read together, and the next
-rows are read when all of them have ended.
+rows are read when all of them have ended. The rows of an encoder-decoder base are read together, too, but each leaves
+when its answer ends.
 
 The loop knows token ids and compositions: a text is looked at for stop texts only. One thread owns a loop.
 """
@@ -40,7 +41,7 @@ from lora_retriever.generation.settings import READ_TOKENS
 __all__ = ["Event", "Job", "Loop", "Sampling", "Token"]
 
 STEPS = 4
-"""Minimum number of tokens that every row gets between two steps that read prompts."""
+"""Minimum number of tokens that every row gets between two steps that read prompts, unless the caller names another."""
 FREE = 1 / 8
 """Share of the batch that must be free before waiting prompts are read, if more prompts wait than have room."""
 RECOVERY = 256

@@ -31,7 +31,7 @@ MAX_TOKEN_ID = 2**31 - 1
 """Maximum of a token's id; an id is a number of 32 bits or more in every model."""
 
 READ_TOKENS = 512
-"""Maximum number of prompt tokens that the loop reads in one step, in tokens, where clients wait for answers."""
+"""Maximum number of prompt tokens that the loop reads in one step, unless the caller names another number."""
 SHARE_READ = 1 / 4
 """Share of the tokens of a batch that the loop reads in one step in an evaluation, if these are more tokens."""
 SHARE_KEPT = 1 / 8
