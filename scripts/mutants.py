@@ -53,14 +53,19 @@ GROUPS = {
         ("tests/test_resampling.py", "tests/analysis/test_comparison.py"),
     ),
     "metrics": Group(
-        tuple(f"lora_retriever/metrics/{name}.py" for name in ("base", "paper", "standard", "subsequence", "texts")),
+        tuple(
+            f"lora_retriever/metrics/{name}.py"
+            for name in ("base", "paper", "plans", "standard", "subsequence", "texts", "triples")
+        ),
         ("tests/metrics",),
     ),
     "composition": Group(
-        tuple(f"peft_composition/{name}.py" for name in ("gates", "merges", "merging", "pairs", "updates")),
+        tuple(
+            f"peft_composition/{name}.py" for name in ("gates", "joining", "merges", "merging", "pairs", "updates")
+        ),
         tuple(
             f"tests/composition/test_composition_{name}.py"
-            for name in ("formulas", "gates", "golden", "merges", "passes", "stacks", "updates")
+            for name in ("formulas", "gates", "golden", "joining", "merges", "passes", "stacks", "updates")
         ),
     ),
 }
