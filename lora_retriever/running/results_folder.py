@@ -27,8 +27,8 @@ SOFT_LOCK = ".lock.owner"
 EARLIER = "earlier"
 """The folder, within the results folder, of the files of runs that were answered anew."""
 
-EMPTY_SECONDS = 2.0
-"""Maximum time between the making of a soft lock and the writing of its process into it, in seconds."""
+UNFINISHED_SECONDS = 2.0
+"""Maximum time between the making of a soft lock and the end of the writing of its process into it, in seconds."""
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """What `flock` fails with when another process holds the lock."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -180,7 +180,7 @@ def _soft_lock(results: Path, reason: OSError) -> Iterator[None]:
 
     path = results / SOFT_LOCK
     lock = SoftFileLock(path, timeout=0)
-    _remove_if_left_empty(path)
+    _remove_if_left_unfinished(path)
     try:
         lock.acquire()
     except Timeout as error:
@@ -204,19 +204,23 @@ def _soft_lock(results: Path, reason: OSError) -> Iterator[None]:
             lock.release()
 
 
-def _remove_if_left_empty(path: Path) -> None:
-    """Remove a soft lock whose process was killed after it made the file and before it wrote its id into the file."""
+def _remove_if_left_unfinished(path: Path) -> None:
+    """Remove a soft lock whose process was killed after it made the file and before it had written who it is."""
+    patience = time.monotonic() + UNFINISHED_SECONDS
     with suppress(OSError):
         made = os.lstat(path)
-        patience = time.monotonic() + EMPTY_SECONDS
-        while stat.S_ISREG(made.st_mode) and made.st_size == 0:
+        while stat.S_ISREG(made.st_mode) and _is_unfinished(read_bytes(path)):
             if time.monotonic() > patience:
                 path.unlink()
                 return
             time.sleep(0.05)
-            found = os.lstat(path)
-            if (found.st_ino, found.st_ctime_ns) != (made.st_ino, made.st_ctime_ns):
+            if os.lstat(path).st_ino != made.st_ino:
                 return
+
+
+def _is_unfinished(text: bytes) -> bool:
+    """Whether a soft lock lacks the lines of its process and machine, or the end of its last line."""
+    return text.count(b"\n") < 2 or not text.endswith(b"\n")
 
 
 def _host_of(path: Path) -> str:

@@ -86,12 +86,13 @@ def test_without_flock_a_second_process_is_told_so_and_a_killed_one_holds_nothin
     assert not (tmp_path / ".lock.owner").exists()
 
 
-def test_without_flock_a_lock_that_a_killed_process_left_empty_holds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("written", ["", "{pid}", "{pid}\n", "{pid}\nmach", "{pid}\nmachine\n27455"])
+def test_without_flock_a_lock_that_a_killed_process_left_unfinished_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     without_flock(monkeypatch)
-    monkeypatch.setattr(results_folder, "EMPTY_SECONDS", 0.1)
-    (tmp_path / ".lock.owner").touch()
+    monkeypatch.setattr(results_folder, "UNFINISHED_SECONDS", 0.1)
+    (tmp_path / ".lock.owner").write_text(written.format(pid=os.getpid()), newline="")
     with locked(tmp_path) as folder:
         folder.require_writable()
         assert (tmp_path / ".lock.owner").read_text().startswith(f"{os.getpid()}\n")
