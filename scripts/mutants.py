@@ -60,9 +60,7 @@ GROUPS = {
         ("tests/metrics",),
     ),
     "composition": Group(
-        tuple(
-            f"peft_composition/{name}.py" for name in ("gates", "joining", "merges", "merging", "pairs", "updates")
-        ),
+        tuple(f"peft_composition/{name}.py" for name in ("gates", "joining", "merges", "merging", "pairs", "updates")),
         tuple(
             f"tests/composition/test_composition_{name}.py"
             for name in ("formulas", "gates", "golden", "joining", "merges", "passes", "stacks", "updates")
