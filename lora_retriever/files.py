@@ -10,9 +10,9 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,9 +29,9 @@ MAX_NAME_BYTES = 255
 MAX_LINKS = 40
 """Maximum number of symbolic links that are followed from one path, as in Linux."""
 UNFINISHED = ".unfinished"
-"""The end of the name of a file that is being written."""
+"""The end of the name of a file or folder that is being written."""
 FOREIGN_SECONDS = 24 * 3600
-"""Age after which an unfinished file of another machine counts as left over, in seconds."""
+"""Age after which an unfinished file or folder of another machine counts as left over, in seconds."""
 DISK_ERRORS = {
     errno.ENOSPC: "the disk under {} is full",
     errno.EDQUOT: "the disk quota under {} is used up",
@@ -69,7 +69,7 @@ _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MACHINE = hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:8]
 _PROCESS = secrets.token_hex(4)
-_WRITTEN_BY = re.compile(rf"\..*\.([0-9a-f]{{8}})-(\d+)-([0-9a-f]{{8}})-\d+{re.escape(UNFINISHED)}", re.DOTALL)
+_WRITTEN_BY = re.compile(rf"\.(.*)\.([0-9a-f]{{8}})-(\d+)-([0-9a-f]{{8}})-\d+{re.escape(UNFINISHED)}", re.DOTALL)
 _counter = itertools.count()
 
 
@@ -128,16 +128,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Within this context an unfinished folder is filled, which then becomes the folder `out` in one atomic step.
 
-    The folder that the context gives does not exist yet. After an error nothing is left.
+    The folder that the context gives does not exist yet. After an error nothing is left. What a killed process left
+    beside `out` is removed when `out` is made again.
 
     Raises:
         OSError: a folder cannot be made, or `out` exists and is not empty.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
-        folder = Path(unfinished) / out.name
+    if out.is_dir() and any(out.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(out))
+    unfinished = _unfinished_beside(out)
+    unfinished.mkdir()
+    try:
+        folder = unfinished / out.name
         yield folder
         folder.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_bytes(path: Path, at_most: int = -1) -> bytes:
@@ -212,18 +219,23 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sweep_unfinished(folder: Path) -> list[Path]:
-    """Remove the files in `folder` that a process began to write and did not finish, and return their paths.
+    """Remove what a process began to write in `folder` and did not finish, files and folders. Return their paths.
 
-    A file of another machine is removed when it is older than `FOREIGN_SECONDS`, because nothing here shows whether its
-    process still runs. Files that cannot be listed or removed stay.
+    What another machine wrote is removed when it is older than `FOREIGN_SECONDS`, because nothing here shows whether
+    its process still runs. What cannot be listed or removed stays.
     """
+    return _swept(folder, None)
+
+
+def _swept(folder: Path, stem: str | None) -> list[Path]:
+    """Remove what processes that have ended left unfinished: all of it, or what has this stem in its name."""
     removed = []
     with suppress(OSError):
-        for file in sorted(folder.iterdir()):
-            if _is_left_over(file):
+        for path in sorted(folder.iterdir()):
+            if _is_left_over(path, stem):
                 with suppress(OSError):
-                    file.unlink()
-                    removed.append(file)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    removed.append(path)
     return removed
 
 
@@ -370,9 +382,7 @@ def _descriptor(path: Path) -> int | None:
 
 def _replace(target: Path, data: bytes, status: os.stat_result | None) -> None:
     """Write a file beside `target` and rename it. `status` is that of the file that is there now."""
-    stem = target.name if len(os.fsencode(target.name)) <= 180 else hashlib.sha256(os.fsencode(target)).hexdigest()
-    number = next(_counter)
-    unfinished = target.with_name(f".{stem}.{_MACHINE}-{os.getpid()}-{_PROCESS}-{number}{UNFINISHED}")
+    unfinished = _unfinished_beside(target)
     try:
         # Not mkstemp: its mode is 600, and a new file has the mode of the umask.
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -384,6 +394,13 @@ def _replace(target: Path, data: bytes, status: os.stat_result | None) -> None:
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _unfinished_beside(target: Path) -> Path:
+    """A path beside `target` with the number of this process. What killed processes left of `target` is removed."""
+    stem = target.name if len(os.fsencode(target.name)) <= 180 else hashlib.sha256(os.fsencode(target)).hexdigest()
+    _swept(target.parent, stem)
+    return target.with_name(f".{stem}.{_MACHINE}-{os.getpid()}-{_PROCESS}-{next(_counter)}{UNFINISHED}")
 
 
 def _take_over(descriptor: int, status: os.stat_result) -> None:
@@ -412,14 +429,16 @@ def _write_into(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _is_left_over(file: Path) -> bool:
-    """Whether a file is an unfinished one whose process has ended."""
-    match = _WRITTEN_BY.fullmatch(file.name)
-    if match is None or file.is_symlink() or not file.is_file():
+def _is_left_over(path: Path, stem: str | None) -> bool:
+    """Whether a file or folder is an unfinished one whose process has ended. None: of any stem."""
+    match = _WRITTEN_BY.fullmatch(path.name)
+    if match is None or match[1] != (stem or match[1]) or path.is_symlink():
         return False
-    machine, process, start = match.groups()
+    if not (path.is_file() or path.is_dir()):
+        return False
+    machine, process, start = match.groups()[1:]
     if machine != _MACHINE:
-        return time.time() - file.stat().st_mtime > FOREIGN_SECONDS
+        return time.time() - path.stat().st_mtime > FOREIGN_SECONDS
     if int(process) == os.getpid():
         return start != _PROCESS  # containers give every process the same number
     try:

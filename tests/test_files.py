@@ -349,6 +349,30 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     assert sweep_unfinished(tmp_path / "nowhere") == []
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_written_again_removes_what_a_killed_process_left_of_it_and_nothing_else(
+    tmp_path: Path, kind: str
+) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from lora_retriever.files import new_folder, write_text\n"
+        "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.replace = Path.rename = die\n"
+        "if sys.argv[2] == 'file': write_text(Path(sys.argv[1]), 'text')\n"
+        "with new_folder(Path(sys.argv[1])) as folder: folder.mkdir(); (folder / 'x').touch()"
+    )
+    for name in ("out", "out.json"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name), kind])
+    assert len(names_in(tmp_path)) == 2
+    if kind == "file":
+        write_text(tmp_path / "out", "text")
+    else:
+        with new_folder(tmp_path / "out") as folder:
+            folder.mkdir()
+    other, written = names_in(tmp_path)
+    assert written == "out"
+    assert other.startswith(".out.json.")
+
+
 @pytest.mark.parametrize(
     "name", ["", " ", ".", "..", "/", "/etc/passwd", "a/../..", "a//b", "a/", "~", "~root", "a\0", HALF]
 )

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
-from lora_retriever.files import writing
+from lora_retriever.files import new_folder, writing
 from lora_retriever.progress import quieten_transformers
 
 HELP = "save a composition as an ordinary PEFT checkpoint"
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         model = load_composable(base, adapters, torch.float32, "cpu", every_kind=True)
     try:
         names, values = list(weights), list(weights.values())
-        with writing(args.out):
-            model.save_composition(names, values, mode=args.mode, path=args.out)
+        with writing(args.out), new_folder(args.out) as folder:
+            model.save_composition(names, values, mode=args.mode, path=folder)
     except CompositionError as error:
         raise UserError(str(error)) from error
     print(for_terminal(f"{args.out}: {args.mode} of {len(weights)} adapters"))
