@@ -136,7 +136,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir() and any(out.iterdir()):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(out))
+        raise OSError(errno.ENOTEMPTY, "the folder exists and is not empty; name a new folder", str(out))
     unfinished = _unfinished_beside(out)
     unfinished.mkdir()
     try:
