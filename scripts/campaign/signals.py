@@ -10,9 +10,8 @@ from random import Random
 
 from campaign.figures import Log
 from campaign.kills import differences
-from campaign.world import Start, World, emptied, files_of, start
+from campaign.world import SIGNALS, Start, World, emptied, files_of, start
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SLOW = 0.01
 """How long a batch of the stand-in takes, in seconds, so that a signal finds a run at work."""
 PIPED = ("run", "run --table", "summarize", "summarize --format json", "methods", "audit", "doctor")

@@ -37,6 +37,7 @@ from lora_retriever.running.run_file import RunFile
 
 ROOT = Path(lora_retriever.__file__).resolve().parents[1]
 TINY = ROOT / "data" / "tiny"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TIMEOUT = 120.0
 """Maximum time of one start of a command, in seconds."""
 ODD_TEXTS = ("", "\u2028", "Müller 费用", "👍🏽", 'a "quoted" line\nand another', "half \ud83d", "\x1b[31m", "=1+1")
@@ -204,12 +205,14 @@ def start(
         path.write_bytes(b"")
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal waits until the command begins
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return Start(process, output, acknowledged)
     status = 70
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         _redirect(output, stdout)
         os.environ["LORA_RETRIEVER_CACHE"] = str(world.cache)
@@ -217,7 +220,7 @@ def start(
         if stand_in:
             _use_stand_in(seconds_a_batch)
         prepare()
-        status = main(list(arguments))
+        status = _begun(list(arguments))
     except SystemExit as exit:  # argparse's own
         status = exit.code if isinstance(exit.code, int) else 2
     except BaseException:  # what a user would see as a traceback
@@ -229,6 +232,15 @@ def start(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _begun(arguments: list[str]) -> int:
+    """Begin the command, with the signals that have come meanwhile. Ctrl-C before its first line has no message."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return main(arguments)
 
 
 def warm_up(world: World, scratch: Path) -> None:
