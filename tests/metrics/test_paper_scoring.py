@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rouge import Rouge
 
 from lora_retriever.metrics.base import RowError, compute
-from lora_retriever.metrics.paper import BLEU, EXACT_MATCH, ROUGE, bleu, exact_match, rouge
+from lora_retriever.metrics.paper import BLEU, EXACT_MATCH, ROUGE, bleu, exact_match, rouge, starts_with
 from lora_retriever.metrics.subsequence import lcs_length, lcs_words
 
 TARGET = "the old town of Ostia lies by the quiet sea and the hills"
@@ -27,12 +27,39 @@ ANSWER = "the old town lies by the sea and the quiet hills"
         ("yes\n\nbecause", "yes", True),
         ("yes", "yes\n\nbecause", False),  # only the target is cut
         ("3.5", "35", True),  # every dot goes, as in the original
+        ("straße", "STRASSE", False),  # lower case, and not upper case
         ("yes", "no", False),
         ("yes", "", False),
     ],
 )
 def test_exact_match_follows_the_originals_rules(target: str, answer: str, equal: bool) -> None:
     assert exact_match(target, answer) == {"em": float(equal)}
+
+
+@pytest.mark.parametrize(
+    ("target", "answer", "right"),
+    [
+        ("(A)", " (A) because it is.", True),
+        ("Yes.", "yes, he does", True),
+        ("no", "nobody", False),  # the target ends within a word
+        ("no", "no body", True),
+        ("7", "75", False),
+        ("(A)", "(A)bc", True),  # a bracket ends the target
+        ("no", "I say no", False),
+        ("no", "n", False),
+        ("", "no", False),
+        (" . ", "no", False),
+    ],
+)
+def test_an_answer_starts_with_its_target_where_the_target_ends_as_a_word(
+    target: str, answer: str, right: bool
+) -> None:
+    assert starts_with(target, answer) == {"starts_with": float(right)}
+
+
+@pytest.mark.parametrize(("target", "answer"), [("a b", " . ."), (" . .", "a b"), (".", ".")])
+def test_rouge_of_dots_alone_is_0(target: str, answer: str) -> None:
+    assert rouge(target, answer) == {"rouge-1": 0.0, "rouge-2": 0.0, "rouge-l": 0.0}
 
 
 def ngrams(text: str, n: int) -> Counter[tuple[str, ...]]:

@@ -14,7 +14,18 @@ from places import ROOT
 from lora_retriever.data.plans import plan_of
 from lora_retriever.metrics.base import compute
 from lora_retriever.metrics.named import StandardOptions, named_metric
-from lora_retriever.metrics.plans import KAS, OBJECTS, chunks, cider, f1_aligned, f1_in_order, kas, length_error, words
+from lora_retriever.metrics.plans import (
+    KAS,
+    OBJECTS,
+    chunks,
+    cider,
+    f1_aligned,
+    f1_in_order,
+    has_cider,
+    kas,
+    length_error,
+    words,
+)
 
 REFERENCES = ROOT.parent / "shared" / "data" / "gplanet" / "kas_reference.jsonl"
 
@@ -49,6 +60,11 @@ def test_a_reference_of_several_turns_loses_every_other_turn() -> None:
     # {turn right, take, mug} is left on one side, and {take, mug} on the other
     assert kas("turn left turn right take mug", "turn right take mug") == pytest.approx(1, abs=1e-6)
     assert kas("turn left turn right take mug", "turn left take mug cup") == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_a_single_turn_of_the_reference_stays() -> None:
+    # {turn left, take, mug} against {turn left, take, cup}; the published denominator has 1e-8 more
+    assert kas("turn left take mug", "turn left take cup") == pytest.approx(2 / (3 + 1e-8), abs=1e-12)
 
 
 def test_a_short_plan_is_padded_and_further_steps_are_ignored() -> None:
@@ -86,6 +102,7 @@ def test_f1_counts_all_steps_and_alignment_finds_the_best_pairing() -> None:
         assert f1_in_order(*plans) == pytest.approx(2 * in_order / total)
         assert f1_aligned(*plans) == pytest.approx(2 * best_pairing(*sides) / total)
         assert length_error(*plans) == abs(len(sides[0]) - len(sides[1])) / len(sides[0])
+    assert f1_in_order("", "") == f1_aligned("", "") == 0
 
 
 def slow_cider(references: list[str], answers: list[str]) -> float:
@@ -117,7 +134,16 @@ def test_cider_takes_the_steps_of_the_plan_as_its_corpus() -> None:
     given = ["turn right and walk to the counter", "pick up the red mug", "put the mug on the table"]
     assert cider([plan_of(wanted)], plan_of(given)) == pytest.approx(slow_cider(wanted, given))
     assert cider([plan_of(wanted)], plan_of(wanted)) == pytest.approx(slow_cider(wanted, wanted))
-    assert cider([plan_of(wanted)], "") == 0
+    assert cider([plan_of(wanted)], plan_of(given[:2])) == pytest.approx(slow_cider(wanted, [*given[:2], given[1]]))
+    assert cider([plan_of(wanted)], "") == cider([], plan_of(given)) == 0
+    assert has_cider()
+
+
+def test_a_reference_that_has_ended_counts_for_no_further_step_of_cider() -> None:
+    pytest.importorskip("pycocoevalcap")
+    wanted = ["walk to the counter", "pick up the mug", "put the mug in the sink"]
+    both = cider([plan_of(wanted), plan_of(wanted[:1])], plan_of(wanted))
+    assert both == pytest.approx(cider([plan_of(wanted)], plan_of(wanted)))
 
 
 def test_named_objects_are_counted_where_the_row_has_a_table() -> None:
@@ -131,6 +157,19 @@ def test_named_objects_are_counted_where_the_row_has_a_table() -> None:
     sums = OBJECTS.statistics(answers, answers, inputs=tables)  # type: ignore[call-arg]
     assert sums.tolist() == [[2, 2], [1, 2], [0, 0]]
     assert OBJECTS.combine(sums.sum(axis=0)).tolist() == [75.0]
+    assert OBJECTS.combine(np.zeros((1, 2))).tolist() == [[0.0]]
+    without = OBJECTS.statistics(answers, answers)
+    assert without.tolist() == [[0, 0]] * 3
+    assert sums.dtype == without.dtype == np.float64
+
+
+def test_the_longest_name_of_an_object_counts_whether_it_has_a_space_or_not() -> None:
+    kinds = ["Agent", "Counter", "CounterTop"]
+    lines = [f"{number}, {kind}, 0, 0, 0, 0, 0, 0, " for number, kind in enumerate(kinds)]
+    table = "wipe SCENE DESCRIPTION: " + " [SEP] ".join(["id, object_type, position_x", *lines])
+    answers = ["wipe the counter top", "wipe the countertop and the counter"]
+    sums = OBJECTS.statistics(answers, answers, inputs=[table, table])  # type: ignore[call-arg]
+    assert sums.tolist() == [[1, 1], [2, 2]]
 
 
 def test_standard_scoring_has_the_sound_scores_beside_kas() -> None:

@@ -60,6 +60,12 @@ def test_bleu_and_chrf_of_any_rows_are_sacrebleus(seed: int) -> None:
     assert chrf == pytest.approx(sacrebleu.CHRF().corpus_score(answers, [targets]).score, abs=1e-9)
 
 
+def test_several_draws_of_rows_are_combined_each_for_itself() -> None:
+    for metric in (BLEU, CHRF):
+        sums = metric.statistics(ANSWERS, TARGETS)
+        assert metric.combine(sums).tolist() == [metric.combine(row).tolist() for row in sums]
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6))
@@ -86,6 +92,8 @@ def test_rouge_is_rouge_scores_f_and_stems_only_when_asked() -> None:
         for stemming in (False, True)
     )
     assert (plain, stemmed) == (0.0, 100.0)
+    for target, answer, score in (("runs", "run", 100.0), ("was", "wa", 0.0)):  # four letters and three
+        assert compute(rouge_metric(True), predictions=[answer], references=[target])["rouge-1"] == score
 
 
 @pytest.mark.slow

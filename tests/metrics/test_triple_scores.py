@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora_retriever.cli import main
@@ -28,6 +29,24 @@ EXPECTED = {
 def test_scores_are_micro_averages_over_sets_of_triples() -> None:
     assert compute(TRIPLES, predictions=ANSWERS, references=TARGETS) == pytest.approx(EXPECTED)
     assert compute(TRIPLES, predictions=["", ""], references=["", "a | b | c"]) == dict.fromkeys(EXPECTED, 0.0)
+
+
+def test_precision_divides_by_the_answer_and_recall_by_the_target() -> None:
+    target, answer = "CEO | Acme | Ann", "CEO | Acme | Ann\nCITY | Acme | Rome\nCITY | Bolt | Oslo\nAGE | Ann | 40"
+    sums = TRIPLES.statistics([answer], [target])
+    assert sums.tolist() == [[1, 4, 1, 1, 3, 1]]
+    assert sums.dtype == np.float64
+    scores = dict(zip(TRIPLES.scores, TRIPLES.combine(sums)[0].tolist(), strict=True))
+    assert scores == pytest.approx(
+        {
+            "precision": 25.0,
+            "recall": 100.0,
+            "f1": 40.0,
+            "relation-precision": 100 / 3,
+            "relation-recall": 100.0,
+            "relation-f1": 50.0,
+        }
+    )
 
 
 def test_the_table_of_a_results_folder_has_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
