@@ -158,13 +158,18 @@ class ComposableModel:
 
     @contextmanager
     def open_batch(
-        self, adapters: Sequence[str] = (), mode: str | Composer = "mixture", gate: Gate | None = None
+        self,
+        adapters: Sequence[str] = (),
+        mode: str | Composer = "mixture",
+        gate: Gate | None = None,
+        expected: int = 0,
     ) -> Iterator[ComposableModel]:
         """Within this context, rows join the batch with `add_rows` and leave the batch with `keep_rows`.
 
         The batch begins without rows. Without a gate, every row has adapters and a mode of its own, and `adapters` and
         `mode` are not used. With a gate, `adapters` are all adapters that a row may offer, and `mode` is the mode of
-        every row.
+        every row. `expected` is the number of rows for which memory is reserved at once: fewer copies are made while
+        rows join. More rows may join.
 
         Raises as `composed` does.
         """
@@ -176,7 +181,7 @@ class ComposableModel:
             if gate is not None:
                 self._check_columns(adapters)
                 updates, gated = self._gated_batch(gate, composer_of(mode), adapters, torch.zeros(0, len(adapters)))
-            with self._live_batch(updates, 0, gated):
+            with self._live_batch(updates, 0, gated, expected):
                 yield self
 
     def add_rows(
@@ -326,13 +331,15 @@ class ComposableModel:
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
 
     @contextmanager
-    def _live_batch(self, updates: Mapping[str, Update], batch: int, gated: _GatedBatch | None) -> Iterator[None]:
+    def _live_batch(
+        self, updates: Mapping[str, Update], batch: int, gated: _GatedBatch | None, expected: int = 0
+    ) -> Iterator[None]:
         """Within this context, the updates are part of the base's forward pass."""
         live = LiveComposition(self.base, updates, batch, gated is not None)
         try:
             live.attach()
             self._live, self._gated = live, gated
-            self._open = OpenRows() if batch == 0 else None
+            self._open = OpenRows(expected=expected) if batch == 0 else None
             yield
         finally:
             self._live = self._open = self._gated = None
