@@ -228,33 +228,38 @@ class OpenRows:
         return result
 
 
-def with_gated_rows(update: GatedAdapters, weights: Tensor, offered: Tensor) -> GatedAdapters:
+def with_gated_rows(
+    update: GatedAdapters, weights: Tensor, offered: Tensor, tallies: dict[Tally, Tally]
+) -> GatedAdapters:
     """Return a gated update with further rows. The memory and the tally then have the rows of the batch, in order.
 
     Args:
         weights: [new rows, P] float32, of the adapters of the update.
         offered: [new rows, P] bool.
+        tallies: the tally of the whole batch for each tally of the batch before, which modules share. Is filled.
     """
-    update = of_present_rows(update)
     new, rows = len(weights), len(update.weights) + len(weights)
-    sums = pad(update.tally.sums, (0, 0, 0, new))  # [rows, P + 3]
-    memory = {name: pad(values, (0, 0) * (values.ndim - 1) + (0, new)) for name, values in update.memory.items()}
+    present = update.rows
+    if update.tally not in tallies:
+        tallies[update.tally] = Tally(pad(update.tally.sums[present], (0, 0, 0, new)))  # [rows, P + 3]
+    memory = {
+        name: pad(values[present], (0, 0) * (values.ndim - 1) + (0, new)) for name, values in update.memory.items()
+    }
     return replace(
         update,
         weights=torch.cat([update.weights, weights]),
         offered=torch.cat([update.offered, offered]),
         rows=torch.arange(rows, device=update.rows.device),
-        tally=Tally(sums),
+        tally=tallies[update.tally],
         memory=memory,
     )
 
 
-def of_present_rows(update: GatedAdapters) -> GatedAdapters:
-    """Return the same update with memory and tally of its present rows only."""
-    if len(update.rows) == len(update.tally.sums) and bool(
-        (update.rows == torch.arange(len(update.rows), device=update.rows.device)).all()
-    ):
-        return update
-    memory: dict[str, Any] = {name: values[update.rows] for name, values in update.memory.items()}
-    rows = torch.arange(len(update.rows), device=update.rows.device)
-    return replace(update, rows=rows, tally=Tally(update.tally.sums[update.rows]), memory=memory)
+def of_present_rows(update: GatedAdapters, tallies: dict[Tally, Tally]) -> GatedAdapters:
+    """Return the same update with memory and tally of its present rows only. `tallies` as for `with_gated_rows`."""
+    present = update.rows
+    if update.tally not in tallies:
+        tallies[update.tally] = Tally(update.tally.sums[present])
+    memory: dict[str, Any] = {name: values[present] for name, values in update.memory.items()}
+    rows = torch.arange(len(present), device=present.device)
+    return replace(update, rows=rows, tally=tallies[update.tally], memory=memory)

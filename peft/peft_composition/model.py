@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from peft_composition.checkpoint import read_adapter
 from peft_composition.errors import AdapterError, CompositionError
-from peft_composition.gates import Gate, GateUsage, PreparedGates, usage_of
+from peft_composition.gates import Gate, GateUsage, PreparedGates, Tally, usage_of
 from peft_composition.hooks import LiveComposition, input_rows
 from peft_composition.joining import OpenRows, of_present_rows, with_gated_rows
 from peft_composition.layers import placement
@@ -228,7 +228,7 @@ class ComposableModel:
             if self._gated is None or self._live is None:
                 raise CompositionError("no composition with a gate is active; ask within composed(..., gate=...)")
             updates = [update for update in self._live.updates.values() if isinstance(update, GatedAdapters)]
-            return usage_of([update.tally for update in updates], self._gated.columns)
+            return usage_of(list(dict.fromkeys(update.tally for update in updates)), self._gated.columns)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Continue, within `composed`, with only these rows of the batch: indices int64 [rows], in this order.
@@ -372,11 +372,12 @@ class ComposableModel:
         whole = whole[:, gated.columns]  # in loading order
         live.check_whole()
         updates: dict[str, Update] = {}
+        tallies: dict[Tally, Tally] = {}
         for name, update in live.updates.items():
             if isinstance(update, GatedAdapters):
                 own = whole.to(update.down.device)  # [new rows, P]
                 targets = torch.tensor(gated.targets[name], device=update.down.device)  # [P]
-                updates[name] = with_gated_rows(update, own, (own != 0) & targets)
+                updates[name] = with_gated_rows(update, own, (own != 0) & targets, tallies)
         live.become(updates, live.batch + len(weights))
         self._open = self._open or OpenRows()
 
@@ -514,8 +515,9 @@ class _GatedBatch:
 
 
 def _of_present_rows(updates: Mapping[str, Update]) -> dict[str, Update]:
+    tallies: dict[Tally, Tally] = {}
     return {
-        name: of_present_rows(update) if isinstance(update, GatedAdapters) else update
+        name: of_present_rows(update, tallies) if isinstance(update, GatedAdapters) else update
         for name, update in updates.items()
     }
 
