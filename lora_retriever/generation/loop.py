@@ -14,7 +14,7 @@ The loop knows token ids and compositions: a text is looked at for stop texts on
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -182,16 +182,16 @@ class Loop:
 
     def ended(self) -> Iterator[list[Event]]:
         """Step until no job is left. Yields the last event of every job, with all tokens of the job, step by step."""
-        told: dict[int, Event] = {}
+        tokens: dict[int, list[Token]] = defaultdict(list)  # of every job so far
+        prompts: dict[int, tuple[Token, ...]] = defaultdict(tuple)
         while self.waiting or self.running:
             over = []
             for event in self.step():
-                before = told.pop(event.id, Event(event.id))
-                whole = replace(event, tokens=before.tokens + event.tokens, prompt=before.prompt + event.prompt)
-                if event.ended is None:
-                    told[event.id] = whole
-                else:
-                    over.append(whole)
+                tokens[event.id] += event.tokens
+                prompts[event.id] += event.prompt
+                if event.ended is not None:
+                    whole = tuple(tokens.pop(event.id))
+                    over.append(replace(event, tokens=whole, prompt=prompts.pop(event.id)))
             if over:
                 yield over
 

@@ -167,8 +167,13 @@ def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
 
     The product has cross terms between adapters, and the weights enter twice: a single adapter of weight w acts with
     w². Smaller ranks are padded with zeros. The sums are computed in float32 or wider, as one product of the rows'
-    weights with all adapters in use, so adapters are not copied for every row.
+    weights with all adapters in use, so adapters are not copied for every row. Rows with one adapter each need no sums.
     """
+    if active.slots.shape[1] == 1:
+        dtype = product_dtype(stack.down.device, stack.down.dtype)
+        weight = active.weights[:, :, None]  # [batch, 1, 1]
+        down, up = ((half[:, 0] * weight).to(dtype) for half in stack.gather(active))  # [batch, r, d]
+        return Pair(down, up)
     down, up = stack.take(active.used)  # [P, r, d_in], [P, r, d_out]
     wide = torch.promote_types(down.dtype, active.by_adapter.dtype)
     weights = active.by_adapter.to(wide)  # [batch, P]
