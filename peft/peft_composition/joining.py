@@ -133,7 +133,8 @@ class Moves:
             return held[torch.tensor(self.rows, device=held.device)]
         if self._changes:
             if held.device not in self._indices:
-                self._indices[held.device] = tuple(torch.tensor(self._changes, device=held.device).T.contiguous())
+                places, sources = torch.tensor(self._changes, device=held.device).T.contiguous()
+                self._indices[held.device] = places, sources
             places, sources = self._indices[held.device]
             held.index_copy_(0, places, held.index_select(0, sources))
         return held
