@@ -16,12 +16,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lora_retriever.generation.jobs import WaitingRow, mode_key
+from lora_retriever.generation.jobs import Kind, WaitingRow
 
 SHORTEST = 8
 """Minimum length of a beginning that is shared, in tokens. A shorter beginning saves less than its copies cost."""
-
-_Key = tuple[str, tuple[tuple[str, float], ...]]
 
 
 @dataclass
@@ -41,7 +39,7 @@ class Beginnings:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         self._window = min((window for window in windows if window is not None), default=None)
         self._room = room
-        self._kept: dict[_Key, _Beginning] = {}
+        self._kept: dict[Kind, _Beginning] = {}
 
     def divided(
         self, rows: Sequence[WaitingRow], waiting: Iterable[WaitingRow]
@@ -52,17 +50,17 @@ class Beginnings:
         """
         if not self._room:
             return list(rows), []
-        alike: dict[_Key, list[WaitingRow]] = defaultdict(list)
+        alike: dict[Kind, list[WaitingRow]] = defaultdict(list)
         for row in (*rows, *waiting):
             if row.job.gate is None:
-                alike[_key(row)].append(row)
+                alike[row.kind].append(row)
         first, following = [], []
         for row in rows:
-            if row.job.gate is None and _key(row) in self._kept:
+            if row.job.gate is None and row.kind in self._kept:
                 following.append(row)
             else:
                 first.append(row)
-                self._wish(row, alike[_key(row)])
+                self._wish(row, alike[row.kind])
         return first, following
 
     def _wish(self, row: WaitingRow, alike: Sequence[WaitingRow]) -> None:
@@ -72,12 +70,12 @@ class Beginnings:
         # A window drops the first keys and values of a longer prompt.
         in_window = self._window is None or len(row.ids) < self._window
         if shared >= SHORTEST and held + shared <= self._room and in_window:
-            self._kept[_key(row)] = _Beginning(row.id, row.ids[:shared])
+            self._kept[row.kind] = _Beginning(row.id, row.ids[:shared])
 
     def length(self, row: WaitingRow) -> int:
-        """The number of tokens of a row that need not be read, because their keys and values are kept."""
-        kept = None if row.job.gate is not None else self._kept.get(_key(row))
-        if kept is None or kept.layers is None:
+        """The number of tokens of a row that need not be read, once the rows that are read whole have been read."""
+        kept = None if row.job.gate is not None else self._kept.get(row.kind)
+        if kept is None:
             return 0
         # The last token is always read, and so are the tokens whose log-probabilities are told.
         most = len(row.ids) - 1 - (0 if row.told else row.job.scored)
@@ -86,7 +84,7 @@ class Beginnings:
 
     def fill(self, cache: DynamicCache, rows: Sequence[WaitingRow], width: int, lengths: Sequence[int]) -> None:
         """Put the beginnings of rows into an empty cache: of row i the first `lengths[i]` tokens, padded to `width`."""
-        found = [self._kept.get(_key(row)) for row in rows]
+        found = [self._kept.get(row.kind) for row in rows]
         layers = next(one.layers for one in found if one is not None and one.layers is not None)
         for place, like in enumerate(layers):
             if like is None:
@@ -106,7 +104,7 @@ class Beginnings:
         """Keep the beginnings of rows that were just read, as far as other rows share them."""
         longest = max(len(row.ids) for row in rows)
         for place, row in enumerate(rows):
-            kept = self._kept.get(_key(row)) if row.job.gate is None else None
+            kept = self._kept.get(row.kind) if row.job.gate is None else None
             if kept is not None and kept.row == row.id:
                 start = longest - len(row.ids)
                 columns = slice(start, start + len(kept.ids))
@@ -114,14 +112,8 @@ class Beginnings:
 
     def forget_all_but(self, waiting: Collection[WaitingRow]) -> None:
         """Free the beginnings that no waiting row can share."""
-        keys = {_key(row) for row in waiting}
+        keys = {row.kind for row in waiting}
         self._kept = {key: kept for key, kept in self._kept.items() if key in keys and kept.layers is not None}
-
-
-def _key(row: WaitingRow) -> _Key:
-    """What two rows without a gate have in common if they have the same composition."""
-    weights = row.job.composition.weights
-    return mode_key(row.job), tuple(sorted((name, weight) for name, weight in weights.items() if weight))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

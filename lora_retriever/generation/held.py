@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from peft_composition.joining import moved
+from peft_composition.joining import Moves
 
 SEPARABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 """Cache layers that hold keys and values only, one row for each row of the batch."""
@@ -70,17 +70,18 @@ class Held:
         """The attention mask of the next token, int64 [rows, width + 1]. None: no row has padding."""
         return _mask_of(self.lengths, self.width, device)
 
-    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, most: int) -> None:
+    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, expected: int, most: int) -> None:
         """Add rows that were just read, behind the rows that are held.
 
         Args:
             read: their keys and values, padded on the left. They are freed, layer by layer.
             lengths: number of tokens of each row.
             still: maximum number of tokens that any row of the batch may get from now on.
+            expected: number of rows that the batch will soon have. Memory is reserved for them at once.
             most: maximum number of rows for which memory may be reserved.
         """
         before, rows, longest = len(self.lengths), len(self.lengths) + len(lengths), max(lengths)
-        self._make_room(rows, longest, still, most)
+        self._make_room(rows, longest, still, expected, most)
         for mine, theirs in zip(self._layers, cast(Sequence[DynamicLayer], read.layers), strict=True):
             if theirs.keys is not None and theirs.values is not None and theirs.keys.numel():
                 mine.write(slice(before, rows), theirs.keys, theirs.values)
@@ -90,7 +91,8 @@ class Held:
 
     def prepare_step(self, still: int) -> None:
         """Make a column free for the next token of every row. `still`: as for `join`."""
-        self._make_room(len(self.lengths), 0, still, len(self.lengths))
+        rows = len(self.lengths)
+        self._make_room(rows, 0, still, rows, rows)
 
     def finish_step(self) -> None:
         """Count the token that every layer has written."""
@@ -107,8 +109,9 @@ class Held:
     def keep(self, rows: Sequence[int]) -> None:
         """Continue with these rows, in this order. Only rows whose place changes are copied."""
         self.lengths = [self.lengths[row] for row in rows]
+        moves = Moves(rows)
         for layer in self._layers:
-            layer.keep(rows)
+            layer.keep(moves, slice(self.start, self.end))
         self.start = self.end - max(self.lengths, default=0)
 
     def clear(self) -> None:
@@ -118,13 +121,13 @@ class Held:
         for layer in self._layers:
             layer.free()
 
-    def _make_room(self, rows: int, longest: int, still: int, most: int) -> None:
+    def _make_room(self, rows: int, longest: int, still: int, expected: int, most: int) -> None:
         """Have `rows` places, `longest` columns before `end`, and a column behind `end`."""
         if rows <= self._places and longest <= self.end < self._columns:
             return
         end = max(self.width, longest)
         columns = end + max(1, min(still, ROOM))
-        places = self._places if rows <= self._places else max(rows, min(2 * self._places, most))
+        places = self._places if rows <= self._places else max(rows, min(max(expected, 2 * self._places), most))
         if places == self._places and columns <= self._columns:
             columns = self._columns  # the memory is large enough: the rows are moved within it
         for layer in self._layers:
@@ -168,11 +171,11 @@ class HeldLayer(DynamicLayer):
                 self.values = _elsewhere(self.values, rows, present, target, places, columns)
         self._shape = (places, columns)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Continue with these rows, in this order."""
+    def keep(self, moves: Moves, present: slice) -> None:
+        """Continue with some of the rows, which have the columns `present`."""
         if self.keys is not None and self.values is not None:
-            moved(self.keys, rows)
-            moved(self.values, rows)
+            moves.of(self.keys[:, :, present])
+            moves.of(self.values[:, :, present])
 
     def free(self) -> None:
         """Free the memory."""
@@ -210,7 +213,7 @@ class HeldWhole:
         self.lengths: list[int] = []
         self.cache: DynamicCache | None = None
 
-    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, most: int) -> None:
+    def join(self, read: DynamicCache, lengths: Sequence[int], still: int, expected: int, most: int) -> None:
         """Begin with the rows that were just read."""
         self.cache, self.lengths = read, list(lengths)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from lora_retriever.generation.composition import Composition
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from lora_retriever.generation.limits import Limits
     from lora_retriever.generation.settings import GenerationSection
     from peft_composition import ComposableModel, Composer, Gate
+
+
+Kind = tuple[str, tuple[tuple[str, float], ...]]
+"""The key of a mode, and the adapters with their weights."""
 
 
 class Decoder(Protocol):
@@ -82,6 +87,12 @@ class WaitingRow:
     text: TextStream | None  # in which stop texts are looked for
     tokens: list[int] = field(default_factory=list)
     told: bool = False  # whether the scored tokens of the prompt have been told
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the row has in common with every row that is composed alike."""
+        weights = self.job.composition.weights
+        return mode_key(self.job), tuple(sorted((name, weight) for name, weight in weights.items() if weight))
 
     @property
     def ids(self) -> list[int]:

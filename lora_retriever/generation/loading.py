@@ -23,6 +23,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.generation.batches import ran_out_of_memory
 from lora_retriever.generation.encoder_decoder import KNOWN, is_known
 from lora_retriever.generation.generator import Generator
+from lora_retriever.generation.heap import keep_freed_memory
 from lora_retriever.generation.limits import check_settings, limits_of
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.shape import check_layers
@@ -78,6 +79,7 @@ def load_generator(source: ModelSource) -> Generator:
     """
     if source.threads is not None:
         torch.set_num_threads(source.threads)
+    keep_freed_memory()
     check_settings(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
     tokenizer = load_tokenizer(source.base)
     model = load_composable(source.base, source.adapters, source.torch_dtype, source.device, source.adapter_memory)

@@ -14,11 +14,11 @@ The loop knows token ids and compositions: a text is looked at for stop texts on
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
@@ -182,16 +182,16 @@ class Loop:
 
     def ended(self) -> Iterator[list[Event]]:
         """Step until no job is left. Yields the last event of every job, with all tokens of the job, step by step."""
-        told: dict[int, Event] = {}
+        tokens: dict[int, list[Token]] = defaultdict(list)  # of every job so far
+        prompts: dict[int, tuple[Token, ...]] = defaultdict(tuple)
         while self.waiting or self.running:
             over = []
             for event in self.step():
-                before = told.pop(event.id, Event(event.id))
-                whole = replace(event, tokens=before.tokens + event.tokens, prompt=before.prompt + event.prompt)
-                if event.ended is None:
-                    told[event.id] = whole
-                else:
-                    over.append(whole)
+                tokens[event.id] += event.tokens
+                prompts[event.id] += event.prompt
+                if event.ended is not None:
+                    whole = tuple(tokens.pop(event.id))
+                    over.append(replace(event, tokens=whole, prompt=prompts.pop(event.id)))
             if over:
                 yield over
 
@@ -272,24 +272,23 @@ class Loop:
         for _ in joining:
             self._waiting.popleft()
         first, following = self._beginnings.divided(joining, self._waiting)
-        for rows in (first, following):
-            if rows:
-                self._read_together(rows)
+        # Tokens that need not be read; a row of `following` is read after the row that begins alike.
+        known = {row.id: 0 for row in first} | {row.id: self._beginnings.length(row) for row in following}
+        groups = [
+            sorted(rows, key=lambda row: (row.kind[0], known[row.id] - len(row.ids))) for rows in (first, following)
+        ]
+        self._join_composition([*groups[0], *groups[1]])
+        before = len(self._rows)
+        self._rows += [*groups[0], *groups[1]]
+        for rows in groups:
+            for part in reading_parts([len(row.ids) - known[row.id] for row in rows], self._separable):
+                self._read_part(rows[part], slice(before + part.start, before + part.stop), known)
+            before += len(rows)
         self._since = 0
         self._beginnings.forget_all_but(self._waiting)
         upcoming = [row.job.composition for row in islice(self._waiting, len(self._rows))]
         self._model.prefetch(adapters_of(upcoming))  # reads files only where a memory limit keeps adapters on disk
         return self._end()
-
-    def _read_together(self, rows: Sequence[WaitingRow]) -> None:
-        """Let rows join the composition, and read their prompts in parts of similar length."""
-        known = {row.id: self._beginnings.length(row) for row in rows}  # tokens that need not be read again
-        rows = sorted(rows, key=lambda row: (mode_key(row.job), known[row.id] - len(row.ids)))
-        self._join_composition(rows)
-        before = len(self._rows)
-        self._rows += rows
-        for part in reading_parts([len(row.ids) - known[row.id] for row in rows], self._separable):
-            self._read_part(rows[part], slice(before + part.start, before + part.stop), known)
 
     def _read_part(self, rows: Sequence[WaitingRow], places: slice, known: Mapping[int, int]) -> None:
         """Read the prompts of some rows that have joined: the last tokens of each, behind the beginning that is known.
@@ -310,10 +309,17 @@ class Loop:
         texts = [row.ids[-new:] for row in rows]
         logits = read_part(self._model, texts, lengths, places, cache, self._decoder.pad_id, told + 1)
         self._beginnings.keep(cache, rows)
-        widest = max(row.most for row in self._rows)
-        most = max(places.stop, min(self.room, self.max_tokens // widest))
-        self._held.join(cache, lengths, max(row.still for row in self._rows), most)
+        expected, most = self._room_for(self._rows)
+        self._held.join(cache, lengths, max(row.still for row in self._rows), expected, most)
         self._choose(rows, logits[:, -1], [_scored(row, logits[i]) for i, row in enumerate(rows)])
+
+    def _room_for(self, rows: Sequence[WaitingRow]) -> tuple[int, int]:
+        """Number of rows that the batch will soon have, and maximum number of rows that it may have.
+
+        `rows` are the rows of the batch. The rows that wait will join as far as there is room.
+        """
+        most = max(len(rows), min(self.room, self.max_tokens // max(row.most for row in rows)))
+        return min(len(rows) + len(self._waiting), most), most
 
     def _decode(self) -> list[Event]:
         """Decode one token of every row."""
@@ -419,17 +425,15 @@ class Loop:
                 later = [row for row in self._waiting if self._fits_with(row, ordered[0])]
                 names = adapters_of([row.job.composition for row in (*ordered, *later)])
             gate = first.gate if names else None
-            stack.enter_context(self._model.open_batch(names, first.mode, gate))
+            expected, _ = self._room_for(ordered)
+            stack.enter_context(self._model.open_batch(names, first.mode, gate, expected))
             self._open, self._offered = stack, frozenset(names)
-        start = 0
-        while start < len(ordered):
-            key = mode_key(ordered[start].job)
-            group = [row.job for row in ordered[start:] if mode_key(row.job) == key]
-            compositions = [job.composition for job in group]
+        for _, group in groupby((row.job for row in ordered), key=mode_key):
+            jobs = list(group)
+            compositions = [job.composition for job in jobs]
             names = adapters_of(compositions)
             weights = [[composition.weights.get(name, 0.0) for name in names] for composition in compositions]
-            self._model.add_rows(names, torch.tensor(weights).reshape(len(group), len(names)), group[0].mode)
-            start += len(group)
+            self._model.add_rows(names, torch.tensor(weights).reshape(len(jobs), len(names)), jobs[0].mode)
 
     def _recover(self) -> None:
         """Let the room grow again, some steps after a shortage of memory: what took the memory may be gone."""

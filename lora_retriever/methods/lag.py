@@ -40,27 +40,28 @@ class LAG:
     top_k: Count = 20
     singular_values: bool = False
 
-    def prepare(self, offered: Offered) -> tuple[Tensor, Tensor]:
-        """The first directions as factors of A x, [P, 1, r], and the factors [P, r, r] of the second score."""
+    def prepare(self, offered: Offered) -> Tensor:
+        """The factors [P, 1 + r, r] of A x: the first direction's, and those of the second score."""
+        import torch
+
         from lora_retriever.methods.parts.spectral import computing_dtype, response_of, spectrum_of
 
         coordinates = spectrum_of(offered).coordinates  # [P, r, r]
         length = response_of(offered) if self.singular_values else coordinates  # [P, r, r]
-        place = offered.down.device, computing_dtype(offered)
-        return coordinates[:, :1].to(*place), length.to(*place)
+        return torch.cat([coordinates[:, :1], length], dim=1).to(offered.down.device, computing_dtype(offered))
 
-    def weights(self, prepared: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
+    def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
         """One-hot weights [batch, n, P]."""
         import torch
 
-        from lora_retriever.methods.parts.spectral import lengths
+        from lora_retriever.methods.parts.spectral import products
 
-        first, length = prepared
         offered = tokens.offered[:, None]  # [batch, 1, P]
-        arrow = lengths(first, tokens.inner).masked_fill(~offered, -1)  # |a* · x|, [batch, n, P]
+        found = products(prepared, tokens.inner)  # [batch, n, P, 1 + r]
+        arrow = found[..., 0].abs().where(offered, -1)  # |a* · x|, [batch, n, P]
         best = arrow.topk(min(self.top_k, arrow.shape[-1]), dim=-1).indices  # [batch, n, k]
         kept = torch.zeros_like(arrow, dtype=torch.bool).scatter(-1, best, True)  # [batch, n, P]
-        return best_of_offered(lengths(length, tokens.inner), kept & offered)  # by ‖A* x‖
+        return best_of_offered(found[..., 1:].norm(dim=-1), kept & offered)  # by ‖A* x‖
 
 
 METHODS = with_ood(

@@ -58,20 +58,22 @@ class CalibratedNorms:
 
     measured: OwnSamples
 
-    def prepare(self, offered: Offered) -> tuple[Tensor, Tensor, Tensor]:
-        """The factors [P, r, r] that give norms, and μ and σ [P]."""
+    def prepare(self, offered: Offered) -> tuple[Tensor, Tensor]:
+        """The factors [P, r, r] that give norms divided by σ, and μ / σ [P]."""
         from lora_retriever.methods.parts.spectral import computing_dtype, response_of
 
         place = offered.down.device, computing_dtype(offered)
         mean, deviation, _ = self.measured.of(offered)
-        return response_of(offered).to(*place), mean.to(*place), deviation.to(*place).clamp(min=SMALLEST)
+        response, mean, deviation = (part.cpu().double() for part in (response_of(offered), mean, deviation))
+        deviation = deviation.clamp(min=SMALLEST)
+        return (response / deviation[:, None, None]).to(*place), (mean / deviation).to(*place)
 
-    def weights(self, prepared: tuple[Tensor, Tensor, Tensor], tokens: Tokens) -> Tensor:
+    def weights(self, prepared: tuple[Tensor, Tensor], tokens: Tokens) -> Tensor:
         """One-hot weights [batch, n, P]."""
         from lora_retriever.methods.parts.spectral import lengths
 
-        response, mean, deviation = prepared
-        scores = (lengths(response, tokens.inner) - mean) / deviation  # [batch, n, P]
+        response, mean = prepared
+        scores = lengths(response, tokens.inner) - mean  # [batch, n, P]
         return best_of_offered(scores, tokens.offered[:, None])
 
 

@@ -19,6 +19,10 @@ from torch import Tensor
 
 KEPT_SETS = 4
 """Maximum number of pairs of a gate and a set of adapters whose prepared state is kept (the most recently used)."""
+NOTED = 256
+"""Maximum number of calls whose weights a tally holds before it sums them up."""
+SUMMED_AT_ONCE = 2**14
+"""Number of weights of one call from which a tally sums them up at once: then the memory counts, not the operations."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,18 @@ class GateUsage:
     entropy: Tensor  # [batch] float32, in nats: of a token's weights scaled to sum 1; 0 for a row without any weight
 
 
-@dataclass(frozen=True)
 class Tally:
-    """Running sums over the tokens that one module has received, for each row of the batch as it was composed."""
+    """Running sums over the tokens that modules have received, for each row of the batch as it was composed.
 
-    sums: Tensor  # [batch, P + 3]: weights, entropy, number of tokens with any weight, number of tokens
+    All modules of a device share one tally. The weights of a pass are noted at every module, and summed for all modules
+    together: every operation costs time at every module and every decoded token.
+    """
+
+    def __init__(self, sums: Tensor) -> None:
+        """Begin with `sums` [batch, P + 3]: weights, entropy, number of tokens with any weight, number of tokens."""
+        self.batch = len(sums)
+        self._sums = sums
+        self._noted: list[tuple[Tensor, Tensor, Tensor]] = []  # weights, which tokens are real, and rows
 
     @classmethod
     def empty(cls, batch: int, adapters: int, like: Tensor) -> Tally:
@@ -123,15 +134,36 @@ class Tally:
         return cls(torch.zeros(batch, adapters + 3, device=like.device, dtype=dtype))
 
     def note(self, weights: Tensor, real: Tensor, rows: Tensor) -> None:
-        """Add the weights [batch, n, P] of the tokens that are real [batch, n] to the sums of `rows` [batch]."""
-        there = real[..., None]  # [batch, n, 1]
-        weights = weights.to(self.sums.dtype) * there  # [batch, n, P]
+        """Count the weights [batch, n, P] of the tokens that are real [batch, n], for `rows` [batch]."""
+        if self._noted and (self._noted[0][0].shape[1] != weights.shape[1] or len(self._noted) == NOTED):
+            self._sum_up()
+        self._noted.append((weights, real, rows))
+        if weights.numel() > SUMMED_AT_ONCE:
+            self._sum_up()
+
+    @property
+    def sums(self) -> Tensor:
+        """The sums so far, [batch, P + 3], as in `__init__`."""
+        self._sum_up()
+        return self._sums
+
+    @torch.no_grad()
+    def _sum_up(self) -> None:
+        """Add what was noted to the sums. All noted weights have the same number of tokens n."""
+        if not self._noted:
+            return
+        # [m * batch, n, P], [m * batch, n], [m * batch] for the m calls that were noted
+        weights, real, rows = (torch.cat(parts) for parts in zip(*self._noted, strict=True))
+        self._noted = []
+        there = real[..., None]  # [m * batch, n, 1]
+        weights = weights.to(self._sums.dtype) * there
         sizes = weights.abs()  # a negative weight has the share of its absolute value
-        total = sizes.sum(dim=2, keepdim=True)  # [batch, n, 1]
-        shares = sizes / total.clamp(min=torch.finfo(total.dtype).tiny)  # [batch, n, P]
-        entropy = torch.special.entr(shares).sum(dim=2, keepdim=True)  # [batch, n, 1]
-        # One sum, because every operation here costs time at every module and every decoded token.
-        self.sums.index_add_(0, rows, torch.cat([weights, entropy, total > 0, there], dim=2).sum(dim=1))
+        total = sizes.sum(dim=2, keepdim=True)  # [m * batch, n, 1]
+        shares = sizes / total.clamp(min=torch.finfo(total.dtype).tiny)  # [m * batch, n, P]
+        entropy = torch.special.entr(shares).sum(dim=2, keepdim=True)  # [m * batch, n, 1]
+        added = torch.cat([weights, entropy, total > 0, there], dim=2).sum(dim=1)  # [m * batch, P + 3]
+        # Not in place, because the sums may be a tensor of an inference_mode block that has ended.
+        self._sums = self._sums.index_add(0, rows, added)
 
 
 def usage_of(tallies: Sequence[Tally], columns: Sequence[int]) -> GateUsage:

@@ -1,8 +1,8 @@
 """The updates of an open batch, which rows join and leave while tokens are decoded.
 
-The pairs of all rows lie in one piece of memory for each module, with room for further rows. A row that joins is
-written behind the last row. When rows leave, only the rows that change their place are copied. So a row that comes or
-goes costs what its own pair costs, and not what the batch costs.
+The pairs of all rows lie in one piece of memory for each module, with room for the rows that are expected. A row that
+joins is written behind the last row. When rows leave, only the rows that change their place are copied. So a row that
+comes or goes costs what its own pair costs, and not what the batch costs.
 
 This file deals with tensors and gates, not with models, files or hooks.
 """
@@ -46,9 +46,10 @@ class PairsAndShared:
 class RowPairs:
     """The pairs of one module for the rows of an open batch. A row without an update has rank 0."""
 
-    def __init__(self, rows: int) -> None:
-        """Begin with `rows` rows of rank 0."""
+    def __init__(self, rows: int, expected: int = 0) -> None:
+        """Begin with `rows` rows of rank 0. `expected`: number of rows for which memory is reserved at once."""
         self.ranks = [0] * rows  # of each row
+        self._expected = expected
         self._down: Tensor | None = None  # A: [places, rank, d_in]; behind a row's rank there are zeros
         self._up: Tensor | None = None  # [places, rank, d_out]
 
@@ -63,59 +64,80 @@ class RowPairs:
     def join(self, pair: Pair | None, rows: int) -> None:
         """Add `rows` rows. `pair` has one pair for each of the rows, or one pair for all. None: rows of rank 0."""
         before, rank = len(self.ranks), 0 if pair is None else pair.down.shape[1]
-        if pair is not None and before == 0 and len(pair.down) == rows:
+        if pair is not None and before == 0 and len(pair.down) == rows >= self._expected:
             self._down, self._up = pair.down, pair.up  # nothing to copy
         elif pair is not None or self._down is not None:
             halves = (self._down, self._up) if pair is None else (pair.down, pair.up)
             kept = (self._down, self._up)
             wanted = max(rank, max(self.ranks, default=0))
+            places = max(before + rows, self._expected)
             self._down, self._up = (
-                _with_room(half, like, before, before + rows, wanted)  # type: ignore[arg-type]
+                _with_room(half, like, before, places, wanted)  # type: ignore[arg-type]
                 for half, like in zip(kept, halves, strict=True)
             )
             for half, new in zip((self._down, self._up), (None, None) if pair is None else halves, strict=True):
                 if new is not None:
                     half[before : before + rows, :rank] = new
-                half[before : before + rows, rank:] = 0
+                if rank < half.shape[1]:
+                    half[before : before + rows, rank:] = 0
         self.ranks += [rank] * rows
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Continue with these rows, in this order."""
-        self.ranks = [self.ranks[row] for row in rows]
+    def keep(self, moves: Moves) -> None:
+        """Continue with some of the rows."""
+        self.ranks = [self.ranks[row] for row in moves.rows]
         if not any(self.ranks):
             self._down = self._up = None
         if self._down is not None and self._up is not None:
-            self._down, self._up = (moved(half, rows) for half in (self._down, self._up))
+            self._down, self._up = moves.of(self._down), moves.of(self._up)
 
 
 def _with_room(held: Tensor | None, like: Tensor, used: int, rows: int, rank: int) -> Tensor:
-    """Return `held` [places, r, d] with at least `rows` places of at least `rank`; the first `used` places are kept."""
+    """Return `held` [places, r, d] with at least `rows` places of at least `rank`; the first `used` places are kept.
+
+    The memory of the other places is not set.
+    """
     places, held_rank = (0, 0) if held is None else held.shape[:2]
     if held is not None and rows <= places and rank <= held_rank:
         return held
     # Because the number of places grows by a share, n rows that join one by one copy about 5 n rows in all, not n².
     places = places if rows <= places else max(rows, places + places // 4)
-    larger = like.new_zeros(places, rank, like.shape[2])  # [places, rank, d]
+    larger = like.new_empty(places, rank, like.shape[2])  # [places, rank, d]
     if held is not None:
         kept_rank = min(held_rank, rank)  # the rows in use have no larger rank
         larger[:used, :kept_rank] = held[:used, :kept_rank]
+        larger[:used, kept_rank:] = 0
+    elif used:
+        larger[:used] = 0
     return larger
 
 
-def moved(held: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return a tensor whose first places are those of `rows`. Only rows whose place changes are copied, within `held`.
+class Moves:
+    """How rows move when a batch continues with some of its rows. The indices are made once, for all tensors.
 
-    Args:
-        held: [places, ...].
-        rows: indices of places, in the order in which they are wanted.
+    Attributes:
+        rows: the rows with which the batch continues, as indices, in the order in which they are wanted.
     """
-    if len(rows) > len(held):
-        return held[torch.tensor(rows, device=held.device)]
-    changes = [(to, row) for to, row in enumerate(rows) if to != row]
-    if changes:
-        places, sources = torch.tensor(changes, device=held.device).T  # [changes], [changes]
-        held[places] = held[sources]
-    return held
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        """Find which rows change their place."""
+        self.rows = list(rows)
+        self._changes = [(to, row) for to, row in enumerate(self.rows) if to != row]
+        self._indices: dict[torch.device, tuple[Tensor, Tensor]] = {}  # the places and sources, [changes] each
+
+    def of(self, held: Tensor) -> Tensor:
+        """Return a tensor [places, ...] whose first places are those of the rows.
+
+        Only rows whose place changes are copied, within `held`.
+        """
+        if len(self.rows) > len(held):
+            return held[torch.tensor(self.rows, device=held.device)]
+        if self._changes:
+            if held.device not in self._indices:
+                places, sources = torch.tensor(self._changes, device=held.device).T.contiguous()
+                self._indices[held.device] = places, sources
+            places, sources = self._indices[held.device]
+            held.index_copy_(0, places, held.index_select(0, sources))
+        return held
 
 
 class RowWeights:
@@ -136,9 +158,9 @@ class RowWeights:
         new = held.new_zeros(rows, *held.shape[1:]) if weights is None else weights
         self._shared = replace(self._shared, weights=torch.cat([held, new]))
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Continue with these rows, in this order."""
-        self._shared = replace(self._shared, weights=self._shared.weights[list(rows)])
+    def keep(self, moves: Moves) -> None:
+        """Continue with some of the rows."""
+        self._shared = replace(self._shared, weights=self._shared.weights[moves.rows])
 
 
 @dataclass
@@ -148,9 +170,11 @@ class OpenRows:
     Attributes:
         rows: the number of rows in the batch.
         shared_by: the adapters that rows share, as objects that only these adapters have. Empty: no row shares any.
+        expected: number of rows for which memory is reserved as soon as the first row has an update.
     """
 
     rows: int = 0
+    expected: int = 0
     shared_by: tuple[object, ...] = ()
     _pairs: dict[str, RowPairs] = field(default_factory=dict)
     _weights: dict[str, RowWeights] = field(default_factory=dict)
@@ -165,7 +189,9 @@ class OpenRows:
         try:
             for name in {**self._pairs, **pairs}:
                 new = pairs.get(name)
-                self._pairs.setdefault(name, RowPairs(self.rows)).join(None if new is None else new.pair, rows)
+                if name not in self._pairs:
+                    self._pairs[name] = RowPairs(self.rows, self.expected)
+                self._pairs[name].join(None if new is None else new.pair, rows)
             for name in {**self._weights, **shared}:
                 if name not in self._weights:
                     self._weights[name] = RowWeights(self.rows, shared[name])
@@ -185,10 +211,11 @@ class OpenRows:
             self._weights, self.shared_by = {}, ()
 
     def _keep(self, rows: Sequence[int]) -> None:
+        moves = Moves(rows)
         for pairs in self._pairs.values():
-            pairs.keep(rows)
+            pairs.keep(moves)
         for weights in self._weights.values():
-            weights.keep(rows)
+            weights.keep(moves)
 
     def updates(self) -> dict[str, Update]:
         """The updates of the present rows, by module."""
@@ -202,33 +229,38 @@ class OpenRows:
         return result
 
 
-def with_gated_rows(update: GatedAdapters, weights: Tensor, offered: Tensor) -> GatedAdapters:
+def with_gated_rows(
+    update: GatedAdapters, weights: Tensor, offered: Tensor, tallies: dict[Tally, Tally]
+) -> GatedAdapters:
     """Return a gated update with further rows. The memory and the tally then have the rows of the batch, in order.
 
     Args:
         weights: [new rows, P] float32, of the adapters of the update.
         offered: [new rows, P] bool.
+        tallies: the tally of the whole batch for each tally of the batch before, which modules share. Is filled.
     """
-    update = of_present_rows(update)
     new, rows = len(weights), len(update.weights) + len(weights)
-    sums = pad(update.tally.sums, (0, 0, 0, new))  # [rows, P + 3]
-    memory = {name: pad(values, (0, 0) * (values.ndim - 1) + (0, new)) for name, values in update.memory.items()}
+    present = update.rows
+    if update.tally not in tallies:
+        tallies[update.tally] = Tally(pad(update.tally.sums[present], (0, 0, 0, new)))  # [rows, P + 3]
+    memory = {
+        name: pad(values[present], (0, 0) * (values.ndim - 1) + (0, new)) for name, values in update.memory.items()
+    }
     return replace(
         update,
         weights=torch.cat([update.weights, weights]),
         offered=torch.cat([update.offered, offered]),
         rows=torch.arange(rows, device=update.rows.device),
-        tally=Tally(sums),
+        tally=tallies[update.tally],
         memory=memory,
     )
 
 
-def of_present_rows(update: GatedAdapters) -> GatedAdapters:
-    """Return the same update with memory and tally of its present rows only."""
-    if len(update.rows) == len(update.tally.sums) and bool(
-        (update.rows == torch.arange(len(update.rows), device=update.rows.device)).all()
-    ):
-        return update
-    memory: dict[str, Any] = {name: values[update.rows] for name, values in update.memory.items()}
-    rows = torch.arange(len(update.rows), device=update.rows.device)
-    return replace(update, rows=rows, tally=Tally(update.tally.sums[update.rows]), memory=memory)
+def of_present_rows(update: GatedAdapters, tallies: dict[Tally, Tally]) -> GatedAdapters:
+    """Return the same update with memory and tally of its present rows only. `tallies` as for `with_gated_rows`."""
+    present = update.rows
+    if update.tally not in tallies:
+        tallies[update.tally] = Tally(update.tally.sums[present])
+    memory: dict[str, Any] = {name: values[present] for name, values in update.memory.items()}
+    rows = torch.arange(len(present), device=present.device)
+    return replace(update, rows=rows, tally=tallies[update.tally], memory=memory)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from peft_composition.checkpoint import read_adapter
 from peft_composition.errors import AdapterError, CompositionError
-from peft_composition.gates import Gate, GateUsage, PreparedGates, usage_of
+from peft_composition.gates import Gate, GateUsage, PreparedGates, Tally, usage_of
 from peft_composition.hooks import LiveComposition, input_rows
 from peft_composition.joining import OpenRows, of_present_rows, with_gated_rows
 from peft_composition.layers import placement
@@ -158,13 +158,18 @@ class ComposableModel:
 
     @contextmanager
     def open_batch(
-        self, adapters: Sequence[str] = (), mode: str | Composer = "mixture", gate: Gate | None = None
+        self,
+        adapters: Sequence[str] = (),
+        mode: str | Composer = "mixture",
+        gate: Gate | None = None,
+        expected: int = 0,
     ) -> Iterator[ComposableModel]:
         """Within this context, rows join the batch with `add_rows` and leave the batch with `keep_rows`.
 
         The batch begins without rows. Without a gate, every row has adapters and a mode of its own, and `adapters` and
         `mode` are not used. With a gate, `adapters` are all adapters that a row may offer, and `mode` is the mode of
-        every row.
+        every row. `expected` is the number of rows for which memory is reserved at once: fewer copies are made while
+        rows join. More rows may join.
 
         Raises as `composed` does.
         """
@@ -176,7 +181,7 @@ class ComposableModel:
             if gate is not None:
                 self._check_columns(adapters)
                 updates, gated = self._gated_batch(gate, composer_of(mode), adapters, torch.zeros(0, len(adapters)))
-            with self._live_batch(updates, 0, gated):
+            with self._live_batch(updates, 0, gated, expected):
                 yield self
 
     def add_rows(
@@ -223,7 +228,7 @@ class ComposableModel:
             if self._gated is None or self._live is None:
                 raise CompositionError("no composition with a gate is active; ask within composed(..., gate=...)")
             updates = [update for update in self._live.updates.values() if isinstance(update, GatedAdapters)]
-            return usage_of([update.tally for update in updates], self._gated.columns)
+            return usage_of(list(dict.fromkeys(update.tally for update in updates)), self._gated.columns)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Continue, within `composed`, with only these rows of the batch: indices int64 [rows], in this order.
@@ -326,13 +331,15 @@ class ComposableModel:
         save_pairs(self.base, pairs, Path(path), base_name, first.task_type)
 
     @contextmanager
-    def _live_batch(self, updates: Mapping[str, Update], batch: int, gated: _GatedBatch | None) -> Iterator[None]:
+    def _live_batch(
+        self, updates: Mapping[str, Update], batch: int, gated: _GatedBatch | None, expected: int = 0
+    ) -> Iterator[None]:
         """Within this context, the updates are part of the base's forward pass."""
         live = LiveComposition(self.base, updates, batch, gated is not None)
         try:
             live.attach()
             self._live, self._gated = live, gated
-            self._open = OpenRows() if batch == 0 else None
+            self._open = OpenRows(expected=expected) if batch == 0 else None
             yield
         finally:
             self._live = self._open = self._gated = None
@@ -365,11 +372,12 @@ class ComposableModel:
         whole = whole[:, gated.columns]  # in loading order
         live.check_whole()
         updates: dict[str, Update] = {}
+        tallies: dict[Tally, Tally] = {}
         for name, update in live.updates.items():
             if isinstance(update, GatedAdapters):
                 own = whole.to(update.down.device)  # [new rows, P]
                 targets = torch.tensor(gated.targets[name], device=update.down.device)  # [P]
-                updates[name] = with_gated_rows(update, own, (own != 0) & targets)
+                updates[name] = with_gated_rows(update, own, (own != 0) & targets, tallies)
         live.become(updates, live.batch + len(weights))
         self._open = self._open or OpenRows()
 
@@ -507,8 +515,9 @@ class _GatedBatch:
 
 
 def _of_present_rows(updates: Mapping[str, Update]) -> dict[str, Update]:
+    tallies: dict[Tally, Tally] = {}
     return {
-        name: of_present_rows(update) if isinstance(update, GatedAdapters) else update
+        name: of_present_rows(update, tallies) if isinstance(update, GatedAdapters) else update
         for name, update in updates.items()
     }
 

@@ -95,6 +95,8 @@ class ModuleStack:
 
     def follow(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the stack to the device and dtype of the module, if the base has been moved or cast."""
+        if self.down.device == device and self.down.dtype == dtype:
+            return
         with torch.inference_mode(False):  # a tensor made in inference_mode cannot be written to outside of it
             self.down = self.down.to(device, dtype)
             self.up = self.up.to(device, dtype)
@@ -105,10 +107,13 @@ class ModuleStack:
         r is the largest rank of the adapters that this batch uses.
         """
         rank = max(self.ranks[slot] for slot in active.used if slot in self.ranks)
-        slots = active.slots.clamp(max=self.down.shape[0] - 1)
-        # A slot beyond the end of this stack belongs to an adapter that does not target the module: it counts as empty.
-        slots = slots.where(slots == active.slots, EMPTY_SLOT)  # [batch, k]
-        return self.down[slots, :rank], self.up[slots, :rank]
+        slots = active.slots  # [batch, k]
+        if max(active.used) >= self.down.shape[0]:
+            # A slot beyond the end of this stack is of an adapter that does not target the module: it counts as empty.
+            slots = slots.where(slots < self.down.shape[0], EMPTY_SLOT)
+        # On a CPU, index_select takes a fifth of the time of an index in brackets.
+        down, up = (half.index_select(0, slots.flatten()).unflatten(0, slots.shape) for half in (self.down, self.up))
+        return down[:, :, :rank], up[:, :, :rank]
 
     def take(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return A and (s B)^T of some adapters, [P, r, d_in] and [P, r, d_out], in the dtype of their products.
@@ -119,7 +124,8 @@ class ModuleStack:
         present = [slot if slot in self.ranks else EMPTY_SLOT for slot in slots]
         index = torch.tensor(present, device=self.down.device)  # [P]
         dtype = product_dtype(self.down.device, self.down.dtype)
-        return self.down[index, :rank].to(dtype), self.up[index, :rank].to(dtype)
+        down, up = (half.index_select(0, index)[:, :rank].to(dtype) for half in (self.down, self.up))
+        return down, up
 
 
 def active_slots(slots: Sequence[int], weights: Tensor) -> ActiveSlots | None:
@@ -161,12 +167,18 @@ def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
 
     The product has cross terms between adapters, and the weights enter twice: a single adapter of weight w acts with
     w². Smaller ranks are padded with zeros. The sums are computed in float32 or wider, as one product of the rows'
-    weights with all adapters in use, so adapters are not copied for every row.
+    weights with all adapters in use, so adapters are not copied for every row. Rows with one adapter each need no sums.
     """
+    if active.slots.shape[1] == 1:
+        dtype = product_dtype(stack.down.device, stack.down.dtype)
+        weight = active.weights[:, :, None]  # [batch, 1, 1]
+        down, up = ((half[:, 0] * weight).to(dtype) for half in stack.gather(active))  # [batch, r, d]
+        return Pair(down, up)
     down, up = stack.take(active.used)  # [P, r, d_in], [P, r, d_out]
     wide = torch.promote_types(down.dtype, active.by_adapter.dtype)
     weights = active.by_adapter.to(wide)  # [batch, P]
-    fused = [torch.tensordot(weights, half.to(wide), dims=1).to(half.dtype) for half in (down, up)]  # [batch, r, d]
+    # [batch, r, d]
+    fused = [(weights @ half.to(wide).flatten(1)).unflatten(1, half.shape[1:]).to(half.dtype) for half in (down, up)]
     return Pair(*fused)
 
 

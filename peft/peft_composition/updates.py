@@ -127,7 +127,7 @@ class GatedAdapters:
     mode: Literal["mixture", "fusion"]
     gate: Gate
     prepared: Any  # the state that the gate prepared from these adapters
-    tally: Tally  # of all rows of the batch as it was composed
+    tally: Tally  # of all rows of the batch as it was composed; the modules of a device share it
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, x: Tensor, y: Tensor, reading: Pass) -> Tensor:
@@ -136,7 +136,7 @@ class GatedAdapters:
         x, inner = inner_products(x, self.down, batch)  # [batch, n, d_in], [batch, n, P * r]
         inner = inner.unflatten(2, (adapters, -1))  # [batch, n, P, r]
         real = reading.real(batch, x.shape[1], x.device)  # [batch, n]
-        tokens = Tokens(x, inner, self.offered, real, self.rows, reading.first, self.memory, len(self.tally.sums))
+        tokens = Tokens(x, inner, self.offered, real, self.rows, reading.first, self.memory, self.tally.batch)
         by_token = self.gate.weights(self.prepared, tokens)
         if by_token.shape != inner.shape[:3]:
             # Weights of another shape could be broadcast, and one row would get the weights of another.
@@ -243,6 +243,7 @@ def gated_updates(
     if mode is None:
         raise CompositionError(f"a gate weighs a mixture or a fusion by token, and nothing else; not {composer!r}")
     updates = {}
+    tallies: dict[torch.device, Tally] = {}
     for stack in stacks:
         # The state may be made inside an inference_mode block and used after the block: so make ordinary tensors.
         with torch.inference_mode(False), torch.no_grad():
@@ -251,7 +252,7 @@ def gated_updates(
             state = prepared.of(gate, Offered(stack.module, tuple(adapters), down, up, targets))
         own = weights.to(down.device)  # [batch, P]
         rows = torch.arange(len(own), device=down.device)  # [batch]
-        tally = Tally.empty(len(own), len(slots), down)
+        tally = tallies.setdefault(down.device, Tally.empty(len(own), len(slots), down))
         updates[stack.module] = GatedAdapters(
             down.flatten(0, 1), up.flatten(0, 1), own, (own != 0) & targets, rows, mode, gate, state, tally
         )

@@ -10,7 +10,8 @@ by the local backend. The seconds are those of the processor, so other programs 
 
 With `--shares`, the loop answers once more under torch's profiler, and a second table says which share of the time goes
 into the base model's own products (its linear layers and its attention), into the products of the adapters' pairs, into
-all other operations of torch, and into the code between the operations. Other programs slow all four alike.
+all other operations of its forward passes, into the code between these operations, and into everything outside of the
+passes. Other programs slow all alike.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as profiled
 
 from lora_retriever.backends.local import LocalBackend
@@ -43,15 +44,18 @@ from lora_retriever.methods import LearnedGate, Method, methods_of
 from lora_retriever.methods.context import Context, Resources
 from lora_retriever.tables import Table, terminal
 
+LINEAR = "linear layers"
 PRODUCTS = {
-    "base, linear layers": ("aten::mm", "aten::addmm"),
-    "base, attention": (
+    LINEAR: ("aten::mm", "aten::addmm"),
+    "attention": (
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_attention_math",
     ),
     "pairs": ("aten::bmm", "aten::baddbmm", "aten::baddbmm_"),
 }
 """The operations of torch that compute products, by whose products they are. On a CPU, and without a gate."""
+PHASES = ("linear layers, reading", "linear layers, decoding")
+"""The two kinds of passes, by the names of the columns for the base's linear layers in them."""
 
 
 @dataclass
@@ -101,7 +105,9 @@ def main() -> None:
                 name: counted(generator, partial(way, generator, requests, method, gate)) for name, way in ways.items()
             }
             if args.shares:
-                spent[method.name] = shares(partial(in_the_loop, generator, requests, method, gate))
+                spent[method.name] = shares(
+                    partial(in_the_loop, generator, requests, method, gate), generator.model.base
+                )
     print(terminal(table(figures, f"Profile {args.profile}, {len(prompts)} rows, {torch.get_num_threads()} threads.")))
     if spent:
         print(terminal(table_of_shares(spent)))
@@ -142,18 +148,48 @@ def counted(generator: Generator, answer: Callable[[], dict[int, Answer]]) -> Co
     return counts
 
 
-def shares(answer: Callable[[], object]) -> dict[str, float]:
-    """The shares of the time in each kind of product, in other operations, and in the code between operations."""
-    with profiled(activities=[ProfilerActivity.CPU]) as recorded:
+def shares(answer: Callable[[], object], base: nn.Module) -> dict[str, float]:
+    """The shares of the time: in each kind of product, in other operations, in code of the passes, and outside of them.
+
+    The linear layers are told apart by what the pass does: it reads prompts, or it decodes tokens.
+    """
+    with in_phases(base), profiled(activities=[ProfilerActivity.CPU]) as recorded:
         started = time.perf_counter()
         answer()
         seconds = time.perf_counter() - started
-    by_name = {event.key: event.self_cpu_time_total / 1e6 for event in recorded.key_averages()}
-    found = {kind: sum(by_name.get(name, 0.0) for name in names) / seconds for kind, names in PRODUCTS.items()}
-    operations = sum(by_name.values()) / seconds
-    found["other operations"] = operations - sum(found.values())
-    found["between operations"] = 1 - operations
+    kinds = {name: kind for kind, names in PRODUCTS.items() for name in names}
+    found = dict.fromkeys((*PHASES, *PRODUCTS, "other operations", "code of the passes"), 0.0)
+    del found[LINEAR]
+    for event in recorded.events():
+        if (phase := phase_of(event)) is None:
+            continue
+        kind = "code of the passes" if event.name in PHASES else kinds.get(event.name, "other operations")
+        found[phase if kind == LINEAR else kind] += event.self_cpu_time_total / 1e6 / seconds
+    found["outside of passes"] = 1 - sum(found.values())
     return found
+
+
+def phase_of(event: Any) -> str | None:
+    """Which kind of pass an operation belongs to. None: it is outside of the passes."""
+    while event is not None and event.name not in PHASES:
+        event = event.cpu_parent
+    return None if event is None else str(event.name)
+
+
+@contextmanager
+def in_phases(base: nn.Module) -> Iterator[None]:
+    """Within this context the profiler sees which passes of the base read prompts and which decode tokens."""
+    forward = base.forward
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with record_function(PHASES[kwargs["input_ids"].shape[1] == 1]):
+            return forward(*args, **kwargs)
+
+    base.forward = marked
+    try:
+        yield
+    finally:
+        del base.forward
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from peft_composition import AdapterMemoryError, ComposableModel, CompositionError, GateUsage, Offered, Tokens
-from peft_composition.gates import KEPT_SETS, PreparedGates, Tally, usage_of
+from peft_composition.gates import KEPT_SETS, NOTED, SUMMED_AT_ONCE, PreparedGates, Tally, usage_of
 from peft_composition.pairs import mixture_pair
 
 NEW = 5
@@ -355,6 +355,24 @@ def test_usage_by_hand():
     usage = usage_of(tallies, [0, 1])
     torch.testing.assert_close(usage.weights, torch.tensor([[0.5, 0.5], [0.0, 0.0], [1.75 / 3, 0.25 / 3]]))
     assert float(usage.entropy[2]) == pytest.approx((2 * math.log(2) - 0.75 * math.log(3)) / 2)
+
+
+def test_a_tally_sums_the_calls_of_all_modules():
+    """Calls with one and with several tokens, more calls than a tally holds, and a call that is summed at once."""
+    draw = torch.Generator().manual_seed(0)
+    tally, expected = Tally.empty(4, 3, torch.zeros((), dtype=torch.float64)), torch.zeros(4, 6, dtype=torch.float64)
+    for n in [*[1] * (NOTED + 3), 2, 2, 1, SUMMED_AT_ONCE, 2]:
+        rows = torch.randperm(4, generator=draw)[:2]
+        weights = torch.rand(2, n, 3, generator=draw, dtype=torch.float64) - 0.25
+        weights[0, 0] = 0
+        real = torch.rand(2, n, generator=draw) < 0.75
+        tally.note(weights, real, rows)
+        for row, own, there in zip(rows, weights, real, strict=True):
+            kept = own[there]  # [tokens, 3]
+            weighed = kept[kept.abs().sum(dim=1) > 0]
+            entropy = torch.distributions.Categorical(probs=weighed.abs()).entropy() if len(weighed) else weighed
+            expected[row] += torch.tensor([*kept.sum(dim=0), entropy.sum(), len(weighed), len(kept)])
+    torch.testing.assert_close(tally.sums, expected)
 
 
 def test_usage_is_asked_for_within_a_gated_composition(model):

@@ -55,10 +55,10 @@ def some_weights(draw: random.Random, rows: int, adapters: int) -> Tensor:
     return weights
 
 
-def come_and_go(model, other, parts, modes, seed) -> int:
+def come_and_go(model, other, parts, modes, seed, expected=0) -> int:
     """Rows of several modes join and leave in random order; after each change every row's logits are compared."""
     draw, members, most = random.Random(seed), [], 0
-    with torch.inference_mode(), InDouble(), model.open_batch():
+    with torch.inference_mode(), InDouble(), model.open_batch(expected=expected):
         for turn in range(8):
             new = draw.choice([1, 1, 2, 3])
             names = draw.sample(NAMES_OF_POOL, draw.choice([1, 3, 5]))
@@ -100,6 +100,17 @@ def check(model, members) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_of_all_modes_come_and_go(double, other, parts, seed):
     assert come_and_go(double, other, parts, MODES, seed) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expected", [0, 3, 40])
+def test_memory_that_no_row_has_set_is_never_read(double, other, parts, expected):
+    torch.use_deterministic_algorithms(True)  # torch then fills memory that is not set with NaN
+    try:
+        assert torch.empty(2).isnan().all()
+        assert come_and_go(double, other, parts, MODES, 1, expected) > 4
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.slow

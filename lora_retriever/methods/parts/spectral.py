@@ -63,8 +63,13 @@ def computing_dtype(offered: Offered) -> torch.dtype:
 
 
 def lengths(factor: Tensor, inner: Tensor) -> Tensor:
-    """‖M_p (A_p x)‖ [batch, n, P] for factors M [P, r, r] and inner products A x [batch, n, P, r]."""
-    return torch.einsum("bnpr,pqr->bnpq", inner.to(factor.dtype), factor).norm(dim=-1)  # [batch, n, P]
+    """‖M_p (A_p x)‖ [batch, n, P] for factors M [P, q, r] and inner products A x [batch, n, P, r]."""
+    return products(factor, inner).norm(dim=-1)
+
+
+def products(factor: Tensor, inner: Tensor) -> Tensor:
+    """M_p (A_p x) [batch, n, P, q] for factors M [P, q, r] and inner products A x [batch, n, P, r]."""
+    return torch.einsum("bnpr,pqr->bnpq", inner.to(factor.dtype), factor)
 
 
 def _gram(up: Tensor) -> Tensor:

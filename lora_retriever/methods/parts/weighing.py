@@ -21,7 +21,8 @@ def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None
     import torch
 
     # Not -inf: a row that is offered no adapter would have NaN as weights and gradients.
-    candidates = (scores / temperature).masked_fill(~offered, torch.finfo(scores.dtype).min)  # [..., P]
+    scaled = scores if temperature == 1 else scores / temperature
+    candidates = scaled.where(offered, torch.finfo(scores.dtype).min)  # [..., P]
     if top_k is None:
         return candidates.softmax(dim=-1)
     best, places = candidates.topk(min(top_k, scores.shape[-1]), dim=-1)  # [..., k]
@@ -35,5 +36,5 @@ def best_of_offered(scores: Tensor, offered: Tensor) -> Tensor:
     """
     import torch
 
-    candidates = scores.masked_fill(~offered, torch.finfo(scores.dtype).min)  # [..., P]
+    candidates = scores.where(offered, torch.finfo(scores.dtype).min)  # [..., P]
     return torch.zeros_like(candidates).scatter(-1, candidates.argmax(dim=-1, keepdim=True), 1)

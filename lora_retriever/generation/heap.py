@@ -1,0 +1,28 @@
+"""Memory of the host that the process keeps for its next tensors, instead of giving the memory back at once."""
+
+from __future__ import annotations
+
+import ctypes
+
+KEPT = 2**29
+"""Number of free bytes at the end of the heap that the C library keeps: half a GiB."""
+MAPPED = 2**25
+"""Size of a block from which the C library asks the operating system for the block alone. By default the size of the
+largest block that was freed, up to this number."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of both settings in <malloc.h>
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next tensors of this process. Returns whether this could be set.
+
+    By default glibc gives memory at the end of the heap back to the operating system as soon as about twice its largest
+    block is free. Every forward pass frees its tensors, and the next pass asks for the same memory: the system then
+    clears every page anew. The memory that a process has at most is not larger with this setting. Does nothing where
+    the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, MAPPED)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
