@@ -282,11 +282,15 @@ class Loop:
         return self._end()
 
     def _read_together(self, rows: Sequence[WaitingRow]) -> None:
-        """Let rows join the composition, and read their prompts in parts of similar length."""
+        """Let rows join the composition, and read their prompts in parts of similar length, whatever their modes."""
         known = {row.id: self._beginnings.length(row) for row in rows}  # tokens that need not be read again
         rows = sorted(rows, key=lambda row: (mode_key(row.job), known[row.id] - len(row.ids)))
         self._join_composition(rows)
         before = len(self._rows)
+        order = sorted(range(len(rows)), key=lambda place: known[rows[place].id] - len(rows[place].ids))
+        if order != list(range(len(rows))):  # several modes, whose rows had to join one mode after the other
+            self._model.keep_rows(torch.tensor([*range(before), *(before + place for place in order)]))
+            rows = [rows[place] for place in order]
         self._rows += rows
         for part in reading_parts([len(row.ids) - known[row.id] for row in rows], self._separable):
             self._read_part(rows[part], slice(before + part.start, before + part.stop), known)
