@@ -4,8 +4,7 @@
 
 Prints requests and tokens a second, the time to the first token, and the time of each further token (p50, p99), for
 
-- `one at a time`: every request waits for the one before, with mixed methods, and with the base alone: the difference is
-  what retrieval and composing add to a request;
+- `one at a time`: every request waits for the one before, with mixed methods, and with the base alone;
 - `all at once`: all requests are sent at the beginning (saturation), with mixed methods, and with one adapter for all;
 - each rate of arrivals, as a share of the throughput at saturation if it is below 1;
 - `offline`: the same rows and methods as one evaluation answers them, adapters found included.
