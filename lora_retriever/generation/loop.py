@@ -274,12 +274,9 @@ class Loop:
         first, following = self._beginnings.divided(joining, self._waiting)
         # Tokens that need not be read; a row of `following` is read after the row that begins alike.
         known = {row.id: 0 for row in first} | {row.id: self._beginnings.length(row) for row in following}
-        groups = [
-            sorted(rows, key=lambda row: (row.kind[0], known[row.id] - len(row.ids))) for rows in (first, following)
-        ]
-        self._join_composition([*groups[0], *groups[1]])
+        groups = [sorted(rows, key=lambda row: known[row.id] - len(row.ids)) for rows in (first, following)]
         before = len(self._rows)
-        self._rows += [*groups[0], *groups[1]]
+        self._let_join([*groups[0], *groups[1]])
         for rows in groups:
             for part in reading_parts([len(row.ids) - known[row.id] for row in rows], self._separable):
                 self._read_part(rows[part], slice(before + part.start, before + part.stop), known)
@@ -289,6 +286,16 @@ class Loop:
         upcoming = [row.job.composition for row in islice(self._waiting, len(self._rows))]
         self._model.prefetch(adapters_of(upcoming))  # reads files only where a memory limit keeps adapters on disk
         return self._end()
+
+    def _let_join(self, rows: Sequence[WaitingRow]) -> None:
+        """Let rows join the batch in this order. The composition takes them mode by mode; then they change places."""
+        before = len(self._rows)
+        order = sorted(range(len(rows)), key=lambda place: rows[place].kind[0])
+        self._join_composition([rows[place] for place in order])
+        if order != sorted(order):
+            joined = {place: before + number for number, place in enumerate(order)}
+            self._model.keep_rows(torch.tensor([*range(before), *(joined[place] for place in range(len(rows)))]))
+        self._rows += rows
 
     def _read_part(self, rows: Sequence[WaitingRow], places: slice, known: Mapping[int, int]) -> None:
         """Read the prompts of some rows that have joined: the last tokens of each, behind the beginning that is known.

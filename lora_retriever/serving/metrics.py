@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from lora_retriever.escaping import visible
 
@@ -21,6 +29,7 @@ class Metrics:
         """Begin at zero."""
         self._registry = CollectorRegistry()
         p, r = "lora_retriever", self._registry
+        ProcessCollector(registry=r)  # the CPU time and the memory of this process, on Linux
         self.requests = Counter(f"{p}_requests", "Requests by route and status", ["route", "status"], registry=r)
         self.seconds = Histogram(f"{p}_request_seconds", "Time of a request", ["route"], buckets=SECONDS, registry=r)
         self.models = Counter(f"{p}_answers", "Answers by what `model` named", ["kind", "model"], registry=r)

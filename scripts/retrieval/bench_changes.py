@@ -4,14 +4,18 @@
 
 Embeddings and texts are drawn at random around one centre for each adapter. Times are wall-clock times, with CPU times
 of the process in brackets, which count the same on a busy machine. `differing` is the share of queries whose first hit
-differs between the quick index and the index that is fitted anew.
+differs between the quick index and the index that is fitted anew. `one search` is the median of 20 searches for one
+query each in the quick index, encoded before. `peak memory` is the greatest so far in this process: name a single
+scorer to learn that scorer's own.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -19,14 +23,19 @@ import numpy as np
 from lora_retriever.retrieval.index import AdapterIndex
 
 Result = TypeVar("Result")
-DIM, SAMPLES, QUERIES, WORDS = 384, 20, 500, 5000
+DIM, SAMPLES, QUERIES, WORDS, SEARCHES = 384, 20, 500, 5000, 20
 
 
-def timed(what: Callable[[], Result]) -> tuple[Result, str]:
-    """A result, and how long it took."""
+def timed(what: Callable[[], Result]) -> tuple[Result, tuple[float, float]]:
+    """A result, and the seconds that it took: wall-clock time and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = what()
-    return result, f"{time.perf_counter() - wall:.3f} s ({time.process_time() - cpu:.3f} s)"
+    return result, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def told(wall: float, cpu: float) -> str:
+    """Both times of `timed`, in words."""
+    return f"{wall:.3f} s ({cpu:.3f} s)"
 
 
 def adapters(count: int, seed: int = 0) -> Iterator[tuple[str, np.ndarray, list[str]]]:
@@ -49,8 +58,8 @@ def main() -> None:
     *pool, (name, samples, texts) = adapters(args.adapters + 1)
     queries = np.stack([pool[place % len(pool)][1][0] for place in range(QUERIES)])
     asked = [pool[place % len(pool)][2][0] for place in range(QUERIES)]
-    print("| scorer | new fit | the first adapter added | one added | one removed | differing |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| scorer | new fit | first adapter added | one added | one removed | one search | differing | peak memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for scorer in args.scorers.split(","):
         index = AdapterIndex(scorer)
         for one in pool:
@@ -66,10 +75,15 @@ def main() -> None:
         first, first_add = timed(lambda index=index: add(index, name))  # type: ignore[misc]
         second, next_add = timed(lambda first=first: add(first, "another"))  # type: ignore[misc]
         removed, remove = timed(lambda second=second: second.without_adapter(pool[0][0]))  # type: ignore[misc]
+        searching = [
+            timed(partial(removed.search, queries[n : n + 1], 3, texts=asked[n : n + 1]))[1] for n in range(SEARCHES)
+        ]
         quick = removed.search(queries, 1, texts=asked).names
         anew = removed.refitted().search(queries, 1, texts=asked).names
         differing = np.mean([one != other for one, other in zip(quick, anew, strict=True)])
-        print(f"| {scorer} | {fit} | {first_add} | {next_add} | {remove} | {100 * differing:.1f} % |", flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of kB
+        times = [told(*one) for one in (fit, first_add, next_add, remove, np.median(searching, axis=0))]
+        print(f"| {scorer} | {' | '.join(times)} | {100 * differing:.1f} % | {peak:.1f} GB |", flush=True)
 
 
 if __name__ == "__main__":

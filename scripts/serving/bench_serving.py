@@ -1,16 +1,19 @@
 """Measure a server: requests arrive at random (Poisson) at several rates, beside other ways to answer the same rows.
 
-    python scripts/serving/bench_serving.py [--profile tiny] [--rows 190] [--rates 2,4,8] [--json FILE]
+    python scripts/serving/bench_serving.py [--profile tiny] [--rows 190] [--rates 0.5,0.8] [--rounds 3] [--json FILE]
 
 Prints requests and tokens a second, the time to the first token, and the time of each further token (p50, p99), for
 
-- `one at a time`: every request waits for the one before;
-- `offline`: the same rows and methods as one evaluation answers them, adapters found included;
+- `one at a time`: every request waits for the one before, with mixed methods, and with the base alone;
 - `all at once`: all requests are sent at the beginning (saturation), with mixed methods, and with one adapter for all;
-- each rate of arrivals, as a share of the throughput at saturation if it is below 1.
+- each rate of arrivals, as a share of the throughput at saturation if it is below 1;
+- `offline`: the same rows and methods as one evaluation answers them, adapters found included.
 
-`CPU` is the CPU time of a request, without the client, which runs in the main thread. It counts the same on a machine
-where other programs run, and the quotient of two CPU times is then worth more than that of two throughputs.
+For every way, `lora-retriever serve` is started anew as a process of its own, so that no input is known before, and is
+warmed up with other inputs. `CPU` is the CPU time of a request in the server's process, as `/metrics` tells it. It
+counts the same on a machine where other programs run, and the quotient of two CPU times is then worth more than that of
+two throughputs. The figures of `offline` are the difference between two evaluations, so that loading is left out. With
+several rounds, all figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -18,25 +21,34 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
+from unittest.mock import patch
 
 import httpx
 import numpy as np
-from local_server import LocalServer, chat_times
+from light_client import LightClient
+from local_server import chat_body
 
-from lora_retriever.data.rows import Row, read_rows
+from lora_retriever.data.rows import Row, read_pool, read_rows
 from lora_retriever.experiment.profile import Profile, load_profile
-from lora_retriever.serving.loading import settle
 
 METHODS = ("selection", "fusion", "mixture")
 Ask = tuple[str, str]
 """A model and a text."""
+Way = Callable[[LightClient, Sequence[Ask]], Awaitable[list[list[float]]]]
+"""Sends requests, and returns the times of each, as `LightClient.times` gives them."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +59,31 @@ class Figures:
     requests_a_second: float
     tokens_a_second: float
     cpu: float
-    first_p50: float | None = None
-    first_p99: float | None = None
-    token_p50: float | None = None
-    token_p99: float | None = None
+    first_p50: float = float("nan")
+    first_p99: float = float("nan")
+    token_p50: float = float("nan")
+    token_p99: float = float("nan")
 
 
-async def timed(client: httpx.AsyncClient, ask: Ask) -> list[float]:
+async def timed(client: LightClient, ask: Ask) -> list[float]:
     """When the request was sent, and when each piece of its answer came, in seconds."""
-    return [time.perf_counter(), *[at async for at in chat_times(client, *ask)]]
+    return await client.times(chat_body(*ask))
 
 
-async def one_at_a_time(client: httpx.AsyncClient, asks: Sequence[Ask]) -> list[list[float]]:
+async def one_at_a_time(client: LightClient, asks: Sequence[Ask]) -> list[list[float]]:
     """Every request waits for the one before."""
     return [await timed(client, ask) for ask in asks]
 
 
-async def all_at_once(client: httpx.AsyncClient, asks: Sequence[Ask]) -> list[list[float]]:
+async def all_at_once(client: LightClient, asks: Sequence[Ask]) -> list[list[float]]:
     """All requests are sent at the beginning."""
     return list(await asyncio.gather(*(timed(client, ask) for ask in asks)))
 
 
-def arriving(rate: float, seed: int = 0) -> Callable[[httpx.AsyncClient, Sequence[Ask]], Awaitable[list[list[float]]]]:
+def arriving(rate: float, seed: int) -> Way:
     """Requests arrive as a Poisson process of `rate` requests a second, whether answers come or not."""
 
-    async def run(client: httpx.AsyncClient, asks: Sequence[Ask]) -> list[list[float]]:
+    async def run(client: LightClient, asks: Sequence[Ask]) -> list[list[float]]:
         draw, tasks = random.Random(seed), []
         for ask in asks:
             tasks.append(asyncio.create_task(timed(client, ask)))
@@ -81,95 +93,141 @@ def arriving(rate: float, seed: int = 0) -> Callable[[httpx.AsyncClient, Sequenc
     return run
 
 
-def figures_of(name: str, times: list[list[float]], tokens: int, cpu: float) -> Figures:
-    """The figures of requests, from the times of `timed`, the tokens of all answers, and the CPU seconds."""
+@contextmanager
+def serving(profile: str, values: Sequence[str]) -> Iterator[str]:
+    """The address of a server that runs as a process of its own while the context is open.
+
+    Raises:
+        RuntimeError: the server did not start.
+    """
+    given = ["serve.waiting=1000000", *values]
+    command = [sys.executable, "-m", "lora_retriever", "serve", "--profile", profile, "--port", "0"]
+    command += [f"--set={value}" for value in given]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
+        try:
+            while (found := re.search(r"ready: (http://\S+)", _read(output))) is None:
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended: {_read(output)}")
+                time.sleep(0.2)
+            yield found[1]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def counters(url: str) -> tuple[float, float]:
+    """The CPU seconds of the server's process, and the number of tokens that the server has made."""
+    lines = dict(line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines() if line[0] != "#")
+    return float(lines["process_cpu_seconds_total"]), float(lines["lora_retriever_answer_tokens_total"])
+
+
+def measured(profile: str, values: Sequence[str], name: str, way: Way, asks: Sequence[Ask]) -> Figures:
+    """The figures of one way, by a fresh server."""
+    warming = [(model, f"{text} again") for model, text in asks[:64]]
+
+    async def run(way: Way, asks: Sequence[Ask], url: str) -> list[list[float]]:
+        client = LightClient(url)
+        times = await way(client, asks)
+        await client.close()
+        return times
+
+    with serving(profile, values) as url:
+        asyncio.run(run(all_at_once, warming, url))
+        cpu, made = counters(url)
+        times = asyncio.run(run(way, asks, url))
+        cpu_after, made_after = counters(url)
     seconds = max(one[-1] for one in times) - min(one[0] for one in times)
     first = [1000 * (one[1] - one[0]) for one in times if len(one) > 1]
     further = [1000 * (b - a) for one in times for a, b in pairwise(one[1:])]
     quantiles = [float(q) for values in (first, further) for q in np.quantile(values or [np.nan], [0.5, 0.99])]
-    return Figures(name, len(times) / seconds, tokens / seconds, 1000 * cpu / len(times), *quantiles)
+    cpu = 1000 * (cpu_after - cpu) / len(times)
+    return Figures(name, len(times) / seconds, (made_after - made) / seconds, cpu, *quantiles)
 
 
 def offline(profile: Profile, rows: Sequence[Row]) -> Figures:
-    """An evaluation of the same rows under the same methods. The CPU time of loading is taken off."""
+    """An evaluation of the rows under all methods, less an evaluation of few other rows, which loads as much."""
     from rich.console import Console
 
     from lora_retriever.running.evaluate import evaluate
 
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "null").open("w") as null:
-        path = Path(folder) / "rows.json"
-        path.write_text(json.dumps([row.model_dump(exclude={"id"}) for row in rows]), encoding="utf-8")
-        data = profile.data.model_copy(update={"rows": str(path)})
-        changed = profile.model_copy(update={"data": data, "reuse_answers": False})
-        evaluate(changed, ["base"], Path(folder) / "warm-up", 1, Console(file=null))
-        loading = time.process_time()
-        evaluate(changed, ["base"], Path(folder) / "loading", 1, Console(file=null))
-        started = time.process_time()
-        evaluate(changed, list(METHODS), Path(folder) / "results", None, Console(file=null))
-        cpu = time.process_time() - started - (started - loading)
-        seconds = 0.0
-        for method in METHODS:
-            record = json.loads((Path(folder) / "results" / f"{method}.meta.json").read_text())
-            seconds += record["timings"]["seconds"]
-    requests = len(METHODS) * len(rows)
+    few = [row.model_copy(update={"inputs": f"{row.inputs} again"}) for row in rows[:8]]
+    warming = [row.model_copy(update={"inputs": f"{row.inputs} once more"}) for row in rows[:8]]
+    taken: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"LORA_RETRIEVER_CACHE": folder}):
+        for number, some in enumerate((warming, few, rows)):
+            path = Path(folder) / f"rows-{number}.json"
+            path.write_text(json.dumps([row.model_dump(exclude={"id"}) for row in some]), encoding="utf-8")
+            data = profile.data.model_copy(update={"rows": str(path)})
+            changed = profile.model_copy(update={"data": data, "reuse_answers": False})
+            wall, cpu = time.perf_counter(), time.process_time()
+            evaluate(changed, list(METHODS), Path(folder) / f"results-{number}", None, Console(quiet=True))
+            taken.append((time.perf_counter() - wall, time.process_time() - cpu))
+    seconds, cpu = np.subtract(taken[2], taken[1])
+    requests = len(METHODS) * (len(rows) - len(few))
     return Figures("offline", requests / seconds, float("nan"), 1000 * cpu / requests)
+
+
+def one_round(args: argparse.Namespace, profile: Profile, rows: Sequence[Row], seed: int) -> list[Figures]:
+    """The figures of all ways."""
+    asks = [(method, row.inputs) for row in rows for method in METHODS]
+    random.Random(seed).shuffle(asks)
+    adapter = read_pool(profile.pool_source)[0].model_name
+
+    def measure(name: str, way: Way, asked: Sequence[Ask]) -> Figures:
+        return measured(args.profile, args.set, name, way, asked)
+
+    few = asks[: max(10, len(asks) // 10)]
+    most = measure("all at once, mixed", all_at_once, asks)
+    found = [
+        measure("one at a time, base", one_at_a_time, [("base", text) for _, text in few]),
+        measure("one at a time, mixed", one_at_a_time, few),
+        most,
+        measure("all at once, one adapter", all_at_once, [(adapter, text) for _, text in asks]),
+    ]
+    for rate in map(float, filter(None, args.rates.split(","))):
+        absolute = rate * most.requests_a_second if rate < 1 else rate
+        name = f"arrivals, {rate:.0%} of all at once" if rate < 1 else f"{rate:.1f} arrivals/s"
+        found.append(measure(name, arriving(absolute, seed), asks))
+    return [*found, offline(profile, rows)]
 
 
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="tiny")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as of `lora-retriever`")
     parser.add_argument("--rows", type=int, default=190, help="number of rows; every row is asked under every method")
     parser.add_argument("--rates", default="0.5,0.8", help="rates of arrivals (default: 0.5,0.8)")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    profile = load_profile(args.profile)
-    profile = profile.model_copy(update={"serve": profile.serve.model_copy(update={"waiting": 10**6})})
+    profile = load_profile(args.profile, args.set)
     rows = read_rows(profile.rows_source)
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
-    asks = [(method, row.inputs) for row in rows for method in METHODS]
-    random.Random(0).shuffle(asks)
-    server = LocalServer(profile)
-    settle()
-    adapter = next(iter(server.serving.service.pool.current.entries))
-    found: list[Figures] = []
-
-    def measure(name: str, way: Callable[..., Awaitable[list[list[float]]]], asked: Sequence[Ask]) -> Figures:
-        async def run() -> list[list[float]]:
-            async with httpx.AsyncClient(base_url=server.url, timeout=3600, limits=httpx.Limits()) as client:
-                return await way(client, asked)
-
-        made, before = server.serving.metrics.made._value, server.serving.metrics.made._value.get()
-        cpu, own = time.process_time(), time.thread_time()
-        times = asyncio.run(run())
-        cpu = (time.process_time() - cpu) - (time.thread_time() - own)
-        figures = figures_of(name, times, int(made.get() - before), cpu)
-        found.append(figures)
-        return figures
-
-    measure("warm-up", all_at_once, asks[:32])
-    found.clear()
-    measure("one at a time", one_at_a_time, asks[: max(10, len(asks) // 10)])
-    most = measure("all at once, mixed", all_at_once, asks)
-    measure("all at once, one adapter", all_at_once, [(adapter, text) for _, text in asks])
-    for rate in map(float, args.rates.split(",")):
-        absolute = rate * most.requests_a_second if rate < 1 else rate
-        measure(f"{absolute:.1f} arrivals/s", arriving(absolute), asks)
-    server.close()
-    found.append(offline(profile, rows))
+    rounds = [one_round(args, profile, rows, seed) for seed in range(args.rounds)]
+    found = [
+        Figures(ways[0].name, *(float(np.median([getattr(way, f.name) for way in ways])) for f in fields(Figures)[1:]))
+        for ways in zip(*rounds, strict=True)
+    ]
     print("| way | requests/s | tokens/s | CPU | first token p50 / p99 | further token p50 / p99 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for one in found:
-        times = [
-            "–" if p50 is None or p99 is None else f"{p50:.1f} / {p99:.1f} ms"
-            for p50, p99 in ((one.first_p50, one.first_p99), (one.token_p50, one.token_p99))
+        figures = [
+            f"{one.requests_a_second:.1f}",
+            f"{one.tokens_a_second:.0f}",
+            f"{one.cpu:.1f} ms",
+            f"{one.first_p50:.1f} / {one.first_p99:.1f} ms",
+            f"{one.token_p50:.1f} / {one.token_p99:.1f} ms",
         ]
-        print(
-            f"| {one.name} | {one.requests_a_second:.1f} | {one.tokens_a_second:.0f} | {one.cpu:.1f} ms | "
-            f"{' | '.join(times)} |"
-        )
+        print(f"| {one.name} | {' | '.join('–' if 'nan' in figure else figure for figure in figures)} |")
     if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
+        args.json.write_text(json.dumps([[asdict(one) for one in ways] for ways in rounds], indent=1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,3 @@ async def chat(client: httpx.AsyncClient, model: str, text: str, **fields: Any) 
     response = await client.post(CHAT, json=chat_body(model, text, **fields))
     assert response.status_code == 200, response.text
     return str(response.json()["choices"][0]["message"]["content"])
-
-
-async def chat_times(client: httpx.AsyncClient, model: str, text: str, **fields: Any) -> AsyncIterator[float]:
-    """When each piece of an answer comes, in seconds of `perf_counter`."""
-    async with client.stream("POST", CHAT, json=chat_body(model, text, stream=True, **fields)) as response:
-        assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {") and '"content":"' in line and '"content":""' not in line:
-                yield time.perf_counter()

@@ -8,15 +8,19 @@ import signal
 import socket
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from nasty_names import NASTY_NAMES
 
 from lora_retriever.cli import main
 from lora_retriever.commands.ask import _bars
 from lora_retriever.escaping import visible
+from lora_retriever.serving import server
 
 INPUT = "please answer this question: what does Karin wear?"
 
@@ -29,6 +33,18 @@ def test_arguments_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str
         taken.listen()
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "choose another" in capsys.readouterr().err
+
+
+def test_who_reads_ready_can_connect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The address is printed before uvicorn begins to listen by itself."""
+
+    def run(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        assert "ready: http://127.0.0.1" in capsys.readouterr().err
+        socket.create_connection(sockets[0].getsockname(), timeout=5).close()
+
+    monkeypatch.setitem(server.APPS, "local", lambda *given: nullcontext((None, SimpleNamespace(ending=False), "all")))
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert main(["serve", "--port", "0"]) == 0
 
 
 @pytest.mark.slow

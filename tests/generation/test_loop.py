@@ -107,6 +107,22 @@ def test_a_batch_costs_what_its_rows_need():
     assert shapes[len(parts) :] == [(rows, 1) for rows in going_on]
 
 
+def test_prompts_of_several_modes_are_read_in_parts_of_similar_length(model):
+    """Parts within each mode would be four passes."""
+    prompts, modes = prompts_of((12, 4, 12, 4), seed=5), ("fusion", "fusion", "mixture", "mixture")
+    jobs = [Job(prompt, COMPOSITIONS[2], mode, Sampling(3)) for prompt, mode in zip(prompts, modes, strict=True)]
+    expected, shapes = [alone(model, job) for job in jobs], []
+    handle = model.base.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        answers, _ = run(Loop(generator_of(model), max_tokens=100), jobs)
+    finally:
+        handle.remove()
+    assert answers == expected
+    assert shapes == [(2, 12), (2, 4), (4, 1), (4, 1)]
+
+
 @pytest.mark.slow
 def test_rows_leave_and_join_within_the_bound(model):
     jobs = some_jobs()

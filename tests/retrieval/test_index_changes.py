@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_retriever.retrieval.index import AdapterIndex
-from lora_retriever.retrieval.scorers import SCORERS
+from lora_retriever.retrieval.scorers import SCORERS, Changeable
 
 DRAW = np.random.default_rng(0)
 WORDS = ["red", "blue", "translate", "the", "sentence", "into", "premise", "does", "follow", "answer", "question", "of"]
@@ -37,6 +37,7 @@ def found(index: AdapterIndex, k: int = 12) -> tuple[list[list[str]], np.ndarray
 def test_a_quick_change_finds_what_a_new_index_finds(scorer: str) -> None:
     old = index_of(list(range(12)), scorer)
     before = found(old)
+    assert isinstance(SCORERS[scorer].fit(old._pool), Changeable)  # else a change waits for a new fit
     grown = old.with_adapter("a12", SAMPLES[12], TEXTS[12])
     shrunk = grown.without_adapter("a0")
     names, scores = found(shrunk)

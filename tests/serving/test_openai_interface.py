@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -214,5 +215,7 @@ def test_health_metrics_and_the_log_tell_of_requests_and_show_no_text(server: Lo
     metrics = server.client.get("/metrics").text
     assert 'lora_retriever_requests_total{route="/v1/chat/completions",status="200"}' in metrics
     assert "lora_retriever_answer_tokens_total" in metrics
+    if sys.platform == "linux":
+        assert "process_cpu_seconds_total" in metrics
     assert '"path": "/v1/chat/completions"' in server.log[-1] and '"adapters"' in server.log[-1]
     assert not any("secret" in line for line in server.log)

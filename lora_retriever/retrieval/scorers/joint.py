@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_retriever.retrieval.scorers.base import Array, Fitted, HeldOut, Pool, Samples, scorer
+from lora_retriever.retrieval.scorers.base import Array, HeldOut, Linear, Pool, Samples, scorer
 from lora_retriever.retrieval.scorers.means import cosine
-from lora_retriever.retrieval.scorers.texts import hybrid
+from lora_retriever.retrieval.scorers.texts import Discriminated, hybrid
 
 
 @dataclass(frozen=True)
 class Joint:
     """The sum of the standardised scores of several fitted scorers."""
 
-    parts: tuple[Fitted, ...]
+    parts: tuple[Linear | Discriminated, ...]
 
     @property
     def constants(self) -> dict[str, float]:
@@ -31,6 +31,14 @@ class Joint:
     def score(self, queries: Samples) -> Array:
         """Scores [n, adapters]."""
         return np.asarray(np.sum([standardised(part.score(queries)) for part in self.parts], axis=0))
+
+    def with_adapter(self, samples: Samples) -> Joint:
+        """The scorer with one more adapter, in the last place. What all adapters share stays as it is."""
+        return Joint(tuple(part.with_adapter(samples) for part in self.parts))
+
+    def without_adapter(self, position: int) -> Joint:
+        """The scorer without the adapter at a place. What all adapters share stays as it is."""
+        return Joint(tuple(part.without_adapter(position) for part in self.parts))
 
     def held_out(self) -> HeldOut | None:
         """The scores of pool samples. All parts leave out the same samples."""

@@ -9,7 +9,7 @@ knowledge of its test figures (docs/results/retrieval.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -32,7 +32,8 @@ from lora_retriever.retrieval.scorers.discriminant import Statistics, fit_featur
 
 LANDMARKS = 2000
 """Maximum number of samples that span the space; in a larger pool they are taken at even distances (Nyström)."""
-BLOCK = 1024  # Number of samples that are compared at once.
+BLOCK = 1024
+"""Maximum number of samples that are compared at once, so that the memory of a fit does not grow with the pool."""
 TOKEN = r"\w+|[^\w\s]|\n"
 """A word, a punctuation mark, or the end of a line: prompts differ in all three."""
 Matrix = Any
@@ -61,10 +62,10 @@ class NGrams:
     def fit(self, samples: Samples) -> Matrix:
         """Learn the n-grams of a pool and their frequencies."""
         try:
-            self._vectorizer.fit(samples.texts)
+            return self._vectorizer.fit_transform(samples.texts)
         except ValueError:
             self._found = False
-        return self.vectors(samples)
+            return self.vectors(samples)
 
     def vectors(self, samples: Samples) -> Matrix:
         """The vectors of other samples, over the n-grams of the pool."""
@@ -174,7 +175,7 @@ def discriminated(pool: Pool, views: Sequence[View]) -> Discriminated:
         raise ValueError("the samples of the pool are all empty: nothing tells adapters apart")
     kept = values > 1e-8 * values.max()
     space = Space(list(zip(views, landmarks, strict=True)), axes[:, kept] / np.sqrt(values[kept]))
-    return Discriminated(space, _fit(space.coordinates_of_vectors(seen), pool.counts))
+    return Discriminated(space, _fit(space, seen, pool.counts))
 
 
 def similarity(these: Sequence[Matrix], those: Sequence[Matrix]) -> NDArray[np.float64]:
@@ -184,10 +185,33 @@ def similarity(these: Sequence[Matrix], those: Sequence[Matrix]) -> NDArray[np.f
     return np.asarray(np.mean(dense, axis=0, dtype=np.float64))
 
 
-def _fit(coordinates: NDArray[np.float64], counts: Positions) -> Linear:
-    """The discriminant of samples at coordinates [samples, rank], ordered by adapter."""
-    starts = np.cumsum([0, *counts[:-1]])
-    means = np.add.reduceat(coordinates, starts, axis=0) / counts[:, None]
-    deviations = coordinates - np.repeat(means, counts, axis=0)
+def _fit(space: Space, seen: Sequence[Matrix], counts: Positions) -> Linear:
+    """The discriminant of a pool's samples, ordered by adapter, from the samples' vectors in each view.
+
+    Only the coordinates of one block of samples, and of the samples that are left out, are in memory.
+    """
     own, left_out = spared(counts)
-    return fit_features(Statistics(means, counts, deviations.T @ deviations), coordinates[left_out], own)
+    rank = space.coordinates.shape[1]
+    means, scatter, kept = np.empty((len(counts), rank)), np.zeros((rank, rank)), [np.empty((0, rank))]
+    start = 0
+    for block in _blocks(counts):
+        of = counts[block]
+        end = start + int(of.sum())
+        coordinates = space.coordinates_of_vectors([vectors[start:end] for vectors in seen])
+        means[block] = np.add.reduceat(coordinates, np.cumsum([0, *of[:-1]]), axis=0) / of[:, None]
+        kept.append(coordinates[left_out[(left_out >= start) & (left_out < end)] - start])
+        coordinates -= np.repeat(means[block], of, axis=0)
+        scatter += coordinates.T @ coordinates
+        start = end
+    return fit_features(Statistics(means, counts, scatter), np.concatenate(kept), own)
+
+
+def _blocks(counts: Positions) -> Iterator[slice]:
+    """All adapters in their order, as many at a time as have at most `BLOCK` samples together, and at least one."""
+    start, held = 0, 0
+    for place, count in enumerate(counts.tolist()):
+        if held and held + count > BLOCK:
+            yield slice(start, place)
+            start, held = place, 0
+        held += count
+    yield slice(start, len(counts))
