@@ -6,7 +6,8 @@
 Writes into OUT: `test.json` (rows), `detect.json` (a pool of one entry, for `train_loras.py --detect`; its last
 `--validation` samples are the validation data), `extract.json` (one entry, the pairs of all relations) and `each.json`
 (one entry for each relation). Of KnowledgeNet one fold is the test, and the fold before it the validation data;
-`groups.json` has one entry for each group of relations (`GROUPS`). Of Re-DocRED, `test_revised` is the test, and
+`groups.json` has one entry for each group of relations (`GROUPS`). The pools of a run are `pool_extract.json`,
+`pool_each.json` and `pool_groups.json`: the entry of `detect.json` with the entries of the other file. Of Re-DocRED, `test_revised` is the test, and
 `dev_revised` is divided. `--drop` drops triples of the training sentences, and of no others; a sentence that is left
 without triples stays.
 """
@@ -108,15 +109,18 @@ def files_of(
 ) -> dict[str, Any]:
     """The content of each file."""
     pairs = [pair for one in train for pair in extractions(Sample(inputs=one.text, targets=one.targets))]
-    groups = parted(pairs, task, group_of)
-    kind = {"task": task, "domain": DOMAIN, "metric": "triples"}
-    detect = [{"inputs": one.text, "targets": one.targets} for one in (*train, *validation)]
-    return {
-        "test.json": [{"inputs": one.text, "targets": one.targets, **kind} for one in test],
-        "detect.json": [{"model_name": task, "domain": DOMAIN, "sample": detect}],
+    detect = entry(task, [Sample(inputs=one.text, targets=one.targets) for one in (*train, *validation)])
+    extracting = {
         "extract.json": [entry(f"{task}_{EXTRACTION}", pairs)],
         "each.json": parted(pairs, task, lambda relation: relation),
-        **({"groups.json": groups} if groups else {}),
+        "groups.json": parted(pairs, task, group_of),
+    }
+    kind = {"task": task, "domain": DOMAIN, "metric": "triples"}
+    return {
+        "test.json": [{"inputs": one.text, "targets": one.targets, **kind} for one in test],
+        "detect.json": [detect],
+        **{name: entries for name, entries in extracting.items() if entries},
+        **{f"pool_{name}": [detect, *entries] for name, entries in extracting.items() if entries},
     }
 
 

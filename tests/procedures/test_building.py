@@ -108,6 +108,8 @@ def test_extraction_samples_are_grouped_by_what_their_objects_are(tmp_path: Path
         "knowledgenet_PEOPLE": 2,
     }
     assert {sample.inputs for sample in pool["knowledgenet_PEOPLE"]} == {"SPOUSE | Ann 2", "SPOUSE | Ann 3"}
+    joined = read_pool(tmp_path / "out" / "pool_groups.json")
+    assert joined == [*read_pool(tmp_path / "out" / "detect.json"), *read_pool(tmp_path / "out" / "groups.json")]
 
 
 def test_triples_are_dropped_from_training_sentences_alone(tmp_path: Path) -> None:
