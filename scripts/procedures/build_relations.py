@@ -4,12 +4,13 @@
     python scripts/procedures/build_relations.py --redocred DIR --out data/redocred
 
 Writes into OUT: `test.json` (rows), `detect.json` (a pool of one entry, for `train_loras.py --detect`; its last
-`--validation` samples are the validation data), `extract.json` (one entry, the pairs of all relations) and `each.json`
-(one entry for each relation). Of KnowledgeNet one fold is the test, and the fold before it the validation data;
-`groups.json` has one entry for each group of relations (`GROUPS`). The pools of a run are `pool_extract.json`,
-`pool_each.json` and `pool_groups.json`: the entry of `detect.json` with the entries of the other file. Of Re-DocRED, `test_revised` is the test, and
-`dev_revised` is divided. `--drop` drops triples of the training sentences, and of no others; a sentence that is left
-without triples stays.
+`--validation` samples are the validation data), `extract.json` (one entry, the pairs of all relations), `each.json`
+(one entry for each relation) and, of KnowledgeNet, `groups.json` (one entry for each group of relations, `GROUPS`). A
+run needs the entries of both stages: `pool_extract.json`, `pool_each.json` and `pool_groups.json` have them.
+
+Of KnowledgeNet one fold is the test, and the fold before it the validation data. Of Re-DocRED, `test_revised` is the
+test, and `dev_revised` is divided. `--drop` drops triples of the training sentences, and of no others; a sentence that
+is left without triples stays.
 """
 
 from __future__ import annotations
