@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 from procedures import build_plans, build_relations, plan_yardsticks
 from procedures.relation_data import read_redocred
 
-from lora_retriever.data.rows import read_pool, read_rows
+from lora_retriever.data.rows import Row, read_pool, read_rows
+from lora_retriever.procedures import Detect, find_procedure
 
 TABLE = (
     "id, object_type, position_x [SEP] 0, Agent, 0, 0, 0, 0, 0, 0,  [SEP] 1, Mug, 1, 0, 0, 0, 0, 0, 2 [SEP] "
@@ -143,3 +145,14 @@ def test_a_sentence_of_redocred_has_the_triples_that_it_mentions(tmp_path: Path)
     assert first.text == "Loud is by Ann ."
     assert first.triples == (("performer", "Loud", "Ann"), ("P1", "Ann", "Loud"))
     assert second.triples == ()
+
+
+def test_detection_alone_predicts_a_triple_without_arguments_for_each_relation() -> None:
+    alone = find_procedure("detection_alone:ALONE", ROOT / "docs" / "results")
+    assert alone.detects
+    row = Row(id=0, inputs="Ann leads Acme.", targets="CEO | Acme | Ann", task="t", domain="d", metric="triples")
+    talk = alone.talk(row)
+    assert next(talk) == Detect("Ann leads Acme.")
+    with pytest.raises(StopIteration) as end:
+        talk.send(("CEO", "SPOUSE"))
+    assert end.value.value == "CEO | ? | ?\nSPOUSE | ? | ?"
