@@ -300,11 +300,14 @@ def _widened(
     tasks: dict[str, ScoredTask],
     constant: Sequence[str],
 ) -> tuple[float, float]:
-    """The interval, widened by what tasks may hide on which the runs differ by the same amount on every row."""
+    """The interval, widened by what tasks may hide on which the runs differ by the same amount on every row.
+
+    The widening ends at ±100 points. The interval itself does not: `length-error` and `cider` exceed 100.
+    """
     parts = [task for task, _ in parts_of(tasks, quantity)]
     rows = [len(task.ids) for task in parts if task.name in constant]
     low, high = widened(value, interval, rows, rows, len(parts))
-    return max(low, -100.0), min(high, 100.0)
+    return max(low, min(interval[0], -100.0)), min(high, max(interval[1], 100.0))
 
 
 def _whole(tasks: dict[str, ScoredTask]) -> dict[str, Array]:

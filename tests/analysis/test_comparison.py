@@ -134,6 +134,24 @@ def test_the_interval_is_the_bootstraps_and_is_widened_for_tasks_of_equal_differ
     assert found.high == pytest.approx(12.5 + np.hypot(high / 2 - 12.5, hidden), abs=1)
 
 
+def test_an_interval_of_scores_above_100_contains_its_difference(tmp_path: Path) -> None:
+    """Plans of 8 or 10 steps where 2 are right are 300 % or 400 % too long, and plans of 2 steps are 0 %."""
+    for name, lengths in {"short": [2] * 40, "long": [8, 10] * 20}.items():
+        lines = []
+        for id, steps in enumerate(lengths):
+            plan = " | ".join([*(f"STEP {n}: Go left." for n in range(1, steps + 1)), "END"])
+            row = {"inputs": f"goal {id}", "targets": "STEP 1: Go left. | STEP 2: Go left. | END"}
+            fields = {"task": "plans", "domain": "all", "metric": "kas", "predicted_answer": plan}
+            lines.append(json.dumps({"id": id, **row, **fields}))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    gained = np.array([300, 400] * 20)
+    drawn = gained[np.random.default_rng(7).integers(0, 40, (20_000, 39))].mean(axis=1)
+    (comparison,) = compared(tmp_path, "short", scoring="standard")
+    found = comparison.differences[Quantity("domain", "all", "length-error")]
+    assert found.value == pytest.approx(350)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=3)
+
+
 def test_a_task_of_one_row_says_little(tmp_path: Path) -> None:
     """If 1 of 1 rows is right, the share of right rows is at least 2.5 % (the exact binomial bound)."""
     write_run(tmp_path, "right", "1")

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 from procedures import build_plans, build_relations, plan_yardsticks
 from procedures.relation_data import read_redocred
 
-from lora_retriever.data.rows import read_pool, read_rows
+from lora_retriever.data.rows import Row, read_pool, read_rows
+from lora_retriever.procedures import Detect, find_procedure
 
 TABLE = (
     "id, object_type, position_x [SEP] 0, Agent, 0, 0, 0, 0, 0, 0,  [SEP] 1, Mug, 1, 0, 0, 0, 0, 0, 2 [SEP] "
@@ -90,6 +92,45 @@ def test_knowledgenet_is_divided_by_folds(tmp_path: Path) -> None:
     ]
 
 
+def test_extraction_samples_are_grouped_by_what_their_objects_are(tmp_path: Path) -> None:
+    def mention(label: str) -> dict[str, Any]:
+        return {"em1Text": "Ann", "label": label, "em2Text": "1999", "em1Start": 0, "em2Start": 9}
+
+    labels = ["DATE_OF_BIRTH", "SPOUSE", "DATE_OF_DEATH"]
+    lines = [
+        {"fold": fold, "sentText": f"Ann {fold}", "relationMentions": list(map(mention, labels)), "negativeLabels": []}
+        for fold in (1, 2, 3, 4)
+    ]
+    write_lines(tmp_path / "knowledgenet.jsonl", lines)
+    arguments = ["--knowledgenet", str(tmp_path / "knowledgenet.jsonl"), "--fold", "1", "--out"]
+    assert build_relations.main([*arguments, str(tmp_path / "out")]) == 0
+    pool = {entry.model_name: entry.sample for entry in read_pool(tmp_path / "out" / "groups.json")}
+    assert {name: len(samples) for name, samples in pool.items()} == {
+        "knowledgenet_DATES": 4,
+        "knowledgenet_PEOPLE": 2,
+    }
+    assert {sample.inputs for sample in pool["knowledgenet_PEOPLE"]} == {"SPOUSE | Ann 2", "SPOUSE | Ann 3"}
+    joined = read_pool(tmp_path / "out" / "pool_groups.json")
+    assert joined == [*read_pool(tmp_path / "out" / "detect.json"), *read_pool(tmp_path / "out" / "groups.json")]
+
+
+def test_triples_are_dropped_from_training_sentences_alone(tmp_path: Path) -> None:
+    mention = {"em1Text": "Ann", "label": "SPOUSE", "em2Text": "Bo", "em1Start": 0, "em2Start": 9}
+    lines = [
+        {"fold": n % 4 + 1, "sentText": f"Ann {n}", "relationMentions": [mention], "negativeLabels": []}
+        for n in range(400)
+    ]
+    write_lines(tmp_path / "knowledgenet.jsonl", lines)
+    arguments = ["--knowledgenet", str(tmp_path / "knowledgenet.jsonl"), "--drop", "0.5", "--out"]
+    assert build_relations.main([*arguments, str(tmp_path / "out"), "--validation", "100"]) == 0
+    (detect,) = read_pool(tmp_path / "out" / "detect.json")
+    train, validation = detect.sample[:200], detect.sample[200:]
+    assert len(train) == 200  # emptied sentences stay
+    assert 70 < sum(bool(sample.target) for sample in train) < 130
+    assert all(sample.target for sample in validation)
+    assert all(row.targets for row in read_rows(tmp_path / "out" / "test.json"))
+
+
 def test_a_sentence_of_redocred_has_the_triples_that_it_mentions(tmp_path: Path) -> None:
     def mention(name: str, sentence: int, start: int) -> dict[str, Any]:
         return {"name": name, "sent_id": sentence, "pos": [start, start + 1]}
@@ -104,3 +145,14 @@ def test_a_sentence_of_redocred_has_the_triples_that_it_mentions(tmp_path: Path)
     assert first.text == "Loud is by Ann ."
     assert first.triples == (("performer", "Loud", "Ann"), ("P1", "Ann", "Loud"))
     assert second.triples == ()
+
+
+def test_detection_alone_predicts_a_triple_without_arguments_for_each_relation() -> None:
+    alone = find_procedure("detection_alone:ALONE", ROOT / "docs" / "results")
+    assert alone.detects
+    row = Row(id=0, inputs="Ann leads Acme.", targets="CEO | Acme | Ann", task="t", domain="d", metric="triples")
+    talk = alone.talk(row)
+    assert next(talk) == Detect("Ann leads Acme.")
+    with pytest.raises(StopIteration) as end:
+        talk.send(("CEO", "SPOUSE"))
+    assert end.value.value == "CEO | ? | ?\nSPOUSE | ? | ?"
