@@ -33,7 +33,7 @@ from lora_retriever.retrieval.scorers.discriminant import Statistics, fit_featur
 LANDMARKS = 2000
 """Maximum number of samples that span the space; in a larger pool they are taken at even distances (Nyström)."""
 BLOCK = 1024
-"""Maximum number of samples that are compared at once, so that the memory of a fit does not grow with the pool."""
+"""Maximum number of samples that are compared with the landmarks at once."""
 TOKEN = r"\w+|[^\w\s]|\n"
 """A word, a punctuation mark, or the end of a line: prompts differ in all three."""
 Matrix = Any
