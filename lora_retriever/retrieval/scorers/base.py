@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,6 +198,7 @@ class Scorer:
         object.__setattr__(self, "needs_samples", self.needs_samples or self.needs_texts)
 
 
+Fit = TypeVar("Fit", bound=Callable[[Pool], Fitted])
 SCORERS: dict[str, Scorer] = {}
 
 
@@ -208,10 +209,10 @@ def scorer(
     needs_texts: bool = False,
     needs_embeddings: bool = True,
     weights: Weights = "probability",
-) -> Callable[[Callable[[Pool], Fitted]], Callable[[Pool], Fitted]]:
+) -> Callable[[Fit], Fit]:
     """Register a scorer of the project under the name that profiles and the command line use."""
 
-    def register(fit: Callable[[Pool], Fitted]) -> Callable[[Pool], Fitted]:
+    def register(fit: Fit) -> Fit:
         SCORERS[name] = Scorer(name, fit, needs_samples, needs_texts, needs_embeddings, weights)
         return fit
 
