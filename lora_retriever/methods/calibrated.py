@@ -39,14 +39,12 @@ class Calibrated:
         nearest: m, the number of adapters that share the rest of the weight.
         least: minimum weight of an adapter. Smaller weights become 0, and the others are scaled to sum to 1.
         floor: minimum c of an input that gets adapters. An input below gets none.
-        sure: minimum c of an input that gets its most probable adapter alone. None: every input gets the weights above.
     """
 
     trust: Share = 1.0
     nearest: Count = 3
     least: float = 0.05
     floor: float = 0.0
-    sure: Share | None = None
 
     def route(self, context: Context) -> list[Composition]:
         """The adapters found, with their weights.
@@ -71,9 +69,6 @@ class Calibrated:
         weights = recognised * probabilities + (1 - recognised) * nearest  # [rows, found]
         weights = np.where(weights >= np.minimum(self.least, weights.max(axis=1, keepdims=True)), weights, 0)
         weights = weights / weights.sum(axis=1, keepdims=True)
-        if self.sure is not None:
-            alone = np.eye(1, weights.shape[1])  # the adapters are sorted, the most probable one first
-            weights = np.where(presence[:, None] >= self.sure, alone, weights)
         return np.where(presence[:, None] >= self.floor, weights, 0)
 
 

@@ -23,8 +23,6 @@ def plain_weights(chances: list[float], presence: float, router: Calibrated) -> 
     kept = [weight if weight >= router.least or weight == max(weights) else 0.0 for weight in weights]
     if presence < router.floor:
         return [0.0] * len(kept)
-    if router.sure is not None and presence >= router.sure:
-        return [1.0, *[0.0] * (len(kept) - 1)]
     return [weight / sum(kept) for weight in kept]
 
 
@@ -35,8 +33,6 @@ def plain_weights(chances: list[float], presence: float, router: Calibrated) -> 
         Calibrated(nearest=5, least=0.2),
         Calibrated(trust=0.5, least=0.0),
         Calibrated(floor=0.5),
-        Calibrated(sure=0.3),
-        Calibrated(sure=0.7, floor=0.2),
         Calibrated(least=2),
     ],
 )
