@@ -14,6 +14,7 @@ from model_families import InDouble
 from torch import Tensor
 
 from peft_composition import AdapterError, ComposableModel, CompositionError
+from peft_composition.joining import Moves
 
 MODES = ["mixture", "fusion", "linear", "ties", "dare", "svd"]
 NAMES_OF_POOL = list(POOL)
@@ -141,7 +142,9 @@ def test_rows_join_a_batch_with_a_gate(gated, gate, mode):
     with torch.inference_mode(), InDouble(), gated.model.open_batch(NAMES, mode, own) as model:
         model.add_rows(NAMES, weights[:2], mode)
         check(model, members[:2])
+        before = model.gate_usage().weights
         model.add_rows(NAMES[:2], weights[2:, :2], mode)
+        torch.testing.assert_close(model.gate_usage().weights[:2], before)
         with model.only_rows(slice(2, 4)):
             check(model, members[2:])
         check(model, members)
@@ -152,6 +155,12 @@ def test_rows_join_a_batch_with_a_gate(gated, gate, mode):
         check(model, [members[3], members[0], members[1]])
         with pytest.raises(CompositionError, match="the mode of the batch"):
             model.add_rows(NAMES, weights, "ties")
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [0, 1, 2], [2, 1, 0], [], [1, 1, 0, 2]])
+def test_rows_move_to_the_places_in_which_they_are_wanted(rows):
+    held = torch.arange(6.0).reshape(3, 2)
+    assert Moves(rows).of(held.clone())[: len(rows)].tolist() == [[2 * row, 2 * row + 1] for row in rows]
 
 
 def test_rows_join_a_batch_that_was_composed_at_once(double, other, parts):
