@@ -432,7 +432,7 @@ def _write_into(path: Path, data: bytes) -> None:
 def _is_left_over(path: Path, stem: str | None) -> bool:
     """Whether a file or folder is an unfinished one whose process has ended. None: of any stem."""
     match = _WRITTEN_BY.fullmatch(path.name)
-    if match is None or match[1] != (stem or match[1]) or path.is_symlink():
+    if match is None or stem not in (None, match[1]) or path.is_symlink():
         return False
     if not (path.is_file() or path.is_dir()):
         return False

@@ -14,7 +14,9 @@ from model_families import InDouble
 from torch import Tensor
 
 from peft_composition import AdapterError, ComposableModel, CompositionError
-from peft_composition.joining import Moves
+from peft_composition.gates import Tally
+from peft_composition.joining import Moves, of_present_rows, with_gated_rows
+from peft_composition.updates import GatedAdapters
 
 MODES = ["mixture", "fusion", "linear", "ties", "dare", "svd"]
 NAMES_OF_POOL = list(POOL)
@@ -161,6 +163,24 @@ def test_rows_join_a_batch_with_a_gate(gated, gate, mode):
 def test_rows_move_to_the_places_in_which_they_are_wanted(rows):
     held = torch.arange(6.0).reshape(3, 2)
     assert Moves(rows).of(held.clone())[: len(rows)].tolist() == [[2 * row, 2 * row + 1] for row in rows]
+
+
+def test_what_a_gate_remembers_follows_its_rows():
+    values, sums = torch.arange(6.0).reshape(3, 2), torch.arange(12.0).reshape(3, 4)  # of three rows, as composed
+    factor, weight, offer = torch.zeros(1, 2), torch.ones(2, 1), torch.ones(2, 1, dtype=torch.bool)
+    present = torch.tensor([2, 0])  # one row has left, and the others have changed places
+    tally = Tally(sums.clone())
+    update = GatedAdapters(
+        factor, factor, weight, offer, present, "mixture", GATES["content"][0], None, tally, {"mean": values}
+    )
+    kept = of_present_rows(update, {})
+    assert kept.memory["mean"].tolist() == [[4, 5], [0, 1]]
+    assert kept.tally.sums.tolist() == [[8, 9, 10, 11], [0, 1, 2, 3]]
+    assert kept.rows.tolist() == [0, 1]
+    joined = with_gated_rows(update, weight[:1], offer[:1], {})
+    assert joined.memory["mean"].tolist() == [[4, 5], [0, 1], [0, 0]]
+    assert joined.tally.sums.tolist() == [[8, 9, 10, 11], [0, 1, 2, 3], [0, 0, 0, 0]]
+    assert joined.rows.tolist() == [0, 1, 2]
 
 
 def test_rows_join_a_batch_that_was_composed_at_once(double, other, parts):
