@@ -21,9 +21,12 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from traceback import clear_frames
 from typing import Any
 
 from lora_retriever.backends.base import BackendError, Outcome
@@ -49,6 +52,10 @@ LOADING_TIME = 3600.0
 """Maximum time that all workers together may take to start and load their models, in seconds."""
 CONNECTION_TIME = 10.0
 """Maximum time that the address of a cluster may take to answer, in seconds."""
+ENDING_TIME = 30.0
+"""Maximum time that the threads of an interrupted pipeline may take to end, in seconds."""
+PIPELINE_THREADS = ("StreamingExecutor", "iter_threaded")
+"""How the names of the threads begin in which Ray Data executes a pipeline and reads its blocks."""
 
 
 class RayBackend:
@@ -59,6 +66,7 @@ class RayBackend:
         self.workers = list(workers)
         self._source = source
         self._owns_cluster = owns_cluster  # whether this process started Ray or joined the cluster
+        self._blocks: Any = None  # the generator of the latest pipeline's answers
         # The run has a progress bar of its own. Errors of Ray Data are raised, so they need no log as well.
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.raise_original_map_exception = False, True
@@ -88,19 +96,23 @@ class RayBackend:
         at_once = ray.data.TaskPoolStrategy(size=min(len(self.workers) + 1, len(items)))
         pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map(ask, compute=at_once, num_cpus=0)
         # Blocks that are fetched in advance would be written to disk later.
-        blocks: Iterable[Any] = pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        blocks: Any = pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        self._blocks = iter(blocks)
         try:
-            for block in blocks:
+            for block in self._blocks:
                 for answered in block.to_pylist():
                     if answered["failure"]:
                         failed = windows[answered["index"]]
                         yield Outcome(failures={request.id: answered["failure"] for request in failed})
                     else:
                         yield pickle.loads(answered["outcome"])
-        except RayError as error:
-            raise BackendError(
-                f"backend: ray: {reason_of(error)}; start the run again: the rows done so far are on disk"
-            ) from error
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # their variables would keep the pipeline's threads alive
+            if isinstance(error, RayError):
+                raise BackendError(
+                    f"backend: ray: {reason_of(error)}; start the run again: the rows done so far are on disk"
+                ) from error
+            raise
 
     def generator(self) -> Generator:
         """A model in this process, in addition to the models of the workers.
@@ -112,11 +124,26 @@ class RayBackend:
 
     def close(self) -> None:
         """End the workers, and Ray if this process started Ray for them."""
+        self._end_pipeline()
         for actor in (self._desk, *self.workers):
             with suppress(RayError):
                 ray.kill(actor)
         if self._owns_cluster:
             ray.shutdown()
+
+    def _end_pipeline(self) -> None:
+        """End the threads that an interrupted pipeline leaves in this process.
+
+        Ray ends the whole process with status 1 if one of its threads uses Ray, or drops a reference, after
+        `ray.shutdown`. Ray Data itself waits two seconds for one of the two threads, and not at all for the other.
+        """
+        if self._blocks is None:
+            return
+        self._blocks.close()
+        patience = time.monotonic() + ENDING_TIME
+        for thread in threading.enumerate():
+            if thread.name.startswith(PIPELINE_THREADS):
+                thread.join(max(0.0, patience - time.monotonic()))
 
 
 def load(profile: Profile, benchmark: Benchmark) -> RayBackend:

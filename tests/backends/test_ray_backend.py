@@ -42,6 +42,7 @@ from lora_retriever.running.run_file import Line, RunFile
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
 pytest.importorskip("ray.data", reason="the ray extra is not installed")
 from clusters import small_cluster  # noqa: E402
+from ray.data._internal.execution.streaming_executor import StreamingExecutor  # noqa: E402
 from ray.exceptions import ActorDiedError, ActorUnavailableError  # noqa: E402
 
 from lora_retriever.backends.ray import RayBackend, load  # noqa: E402
@@ -97,14 +98,39 @@ def started_here(pid: int) -> bool:
 
 
 def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
-    """Ray installs handlers of its own, which abort. This test is the first: a fork cannot use its parent's Ray."""
+    """Ray installs handlers of its own, which abort. This test is the first: a fork cannot use its parent's Ray.
+
+    Ray ends a process with status 1 if one of its threads uses Ray, or drops a reference, after `ray.shutdown`. At the
+    signal, a thread of Ray Data is slower than the two seconds that Ray Data itself waits.
+    """
+    step, shutdown, is_slow = StreamingExecutor._scheduling_loop_step, ray.shutdown, tmp_path / "slow"
+
+    def slow_step(self: StreamingExecutor, topology: Any) -> bool:
+        if is_slow.exists():
+            time.sleep(3)
+        return step(self, topology)
+
+    def shutdown_and_tell() -> None:
+        names = sorted(thread.name for thread in threading.enumerate())
+        os.write(2, f"threads at the shutdown: {names}\n".encode())
+        shutdown()
+
+    def prepare() -> None:
+        StreamingExecutor._scheduling_loop_step = slow_step  # type: ignore[method-assign]
+        ray.shutdown = shutdown_and_tell
+
     write_profile(tmp_path, **IN_THREES, backend="ray", ray={"address": "local", "workers": 1, "cpus": 0.4})
     results = tmp_path / "results"
     run = ["run", "--profile", str(tmp_path / "mine.yaml"), "--only", "base", "--results", str(results)]
-    with Forked(run, tmp_path) as process:
+    with Forked(run, tmp_path, before=prepare) as process:
         process.wait_for(results / "base.jsonl.partial", timeout=300)
+        is_slow.touch()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=90) == 143, process.errors
+    threads = process.errors.partition("threads at the shutdown: ")[2].splitlines()[0]
+    assert "MainThread" in threads
+    assert "iter_threaded" not in threads
+    assert "StreamingExecutor" not in threads
     assert "stopped by SIGTERM; what is done so far is on disk" in process.errors
     assert "Traceback" not in process.errors
     lines = (results / "base.jsonl.partial").read_bytes().count(b"\n")
