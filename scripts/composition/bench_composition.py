@@ -23,6 +23,7 @@ adapters do not count.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 import warnings
@@ -37,7 +38,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from original_composition import StackedLoras, original_composition
 from peft import LoraConfig, PeftModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
@@ -49,6 +49,9 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.tables import Table, terminal
 from peft_composition import ComposableModel
 from peft_composition.pairs import product_dtype
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "running"))  # where `original_composition` is
+from original_composition import StackedLoras, original_composition
 
 RANK, SCALING = 8, 2.0
 VOCABULARY = 2048  # small, so that the output layer weighs no more than in a large model

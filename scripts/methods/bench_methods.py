@@ -15,6 +15,7 @@ share a part of the work. With --results, a method uses what a run or an earlier
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_composition import peak_bytes
 from rich.console import Console
 from rich.progress import track
 
@@ -43,6 +43,9 @@ from lora_retriever.methods.context import Context, Resources
 from lora_retriever.running.results_folder import locked
 from lora_retriever.tables import Table, terminal
 from peft_composition import Gate
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "composition"))  # where `bench_composition` is
+from bench_composition import peak_bytes
 
 MIB = 2**20
 

@@ -24,12 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from procedures.relation_data import Sentence, read_knowledgenet, read_redocred
-
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import write_json, writing
 from lora_retriever.procedures.relations import EXTRACTION, adapter_of, extractions
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `procedures` is
+from procedures.relation_data import Sentence, read_knowledgenet, read_redocred
 
 DOMAIN = "relation extraction"
 GROUPS = {

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from procedures.relation_data import Sentence, read_knowledgenet
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -34,6 +33,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from lora_retriever.files import write_json
 from lora_retriever.training.detector import best_threshold
 from lora_retriever.training.losses import LossName, loss_of
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `procedures` is
+from procedures.relation_data import Sentence, read_knowledgenet
 
 Array = NDArray[np.float64]
 DIMENSIONS, EPOCHS, EVERY = 384, 300, 30

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from procedures.relation_data import read_knowledgenet
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.generation.loading import load_base, load_tokenizer
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `procedures` is
+from procedures.relation_data import read_knowledgenet
 
 Array = NDArray[np.float32]
 BATCH = 16

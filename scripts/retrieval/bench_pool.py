@@ -10,6 +10,7 @@ the times are what is looked at, and that the tokens are equal.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_composition import RANK, VOCABULARY, Pool, random_llama
 from rich.progress import track
 from torch import Tensor
 
 from lora_retriever.files import write_json
 from lora_retriever.tables import Table, terminal
 from peft_composition import ComposableModel
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "composition"))  # where `bench_composition` is
+from bench_composition import RANK, VOCABULARY, Pool, random_llama
 
 
 @dataclass(frozen=True)
