@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from peft_composition import AdapterError, ComposableModel, CompositionError
 from peft_composition.gates import Tally
-from peft_composition.joining import Moves, of_present_rows, with_gated_rows
-from peft_composition.updates import GatedAdapters
+from peft_composition.joining import Moves, OpenRows, PairsAndShared, of_present_rows, with_gated_rows
+from peft_composition.pairs import Pair
+from peft_composition.updates import GatedAdapters, Pairs, SharedAdapters
 
 MODES = ["mixture", "fusion", "linear", "ties", "dare", "svd"]
 NAMES_OF_POOL = list(POOL)
@@ -216,6 +217,40 @@ def test_a_row_that_cannot_join_changes_nothing(double, other, parts):
             double.add_rows(["head"], [[1.0]])
         check(double, [Member(ids[0], alone[0])])
     assert "forward" not in double.base.get_submodule("model.layers.0.self_attn.q_proj").__dict__
+
+
+def test_rows_that_share_adapters_stay_right_when_rows_leave_and_when_all_have_left(folders, other, parts):
+    names, pool, ids = ["plain", "rank2", "head"], loaded(folders), some_ids(3)
+    for name in POOL.keys() - names:
+        pool.unload_adapter(name)
+    weights = torch.tensor([[0.5, 0.25, 1.0], [1.0, -0.5, 0.5], [0.25, 1.0, -1.0]])  # each row uses the whole pool
+    with InDouble():
+        alone = dense_logits(other.base, [parts[name] for name in names], weights, "mixture", ids)
+    members = [Member(*row) for row in zip(ids, alone, strict=True)]
+    with InDouble(), torch.inference_mode(), pool.open_batch():
+        pool.add_rows(names, weights)
+        pool.keep_rows(torch.tensor([2, 0]))
+        check(pool, [members[2], members[0]])
+        pool.keep_rows(torch.tensor([], dtype=torch.long))
+        pool.unload_adapter("head")  # no row shares it any more
+        pool.load_adapter(folders["head"], "head")
+        pool.add_rows(names, weights[1:])
+        check(pool, members[1:])
+
+
+def test_rows_that_fail_while_they_join_leave_the_batch_as_it_was():
+    """The pairs have joined when the weights of the shared adapters turn out to be of another shape."""
+    pair = Pair(torch.ones(2, 1, 3), torch.ones(2, 1, 3))
+    shared = SharedAdapters(torch.ones(4, 3), torch.ones(4, 3), torch.ones(2, 1, 4))
+    batch = OpenRows()
+    batch.join([{"here": Pairs(pair)}, {"here": shared}], 2)
+    with pytest.raises(RuntimeError, match="Sizes of tensors"):
+        batch.join([{"here": Pairs(pair)}, {"here": replace(shared, weights=torch.ones(2, 1, 5))}], 2)
+    assert batch.rows == 2
+    update = batch.updates()["here"]
+    assert isinstance(update, PairsAndShared)
+    assert update.pairs.pair.down.shape == pair.down.shape
+    assert update.shared.weights.shape == shared.weights.shape
 
 
 def test_rows_that_share_adapters_stay_right_when_adapters_come_and_go_beside_them(folders, other, parts):
