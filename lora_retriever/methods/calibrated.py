@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
 from lora_retriever.methods.base import Method, with_ood
 from lora_retriever.methods.options import Count, Share
-from lora_retriever.methods.parts.top_k import RECORDED, RETRIEVAL, SCORED, compositions_of
+from lora_retriever.methods.parts.presence import search_with_presence
+from lora_retriever.methods.parts.top_k import RETRIEVAL, SCORED, compositions_of
 
 if TYPE_CHECKING:
     from lora_retriever.methods.context import Context
@@ -52,14 +52,8 @@ class Calibrated:
         Raises:
             UserError: the pool is too small, or the scorer cannot leave a sample out.
         """
-        try:
-            hits = context.search(min(max(RECORDED, self.nearest), context.available))
-            presence = context.index().presence(hits)  # [rows]
-        except ValueError as error:
-            raise UserError(f"method calibrated: {error}") from error
-        if hits.probabilities is None or presence is None:
-            raise UserError(f"method calibrated: scorer {context.scorer} cannot leave a sample of this pool out")
-        return compositions_of(hits, self.weights(hits.probabilities, presence))
+        hits, probabilities, presence = search_with_presence("calibrated", context, self.nearest)
+        return compositions_of(hits, self.weights(probabilities, presence))
 
     def weights(self, probabilities: Array, presence: Array) -> Array:
         """Weights [rows, found] from the probabilities [rows, found] of the adapters, best first, and c [rows]."""

@@ -58,7 +58,7 @@ def test_methods_of_texts_answer_without_an_encoder_as_they_do_beside_one(
 
 def test_which_methods_need_an_encoder(tiny: Profile, lexical: Profile) -> None:
     assert {name for name, method in registered().items() if method.needs_encoder(lexical)} == ALWAYS
-    by_scorer = {"selection", "fusion", "mixture", "calibrated", "ties", "dare", "svd", "lego"}
+    by_scorer = {"selection", "fusion", "mixture", "calibrated", "sure", "ties", "dare", "svd", "lego"}
     by_scorer |= {f"{name}_ood" for name in by_scorer}
     assert {name for name, method in registered().items() if method.needs_encoder(tiny)} == ALWAYS | by_scorer
 
