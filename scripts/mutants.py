@@ -46,7 +46,10 @@ class Group:
 GROUPS = {
     "retrieval": Group(
         ("lora_retriever/retrieval/scorers/*.py", "lora_retriever/retrieval/calibration.py"),
-        tuple(f"tests/retrieval/test_{name}.py" for name in ("scorers", "calibration", "index", "texts_alone")),
+        tuple(
+            f"tests/retrieval/test_{name}.py"
+            for name in ("scorers", "calibration", "index", "index_changes", "texts_alone")
+        ),
     ),
     "statistics": Group(
         ("lora_retriever/resampling.py", "lora_retriever/analysis/comparison.py"),

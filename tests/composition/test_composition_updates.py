@@ -181,3 +181,14 @@ def test_rows_alike_each_get_the_gradient_of_their_own_weights(model):
             model(input_ids=ids[row : row + 1]).logits.square().sum().backward()
         torch.testing.assert_close(together.grad[row], alone.grad[0], rtol=1e-3, atol=1e-3)
     model.base.zero_grad()
+
+
+def test_in_float16_a_row_gets_nothing_of_an_adapter_that_it_does_not_use():
+    """The inner product with the second adapter overflows to infinity, and 0 · inf is NaN."""
+    down = torch.tensor([[1.0, 2.0], [60000.0, 60000.0]], dtype=torch.float16)  # two adapters of rank 1
+    up = torch.tensor([[3.0], [5.0]], dtype=torch.float16)
+    shared = SharedAdapters(down, up, torch.tensor([[[0.5, 0.0]], [[1.0, 0.0]]]))
+    x, y = torch.ones(2, 1, 2, dtype=torch.float16), torch.full((2, 1, 1), 7.0, dtype=torch.float16)
+    with torch.no_grad():
+        found = shared.add(x, y, Pass(rows=2, length=1))
+    assert found.flatten().tolist() == [7 + 0.5 * 3 * 3, 7 + 3 * 3]
