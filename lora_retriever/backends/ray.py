@@ -96,8 +96,7 @@ class RayBackend:
         at_once = ray.data.TaskPoolStrategy(size=min(len(self.workers) + 1, len(items)))
         pipeline = ray.data.from_items(items, override_num_blocks=len(items)).map(ask, compute=at_once, num_cpus=0)
         # Blocks that are fetched in advance would be written to disk later.
-        blocks: Any = pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        self._blocks = iter(blocks)
+        self._blocks = iter(pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
             for block in self._blocks:
                 for answered in block.to_pylist():

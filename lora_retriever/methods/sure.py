@@ -8,7 +8,7 @@ own adapter, if the own adapter is in the pool. P is near 1 for every input of a
     the first hit alone if c ≥ `presence` or P ≥ `first`; else the mixture of the k best hits, 1/k each
 
 The thresholds stand for "more probable than not" and "nearly certain". They were checked on training examples that no
-adapter was trained on (docs/results/instructions-gemma-270m.md).
+adapter was trained on (docs/results/sure.md).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ METHODS = with_ood(
     Method(
         "sure",
         "the first hit alone where it is probably the right one, else the average of the outputs of the best k",
-        "this project, docs/results/instructions-gemma-270m.md",
+        "this project, docs/results/sure.md",
         Sure(),
         reads=RETRIEVAL,
         settings=frozenset({"k", "scorer"}),
