@@ -1,8 +1,10 @@
-"""Memory of the host that the process keeps for its next tensors, instead of giving the memory back at once."""
+"""Freed memory of the host: whether the process keeps it for its next tensors, or gives it back at once."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+from contextlib import suppress
 
 KEPT = 2**29
 """Number of free bytes at the end of the heap that the C library keeps: half a GiB."""
@@ -11,6 +13,16 @@ MAPPED = 2**25
 largest block that was freed, up to this number."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of both settings in <malloc.h>
+
+
+def give_back_freed_memory() -> None:
+    """Give the memory that nothing uses any more back to the operating system, so that it does not count as used.
+
+    Does nothing where the C library is not glibc.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> bool:

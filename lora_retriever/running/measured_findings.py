@@ -55,7 +55,7 @@ def _findings_of(found: Measured, predicted: int, runs: int, rows: int) -> Itera
     )
     yield Finding(
         "ok" if not found.differing else "warning",
-        f"batches: {len(found.differing)} of {found.rows} rows get another answer when each row is answered alone",
+        f"batches: {len(found.differing)} of {found.alone} rows get another answer when each row is answered alone",
     )
     yield Finding(
         "ok",

@@ -26,13 +26,16 @@ from lora_retriever.experiment.profile import BALANCED, Profile
 from lora_retriever.generation.batches import Request
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator, make_prompts
+from lora_retriever.generation.heap import give_back_freed_memory
 from lora_retriever.generation.loading import load_generator
 from peft_composition import inspect_adapter
 
 MODULES = 3
 """Number of modules that are compared with dense matrices: the first, the middle and the last that adapters target."""
-ROWS = 48
-"""Maximum number of rows that are answered."""
+BATCHES = 2
+"""Number of whole batches of rows that are answered, if the benchmark has as many: so rows join a full batch."""
+ALONE = 48
+"""Maximum number of rows that are answered alone as well, and minimum number of rows, if the benchmark has as many."""
 TOKENS = 16
 """Length of the inputs on which modules are compared, in tokens."""
 K = 3
@@ -64,7 +67,8 @@ class Measured:
     Attributes:
         device: the GPU's name, or the device.
         rows: number of rows that were answered.
-        differing: rows whose answer is another one when each row is answered alone.
+        alone: number of these rows that were answered alone as well.
+        differing: rows whose answer is another one when the row is answered alone.
         read_tokens_per_second: prompt tokens, with padding.
         decoded_tokens_per_second: new tokens.
         rows_per_second: of a whole batch.
@@ -78,6 +82,7 @@ class Measured:
     dtype: str
     modules: list[ModuleError]
     rows: int
+    alone: int
     differing: list[int]
     read_tokens_per_second: float
     decoded_tokens_per_second: float
@@ -115,17 +120,18 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
         seconds = time.perf_counter() - started
     peak = _peak(profile.torch_device, before)
     alone = Outcome()
-    for request in requests:
+    for request in requests[:: -(-len(requests) // ALONE)]:
         alone |= backend.answer([request], "mixture")
     for outcome in (together, alone):
         for id, reason in outcome.failures.items():
             raise UserError(f"row {id} could not be answered: {reason}")
-    differing = [id for id, answer in together.answers.items() if alone.answers[id].text != answer.text]
+    differing = [id for id, answer in alone.answers.items() if together.answers[id].text != answer.text]
     return Measured(
         device=device_name(profile.torch_device),
         dtype=profile.dtype,
         modules=modules,
         rows=len(requests),
+        alone=len(alone.answers),
         differing=sorted(differing),
         read_tokens_per_second=clock.read_tokens / max(clock.reading, 1e-9),
         decoded_tokens_per_second=clock.decoded_tokens / max(clock.decoding, 1e-9),
@@ -138,7 +144,8 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
 
 def some_requests(generator: Generator, benchmark: Benchmark) -> list[Request]:
     """Rows from the whole benchmark, each as a mixture of its own adapter, if it has one, and of others."""
-    rows = benchmark.rows[:: max(1, -(-len(benchmark.rows) // ROWS))]
+    most = max(ALONE, BATCHES * generator.settings.batch_size)
+    rows = benchmark.rows[:: max(1, len(benchmark.rows) // most)][:most]
     prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
     names = list(benchmark.adapters)
     requests = []
@@ -292,7 +299,10 @@ def device_name(device: str) -> str:
 
 def _memory_now(device: str) -> int:
     """The memory that this process takes now, before the model is loaded, in bytes. On a GPU, nothing counts yet."""
-    return 0 if device.startswith("cuda") or device == BALANCED else _status("VmRSS") or 0
+    if device.startswith("cuda") or device == BALANCED:
+        return 0
+    give_back_freed_memory()  # or the model would take memory that counts already, of a tokenizer that was looked at
+    return _status("VmRSS") or 0
 
 
 def _begin_peak(device: str) -> None:

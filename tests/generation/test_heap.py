@@ -1,17 +1,27 @@
-"""The C library is told to keep freed memory, where it can be told so."""
+"""The C library is told to keep freed memory, or to give it back, where it can be told so."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lora_retriever.generation.heap import KEPT, MAPPED, keep_freed_memory
+from lora_retriever.generation.heap import KEPT, MAPPED, give_back_freed_memory, keep_freed_memory
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+ONLY_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these functions")
+
+
+def resident() -> int:
+    """The memory that this process takes, in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+@ONLY_GLIBC
 def test_glibc_takes_the_settings() -> None:
     assert keep_freed_memory()
 
@@ -31,3 +41,16 @@ def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     assert not keep_freed_memory()
+    give_back_freed_memory()
+
+
+@ONLY_GLIBC
+def test_memory_that_nothing_uses_is_given_back() -> None:
+    size, count = 50_000, 2_000
+    blocks = [bytearray(b"x" * size) for _ in range(count)]
+    last = blocks[-1]  # glibc gives memory above the last block that is used back by itself
+    del blocks
+    before = resident()
+    give_back_freed_memory()
+    assert before - resident() > 0.9 * size * count
+    assert len(last) == size

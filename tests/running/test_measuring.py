@@ -15,16 +15,17 @@ from peft_composition import updates
 
 @pytest.fixture
 def few(tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    """The miniature with short answers, of which four rows are answered."""
-    monkeypatch.setattr(measuring, "ROWS", 4)
-    return tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"max_new_tokens": 3})})
+    """The miniature with short answers, of which six rows are answered in batches of three, and three of them alone."""
+    monkeypatch.setattr(measuring, "ALONE", 4)
+    settings = {"max_new_tokens": 3, "batch_size": 3}
+    return tiny.model_copy(update={"generation": tiny.generation.model_copy(update=settings)})
 
 
 @pytest.mark.slow
 def test_the_miniature_is_exact_and_every_row_is_answered(few: Profile) -> None:
     findings, figures = measured(few)
     assert {finding.level for finding in findings} == {"ok"}
-    assert figures["rows"] == 4 and figures["differing"] == []
+    assert figures["rows"] == 6 and figures["alone"] == 3 and figures["differing"] == []
     assert all(0 < error["composed"] < 1e-6 for error in figures["modules"])
     assert {error["mode"] for error in figures["modules"]} == {"mixture", "fusion"}
     assert figures["decoded_tokens_per_second"] > 0 < figures["read_tokens_per_second"]
