@@ -301,7 +301,7 @@ class Context:
         seeded: bool = True,
         uses: Collection[Uses] = (),
     ) -> Path:
-        """The folder of what a method has learned. It is learned now if the folder is not there or not finished.
+        """The folder of what a method has learned. If the folder is missing or not finished, the method learns now.
 
         The folder lies in the results folder. Its name depends on `depends_on` (options of the method), the seed, the
         base, the adapters, the pool, the template, the dtype, and the code that learns. So an interrupted run goes on

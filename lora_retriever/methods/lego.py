@@ -7,9 +7,9 @@ the merged adapter.
 
 The paper's formulas of the two rescalings were not available. This project takes: every centroid is scaled to the mean
 length of its cluster's units, and the update is multiplied by √(r / c), with r the rank of the row's adapters and c the
-number of clusters. By default c is r, so the factor is 1. The scaling s belongs to the units. Weights do not count: an
-adapter takes part with its units, or it does not. k-means starts with the longest unit and goes on with the unit that
-is farthest from the units chosen, so nothing is drawn.
+number of clusters. By default c is r, so the factor is 1. The scaling s belongs to the units. The weights have no
+effect: an adapter takes part with all its units, or the adapter does not take part. k-means starts with the longest
+unit and goes on with the unit that is farthest from the units chosen, so nothing is drawn.
 """
 
 from __future__ import annotations

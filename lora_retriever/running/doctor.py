@@ -52,7 +52,7 @@ TIGHT = 0.9
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `ok`, `warning` (a run may work) or `problem` (a run will not)."""
+    """The result of one check: `ok`, `warning` (a run may work) or `problem` (a run will not)."""
 
     level: Literal["ok", "warning", "problem"]
     text: str
@@ -172,7 +172,7 @@ def _examine_methods(
 ) -> tuple[list[Variant], bool, list[Finding]]:
     """The runs of the profile, whether they need an encoder, and whether the pool and the backend serve them.
 
-    If the methods cannot be used, the encoder counts as needed, so that it is looked at.
+    If the methods cannot be used, the encoder counts as needed, so that the encoder is checked.
     """
     try:
         variants = expand(profile, methods_of(profile), [])

@@ -1,8 +1,9 @@
 """A results folder: held by one process at a time, and every error of its file system is one message.
 
-The lock is `flock` on the file `.lock`: it goes with the process, however the process ends. On a file system without
-`flock` (some NFS, FUSE and Lustre mounts) the lock is a file `.lock.owner`, made only if it is not there, with the
-process and its machine in it; the file of a process that is no more is taken over.
+The lock is `flock` on the file `.lock`. The system frees this lock when the process ends, however the process ends. On
+a file system without `flock` (some NFS, FUSE and Lustre mounts) the lock is a file `.lock.owner`, which is made only if
+no such file exists. The file names the process and the machine of the process. A file whose process has ended is taken
+over.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def locked(results: Path) -> Iterator[HeldFolder]:
 
 
 def remove_left_over(results: Path) -> None:
-    """Remove what processes that are no more left half-written: in the folder, in `learned` and in `earlier`."""
+    """Remove the half-written files of processes that have ended: in the folder, in `learned` and in `earlier`."""
     sweep_unfinished(results)
     for parent in (results / LEARNED, results / EARLIER):
         with suppress(OSError):

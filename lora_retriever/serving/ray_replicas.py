@@ -65,7 +65,7 @@ class RayReplicas:
 
 @contextmanager
 def replicas_of(profile: Profile, results: Path | None = None) -> Iterator[tuple[RayReplicas, int]]:
-    """The replicas of a profile, loaded, and their number. They end with the context.
+    """The replicas of a profile, loaded, and their number. At the end of the `with` block the replicas end.
 
     Args:
         results: the results folder that keeps what methods learn, the same for all replicas.

@@ -191,7 +191,7 @@ def _terabytes() -> bytes:
 
 
 def _flagged(flag: int, method: int) -> bytes:
-    """A file whose first member claims to be encrypted (flag 1), or packed in another manner."""
+    """A file whose first member claims to be encrypted (flag 1), or claims a compression method that does not exist."""
     content = bytearray(zipped())
     for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         place = content.find(signature)
