@@ -206,7 +206,7 @@ def _unforeseen(error: Exception) -> str:
 
 
 def _output_error() -> OSError | None:
-    """Why standard output takes nothing more. None: it takes an empty line."""
+    """The error of writing an empty line to standard output. None: the line was written."""
     try:
         print(flush=True)
     except OSError as error:
@@ -217,7 +217,8 @@ def _output_error() -> OSError | None:
 
 
 def _flushed(status: int) -> int:
-    """Write what is left in the buffers of standard output and error, and return the status that this gives."""
+    """Write the buffers of standard output and standard error, and return the exit status: another one if this
+    fails."""
     try:
         sys.stderr.flush()
     except OSError:  # Python would try again at its end, and end with status 120
@@ -235,7 +236,7 @@ def _flushed(status: int) -> int:
 
 
 def _without_output(error: OSError, status: int) -> int:
-    """The status when standard output takes nothing more. `| head` has read enough, which is no error."""
+    """The exit status when standard output cannot be written. A closed pipe, as after `| head`, is no error."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):

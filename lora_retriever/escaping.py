@@ -179,7 +179,8 @@ def as_json(content: Any, indent: int | None = 1) -> str:
 
     def escape(match: re.Match[str]) -> str:
         character = match.group()
-        return character if character == "\n" else json.dumps(character)[1:-1]  # a line end can only be an indent's
+        # JSON has line ends for its indentation only
+        return character if character == "\n" else json.dumps(character)[1:-1]
 
     return _INVISIBLE.sub(escape, json.dumps(content, indent=indent, ensure_ascii=False))
 

@@ -219,16 +219,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sweep_unfinished(folder: Path) -> list[Path]:
-    """Remove what a process began to write in `folder` and did not finish, files and folders. Return their paths.
+    """Remove the unfinished files and folders in `folder` that a process began to write. Return their paths.
 
-    What another machine wrote is removed when it is older than `FOREIGN_SECONDS`, because nothing here shows whether
-    its process still runs. What cannot be listed or removed stays.
+    An unfinished file of another machine is removed when the file is older than `FOREIGN_SECONDS`, because this machine
+    cannot see whether the process still runs. A file that cannot be listed or removed stays.
     """
     return _swept(folder, None)
 
 
 def _swept(folder: Path, stem: str | None) -> list[Path]:
-    """Remove what processes that have ended left unfinished: all of it, or what has this stem in its name."""
+    """Remove the unfinished files of processes that have ended: all such files, or those with this stem in their
+    names."""
     removed = []
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
@@ -397,7 +398,8 @@ def _replace(target: Path, data: bytes, status: os.stat_result | None) -> None:
 
 
 def _unfinished_beside(target: Path) -> Path:
-    """A path beside `target` with the number of this process. What killed processes left of `target` is removed."""
+    """A path beside `target` with the number of this process. Unfinished files that killed processes left beside
+    `target` are removed."""
     stem = target.name if len(os.fsencode(target.name)) <= 180 else hashlib.sha256(os.fsencode(target)).hexdigest()
     _swept(target.parent, stem)
     return target.with_name(f".{stem}.{_MACHINE}-{os.getpid()}-{_PROCESS}-{next(_counter)}{UNFINISHED}")

@@ -81,8 +81,9 @@ class HubAnswer:
     """What the Hub says about a repository.
 
     Attributes:
-        gives: whether a fetch would be allowed. None: this could not be learned.
-        reason: why not, or why nothing could be learned; empty if the Hub gives the repository.
+        gives: whether a fetch would be allowed. None: the Hub did not say.
+        reason: why the Hub does not give the repository, or why the Hub did not answer; empty if the Hub gives the
+            repository.
     """
 
     gives: bool | None
@@ -93,7 +94,7 @@ def ask_hub(repository: str, revision: str | None, file: str = "config.json", li
     """Ask the Hub whether this user may fetch a model's repository. Nothing is fetched.
 
     Args:
-        file: a file of the repository, for which the question is asked.
+        file: a file of the repository, about which the Hub is asked.
         limit: maximum time to wait for the answer, in seconds.
     """
     answers: list[HubAnswer] = []

@@ -59,7 +59,7 @@ def progress_bar(console: Console | None, name: str, total: float, done: float =
 
 
 class _Tolerant:
-    """A stream for progress. Text that the reader or the disk no longer takes is dropped."""
+    """A stream for progress. Text that cannot be written is dropped."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

@@ -78,7 +78,8 @@ def permutation_test(pairs: int, statistic: Callable[[Array], Array], permutatio
         statistic: from 0 (not swapped) or 1 (swapped) per pair, [..., pairs], to the differences [..., quantities].
         permutations: number of draws; the smallest p-value is 2 / (permutations + 1). Few pairs are tested exactly.
     """
-    if pairs == 1:  # both ways to order a single pair are equally far out; scipy refuses a sample of one
+    # A single pair has the same difference, up to the sign, in both orders, so p is 1. scipy refuses a sample of one.
+    if pairs == 1:
         return np.ones_like(statistic(np.zeros(1)))
 
     from scipy import stats  # a second to import

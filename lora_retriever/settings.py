@@ -69,7 +69,7 @@ def one_of(name: str, known: Iterable[str], kind: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What a message about an unknown name ends with: the known name that is most like it, or nothing."""
+    """The end of a message about an unknown name: the most similar known name, or nothing."""
     likely = get_close_matches(name, list(known), 1, LIKENESS)
     return f"; did you mean {likely[0]}?" if likely else ""
 

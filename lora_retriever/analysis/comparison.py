@@ -300,9 +300,11 @@ def _widened(
     tasks: dict[str, ScoredTask],
     constant: Sequence[str],
 ) -> tuple[float, float]:
-    """The interval, widened by what tasks may hide on which the runs differ by the same amount on every row.
+    """The interval, widened for the tasks of `constant`, whose rows all have the same difference and so hide their
+    variation.
 
-    The widening ends at ±100 points. The interval itself does not: `length-error` and `cider` exceed 100.
+    The widening never goes beyond ±100 points. The interval before the widening may: `length-error` and `cider` exceed
+    100.
     """
     parts = [task for task, _ in parts_of(tasks, quantity)]
     rows = [len(task.ids) for task in parts if task.name in constant]

@@ -56,7 +56,7 @@ def open_folders(paths: Sequence[Path], rows_file: Path | None = None) -> list[F
     """Open results folders of one benchmark.
 
     Args:
-        rows_file: the file of the benchmark's rows. None: the rows of the first folder stand for the benchmark.
+        rows_file: the file of the benchmark's rows. None: the rows of the first folder are the rows of the benchmark.
 
     Raises:
         UserError: a folder is there twice or cannot be read (`read_folder`), two runs have other rows under one id, or
@@ -91,7 +91,7 @@ def matched(run: Run, benchmark: BenchmarkRows, where: object) -> tuple[Run, lis
     """
     places: dict[Content, list[int]] = defaultdict(list)
     for id, row in sorted(benchmark.rows.items(), reverse=True):
-        places[_content(row)].append(id)  # the last is the next to be given
+        places[_content(row)].append(id)  # the last id is used first
     given: dict[int, int] = {}  # the benchmark's id of each row that is matched, by the row's own id
     for own, answered in run.rows.items():
         if own in benchmark.rows and _agree(answered, benchmark.rows[own]):
@@ -150,8 +150,8 @@ def _findings(
 ) -> list[str]:
     """What differs between a run's rows and the benchmark: order, rows twice, other rows, rows that are missing.
 
-    A row that the benchmark lacks has other targets where a missing row has the same task and inputs, and other inputs
-    where the missing row of the same id has the same task and targets.
+    The lines call a row that the benchmark lacks a row with other targets if a missing row has the same task and
+    inputs, and a row with other inputs if the missing row of the same id has the same task and targets.
     """
     missing = benchmark.rows.keys() - given.values()
     lines = []
@@ -184,7 +184,8 @@ def _findings(
 
 
 def _moved(ids: Sequence[int]) -> list[int]:
-    """The fewest ids that must be moved so that the others stand in ascending order: all but a longest rising chain."""
+    """The smallest set of ids without which the other ids are in ascending order: all ids outside a longest rising
+    chain."""
     ends: list[int] = []  # the least id in which a rising chain of each length ends
     lengths = []
     for id in ids:

@@ -33,7 +33,7 @@ def load_results(
     and, where a folder has the file `runs.yaml`, the columns model, source, commit and note. Scores are in percent.
 
     Args:
-        metric_folders: folders whose own metrics may run where rows name them.
+        metric_folders: folders with a user's own metrics. Metrics in other folders never run.
 
     Raises:
         UserError: a folder holds no run, or a damaged one.

@@ -56,7 +56,7 @@ class Groups:
         return {value: summarize_folders(folders, scoring) for value, folders in self.by_value.items()}
 
     def kept_names(self, names: Names) -> dict[str, list[str]]:
-        """Those of the names of runs that are not left out, by the folder's name.
+        """The names without the runs that were left out, by the folder's name.
 
         Raises:
             UserError: there is no such run.

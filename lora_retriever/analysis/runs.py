@@ -41,7 +41,7 @@ OfficialName = Annotated[str, AfterValidator(official_name)]
 
 
 def _or_none(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
-    """A field that files of other programs may use for something else: then the field counts as not recorded."""
+    """The value, or None if another program uses the field for something else, so that the value has another form."""
     try:
         return validated(value)
     except ValidationError:
@@ -131,7 +131,8 @@ class Run:
     Attributes:
         rows: the rows by id, in the file's order.
         meta: the record (`NAME.meta.json`). Empty: there is no record.
-        origin: whose answers these are, from the folder's `runs.yaml`. None: the file is not there or does not say.
+        origin: whose answers these are, from the folder's `runs.yaml`. None: there is no such file, or the file says
+            nothing about the run.
         tasks_in_file: the names that the file has for the tasks.
         noted_as_missing: the ids of rows that the run lacks and that a note of its folder names.
     """

@@ -157,7 +157,8 @@ def score_run(run: Run, scoring: Scoring) -> ScoredRun:
     if all(rows[0].metric in METRICS for rows in grouped.values()):
         statistics = iter(remembered(_decisive(grouped, scoring), compute))
     else:
-        statistics = iter(compute())  # not kept: the files that a user's own metric reads are not known
+        # not remembered, because a user's own metric may read files that are not known here
+        statistics = iter(compute())
     return ScoredRun(
         run,
         scoring,

@@ -1,4 +1,4 @@
-"""The seam of every backend: a backend is given requests and yields their outcomes, in any order."""
+"""The interface of every backend: a backend is given requests and yields their outcomes, in any order."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Backend(Protocol):
     ) -> Iterator[Outcome]:
         """The outcomes of all requests whose ids are not in `done`, each as soon as the backend has the outcome.
 
-        A run that is started again comes with the same requests, and more of them are done. The last bits of an answer
-        may depend on its batch: such a backend always divides *all* requests into the same batches, and skips the
+        When a run is started again, `requests` is the same, and `done` has more ids. If the last bits of an answer
+        depend on the answer's batch, the backend always divides *all* requests into the same batches, and skips the
         batches that are wholly done.
 
         Raises:

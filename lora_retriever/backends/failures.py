@@ -20,7 +20,7 @@ def failed_row(request: Request, error: Exception) -> Outcome:
 
 
 def failed_alone(piece: Sequence[Request], error: Exception) -> Outcome | None:
-    """The failure of a single row, or None for a piece that is still to be halved.
+    """The failure of a single row, or None for several rows, which the caller halves.
 
     Raises:
         BackendError: the error says that the device is broken.

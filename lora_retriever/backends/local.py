@@ -24,7 +24,8 @@ class LocalBackend:
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
-        self._room: int | None = None  # of the last window's loop: fewer rows, if memory has run out
+        # maximum number of rows of the last window's batch: smaller than in the settings if memory has run out
+        self._room: int | None = None
 
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None

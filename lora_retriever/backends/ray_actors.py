@@ -89,7 +89,7 @@ class Desk:
     async def answer(self, window: bytes, how: bytes) -> tuple[bytes, str]:
         """The outcome of a window and "", or nothing and the reason.
 
-        The reasons: worker after worker died of the window, a worker raised an error, or no worker is left.
+        The reasons: the window ended several workers one after another, a worker raised an error, or no worker is left.
         """
         reason = ""
         for _ in range(ATTEMPTS):

@@ -1,7 +1,7 @@
 """Signals that end a command: backends are closed, and the exit status is 128 plus the signal's number.
 
 A scheduler ends a job by SIGTERM, a closed terminal sends SIGHUP, and Ctrl-C sends SIGINT. Each raises `StoppedError`
-in the main thread. What is on disk is whole at any moment, so nothing else has to be done.
+in the main thread. The files on disk are complete at any moment, so nothing else has to be done.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MOMENT = 0.02
 def stopping_on_signals() -> Iterator[None]:
     """Raise `StoppedError` on the signals of `ENDING`; the former handlers come back afterwards.
 
-    A signal that this process was started to ignore, as `nohup` does with SIGHUP, stays ignored. After the first signal
-    the others are ignored while backends are closed, but a second Ctrl-C ends that as well.
+    A signal that this process was started to ignore, as `nohup` does with SIGHUP, stays ignored. After the first
+    signal, the backends are closed, and further signals are ignored. Only a second Ctrl-C ends the closing, too.
 
     Raises:
-        StoppedError: a signal came, also if a library made another error of the interrupt.
+        StoppedError: a signal came. A library may have turned the error of the signal into another error.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
@@ -70,7 +70,8 @@ def stopping_on_signals() -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Give the signals of `ENDING` back the handlers that they have now. Ray installs its own, which abort."""
+    """Give the signals of `ENDING` back the handlers that they have now. Ray installs handlers that abort the
+    process."""
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in ENDING} if is_main else {}
     try:

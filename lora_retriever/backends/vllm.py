@@ -64,7 +64,7 @@ class Served:
 
 
 class EngineError(Exception):
-    """An engine that could not answer, and cannot answer any more."""
+    """The engine has failed, and can answer nothing more."""
 
 
 class Engine(Protocol):

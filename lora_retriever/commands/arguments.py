@@ -214,7 +214,7 @@ def add_scoring(parser: argparse.ArgumentParser, scorings: Sequence[str]) -> Non
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="a folder whose own metrics may run where rows name them; repeat for several",
+        help="a folder with metrics of your own, which rows may name; repeat for several",
     )
     parser.add_argument("--without-leaks", action="store_true", help="leave out rows whose inputs are in the pool")
     parser.add_argument("--pool", type=Path, help="the pool file, for --without-leaks (default: the run's)")

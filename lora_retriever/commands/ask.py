@@ -107,7 +107,7 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
         if method is not None and learns(method):
             await asyncio.to_thread(service.learning.learn, method)
             takes = Wishes(exclude=wishes.exclude)
-        elif method is not None:  # of the wishes, each method is given those that it reads
+        elif method is not None:  # each method gets only the wishes that the method reads
             k = service.profile.retrieval.k
             read = {name: getattr(wishes, name) for name in ("k", "scorer") if method.depends_on(name, k)}
             takes = Wishes(exclude=wishes.exclude, **read)

@@ -47,7 +47,7 @@ class Expected:
     short_tasks: Mapping[str, int] = field(default_factory=dict)
 
 
-# Counted in combined_test.json and config2.json; but for `cb` also what the paper (arXiv 2402.09997) says.
+# Counted in combined_test.json and config2.json. Except for `cb`, the paper (arXiv 2402.09997) states the same numbers.
 OFFICIAL = Expected(
     tasks=48,
     rows=2395,
@@ -141,7 +141,7 @@ def _folder_of(sources: Sources) -> Path:
 def check_official(
     rows: Sequence[Row], pool: Sequence[PoolEntry], expected: Expected, rows_from: str = "rows", pool_from: str = "pool"
 ) -> list[str]:
-    """Where the counts, domains or metrics are not the expected ones, a phrase each.
+    """One phrase for each count, domain or metric that differs from the expected value.
 
     Raises:
         UserError: a task is not of one kind, or rows and pool do not fit each other: no run could use them.
@@ -236,7 +236,7 @@ def gather_adapters(sources: Sources, tasks: Sequence[str], console: Console) ->
 
 
 def find_adapter(source: Path, size: str, task: str) -> Path | None:
-    """The folder `…lora-TASK`, or `TASK` with an adapter in it, unless its path says it is of the other size."""
+    """The folder `…lora-TASK`, or `TASK` with an adapter in it, unless its path names the other size of the base."""
     folders = {path for path in source.rglob(f"*lora-{task}") if path.is_dir()}
     folders |= {path.parent for path in source.rglob(f"{task}/adapter_config.json")}
     other = {"7b": "13b", "13b": "7b"}[size]

@@ -37,7 +37,8 @@ MAX_DIGITS = 1000
 ROW_FIELDS = frozenset({"inputs", "targets", "task", "domain", "metric", "model_name", "sample", "predicted_answer"})
 """Fields that show that an object is a row or a pool entry, and not a wrapper around a list of such objects."""
 
-_SPACE = re.compile("[ \t\r\n\ufeff]*")  # files with a byte order mark each may have been put together
+# A byte order mark may stand within a file: the file may have been made of several files that each begin with a mark.
+_SPACE = re.compile("[ \t\r\n\ufeff]*")
 _WRAPPED = re.compile(r'\{\s*"([^"\\]*)"\s*:\s*(?=\[)')  # an object whose first field is a list
 _NO_TABLE = "the cells of a first line must stand apart by tab, comma or semicolon"
 _UNREAD = "; unpack the file"

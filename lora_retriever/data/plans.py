@@ -62,7 +62,7 @@ class Thing:
 
     Attributes:
         kind: the type of the object, such as `CounterTop`.
-        position: x, y, z in metres. None: the row gives none, as the row of a wall.
+        position: x, y, z in metres. None: the row has no position, as the row of a wall.
         parent: the type of the receptacle that holds the object. Empty: nothing holds the object.
     """
 

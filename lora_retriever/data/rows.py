@@ -147,8 +147,8 @@ class Row(Sample):
     """One row of a benchmark. `id` is the row's position in its file, from 0, also where a limit leaves out rows.
 
     `options` has the options of a row whose metric compares likelihoods. None: another metric. `procedure` names the
-    procedure that answers the row; None: the profile's. `further` has the further fields. `model_dump` leaves the last
-    two out, and options that are None.
+    procedure that answers the row; None: the profile's. `further` has the further fields. `model_dump` leaves out
+    `procedure`, `further`, and options that are None.
     """
 
     inputs: Words

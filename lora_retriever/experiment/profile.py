@@ -299,7 +299,7 @@ class Profile(Section):
         procedure: the procedure of rows that name none: how a row becomes prompts, and the answers its prediction. A
             name, or `module:object` for a user's own. The module is also looked for in the profile's folder.
         procedure_options: options of procedures, by the procedure's name: `{steps: {max_steps: 8}}`.
-        metrics: folders whose own metrics may run where rows name them. Code in any other folder never runs.
+        metrics: folders with a user's own metrics, which rows may name. Code in any other folder never runs.
         reuse_answers: whether a row takes its answer from another run of the results folder that gave the same prompt
             the same composition.
     """

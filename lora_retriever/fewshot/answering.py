@@ -52,7 +52,7 @@ def _text(row: Row, answer: Answer) -> str:
 def rows_in_context(task: FewShotTask, generator: Generator) -> list[Row]:
     """The task's test rows, whose inputs have the examples before the question.
 
-    Between an example's inputs and its target stands what the template has behind the inputs, or else a space. If a
+    Between an example's inputs and its target is the text that the template has after the inputs, or else a space. If a
     prompt is too long, the last examples are left out until the whole question fits.
     """
     template = generator.settings.template_text

@@ -6,7 +6,7 @@ least value of the objective on the examples. The draw with the best test score 
 know this draw without the test's targets.
 
 Everything that is finished lies in `learned/fewshot`: the answers of a run to a task, the steps of a search, the
-trained adapters. So a stopped experiment goes on, and a finished one is not computed again.
+trained adapters. So a stopped experiment continues, and nothing that is finished is computed again.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Experiment:
 
 
 def _first_part(answer: str) -> str:
-    """An answer up to the gap in front of a further example."""
+    """The answer up to the point where the model begins another example."""
     return answer.strip().split(GAP)[0].strip()
 
 
@@ -236,7 +236,7 @@ def is_finished(results: Path, design: Design, tasks: Sequence[FewShotTask]) -> 
 
 
 def write_runs(results: Path, design: Design, tasks: Sequence[FewShotTask]) -> None:
-    """Write the file of each run of a finished experiment, where the file has not these answers already."""
+    """Write the file of each run of a finished experiment, unless the file has these answers already."""
     for run in design.runs:
         text = "".join(part_file(results, run, task.name).read_text(encoding="utf-8") for task in tasks)
         target = results / f"{run}.jsonl"

@@ -66,7 +66,8 @@ def score_table(runs: Mapping[str, ScoredRun], design: Design, published: bool) 
 
 
 def mean_of(draws: Sequence[ScoredRun]) -> ScoredRun:
-    """The mean over draws of each row's score. The metrics of the experiment are means over rows, so means of them."""
+    """The mean over draws of each row's score. Every metric of the experiment is a mean over rows, so rows can be
+    averaged over draws."""
 
     def mean(name: str) -> Any:
         tasks = [draw.tasks[name] for draw in draws]

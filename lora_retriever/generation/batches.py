@@ -21,7 +21,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_
 
 @dataclass(frozen=True)
 class WindowSize:
-    """How large a window is at least, if there are that many rows.
+    """The minimum size of a window, if there are enough rows.
 
     Attributes:
         batches: number of full batches.
@@ -81,8 +81,8 @@ def plan_windows(
 
     The last bits of an answer may depend on the rows beside it, and these depend on when other rows have ended. So a
     window is always computed from its beginning, and a window that is wholly on disk is not computed again: a run that
-    was killed gives the same answers as a run that was not. A large window keeps the places of its batch busy for
-    longer, because only at its end no prompt waits. A small window costs less when it is repeated.
+    was killed gives the same answers as a run that was not. At the end of a window, no prompt waits, and places of the
+    batch stay empty. So a large window uses the batch better. A small window costs less when the window is repeated.
     """
     ordered = longest_first(requests)
     windows: list[list[Request]] = []

@@ -64,7 +64,8 @@ class Beginnings:
         return first, following
 
     def _wish(self, row: WaitingRow, alike: Sequence[WaitingRow]) -> None:
-        """Let the beginning of a row be kept when it is read, if other rows of its composition share the beginning."""
+        """Mark the beginning of a row as one to keep when the row is read, if other rows of its composition share the
+        beginning."""
         shared = max((_common(row.ids, other.ids) for other in alike if other is not row), default=0)
         held = sum(len(kept.ids) for kept in self._kept.values())
         # A window drops the first keys and values of a longer prompt.

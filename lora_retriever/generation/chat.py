@@ -38,8 +38,7 @@ class ChatTemplate:
     The messages are the inputs and the targets of the examples, in turn, and at the end the input of the row.
 
     Attributes:
-        parts: the texts around the messages, one of which stands between each two of them. Special tokens are written
-            out.
+        parts: the texts before, between and after the messages. Special tokens are written out.
         places: the number of the message that stands behind each part but the last, counted from 0.
         trims: what the chat template does to the white space around a message of the user, and around an answer.
     """
@@ -132,8 +131,8 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[t
         messages: role (`system`, `user` or `assistant`) and text of each message.
 
     Raises:
-        UserError: the tokenizer has no chat template, the chat template refuses the conversation, or a message writes a
-            special token out, which would be read as one.
+        UserError: the tokenizer has no chat template, the chat template refuses the conversation, or a message has the
+            text of a special token, which the tokenizer would read as the special token.
     """
     for _, text in messages:
         if written := next((token for token in special_tokens(tokenizer) if token in text), None):

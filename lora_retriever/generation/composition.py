@@ -71,7 +71,7 @@ class Composition:
 
 
 def nearly_single(name: str, k: int, weights: Sequence[Collection[float]]) -> str | None:
-    """A note on a run whose `k` adapters are in effect one: in nearly all rows, one adapter has nearly all weight.
+    """A note on a run that in effect uses one adapter, not `k`: in nearly all rows, one adapter has nearly all weight.
 
     Args:
         name: the run's name.

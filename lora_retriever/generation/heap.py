@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives memory at the end of the heap back to the operating system as soon as about twice its largest
     block is free. Every forward pass frees its tensors, and the next pass asks for the same memory: the system then
-    clears every page anew. The memory that a process has at most is not larger with this setting. Does nothing where
+    clears every page anew. This setting does not increase the maximum memory of the process. Does nothing where
     the C library is not glibc.
     """
     try:

@@ -199,7 +199,7 @@ def load_base(folder: Path, dtype: torch.dtype, device: str, every_kind: bool = 
 
 
 def settle_kernels() -> None:
-    """Choose kernels of a GPU whose results and times do not depend on the batch more than they must.
+    """Choose GPU kernels whose results and times depend as little as possible on the batch.
 
     cuDNN's attention makes a plan for every new number of rows and length of keys, so for every decoded token. Sums of
     16-bit products that are split and added in 16 bits depend on the shape of the product.

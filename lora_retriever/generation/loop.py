@@ -5,9 +5,9 @@ decodes one token of every row. Rows of different modes and adapters share the b
 rows under the same gate. The bound is the number of tokens held: rows × the length of the longest row with all the
 tokens that it may still get.
 
-A hybrid has states that cannot be parted by row, such as Mamba's. The rows of a hybrid are read together, and the next
-rows are read when all of them have ended. The rows of an encoder-decoder base are read together, too, but each leaves
-when its answer ends.
+A hybrid has states that cannot be separated by row, such as Mamba's. The rows of a hybrid are read together, and the
+next rows are read when all of them have ended. The rows of an encoder-decoder base are read together, too, but each
+leaves when its answer ends.
 
 The loop knows token ids and compositions: a text is looked at for stop texts only. One thread owns a loop.
 """
@@ -140,7 +140,8 @@ class Loop:
 
         Raises:
             UserError: the job can never be answered: its prompt is empty, has a token that the base lacks, or is too
-                long; an adapter is not loaded; or an encoder-decoder base is asked for what it does not do.
+                long; an adapter is not loaded; or the job asks an encoder-decoder base for something that such a base
+                cannot do.
         """
         limits = self._decoder.limits
         check_tokens(job.prompt, limits.vocabulary)

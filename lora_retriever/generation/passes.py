@@ -1,7 +1,7 @@
 """Forward passes of a base model over prompts of different lengths, and which base models can be decoded at all.
 
-The module uses token ids and logits: no text, no adapter. Within `model.composed` or `model.open_batch`, the passes are
-composed.
+The module uses token ids and logits: no text, no adapter. Within `model.composed` or `model.open_batch`, the passes use
+the open composition.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class GenerationSection(Section):
     @field_validator("system")
     @classmethod
     def _for_chat(cls, system: str | None, info: ValidationInfo) -> str | None:
-        return check_system(system, info.data.get("template", CHAT))  # without template: the template is at fault
+        # The template is not there if the template itself is wrong, which has a message of its own.
+        return check_system(system, info.data.get("template", CHAT))
 
     @property
     def template_text(self) -> str:

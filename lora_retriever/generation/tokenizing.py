@@ -45,7 +45,7 @@ class Filling:
         parts: the texts around the fills.
         fills: the texts between each two of the parts.
         framed: whether the tokens that the tokenizer puts before a text (a BOS token) come first, once, also if the
-            text writes them out. If not, there is no token that is not written.
+            text writes them out. If not, the prompt has only the tokens that the text writes out.
     """
 
     parts: tuple[str, ...]
@@ -171,7 +171,8 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Frame, _Body
     """What a tokenizer makes of a text: the special tokens around it, and its own tokens."""
     if tokenizer.is_fast:
         whole = tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=True)
-        ids, added = whole["input_ids"], whole["special_tokens_mask"]  # added: 1 for tokens that the text has not
+        # added: 1 for tokens that the tokenizer added to the text
+        ids, added = whole["input_ids"], whole["special_tokens_mask"]
         start = next((index for index, mark in enumerate(added) if not mark), None)
         if start is not None:
             end = len(ids) - next(index for index, mark in enumerate(reversed(added)) if not mark)

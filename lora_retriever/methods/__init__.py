@@ -1,4 +1,4 @@
-"""The methods. Every file of this folder that has `METHODS` adds its methods to the register."""
+"""The methods. Every file of this folder that has `METHODS` adds its methods to the registry."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUPS = ("all", "paper")
 
 @cache
 def registered() -> dict[str, Method]:
-    """Every method of this folder by its name: the paper's configurations first, then file by file.
+    """Every method of this folder by its name: the paper's methods first, then file by file.
 
     Raises:
         ValueError: two files register methods of the same name.
@@ -71,10 +71,10 @@ def methods_of(profile: Profile, names: Sequence[str] | None = None) -> list[Met
 def find_methods(
     names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None, folder: Path | None = None
 ) -> list[Method]:
-    """The methods of these names, in the register's order; a user's own methods, `module:object`, come after them.
+    """The methods of these names, in the registry's order; a user's own methods, `module:object`, come after them.
 
     Args:
-        names: names of methods. `all` means every registered method, `paper` the paper's eight configurations.
+        names: names of methods. `all` means every registered method, `paper` the paper's eight methods.
         options: the options of each method, by the method's name. Its out-of-domain variant has the same options.
         folder: a folder in which modules are found, beside Python's own path.
 

@@ -154,8 +154,8 @@ class Method:
         """The composition of each row of a context, as the method's router gives them.
 
         Raises:
-            UserError: the router gives something else or a masked adapter, or the method does not declare that it
-                reads adapters.
+            UserError: the router gives something other than compositions, or a masked adapter, or the method does not
+                declare that it reads adapters.
         """
         found: Any = self.router.route(context)
         if not isinstance(found, list | tuple):
@@ -249,7 +249,8 @@ def typed(part: Any, option: str, value: Any) -> Any:
 
 
 def description(part: Any) -> dict[str, Any]:
-    """A router, composer or gate as a record keeps it: kind and options, and the source's hash of a user's own code."""
+    """A router, composer or gate as a record keeps it: the kind, the options, and, for a user's own code, the hash of
+    the source."""
     kind = part if inspect.isfunction(part) else type(part)
     described: dict[str, Any] = {"kind": kind.__qualname__}
     if dataclasses.is_dataclass(part) and not isinstance(part, type):

@@ -38,7 +38,7 @@ class Calibrated:
         trust: t, the share of the weight that P(p) distributes if c is 1.
         nearest: m, the number of adapters that share the rest of the weight.
         least: minimum weight of an adapter. Smaller weights become 0, and the others are scaled to sum to 1.
-        floor: minimum c of an input that gets adapters. An input below gets none.
+        floor: minimum c of an input that gets adapters. An input with a smaller c gets no adapter.
     """
 
     trust: Share = 1.0

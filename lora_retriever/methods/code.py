@@ -162,8 +162,9 @@ def _imported(module: str, path: Path) -> list[tuple[str, Path]]:
 
 @cache
 def _imports(path: Path, package: str, time: int, size: int) -> frozenset[str]:
-    """The names that may be modules in the import statements of a file, wherever they stand; `time` and `size` tell a
-    changed file apart. What is imported for type checks alone does not count."""
+    """The names that may be modules in the import statements of a file, wherever they stand; `time` and `size` change
+    when the file changes, so that a remembered result is not used for a changed file. What is imported for type checks
+    alone does not count."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):

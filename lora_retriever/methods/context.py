@@ -184,12 +184,13 @@ def encoder_of(profile: Profile, folder: Path | None, hash: str | None) -> Encod
 class Context:
     """One method's view of an evaluation.
 
-    A run's record keeps only what its method declares in `reads` and `settings`. A method that used anything else would
-    be shown old answers as if they were new, so every property here checks the declaration.
+    A run's record keeps only what its method declares in `reads` and `settings`. If a method read anything else, a
+    change there would go unnoticed, and old answers would count as answers of the changed run. So every property here
+    checks the declaration.
     """
 
     def __init__(self, resources: Resources, profile: Profile, declared: Declaration) -> None:
-        """`profile` has the settings of the method's variant in place."""
+        """`profile` has the swept values of the method's variant."""
         self._resources = resources
         self._profile = profile
         self._declared = declared
@@ -314,8 +315,8 @@ class Context:
             uses: what else `learn` reads of this context. The folder's name depends on it, too.
 
         Raises:
-            UserError: `learn` reads something that `uses` does not name: later runs would use the folder although
-                that has changed.
+            UserError: `learn` reads something that `uses` does not name. Later runs would use the folder even if this
+                thing has changed.
         """
         benchmark, generation = self._resources.benchmark, self._profile.generation
         conditions: dict[str, Any] = {
@@ -347,7 +348,7 @@ class Context:
         return folder
 
     def _value_of(self, use: Uses) -> Any:
-        """What a learned folder's name keeps of something that its content depends on."""
+        """The part of a learned folder's name that stands for one thing on which the folder's content depends."""
         hashes, encoder = self._resources.benchmark.hashes, self._profile.encoder
         if use == "rows":
             reading = self._profile.data.reading

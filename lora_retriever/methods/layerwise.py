@@ -6,9 +6,10 @@ For a prompt with the mean input x̄, the score is the cosine of s B A x̄ with 
 scores are kept, and their positive scores, scaled to sum to 1, are the weights of their outputs. A module at which no
 score is positive is left to the base.
 
-There, the base alone reads the prompt in an extra pass, before the answer begins. Here, x̄ is taken in the pass that
-reads the prompt with the adapters, so later modules get inputs that the adapters of earlier modules have changed. The
-base alone reads the samples, as there. The mean over a sample's tokens is taken first, then the mean over samples.
+In the repository, the base alone reads the prompt in an extra pass, before the answer begins. Here, x̄ is taken in the
+pass that reads the prompt with the adapters, so later modules get inputs that the adapters of earlier modules have
+changed. The base alone reads the samples, as in the repository. The mean over a sample's tokens is taken first, then
+the mean over samples.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Nearest samples vote for their adapters, and the smallest set of adapters with most of the votes is mixed.
+"""Nearest samples vote for their adapters, and the smallest set of adapters that together have the share `mass` of the
+votes is mixed.
 
 "Dynamic composition from a vector database", arXiv 2602.21222. The `neighbours` samples nearest to the input by cosine
 are retrieved. The share of an adapter is the sum of the cosines of its samples among them, divided by the sum of all.
 The adapters with the largest shares are kept until their shares sum to at least `mass`, and the kept shares are scaled
 to sum to 1.
 
-The paper's text was not available. Known are the retrieval of training examples, the distribution over tasks and its
-cut to a nucleus; whether counts or cosines vote, the number of neighbours, the mass and the way of composing are this
-project's choices. A negative cosine does not vote. If a row's own adapter is masked, its samples do not vote.
+The paper's text was not available. A summary of the paper names the retrieval of training examples, the distribution
+over tasks, and the cut of this distribution to a nucleus. This project chose the votes by cosine, the number of
+neighbours, the mass and the mode. A negative cosine does not vote. If a row's own adapter is masked, its samples do not
+vote.
 """
 
 from __future__ import annotations

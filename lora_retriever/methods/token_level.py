@@ -5,8 +5,9 @@ authors' code (github.com/jb-01/LoRA-TLE). A text is compared with the mean embe
 cosine. The largest cosine is multiplied by `boost` = 4, and the softmax over all adapters gives the weights. The
 adapters are merged by PEFT's "linear", which merges factors.
 
-There, the text grows with the answer and the weights are computed again for every second token. Here, the weights of
-the prompt hold for the whole answer, because a composition is made once. The two differ in long answers only.
+In the authors' code, the text grows with the answer, and the weights are computed again for every second token. Here,
+the weights are computed from the prompt and stay the same for the whole answer, because a composition is made once. So
+only long answers differ from the answers of the authors' code.
 """
 
 from __future__ import annotations

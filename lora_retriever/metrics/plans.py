@@ -79,9 +79,9 @@ def chunks(step: str) -> list[Chunk]:
 def kas(reference: str, answer: str) -> float:
     """KAS of one step, exactly as published: |R ∩ P| / (|P| + 1e-8), with R and P the sets of chunks.
 
-    If the reference has more than one chunk of "turn", such chunks are removed from both sides, by a loop over the list
-    that the loop shortens, which passes over every other one. So KAS is a precision over words, and two empty
-    sets score 0.
+    If the reference has more than one chunk of "turn", such chunks are removed from both sides. The published loop
+    removes elements from the list over which the loop runs, so the loop misses every other chunk. So KAS is a precision
+    over words, and two empty sets score 0.
     """
     wanted, given = chunks(reference), chunks(answer)
     if sum(chunk[0] == "turn" for chunk in wanted) > 1:
@@ -120,7 +120,7 @@ def padded_kas(reference: str, answer: str) -> float:
 def f1_in_order(reference: str, answer: str) -> float:
     """`chunk-f1`: step i against step i, F1 = 2 Σ|R_i ∩ P_i| / (Σ|R_i| + Σ|P_i|), over all steps of both plans.
 
-    A step that the other plan lacks has nothing in common with it, and counts.
+    A step that the other plan lacks counts as a step without common chunks.
     """
     wanted, given = _sets(reference), _sets(answer)
     return _f1(sum(len(r & p) for r, p in zip(wanted, given, strict=False)), wanted, given)

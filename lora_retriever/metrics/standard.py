@@ -218,7 +218,8 @@ def _bleu(tokenizer: str) -> sacrebleu.BLEU:
 
 
 def _documents(references: Sequence[Sequence[str]]) -> list[list[Any]]:
-    """References per row as sacrebleu's documents: every row's first, every row's second, ...; None: no more."""
+    """The references in the form of sacrebleu: the first reference of every row, the second of every row, ...; None
+    where a row has fewer references."""
     return [list(document) for document in zip_longest(*references)]
 
 

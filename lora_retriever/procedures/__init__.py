@@ -1,4 +1,4 @@
-"""The procedures. Every file of this folder that has `PROCEDURES` adds its procedures to the register."""
+"""The procedures. Every file of this folder that has `PROCEDURES` adds its procedures to the registry."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def find_procedure(name: str, folder: Path | None = None) -> Procedure:
 def procedures_of(profile: Profile, rows: Iterable[Row]) -> dict[str, Procedure]:
     """The procedures that rows use under a profile, by the names that the profile and the rows give, with options.
 
-    A row may name a procedure of the register. Code of a user's own runs only if the profile names it: rows are data.
+    A row may name a procedure of the registry. Code of a user's own runs only if the profile names it: rows are data.
 
     Raises:
         UserError: a procedure or an option is unknown, or a procedure cannot be loaded. The message names the row.

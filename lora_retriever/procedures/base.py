@@ -28,8 +28,8 @@ class Ask:
 
     Attributes:
         inputs: the text that is put into the prompt template.
-        query: the text by which adapters are retrieved anew for this question. None: `inputs`, if `task` is given;
-            else the row's composition answers.
+        query: the text by which adapters are retrieved anew for this question. None: the text is `inputs` if `task` is
+            given; without `task`, the row's own composition answers.
         task: the task of the question, if the question's own adapter is another than the row's. Methods that know a
             row's own adapter, such as the oracle and out-of-domain variants, read this name.
     """

@@ -52,7 +52,8 @@ def save_plots(content: ReportContent, folder: Path) -> None:
         matplotlib.rcParams["font.family"] = [*matplotlib.rcParams["font.family"], *fonts]
         if missing:
             print(f"lora-retriever: plots: {_missing_line(missing)}", file=sys.stderr)
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # named by the line above
+        # the line above names these characters already
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         for name, figure in plots_of(content).items():
             dpi = resolution(figure)
             for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):

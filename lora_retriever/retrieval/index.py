@@ -214,9 +214,9 @@ class AdapterIndex:
         """A new index with one more adapter. This index stays as it is, so searches go on meanwhile.
 
         Args:
-            quick: whether what all adapters share stays as it was fitted: a covariance, the n-grams, constants, the
-                calibration. It takes a small part of the time of a new fit, and `refitted` makes up for it. A scorer of
-                your own is fitted anew, unless it is `Changeable`.
+            quick: whether the parts that all adapters share stay as they were fitted: the covariance, the n-grams,
+                constants, the calibration. This takes a small part of the time of a new fit; `refitted` fits the parts
+                later. A scorer of your own is fitted anew, unless the scorer is `Changeable`.
 
         Raises:
             ValueError: as for `add`.
@@ -466,7 +466,8 @@ class AdapterIndex:
         metadata, tensors = read_parts(path)
         saved = metadata["scorer"]
         index, counts = cls(saved if scorer is None else scorer, encoder), tensors["counts"]
-        if index.scorer != saved and {index.scorer, saved} & SCORERS.keys():  # an own scorer may be named otherwise now
+        # a user's own scorer may have got another name since
+        if index.scorer != saved and {index.scorer, saved} & SCORERS.keys():
             raise ValueError(f"its scorer is {saved!r}, not {index.scorer!r}")
         names = list_of_texts(metadata["names"], "names")
         if len(set(names)) != len(names):

@@ -86,7 +86,8 @@ def answer_rows(
     plain = [planned for planned, name in named if name == PLAIN and planned.row.id not in failed]
     alike = group_alike(plain, run.configuration)
     known = {key: answer for key in alike if (answer := shared.cache.find(key)) is not None}
-    asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}  # the first row is asked for all
+    # of rows with one key, only the first is asked
+    asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}
 
     run.begin({**description, "finished": False})
     done = len(run.lines)

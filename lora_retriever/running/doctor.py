@@ -1,8 +1,8 @@
 """`lora-retriever doctor`: what a run would meet, found before any weight is loaded onto a device.
 
-The checks are those that a run makes before its first row. So a profile without problems here is a profile that a run
-takes, but for what only weights and numbers show; small models are read for that, too. The Hub is asked about models
-that are not on this machine; what cannot be learned is said.
+The checks are those that a run makes before its first row. So a run accepts a profile without problems, unless the
+weights of a model are damaged. Small models are loaded, to check their weights, too. The Hub is asked about models that
+are not on this machine; if the Hub does not answer, a finding says so.
 """
 
 from __future__ import annotations
@@ -405,7 +405,7 @@ def _encoder_size(profile: Profile) -> int:
         return 0
     try:
         return weights_size(_here(profile, settings.location, settings.revision, ENCODER_WANTED))
-    except UserError:  # the encoder has a finding of its own
+    except UserError:  # another finding names this error
         return 0
 
 

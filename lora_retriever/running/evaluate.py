@@ -7,8 +7,8 @@ repeats only the batches that are not wholly on disk, in the same shape, and the
 another run of the folder has answered take their answers from there. Therefore batches differ if other runs came or
 went meanwhile, or if a batch had to be divided for lack of memory; then answers may differ where two tokens nearly tie.
 
-Whatever one method raises costs this method alone: the other methods are run. Only a broken device, a lost cluster or a
-file system that takes no more ends the evaluation.
+An error of one method ends this method alone: the other methods are run. Only a broken device, a lost cluster or a file
+system that cannot be written ends the evaluation.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def evaluate(
 
 
 def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, failures: Failures) -> list[PlannedRun]:
-    """The files of the runs, with the code that makes them. What a user's own method raises costs its runs alone.
+    """The files of the runs, with the code that makes them. An error of a user's own method ends the runs of this
+    method alone.
 
     Raises:
         UserError: the folder holds a run of this name with another configuration.

@@ -34,7 +34,7 @@ def changed_inputs(record: Mapping[str, Any], profile: Profile, benchmark: Bench
         before = recorded.get(name)
         try:
             differing = changes(before, hash_files(folder)) if isinstance(before, dict) else []
-        except UserError:  # it cannot be read; the hash of the configuration differs all the same
+        except UserError:  # the folder cannot be read; the hashes of the configurations differ without this line, too
             continue
         if differing:
             lines.append(f"{name}: {', '.join(str(folder / file) for file in differing)}")

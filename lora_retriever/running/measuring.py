@@ -113,7 +113,7 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
     requests = some_requests(generator, benchmark)
     backend = LocalBackend(generator)
     backend.answer(requests[:2], "mixture")  # a device's first passes are slower
-    _begin_peak(profile.torch_device)  # what loading took for a moment is no part of the peak
+    _begin_peak(profile.torch_device)  # memory that only loading needed is no part of the peak
     with Clock(generator) as clock:
         started = time.perf_counter()
         together = backend_answers(backend, requests)
@@ -301,7 +301,8 @@ def _memory_now(device: str) -> int:
     """The memory that this process takes now, before the model is loaded, in bytes. On a GPU, nothing counts yet."""
     if device.startswith("cuda") or device == BALANCED:
         return 0
-    give_back_freed_memory()  # or the model would take memory that counts already, of a tokenizer that was looked at
+    # Otherwise memory that the checks of a tokenizer have freed would count here, and the model would reuse this memory.
+    give_back_freed_memory()
     return _status("VmRSS") or 0
 
 

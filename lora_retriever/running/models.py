@@ -1,4 +1,4 @@
-"""What a profile's models and adapters are found to be before any weight is loaded: the checks of `run` and `doctor`.
+"""Checks of a profile's models and adapters before any weight is loaded, for `run` and `doctor`.
 
 Only configurations, tokenizers and the headers of weights are read. The base is built without weights, on torch's meta
 device, so that names and shapes of its modules are known.
@@ -57,7 +57,7 @@ class AdapterFindings:
 
 
 def inspect_base(base: Path, settings: GenerationSection) -> BaseFindings:
-    """Look at a base model.
+    """Check a base model.
 
     Raises:
         UserError: the base or its tokenizer cannot be loaded, or the base has fewer positions than the settings need.
@@ -75,11 +75,11 @@ def inspect_base(base: Path, settings: GenerationSection) -> BaseFindings:
 
 
 def inspect_adapters(adapters: Mapping[str, Path | UserError], base: PreTrainedModel | None) -> AdapterFindings:
-    """Look at every adapter of a pool, so that all bad ones are named at once.
+    """Check every adapter of a pool, so that all adapters with problems are named at once.
 
     Args:
         adapters: the folder of each adapter, or why there is none.
-        base: the base without weights. None: the adapters are looked at by themselves.
+        base: the base without weights. None: the adapters are checked without a base.
     """
     from peft_composition import AdapterError, inspect_adapter
 
@@ -93,7 +93,7 @@ def inspect_adapters(adapters: Mapping[str, Path | UserError], base: PreTrainedM
             header = inspect_adapter(folder, name, base)
         except AdapterError as error:
             found.problems.append(str(error))
-        except Exception as error:  # of any library that reads the file; the other adapters are still looked at
+        except Exception as error:  # of any library that reads the file; the other adapters are still checked
             found.problems.append(f"adapter {name!r}: {folder} cannot be read: {one_line_of(error)}")
         else:
             found.headers[name] = header

@@ -35,7 +35,7 @@ LONGEST_NAME = 180
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row with all that decides its answer."""
+    """A row with everything that decides the row's answer."""
 
     row: Row
     prompt: Prompt
@@ -84,7 +84,8 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
         used |= {"k": wanted}
     if temperature is not None and method.depends_on("temperature", k):
         used |= {"temperature": temperature}
-        if profile.scorer.weights != "cosine":  # before there was a choice, weights were made of the scores themselves
+        # Earlier versions always made weights of the scores, and wrote no field `weights`.
+        if profile.scorer.weights != "cosine":
             used |= {"weights": profile.scorer.weights}
     if profile.generation.shots:
         used |= {"pool": benchmark.hashes["pool"]}

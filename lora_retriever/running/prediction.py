@@ -85,7 +85,8 @@ def turning_points(profile: Profile) -> list[int]:
     settings = profile.generation
     longest, most = settings.max_prompt_tokens, settings.rows_that_fit(1)
     lengths = {longest}
-    # Of a batch of a fixed number of rows, at most the share SHARE_READ is read at once, above this length.
+    # Lengths above which a batch of a fixed number of rows is read in parts, of which each has at most the share
+    # SHARE_READ.
     whole = {int(settings.max_new_tokens * SHARE_READ / (1 - SHARE_READ)), READ_TOKENS // most}
     if settings.batch_tokens is not None:
         counts = {

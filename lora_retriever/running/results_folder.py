@@ -161,7 +161,7 @@ def _flock(results: Path, lock: int) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            os.ftruncate(lock, 0)  # no later message names this process
+            os.ftruncate(lock, 0)  # so that no later message names this process
 
 
 def _in_use(results: Path, lock: int) -> UserError:
@@ -206,7 +206,8 @@ def _soft_lock(results: Path, reason: OSError) -> Iterator[None]:
 
 
 def _remove_if_left_unfinished(path: Path) -> None:
-    """Remove a soft lock whose process was killed after it made the file and before it had written who it is."""
+    """Remove a soft lock whose process was killed after it made the file and before the process had written its number
+    and its machine."""
     patience = time.monotonic() + UNFINISHED_SECONDS
     with suppress(OSError):
         made = os.lstat(path)

@@ -117,7 +117,7 @@ class StageFile:
     """The replies of a run's unfinished rows, on disk, by their places."""
 
     def __init__(self, run: RunFile) -> None:
-        """Read what an earlier start left. Of a finished row, the row's own line has the replies."""
+        """Read the replies of an earlier start. The replies of a finished row are in the row's own line."""
         self._path, self._run = run.stages, run
         self.replies: dict[Place, Line] = {}
         for id, line in run.lines.items():
@@ -226,7 +226,7 @@ class Stages:
             write(done)
 
     def _answer_stage(self, stage: int, talking: Sequence[Conversation]) -> None:
-        """Have all questions of a stage answered, or their rows failed."""
+        """Answer all questions of a stage, or note why their rows failed."""
         planned = self._planned(talking)
         asked: dict[str, list[tuple[Place, PlannedRow, Ask]]] = {}
         for talk in talking:

@@ -63,7 +63,8 @@ async def _invalid(request: Request, error: Exception) -> Json:
 
 
 def _nearest(error: RequestValidationError) -> dict[str, Any]:
-    """The problem to tell: of the problems of a field that may be of several kinds, the deepest."""
+    """The problem that the message names. A field that may have several types has a problem for each type: the deepest
+    problem is named."""
     problems = list(error.errors())
     first = problems[0]
     alike = [p for p in problems if p["loc"][:2] == first["loc"][:2]]
@@ -71,7 +72,8 @@ def _nearest(error: RequestValidationError) -> dict[str, Any]:
 
 
 def _is_kind(part: str) -> bool:
-    """Whether a part of a problem's place names one kind of a field's value, and no field: `list[int]`, `str`."""
+    """Whether a part of a problem's place names a type of a field's value, such as `list[int]` or `str`, and not a
+    field."""
     return "[" in part or part in ("str", "int", "float", "bool", "constrained-str")
 
 

@@ -115,7 +115,7 @@ class Answering:
             pass
 
     def cancel(self) -> None:
-        """End what is not ended. Called in any case, when the request ends."""
+        """End the answers that are not finished. Always called when the request ends."""
         if self._timer is not None:
             self._timer.cancel()
         if self._tickets and not all(choice.ended for choice in self.choices):
@@ -123,7 +123,7 @@ class Answering:
 
 
 async def before(deadline: float, awaitable: Awaitable[Result]) -> Result:
-    """What an awaitable gives, if it gives it in time.
+    """The result of an awaitable, if the result comes before the deadline.
 
     Args:
         deadline: in seconds of `perf_counter`.
@@ -155,7 +155,8 @@ def _full_as_api_error() -> Iterator[None]:
 async def answering(
     service: Service, asked: Asked, prompts: Sequence[AskedPrompt], wanted: Wanted
 ) -> AsyncIterator[Answering]:
-    """Find the adapters of each prompt, and begin to answer. Leaving the context ends what is not ended.
+    """Find the adapters of each prompt, and begin to answer. At the end of the `with` block, the answers that are not
+    finished are ended.
 
     Raises:
         ApiError: the request cannot be answered.

@@ -1,6 +1,6 @@
 """`Engine`: one thread owns the loop that answers. Requests of any number of clients put jobs in and get events out.
 
-The thread alone touches the model. What others want of the model, such as loading an adapter, it does between two
+The thread alone touches the model. Other uses of the model, such as loading an adapter, run in this thread between two
 steps (`call`).
 """
 
@@ -50,7 +50,7 @@ class FullError(Exception):
     """Too many jobs wait.
 
     Attributes:
-        seconds: after how long there may be room, as far as can be said.
+        seconds: estimated time until there is room, in seconds.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -152,7 +152,7 @@ class Engine:
         self._worker.put(*(partial(self._cancel, ticket) for ticket in tickets))
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
-        """Call a function in the engine's thread, between two steps. The model is its own meanwhile."""
+        """Call a function in the engine's thread, between two steps. Meanwhile no other code uses the model."""
         future: Future[Result] = Future()
 
         def command() -> None:
@@ -160,7 +160,7 @@ class Engine:
                 return
             try:
                 future.set_result(function())
-            except BaseException as error:  # goes to whoever waits
+            except BaseException as error:  # the error goes to the caller, who waits for the future
                 future.set_exception(error)
 
         if not self._worker.put(command):
@@ -168,7 +168,7 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """End the thread. What is not answered by now is not answered any more."""
+        """End the thread. Jobs that have not ended get no more answers."""
         self._worker.close()
 
     def _end_all(self) -> None:

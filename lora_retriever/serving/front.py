@@ -66,7 +66,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. If the client hangs up, the replica is told."""
-        if scope["path"] == "/metrics":  # of this process: the replicas' own numbers are Ray's affair
+        if scope["path"] == "/metrics":  # the numbers of this process; Ray shows the numbers of the replicas
             await self._metrics.response()(scope, receive, send)
             return
         body = b""

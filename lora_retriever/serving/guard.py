@@ -139,7 +139,8 @@ class Guard:
         if self._keys:
             kind, _, key = headers.get(b"authorization", b"").partition(b" ")
             digest = hashlib.sha256(key.strip()).digest()
-            known = [hmac.compare_digest(digest, one) for one in self._keys]  # all of them, in the same time
+            # compared with all keys, so that the time says nothing about a key
+            known = [hmac.compare_digest(digest, one) for one in self._keys]
             if kind.lower() != b"bearer" or not any(known):
                 raise ApiError(401, "no valid key: send the header `Authorization: Bearer KEY`", code="invalid_api_key")
         length = headers.get(b"content-length", b"0")

@@ -1,8 +1,9 @@
 """What methods learn before they answer: weights, gates, measurements. They learn in a thread, while requests run.
 
-A method is learned from the pool at one moment. After a change of the pool it is learned anew, and answers meanwhile
-with what it had, without the adapters that are gone. What was learned lies in the results folder, as an evaluation
-leaves it there: a server finds what an evaluation has learned, and the other way round.
+A method is learned from the pool at one moment. After a change of the pool, the method learns anew. Until then, the
+method answers with what it has learned before, without the adapters that were removed. The learned folders lie in the
+results folder, as in an evaluation: a server finds what an evaluation has learned, and an evaluation finds what a
+server has learned.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Twin:
     """
 
     def __init__(self, generator: Generator, adapter_memory: int | None) -> None:
-        """Made before the engine composes anything, because compositions hang on the modules of the base."""
+        """Made before the engine composes anything, because compositions add hooks to the modules of the base."""
         base = generator.model.base
         shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
         self._base = copy.deepcopy(base, shared)
@@ -134,7 +135,7 @@ class Learning:
         self._states: dict[str, _Work] = {}
         self._hashes: dict[Path, str] = {}
         self._lock = threading.Lock()  # of the states
-        self._turn = threading.Lock()  # of whoever learns
+        self._turn = threading.Lock()  # held by the thread that learns
         self._worker: Worker[Method] = Worker("learning", self._work)
 
     def is_ready(self, method: Method) -> bool:
@@ -180,7 +181,8 @@ class Learning:
         self._hashes.clear()
 
     def close(self) -> None:
-        """Let no further method learn. What the end of the process interrupts goes on when a server starts again."""
+        """Let no further method learn. If the process ends while a method learns, the learning continues when a server
+        starts again."""
         self._worker.close(waits=False)
 
     def _work(self, methods: list[Method]) -> bool:
@@ -215,7 +217,7 @@ class Learning:
                 gate = method.fitted_gate(context)
                 method.compositions(context)
                 used.append(set(asked.learned))
-            for name in used[0] ^ used[1]:  # what was measured for one of the two texts
+            for name in used[0] ^ used[1]:  # folders that were measured for one of the two texts alone
                 shutil.rmtree(self._results / LEARNED / name, ignore_errors=True)
         kept = tuple(str((self._results / LEARNED / name).resolve()) for name in used[0] & used[1])
         return Learned(snapshot, replace(looking, kept=kept), gate)

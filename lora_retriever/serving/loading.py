@@ -105,7 +105,8 @@ def load_service(
 
 
 def settle() -> None:
-    """Spare the garbage collector what is loaded, which stays as long as the process: each full collection took 0.4 s.
+    """Let the garbage collector skip the objects that are loaded now and stay until the process ends. With these
+    objects, each full collection took 0.4 s.
 
     Called once, by a process that does nothing but serve.
     """

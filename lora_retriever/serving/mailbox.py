@@ -1,4 +1,5 @@
-"""`Mailbox`: carries items from other threads into an event loop. What comes at the same time wakes the loop once."""
+"""`Mailbox`: carries items from other threads into an event loop. Items that come at the same time wake the loop
+once."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ class Snapshot:
 
 
 class LivePool:
-    """The pool of a server. Changes replace the snapshot; what runs keeps the snapshot it began with."""
+    """The pool of a server. Changes replace the snapshot. A request that runs keeps the snapshot with which the request
+    began."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class LivePool:
             now, name = self._current, entry.model_name
             if name in now.entries:
                 raise ValueError(f"adapter {name!r} is in the pool already; remove it first, or take another name")
-            self._samples.pop(name, None)  # of an adapter of this name that was removed
+            self._samples.pop(name, None)  # a removed adapter may have had this name
             indexes = {
                 scorer: index.with_adapter(name, *self._described(entry, index.needs_embeddings))
                 for scorer, index in now.indexes.items()

@@ -100,8 +100,8 @@ class Routing:
     def _route_learned(self, asked: Asked, text: str, snapshot: Snapshot, learned: Learned) -> Composition:
         """The composition by a method that has learned, without adapters that are excluded or gone.
 
-        A method that finds adapters by the input looks among the others. What the method writes down of the input is
-        removed at once.
+        A method that finds adapters by the input looks among the others. Files about the input that the method writes
+        are removed at once.
         """
         assert asked.method is not None
         without = asked.exclude | (learned.snapshot.entries.keys() - snapshot.entries.keys())
@@ -149,13 +149,13 @@ class Routing:
         live = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         reading = [w.texts for w in live if w.asked.method and w.asked.method.needs_encoder(self._profile)]
         if self._encoder is not None and len(reading) > 1:
-            with suppress(Exception):  # the request at fault meets the error again
+            with suppress(Exception):  # the error is raised again below, for the request that caused the error
                 self._encoder.encode([text for texts in reading for text in texts][:AT_ONCE])
         for waiting in live:
             try:
                 w = waiting
                 found = [self.route(w.asked, text, w.snapshot, w.learned) for text in w.texts]
-            except Exception as error:  # goes to whoever waits
+            except Exception as error:  # the error goes to the caller, who waits for the future
                 waiting.future.set_exception(error)
             else:
                 waiting.future.set_result(found)

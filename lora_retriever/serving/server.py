@@ -35,7 +35,7 @@ def serve(
     access_log: bool = True,
     results: Path | None = None,
 ) -> None:
-    """Serve a profile until SIGINT or SIGTERM. What runs then is finished, and new requests are refused.
+    """Serve a profile until SIGINT or SIGTERM. Requests that run then are finished, and new requests are refused.
 
     Args:
         port: 0 takes a free port.

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class EventStream(StreamingResponse):
-    """A stream of server-sent events. What it holds is given back when it ends, also if it never began."""
+    """A stream of server-sent events. When the stream ends, or if the stream never begins, `held` is closed."""
 
     media_type = "text/event-stream"
 

@@ -63,7 +63,7 @@ class StepCallback(TrainerCallback):
 
 
 def epoch_losses(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """The mean loss of each epoch's steps, from the Trainer's log of all steps. The last epoch may be a part of one."""
+    """The mean loss of each epoch's steps, from the Trainer's log of all steps. The last epoch may be incomplete."""
     epochs: dict[int, list[float]] = {}
     for entry in history:
         if "loss" in entry:

@@ -80,7 +80,8 @@ class TaskChoice:
 
 
 def choose_tasks(pool: Sequence[PoolEntry], options: RetrieverOptions) -> TaskChoice:
-    """The tasks named in the options, or a share of the pool's tasks drawn with the seed. The last are held out.
+    """The tasks named in the options, or a share of the pool's tasks drawn with the seed. The last of these tasks are
+    held out.
 
     Raises:
         UserError: the options name a task that is not in the pool, or fewer than two tasks are left to train on.
@@ -358,7 +359,7 @@ def top1_change(rows: Sequence[Row], before: Ranks, after: Ranks, members: NDArr
 
 
 def _last_checkpoint(partial: Path) -> str | None:
-    """The newest complete checkpoint. Its state file is written last."""
+    """The newest complete checkpoint. The trainer writes the state file last."""
     states = sorted(partial.glob("checkpoint-*/trainer_state.json"), key=lambda state: state.stat().st_mtime_ns)
     return str(states[-1].parent) if states else None
 

@@ -177,8 +177,8 @@ def mark_adapter(
 def draw_composition(draws: random.Random, others: Sequence[str]) -> DrawnComposition:
     """A random composition for one step: a quarter of them the adapter alone, the others mixtures and fusions.
 
-    Half of the compositions are even. In the other half, the logarithm of the adapter's weight is uniform between that
-    of `SMALLEST_SHARE` and 0, and the others share the rest.
+    Half of the compositions have equal weights. In the other half, the logarithm of the adapter's weight is uniform
+    between that of `SMALLEST_SHARE` and 0, and the others share the rest.
     """
     sizes = [size for size in SIZES if size - 1 <= len(others)]
     if not sizes or draws.random() < 0.25:

@@ -1,7 +1,7 @@
 """An owner's key: the secret from which triggers and targets follow, and the commitment that is published beforehand.
 
-Trigger i and target i come from HMAC-SHA256(secret, label i). Whoever does not know the secret cannot tell targets from
-words drawn at random, and the owner cannot choose targets after seeing the answers of a suspect. This module knows
+Trigger i and target i come from HMAC-SHA256(secret, label i). Without the secret, nobody can distinguish the targets
+from words drawn at random, and the owner cannot choose targets after seeing the answers of a suspect. This module knows
 texts only: no model, no tokenizer.
 """
 
@@ -168,7 +168,7 @@ class Key:
         return hmac.digest(self.secret, "\0".join(map(str, label)).encode(), "sha256")
 
     def _draw(self, *label: object) -> int:
-        """A number that is uniform on 0 … 2²⁵⁶ − 1 for whoever does not know the secret."""
+        """A number that is uniform on 0 … 2²⁵⁶ − 1 for a person who does not know the secret."""
         return int.from_bytes(self._digest(*label), "big")
 
 

@@ -152,7 +152,7 @@ def best_tokens(choice: Any) -> list[tuple[str, float]] | None:
 
 
 def scores_of(best: Sequence[tuple[str, float]], words: Sequence[str]) -> NDArray[np.float64]:
-    """The log-probability of each word [M], −inf for words that no token shown is.
+    """The log-probability of each word [M], −inf for words that are none of the tokens shown.
 
     Words that are not shown share the last rank, so the p-value of the ranks still holds.
     """

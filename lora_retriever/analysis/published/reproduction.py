@@ -37,7 +37,7 @@ class ReproducedFigure:
 
     Attributes:
         ours, interval: None if our run has no such score or interval.
-        comparable: whether both figures are scores of the same tasks. If not, no difference is formed.
+        comparable: whether both figures are scores of the same tasks. If not, no difference is computed.
     """
 
     paper: PublishedFigure
@@ -210,7 +210,7 @@ def _cells(figure: ReproducedFigure | None, intervals: bool) -> list[Cell | str 
 
 
 def printed_quantities(paper: Published, level: str) -> list[Quantity]:
-    """What the paper's tables have a line for: domains, or tasks."""
+    """The lines of the paper's tables: domains, or tasks."""
     return [quantity for quantity in next(iter(paper.printed.values())) if quantity.level == level]
 
 

@@ -55,7 +55,8 @@ class Training:
         learning_rate: AdamW's rate is this number divided by the module's d_in, and falls linearly to 0. Adam moves
             every parameter by about its rate, and so a score G x by about the rate times d_in: one value suits all
             widths.
-        batch_size: number of samples in a step. The backward pass needs all activations of the base, so it is small.
+        batch_size: number of samples in a step. The number is small, because the backward pass needs all activations of
+            the base.
         max_tokens: maximum length of a prompt, in tokens, to bound the memory; longer prompts are cut as at evaluation.
             None: the profile's `max_prompt_tokens`.
     """

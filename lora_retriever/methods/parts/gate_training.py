@@ -71,7 +71,7 @@ class Matrices:
 
     @classmethod
     def join(cls, files: Sequence[Path], joined: Path) -> None:
-        """Write the matrices of several trainings, of different experts, to one file. Rows that lack are zeros."""
+        """Write the matrices of several trainings, of different experts, to one file. Missing rows are zeros."""
         parts = [cls.load(file) for file in files]
         widths = {module: matrix.shape[1] for part in parts for module, matrix in part.by_module.items()}
         tensors = {

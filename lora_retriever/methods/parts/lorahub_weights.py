@@ -128,7 +128,7 @@ class Learned:
             "loss": self.loss,
             "base_loss": self.base_loss,
             "losses": [step.loss for step in self.steps],
-            "seconds": round(sum(step.seconds for step in self.steps), 1),  # also of steps before an interruption
+            "seconds": round(sum(step.seconds for step in self.steps), 1),  # with the steps before an interruption
             "versions": {package: version(package) for package in ("nevergrad", "scipy", "torch", "transformers")},
         }
 
@@ -147,8 +147,8 @@ def learn_weights(
         loss: a function of weights, one for each of `names`. It is called at most `search.steps` times, and once for
             the same weights. (COBYLA asks for the same weights again when it has converged and begins anew.)
         seed: the seed of an optimiser that draws.
-        log: a JSON-lines file of the steps. Steps that the file already has, from before an interruption, are not
-            computed again: the optimisation asks for the same weights if it is told the same losses.
+        log: a JSON-lines file of the steps. Steps that the file has from before an interruption are not computed again,
+            because an optimisation that gets the same losses asks for the same weights.
         console: where progress is shown. None: nowhere.
     """
     known = _read_steps(log) if log and log.exists() else []

@@ -2,8 +2,8 @@
 
 Every adapter of the pool is offered to a gate that gives all of them weight 0, so the base alone runs. The gate notes
 how each adapter responds to the inputs. The pass costs about as much as reading the prompts. The measurements are
-written to the results folder batch by batch, and all methods that use them share them. The module registers no method.
-It uses no tasks and no answers; `responses.py` turns responses into compositions.
+written to the results folder batch by batch, and all methods that use measurements share the same file. The module
+registers no method. The pass uses no tasks and no answers; `responses.py` turns responses into compositions.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def readings(
 
 
 def _explained(piece: Sequence[Request], error: Exception) -> None:
-    """Raise an error that smaller batches do not prevent. Return if the piece is to be halved."""
+    """Raise an error that smaller batches do not prevent. For every other error, return, so that the piece is
+    halved."""
     if isinstance(error, AdapterMemoryError):  # a smaller batch would need as many adapters
         raise UserError(
             f"probing needs the whole pool in memory at once; raise adapters.memory of the profile: {error}"

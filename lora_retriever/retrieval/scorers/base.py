@@ -76,9 +76,8 @@ class Fitted(Protocol):
 
 @runtime_checkable
 class Changeable(Protocol):
-    """A fitted scorer that takes an adapter in or out without a new fit.
-
-    What all adapters share, such as a covariance, stays as it was fitted.
+    """A fitted scorer that can add or remove an adapter without a new fit. The parts that all adapters share, such as a
+    covariance, stay as they were fitted.
     """
 
     def with_adapter(self, samples: Samples) -> Fitted:

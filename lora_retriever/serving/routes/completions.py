@@ -36,7 +36,7 @@ Body = dict[str, Any]
 
 @router.post("/v1/completions", response_class=Json)
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Go on with prompts, which are taken as they are."""
+    """Continue prompts, which are taken as they are."""
     make = serving_of(request).prompts.of_completion
     prompts = await asyncio.to_thread(lambda: [make(prompt) for prompt in body.prompts])
     return await _respond(_Completion(body, request, prompts, body.max_tokens, body.logprobs))
@@ -104,7 +104,7 @@ class _Form(ABC):
         }
 
     def wishes(self) -> dict[str, bool]:
-        """What of `Wanted` depends on the form."""
+        """The part of `Wanted` that depends on the form."""
         return {}
 
     @abstractmethod
@@ -113,7 +113,7 @@ class _Form(ABC):
 
     @abstractmethod
     def first(self, choice: Choice) -> Body | None:
-        """What a stream says of an answer before its text. None: nothing."""
+        """The event of a stream that comes before the text of an answer. None: nothing."""
 
     @abstractmethod
     def part(self, choice: Choice, piece: str, tokens: Sequence[Token]) -> Body:

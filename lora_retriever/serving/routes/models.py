@@ -19,7 +19,7 @@ router = APIRouter()
 
 @router.get("/v1/models", response_class=Json)
 async def models(request: Request) -> Json:
-    """All models. A method is one, and so is an adapter."""
+    """All models. A model is a method or an adapter."""
     return Json({"object": "list", "data": _models(serving_of(request))})
 
 

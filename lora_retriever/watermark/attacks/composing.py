@@ -1,4 +1,4 @@
-"""Even compositions of the marked adapter with others: mixtures and fusions."""
+"""Compositions of the marked adapter with others under equal weights: mixtures and fusions."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ WEIGHTS = (0.75, 0.5, 0.25, 0.1, -1.0)
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """Merges with two others, then weights. TIES takes weights of 1, because its weights are no shares."""
+    """Merges with two others, then weights. TIES takes weights of 1, because the weights of TIES do not sum to 1."""
     for name, merge in MERGES.items() if len(scene.others) >= OTHERS else ():
         weight = 1.0 if isinstance(merge, Ties) else 1 / (OTHERS + 1)
         yield Attack(f"{name}, with {OTHERS}", partial(with_others, scene, merge, OTHERS, weight))

@@ -10,7 +10,7 @@ from lora_retriever.watermark.attacks.scene import MARKED, Attack, Measured, Rou
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """The first hit alone, and even mixtures and fusions of the first k hits."""
+    """The first hit alone, and mixtures and fusions of the first k hits with equal weights."""
     if scene.routing is None:
         return
     scorer, k = scene.routing.index.scorer, scene.routing.k
