@@ -3,7 +3,7 @@
     python scripts/build_procedures.py --out data/tiny-procedures
 
 Writes rows and pools of both miniatures, the base model, the adapters, `record.json` and `README.md`. All texts are
-generated. Everything follows from the seed. Parts that are there are not made again.
+generated. Everything follows from the seed. Parts that exist already are not made again.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def distinct(draw: Iterator[Case], count: int, known: set[str]) -> list[Case]:
 
 
 def documents(seed: int) -> Iterator[str]:
-    """What the base learns from: questions of both procedures with their answers, not in the template's words."""
+    """The texts from which the base learns: questions of both procedures with their answers, without the words of the
+    template."""
     rng = random.Random(f"documents/{seed}")
     while True:
         plan = rng.choice(next_steps(draw_plan(rng).sample))
@@ -198,7 +199,7 @@ def entry(name: str, samples: Sequence[Sample], domain: str) -> dict[str, Any]:
 
 
 def build(folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """Build what is not there yet. Returns the record."""
+    """Build the parts that do not exist yet. Returns the record."""
     files, training, held_out = entries(seed)
     for name, content in files.items():
         write_json(folder / name, content)

@@ -2,8 +2,8 @@
 
     python scripts/build_tiny.py --out data/tiny
 
-Everything follows from the seed. Stages that are done are not done again, so an interrupted build goes on where it
-stopped; delete the folder for a new one. `record.json` says how each part was made, and what the check measured.
+Everything follows from the seed. Finished stages are left out, so an interrupted build continues where it stopped.
+Delete the folder for a new build. `record.json` says how each part was made, and what the check measured.
 """
 
 from __future__ import annotations
@@ -144,8 +144,9 @@ class Build:
     def make_adapters(self) -> dict[str, Any]:
         """Train one LoRA per task; those there already are kept.
 
-        All go on from one LoRA briefly trained on a few rows of every task. So they agree in what all tasks share, to
-        answer shortly and to stop, and a mixture of three dilutes only what is each one's own.
+        The training of every adapter starts from one LoRA that was briefly trained on a few rows of every task. So all
+        adapters have in common what all tasks share: a short answer, and an end. A mixture of three adapters weakens
+        only what differs between the adapters.
         """
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "base")
         base = AutoModelForCausalLM.from_pretrained(self.folder / "base", dtype=torch.float32)

@@ -37,7 +37,7 @@ COPIED = {
 
 @dataclass(frozen=True)
 class Group:
-    """Formulas that the same tests hold: the `files` that are mutated, and the `tests` that are run."""
+    """A group of formulas with the same tests: the `files` that are mutated, and the `tests` that are run."""
 
     files: tuple[str, ...]
     tests: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Try what must never go wrong: `python scripts/run_campaign.py EXPERIMENT [--count N] [--seconds S] [--out FOLDER]`
+"""Try the promises of the project: `python scripts/run_campaign.py EXPERIMENT [--count N] [--seconds S] [--out FOLDER]`
 
     kills       SIGKILL at random moments
     operations  SIGKILL before every file operation, and in the middle of every write

@@ -47,7 +47,7 @@ class Suspect(Protocol):
 
 
 def first_word(answer: str) -> str:
-    """The first word of an answer without case; empty if there is none. An answer counts by its first word alone."""
+    """The first word of an answer without case; empty if there is none. Only the first word of an answer counts."""
     found = FIRST_WORD.match(answer.casefold())
     return found[1] if found else ""
 

@@ -32,10 +32,10 @@ MARK = "###"
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one configuration to all rows of the benchmark, in the rows' order.
+    """The answers of one method to all rows of the benchmark, in the rows' order.
 
     Attributes:
-        name: the configuration's name.
+        name: the method's name.
         texts: the answers, without white space at their ends.
         exact: 100 where the answer is right by the paper's exact match, else 0; NaN for rows with another metric.
     """
@@ -50,7 +50,7 @@ class Answers:
 
 
 def read_answers(folder: Path, rows: Sequence[Row]) -> dict[str, Answers]:
-    """The answers of a folder, by configuration.
+    """The answers of a folder, by method.
 
     Raises:
         UserError: the folder has no answers, or the answers of a run are not to the benchmark's rows in their order.
@@ -194,7 +194,7 @@ def equal_inputs(rows: Sequence[Row], answers: Answers) -> EqualInputs:
 
 
 def shared_input(rows: Sequence[Row]) -> str:
-    """The input that is a row's of the most tasks."""
+    """The input that rows of the most tasks share."""
     tasks: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         tasks[row.inputs].add(row.task)
@@ -222,7 +222,8 @@ def in_mixed_batches(rows: Sequence[Row]) -> NDArray[np.bool_]:
 
 
 def padding(rows: Sequence[Row]) -> Values:
-    """How many characters each row's input is shorter than the longest input of its batch, over the longest's."""
+    """For each row, the share of padding, in characters: (longest input of the batch − input) / longest input of the
+    batch."""
     longest = _by_batch(rows, lambda batch: max(len(row.inputs) for row in batch))
     return 1 - np.array([len(row.inputs) for row in rows]) / longest
 

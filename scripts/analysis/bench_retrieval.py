@@ -102,7 +102,7 @@ def build(
 
 
 def timed(action: Callable[[], Any], runs: int) -> tuple[float, Any]:
-    """The median time of an action, in seconds, and what it gave."""
+    """The median time of an action, in seconds, and the action's result."""
     times, result = [], None
     for _ in range(runs):
         start = time.perf_counter()
@@ -112,7 +112,7 @@ def timed(action: Callable[[], Any], runs: int) -> tuple[float, Any]:
 
 
 def memory() -> int:
-    """The most memory this process has held so far, in MB."""
+    """Maximum memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

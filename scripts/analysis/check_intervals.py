@@ -1,8 +1,10 @@
-"""Do the 95 % intervals hold? `python scripts/analysis/check_intervals.py RESULTS --run NAME` simulates on real rows.
+"""Do the 95 % intervals contain the truth 95 % of the time? `python scripts/analysis/check_intervals.py RESULTS --run
+NAME` simulates on real rows.
 
-The rows of a run are taken for the whole population, so the truth is known: its scores on all of them. From it 1,000
-benchmarks are drawn, `--rows` rows of every task with replacement, each is summarized as any run is, and the share of
-them whose interval holds the truth is printed: a mean over tasks and over domains, the least of both among them.
+The rows of a run are taken as the whole population, so the truth is known: the scores on all rows. From these rows,
+1,000 benchmarks are drawn: `--rows` rows of every task, with replacement. Each benchmark is summarized like a run. The
+script prints the share of the benchmarks whose interval contains the truth: the mean and the minimum over tasks, and
+the mean and the minimum over domains.
 """
 
 from __future__ import annotations

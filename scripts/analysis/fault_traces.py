@@ -1,9 +1,9 @@
 """Do released answers show traces of faults? `fault_traces.py AUTHORS PREDICTIONS --rows FILE --pool FILE`
 
-AUTHORS and PREDICTIONS are folders with answers to all rows of the benchmark, NAME.json for each configuration: the
-authors' own answers, and the answers of an independent run, which also has `base`. No model is needed. With --encoder,
-the answers are also compared by where retrieval finds the own adapter; the paper's encoder is not public, so another
-encoder stands for it.
+AUTHORS and PREDICTIONS are folders with answers to all rows of the benchmark, NAME.json for each method: the authors'
+own answers, and the answers of an independent run, which also has `base`. No model is needed. With --encoder, the
+answers are also compared by where retrieval finds the own adapter; the paper's encoder is not public, so another
+encoder takes its place.
 
 Prints Markdown. `answer_traces.py` has the statistics.
 """
@@ -75,7 +75,7 @@ def main() -> None:
         tables = {
             "Scores and parts of the template": overview(sources, rows),
             "One input, several tasks": one_input(sources, rows),
-            "Equal answers of two configurations": agreements(sources, rows),
+            "Equal answers of two methods": agreements(sources, rows),
             "Equal answers of two sources": crossed(sources),
             "Equal inputs of a task": sampling(sources, rows),
             "Batches": batches(sources, rows),
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def lines_of(sources: Sources) -> list[tuple[str, dict[str, Answers], Answers]]:
-    """A line for each source and configuration: its label, the source's answers, and the configuration's."""
+    """A line for each source and method: the label, all answers of the source, and the answers of the method."""
     return [
         (f"{source}: {name}", known, known[name])
         for source, known in sources.items()
@@ -131,7 +131,7 @@ def overview(sources: Sources, rows: Sequence[Row]) -> Table:
 
 
 def one_input(sources: Sources, rows: Sequence[Row]) -> Table:
-    """What each configuration answers to the one input that most tasks share."""
+    """The answers of each method to the one input that most tasks share."""
     text = shared_input(rows)
     places = {
         task: [place for place in at if rows[place].inputs == text]
@@ -169,7 +169,7 @@ PAIRS = (
 
 
 def agreements(sources: Sources, rows: Sequence[Row]) -> Table:
-    """The share of equal answers of two configurations, over the tasks with free text."""
+    """The share of equal answers of two methods, over the tasks with free text."""
     places = {task: at for task, at in places_of([row.task for row in rows]).items() if rows[int(at[0])].metric != "em"}
     lines: list[tuple[str, list[Cell | str | None]]] = []
     columns = [f"{source}: {what}" for source in sources for what in ("mean", "least to most in a task", "deviation")]
@@ -191,7 +191,7 @@ def agreements(sources: Sources, rows: Sequence[Row]) -> Table:
 
 
 def crossed(sources: Sources) -> Table:
-    """The share of equal answers between each configuration of the second source and all others, over all rows."""
+    """The share of equal answers between each method of the second source and all other methods, over all rows."""
     (first, theirs), (second, ours) = sources.items()
     names = [name for name in CONFIGURATIONS if name in ours]
     columns = [
@@ -217,7 +217,7 @@ def sampling(sources: Sources, rows: Sequence[Row]) -> Table:
     return Table(
         [f"different, in one batch of {BATCH}", "different, other pairs"],
         lines,
-        ["Pairs of rows of one task with equal inputs. Such rows have the same adapters in every configuration."],
+        ["Pairs of rows of one task with equal inputs. Such rows have the same adapters under every method."],
     )
 
 

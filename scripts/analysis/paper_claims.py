@@ -28,7 +28,7 @@ from lora_retriever.tables import Cell, Table, markdown
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper's table 1 says of two runs: how `run` stands to `other`."""
+    """A claim of the paper's table 1 about two runs: `run` compared with `other`."""
 
     text: str
     run: str

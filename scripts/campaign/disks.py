@@ -1,7 +1,7 @@
 """Disks that fail: at every file operation of every command that writes, and small file systems that are really full.
 
-What must hold: one message and exit status 2 (or 0 where the command can do without the file), nothing half-written,
-and the next start on a sound disk ends with the files of an undisturbed command.
+The promises: one message and exit status 2 (or 0 where the command does not need the file); no half-written file; and
+the next start on a sound disk ends with the files of an undisturbed command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Disks:
     def at_operations(self, count: int | None = None, names: Sequence[str] = ()) -> None:
         """Every operation of every scenario fails, reads included: alone, and with all operations after it.
 
-        The errors take turns, so that an operation fails by two of them.
+        The errors take turns, so that every operation fails with two errors.
 
         Args:
             count: maximum number of trials, spread evenly over all. None: all.
@@ -64,7 +64,8 @@ class Disks:
             self._fail_at(key, scenario, number, code, lasting, expected[scenario.name])
 
     def small_file_systems(self, most: int | None = None) -> None:
-        """A run on at most this many file systems that are too small for it, which then grow. Needs the right to mount.
+        """A run on at most this many file systems that are too small for it, which then grow. Needs the permission to
+        mount file systems.
 
         None: all sizes.
         """

@@ -65,7 +65,7 @@ class Log:
         return trial
 
     def missing(self, keys: list[str]) -> Iterator[str]:
-        """Those of the keys that were not tried yet."""
+        """The keys that were not tried yet."""
         return (key for key in keys if key not in self.trials)
 
     def figures(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def make_targets(folder: Path) -> list[Target]:
 
 
 def fuzz(scratch: Path, log: Log, seconds: float) -> None:
-    """Fuzz all targets in turns until the time is over, that of earlier starts included."""
+    """Fuzz all targets in turns until the time is over. The time of earlier starts counts."""
     warnings.simplefilter("ignore")
     folder = scratch / "fuzzed"
     targets = make_targets(folder)
@@ -221,7 +221,7 @@ def edited_bytes(draw: st.DrawFn, sound: bytes) -> bytes:
     """Bytes of a file with a few pieces written over, put in, taken out or repeated."""
     content = sound
     for _ in range(draw(st.integers(1, 4))):
-        # Most of a large file is data of which no reader looks at the meaning; its beginning counts more.
+        # Most of a large file is data whose meaning no reader checks, so the beginning is changed more often.
         end = draw(st.sampled_from([len(content), min(len(content), 600)]))
         start = draw(st.integers(0, end))
         length = draw(st.integers(0, 40))
@@ -274,7 +274,8 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def _hanging() -> Iterator[None]:
-    """Raise `HangError` in a reader that does not come back. A reader in C is only told when it is back."""
+    """Raise `HangError` in a reader that takes too long. In a reader written in C, the error is raised when the reader
+    returns."""
 
     def hangs(number: int, frame: FrameType | None) -> None:
         raise HangError(f"no result after {HANGS_AFTER} s")

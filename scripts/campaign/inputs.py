@@ -1,7 +1,7 @@
 """Bad inputs: a small benchmark that works, a table of ways to spoil it, and what a command must then say.
 
-What must hold for each case: the exit status of the table (2 in nearly all), one message that names what is wrong, no
-traceback and no log of an unforeseen error, no file half-written, and bounded time and memory.
+The promises for each case: the exit status of the table (2 in nearly all cases), one message that names the mistake, no
+traceback, no log of an unexpected error, no half-written file, and limited time and memory.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def problems_of_output(case: Case, status: int, text: str) -> list[str]:
 
 
 def problems_of_files(case: Case, folder: Path, before: set[str]) -> list[str]:
-    """What a command left behind though it refused its input."""
+    """The files that a command left although the command refused its input."""
     if 0 in case.statuses or 1 in case.statuses:
         return []
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - before
@@ -164,7 +164,7 @@ def fields(name: str, *path: int | str, **changes: Any) -> Spoil:
 
 
 def without(name: str, *path: int | str) -> Spoil:
-    """Remove what is at a path in a JSON file."""
+    """Remove the value at a path in a JSON file."""
 
     def edit(content: Any) -> None:
         *first, last = path
@@ -189,7 +189,7 @@ def profile_with(**changes: Any) -> Spoil:
 
 
 def replaced_by(name: str, kind: str) -> Spoil:
-    """Put something that is no file, or no usable one, in a file's place."""
+    """Put something else in the place of a file: a folder, a link, or an unusable file."""
 
     def spoil(folder: Path) -> None:
         path = folder / name

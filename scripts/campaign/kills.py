@@ -36,7 +36,7 @@ class Scenario:
         arguments: the command's arguments, for the folder that it writes into.
         prepare: fills the folder before the command; gets the folder of an undisturbed plain run.
         patch: called in the command's process before the command.
-        is_refused_when_done: whether the command refuses to make anew what it has made.
+        is_refused_when_done: whether the command refuses to run again after it has finished.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Kills:
         self.seconds = self.undisturbed(scenarios()[0], self.plain).seconds
 
     def random(self, count: int, seed: int = 0) -> None:
-        """Kill runs at random moments until there were `count` kills, those of earlier starts included."""
+        """Kill runs at random moments until there were `count` kills. The kills of earlier starts count."""
         folder, expected = self.scratch / "random", files_of(self.plain)
         number = 0
         while sum(trial.facts.get("kills", 0) for trial in self.log.trials.values() if trial.kind == "random") < count:
@@ -197,7 +197,7 @@ class Kills:
         return started
 
     def unacknowledged(self, started: Start, folder: Path) -> list[str]:
-        """Rows that counted as written, and are not there as an undisturbed run has them."""
+        """Rows that counted as written, and that are missing or differ from the rows of an undisturbed run."""
         problems = []
         for name in {name for name, _ in started.rows()}:
             there, right = read_lines(folder, name), read_lines(self.plain, name)
@@ -207,7 +207,7 @@ class Kills:
         return problems
 
     def goes_on(self, scenario: Scenario, folder: Path, expected: dict[str, Any]) -> list[str]:
-        """What is wrong after the next start."""
+        """The problems after the next start."""
         if scenario.is_refused_when_done and not differences(comparable(folder), expected):
             return []
         started = start(self.world, scenario.arguments(self.world, folder), self.scratch / "out", scenario.patch)
@@ -250,7 +250,7 @@ def comparable(folder: Path) -> dict[str, Any]:
 
 
 def _half_written(folder: Path, before: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Files that are neither as before nor as they shall be. Partial files and records change on the way."""
+    """Files that are neither unchanged nor complete. Partial files and records change on the way."""
     found = files_of(folder)
     changing = (".partial", ".meta.json", ".unfinished")
     return [

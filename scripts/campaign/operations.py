@@ -1,6 +1,6 @@
 """The file operations of this process, counted one by one; something happens before one of them.
 
-The functions of `os` and `open` are replaced. What libraries do in C (SQLite, safetensors) is not seen.
+The functions of `os` and `open` are replaced. File operations of libraries in C (SQLite, safetensors) are not counted.
 """
 
 from __future__ import annotations

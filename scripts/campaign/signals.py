@@ -47,7 +47,8 @@ class Signals:
             status = started.kill(sent)
             text = started.text()
             problems = []
-            if status not in (0, 128 + sent, -sent):  # -sent: before the command has begun, or while a stop goes on
+            # -sent: the signal came before the command had begun, or while the command was stopping
+            if status not in (0, 128 + sent, -sent):
                 problems.append(f"exit status {status}: {text[-300:]}")
             if status == 128 + sent and "stopped" not in text:
                 problems.append(f"no message: {text[-300:]}")
@@ -85,7 +86,8 @@ class Signals:
                 self.log.add(key, "full output" if count is None else "closed pipe", problems)
 
     def two_processes(self, count: int, seed: int = 0) -> None:
-        """Two processes begin a run in one folder; one of them does all, and the other is told so."""
+        """Two processes begin a run in one folder. One process answers all rows, and the other process gets a message
+        that says so."""
         for number in range(count):
             key = f"two processes {seed}.{number}"
             if key in self.log.trials:

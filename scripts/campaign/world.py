@@ -178,7 +178,7 @@ class Start:
 
     def rows(self) -> list[tuple[str, int]]:
         """The acknowledged rows."""
-        lines = self.acknowledged.read_text(encoding="utf-8").split("\n")[:-1]  # what has no line end was torn
+        lines = self.acknowledged.read_text(encoding="utf-8").split("\n")[:-1]  # a line without a line end was cut off
         return [(name, int(id)) for name, _, id in (line.rpartition(" ") for line in lines)]
 
 
@@ -223,7 +223,7 @@ def start(
         status = _begun(list(arguments))
     except SystemExit as exit:  # argparse's own
         status = exit.code if isinstance(exit.code, int) else 2
-    except BaseException:  # what a user would see as a traceback
+    except BaseException:  # a user would see this error as a traceback
         with suppress(BaseException):
             traceback.print_exc()
         status = 70
@@ -298,7 +298,7 @@ def _redirect(output: Path, stdout: int | None) -> None:
 
 
 def _acknowledge(path: Path) -> None:
-    """Have every row that counts as written noted at once."""
+    """Note every row as soon as the row counts as written."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     append = RunFile.append
 

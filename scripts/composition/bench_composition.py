@@ -1,23 +1,25 @@
 """How much does composing cost? `python scripts/composition/bench_composition.py [--quick] [--json FILE]`
 
 On a random Llama with random adapters, four implementations take turns in every round, so that other work on the
-machine weighs on all alike, and each is compared with the base model of the same round; medians are printed:
+machine slows all of them equally. Each implementation is compared with the base model of the same round. Medians are
+printed:
 
 - base: the model alone;
 - ours: `peft_composition`;
 - einsum: the original's formulas, as hooks on the same base (`original_composition.py`);
-- peft: upstream's nearest. One `add_weighted_adapter` for each distinct composition in the batch, then mixed-batch
-  inference by `adapter_names`. "cat" is exactly the mixture. "linear" puts √(w·s) on either side, so it is exactly the
-  fusion if it is given squared weights and all scalings are equal, as here; with different scalings, or different
-  ranks, it is not. It replaces modules of its base, so it has a copy with the same weights.
+- peft: the nearest that upstream PEFT offers. One `add_weighted_adapter` for each distinct composition in the batch,
+  then mixed-batch inference by `adapter_names`. "cat" is exactly the mixture. "linear" multiplies both factors by
+  √(w·s), so "linear" is exactly the fusion if the weights are squared and all scalings and ranks are equal, as here.
+  PEFT replaces modules of its base, so PEFT has a copy of the base with the same model weights.
 
-All compute the same but for rounding; `tests/test_bench_composition.py` holds them against dense matrices.
+All implementations compute the same up to rounding; `tests/test_bench_composition.py` compares them with dense
+matrices.
 
-Times are of forward calls: the prefill, and single tokens with a cache after it. "Pairs" is what is done once for a
-batch before it, in units of the base's prefill: entering `composed` for ours, the weighted adapters for peft, nothing
-for einsum, whose stacked adapters are given to it. So a prompt costs the sum of prefill and pairs. Memory is the most
-that is held at once in making pairs, one prefill and one step, above what was held before: models and resident
-adapters do not count.
+Times are of forward calls: the prefill, and single tokens with a cache after it. "Pairs" is the work that is done once
+for a batch before the prefill, in units of the base's prefill: entering `composed` for ours, making the weighted
+adapters for peft, and nothing for einsum, which gets its adapters already stacked. So a prompt costs the sum of prefill
+and pairs. Memory is the peak while pairs are made and one prefill and one step are computed, above the memory that was
+in use before: models and resident adapters do not count.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ Forward = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One place in the grid: within it all implementations take turns."""
+    """One cell of the grid of settings. Within a cell, all implementations take turns."""
 
     dtype: str
     targets: str
@@ -111,7 +113,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Seconds:
-    """One round of one way."""
+    """One round of one implementation."""
 
     pairs: float
     prefill: float
@@ -122,7 +124,8 @@ def main() -> None:
     """Measure, print, write."""
     args = arguments()
     torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' to PEFT, amid the progress
+    # a warning of transformers about PEFT, which would interrupt the progress bar
+    warnings.filterwarnings("ignore", category=FutureWarning)
     # By ascending number of adapters, so that a pool only ever grows.
     grid = [
         (dtype, targets, [Cell(dtype, targets, *rest) for rest in product(sorted(args.resident), args.batch)])
@@ -153,7 +156,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line; what is given beside `--quick` still counts."""
+    """The arguments of the command line. `--quick` replaces only the arguments that are not given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small grid on a small model, in about a minute")
     parser.add_argument("--impl", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
@@ -221,7 +224,7 @@ class Pool:
     def grow(self, adapters: int) -> None:
         """Load adapters up to this number."""
         for number in range(len(self.ours.adapters), adapters):
-            # A folder for each, gone once it is read: a thousand together may fill a disk.
+            # Each adapter has a folder, which is removed after reading: a thousand folders together may fill a disk.
             with tempfile.TemporaryDirectory() as folder:
                 self.write(number, Path(folder))
                 self.ours.load_adapter(folder, str(number))
@@ -287,7 +290,7 @@ def drawn(cell: Cell, mode: str, k: int, union: int, seed: int) -> Composition:
 
 
 def ways(pool: Pool, cell: Cell, args: argparse.Namespace) -> list[Way]:
-    """What is compared; the first is the base model, with which the others are."""
+    """The implementations that are compared. The first is the base model, with which the others are compared."""
     found = [Way("base", None, lambda: nullcontext(pool.base))]
     for mode, impl in product(args.mode, args.impl):
         asked = drawn(cell, mode, args.k, args.union, args.seed)
@@ -308,7 +311,8 @@ def ways(pool: Pool, cell: Cell, args: argparse.Namespace) -> list[Way]:
 
 @contextmanager
 def weighted_adapters(model: PeftModel, asked: Composition, mode: str) -> Iterator[Forward]:
-    """Upstream PEFT's nearest: each distinct composition of the batch as an adapter, used by the rows that share it."""
+    """The nearest that upstream PEFT offers: each distinct composition of the batch is an adapter, which all rows with
+    this composition use."""
     lora: Any = model.base_model
     kind, power = ("cat", 1) if mode == "mixture" else ("linear", 2)
     made: dict[tuple[float, ...], str] = {}
@@ -334,14 +338,14 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One record for each implementation and mode; `advance` is called after every round."""
     compared, ids = ways(pool, cell, args), token_ids(cell, args)
-    for way in compared:  # what is made once, such as a GPU's workspaces, counts for no implementation
+    for way in compared:  # memory that is taken once, such as the workspaces of a GPU, counts for no implementation
         run_once(way, ids, args.length)
     advance()
     peaks = [peak_bytes(partial(run_once, way, ids[:, : args.length + 1], args.length), ids.device) for way in compared]
     advance()
     rounds: list[list[Seconds]] = []
     for number in range(args.rounds):
-        # Every round begins with another of them: what comes and goes on the machine favours none.
+        # Every round begins with another implementation, so that changing load of the machine favours none of them.
         first = number % len(compared)
         order = [*range(first, len(compared)), *range(first)]
         taken = {place: run_once(compared[place], ids, args.length, CLOCKS[args.clock]) for place in order}
@@ -389,7 +393,7 @@ def run_once(way: Way, ids: Tensor, length: int, clock: Callable[[], float] = ti
 
     def now() -> float:
         if ids.is_cuda:
-            torch.cuda.synchronize(ids.device)  # it may still be at work on what it was given
+            torch.cuda.synchronize(ids.device)  # the device may still be computing
         return clock()
 
     begun = now()

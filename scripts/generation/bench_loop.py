@@ -6,12 +6,12 @@
     python scripts/generation/bench_loop.py --shares                               # and where the loop's time goes
 
 Both answer the same prompts under the same compositions, in this process: the batches by `Generator.answer`, the loop
-by the local backend. The seconds are those of the processor, so other programs hardly disturb them.
+by the local backend. The seconds are CPU time, so other programs change them only a little.
 
 With `--shares`, the loop answers once more under torch's profiler, and a second table says which share of the time goes
 into the base model's own products (its linear layers and its attention), into the products of the adapters' pairs, into
 all other operations of its forward passes, into the code between these operations, and into everything outside of the
-passes. Other programs slow all alike.
+passes. Other programs slow all parts equally.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PHASES = ("linear layers, reading", "linear layers, decoding")
 
 @dataclass
 class Counts:
-    """The passes of one way, and the seconds of the processor."""
+    """The passes of one implementation, and the CPU time in seconds."""
 
     read_tokens: int = 0
     read_passes: int = 0
@@ -139,7 +139,7 @@ def in_the_loop(generator: Generator, requests: Sequence[Request], method: Metho
 
 
 def counted(generator: Generator, answer: Callable[[], dict[int, Answer]]) -> Counts:
-    """The counts and the seconds of one way."""
+    """The counts and the seconds of one implementation."""
     counts = Counts()
     with watched(generator.model.base, counts):
         started = time.process_time()

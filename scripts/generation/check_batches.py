@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def asked_of(methods: Sequence[Method], resources: Resources) -> list[Asked]:
-    """The rows of some methods, with their prompts and compositions; every task early among them."""
+    """The rows of some methods, with their prompts and compositions; the first rows of every task come first."""
     generator = resources.generator
     prompts = make_prompts([row.inputs for row in resources.benchmark.rows], generator.tokenizer, generator.settings)
     asked: list[Asked] = []

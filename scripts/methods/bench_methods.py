@@ -4,7 +4,7 @@ Under every method, the same rows are read and get the same number of new tokens
 method in a round is divided by the base model's time in the same round. A first batch does not count: in this batch, a
 gate prepares what is prepared only once.
 
-*Routing at first* is all that a method does before its first token, apart from encoding the texts of rows and pool
+*Routing at first* is all work of a method before its first token, apart from encoding the texts of rows and pool
 (bench_encoding times the encoding). The method trains its gate, learns weights, probes the rows, fits and calibrates
 its index, and gives the rows their adapters. Each method does all this work for itself, although the methods of a run
 share a part of the work. With --results, a method uses what a run or an earlier method left in the folder.
@@ -100,7 +100,8 @@ def measure(profile: Profile, methods: Sequence[Method], args: argparse.Namespac
     seconds: dict[str, list[float]] = {name: [] for name in answer}
     names = list(answer)
     for turn in track(range(args.rounds), description="answering"):
-        first = turn * len(names) // args.rounds  # who begins a round is at a disadvantage, so they begin in turn
+        # the first method of a round is at a disadvantage, so every round begins with another method
+        first = turn * len(names) // args.rounds
         for name in names[first:] + names[:first]:
             started = time.perf_counter()
             answer[name]()

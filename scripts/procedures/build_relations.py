@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def knowledgenet(path: Path, fold: int) -> list[list[Sentence]]:
-    """The passages to train, to validate and to test."""
+    """The passages for training, validation and test."""
     passages = read_knowledgenet(path)
     validation = str((fold - 2) % 4 + 1)
     rest = [one for one in passages if one.part not in (validation, str(fold))]

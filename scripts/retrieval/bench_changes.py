@@ -5,8 +5,8 @@
 Embeddings and texts are drawn at random around one centre for each adapter. Times are wall-clock times, with CPU times
 of the process in brackets, which count the same on a busy machine. `differing` is the share of queries whose first hit
 differs between the quick index and the index that is fitted anew. `one search` is the median of 20 searches for one
-query each in the quick index, encoded before. `peak memory` is the greatest so far in this process: name a single
-scorer to learn that scorer's own.
+query each in the quick index, encoded before. `peak memory` is the maximum memory of this process so far. To measure
+one scorer, name this scorer alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How fast are texts encoded? `python scripts/retrieval/bench_encoding.py --encoder DIR_OR_ID --pool FILE`
 
-The distinct inputs of a pool's samples are encoded by sentence-transformers alone, by ours, and out of the cache. The
-ways take turns, and each is compared with the first of them round by round, so that other work on the machine weighs on
-all alike; `--clock cpu` leaves it out altogether. Medians are printed.
+The distinct inputs of a pool's samples are encoded by sentence-transformers alone, by our encoder, and by our encoder
+with a filled cache. The three take turns, and each is compared with the first round by round, so that other work on the
+machine slows all of them equally. With `--clock cpu`, other work does not count at all. Medians are printed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 def ways(
     encoder: Path, texts: list[str], batch_size: int, device: str, cache: Path
 ) -> dict[str, Callable[[], Embeddings]]:
-    """What is compared, by name; the first is what the others are compared with."""
+    """The encoders that are compared, by name. The others are compared with the first."""
     ours = load_encoder(encoder, batch_size=batch_size, device=device)
     plain = SentenceTransformer(str(encoder), device=device, local_files_only=True)
     hit = CachedEncoder(lambda: ours, EmbeddingCache(cache), {})
@@ -94,7 +94,8 @@ def ways(
 def measure(
     ways: dict[str, Callable[[], Embeddings]], rounds: int, clock: Callable[[], float]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every round, and the largest difference of a vector's element from the first way's, by way."""
+    """By name: the seconds of every round, and the largest difference between elements of the vectors and of the first
+    encoder's vectors."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     vectors: dict[str, Embeddings] = {}
     for _ in track(range(rounds), description="encoding"):

@@ -1,10 +1,10 @@
 """What does a pool larger than its memory cost? `python scripts/retrieval/bench_pool.py [--adapters 2000] [--room 200]`
 
-The same random batches, every row a mixture of adapters drawn from the whole pool, are answered by a model that holds
-all adapters and by one whose memory has room for some, which reads the others from their files while the batch before
-is computed (files just written, so the system still has them in memory). They take turns, batch by batch. Drawing at
-random is the worst that can be: in a benchmark, rows that follow each other share adapters. The weights are random:
-the times are what is looked at, and that the tokens are equal.
+Two models answer the same random batches, in which every row is a mixture of adapters drawn from the whole pool. The
+first model holds all adapters. The memory of the second model has room for some adapters, and the model reads the other
+adapters from their files while the batch before is computed. (The files were just written, so the system still has them
+in memory.) The two models take turns, batch by batch. Random draws are the worst case: in a benchmark, rows that follow
+each other share adapters. The model weights are random, because only the times and the equality of the tokens matter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bench_composition import RANK, VOCABULARY, Pool, random_llama
 
 @dataclass(frozen=True)
 class Batch:
-    """What is answered together: the adapters in use, their weights [rows, adapters], and the prompts' tokens."""
+    """A batch: the adapters in use, their weights [rows, adapters], and the prompts' tokens."""
 
     names: list[str]
     weights: Tensor
@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
                     pad_token_id=0,
                 )
                 tokens[model] = made.tolist()
-            model.wait_for_prefetch()  # else what is left to read would take its time from the other's turn
+            model.wait_for_prefetch()  # otherwise the rest of the reading would slow the turn of the other model
             taken[model] = time.perf_counter() - started
         seconds.append((taken[everything], taken[some]))
         equal += sum(mine == its for mine, its in zip(tokens[everything], tokens[some], strict=True))

@@ -9,7 +9,7 @@ caches and an empty results folder. Beside ours, on the same rows, in one run of
   (`scripts/backends/test_vllm.sh` makes one).
 
 Ours answers no prompt twice under one composition, also across runs; the column "reused" counts the answers that were
-taken from another row or run. All may take turns several times; medians are printed.
+taken from another row or run. With several rounds, the implementations take turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ PEFT_BATCHES = (8, 32)
 
 @dataclass(frozen=True)
 class Measured:
-    """One implementation's evaluation: seconds in all and for each configuration, and its answers by row.
+    """The evaluation of one implementation: seconds in all and for each method, and the answers by row.
 
     Attributes:
-        reused: how many answers of each configuration were taken from another.
+        reused: the number of answers of each method that were taken from another row or run.
     """
 
     total: float
@@ -87,7 +87,7 @@ def main() -> None:
 def implementations(
     profile: str, limit: int | None, names: Sequence[str], vllm: str | None
 ) -> dict[str, Callable[[], Measured]]:
-    """What is measured beside ours, by its name."""
+    """The other implementations that are measured, by name."""
     loaded = load_profile(profile)
     found: dict[str, Callable[[], Measured]] = {
         "the original": partial(run_loop, OriginalLoop, loaded, limit, names),
@@ -144,10 +144,9 @@ def run_loop(
 
 
 def compared(ours: Sequence[Measured], others: Sequence[Measured]) -> dict[str, Any]:
-    """Rows per second of both, their ratio, and how many answers are equal, in all and for each configuration.
+    """Rows per second of both, their ratio, and how many answers are equal, in all and for each method.
 
-    Where the other ran only some of our configurations, the total of ours is not that of the same rows, and is left
-    out.
+    If the other implementation ran only some of our methods, our total has other rows, and is left out.
     """
     names = list(others[0].answers)
 
@@ -177,7 +176,7 @@ def compared(ours: Sequence[Measured], others: Sequence[Measured]) -> dict[str, 
 
 
 def table(figures: dict[str, Any], name: str, profile: str) -> Table:
-    """The figures beside one implementation, a configuration a line."""
+    """The figures beside one implementation, one line for each method."""
     lines = dict(figures["configurations"])
     if "all" in figures:
         lines["all, start to end"] = figures["all"]

@@ -1,8 +1,9 @@
 """Where does the time of an evaluation go, ours beside the original's loop? `python scripts/running/bench_phases.py`
 
 Both answer the same rows in this process, in turns, under each method: ours by the local backend, and the original's
-loop as in `bench_eval.py`. The seconds are those of the processor, parted into three: the passes that read prompts, the
-passes that decode tokens, and everything else. So other programs disturb the ratios less than they disturb a clock.
+loop as in `bench_eval.py`. The seconds are CPU time, divided into three parts: the passes that read prompts, the passes
+that decode tokens, and everything else. So other programs change the ratios less than they would change wall-clock
+times.
 
 The last column is a bound: how many times faster an evaluation would be if it read the prompts as ours does, and
 everything but the reading took no time.
@@ -39,7 +40,7 @@ METHODS = {method.name: method for method in PAPER}
 
 @dataclass
 class Phases:
-    """Seconds of the processor: in all, and in the passes that read prompts and that decode tokens."""
+    """CPU time in seconds: in all, in the passes that read prompts, and in the passes that decode tokens."""
 
     total: float = 0.0
     reading: float = 0.0
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def measured(model: nn.Module, answer: Callable[[], dict[int, str]]) -> tuple[Phases, dict[int, str]]:
-    """The seconds of one way, and its answers."""
+    """The seconds of one implementation, and its answers."""
     phases = Phases()
     with watched(model, phases):
         started = time.process_time()

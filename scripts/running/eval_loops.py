@@ -1,9 +1,9 @@
-"""Evaluations as others write them, to compare with: the original's loop, and `generate` of upstream PEFT.
+"""Other implementations of an evaluation, for comparison: the original's loop, and `generate` of upstream PEFT.
 
-Both get what favours them: the models are loaded once for all runs, queries are encoded once, and no pool is larger
+Three conditions favour both: the models are loaded once for all runs, queries are encoded once, and no pool is larger
 than the memory.
 
-- The original's loop is written from its description, with its faults mended so that the loop composes rightly: rows in
+- The original's loop is written from its description, without its faults, so that the loop composes correctly: rows in
   the order of the file in batches of 8, one query encoded at a time, the adapters of every batch read from disk and
   composed by the original's formulas (`original_composition.py`), and every row decoded until the last row of its batch
   has ended. The tensors of adapters are only read, not injected into the model.
@@ -179,5 +179,6 @@ class UpstreamLoop(EvalLoop):
 
 
 def no_generator() -> Generator:
-    """In place of the composable model: the paper's methods do not look into it, and the loops have none."""
+    """Stands in for the composable model, which the loops do not have, and into which the paper's methods do not
+    look."""
     raise AssertionError("these loops have no composable model")

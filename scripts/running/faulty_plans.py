@@ -95,8 +95,9 @@ def scale_left_out(setting: Setting, method: str) -> Plan:
 def last_scaling(setting: Setting, method: str) -> Plan:
     """Every adapter of a batch has the s of the batch's last adapter, in a pool whose adapters have different s.
 
-    The pool is imagined: the adapters have the s of `UNEQUAL` in turn, and B so that s B A is what it is. Without the
-    fault such a pool gives the same answers. With the fault the factor of an adapter is the last s over its own s.
+    The pool is imagined: the adapters have the s of `UNEQUAL` in turn, and B is changed so that s B A stays the same.
+    Without the fault such a pool gives the same answers. With the fault the factor of an adapter is the last s over its
+    own s.
     """
     plan = setting.right[method]
     own = {name: UNEQUAL[place % len(UNEQUAL)] for place, name in enumerate(sorted(setting.scalings))}
@@ -139,7 +140,8 @@ def not_cut(setting: Setting, method: str) -> Plan:
 
 
 def shared_retrieval(setting: Setting, method: str) -> Plan:
-    """Equal inputs of a batch share what was retrieved for the last of them, its mask included."""
+    """Equal inputs of a batch share the adapters that were retrieved for the last of them, and the mask of the last of
+    them."""
     plan = setting.right[method]
     compositions: list[Composition] = []
     for batch in setting.batches():

@@ -1,12 +1,12 @@
 """What does each fault of the original change? `python scripts/running/measure_faults.py --profile P --results DIR`
 
 Rows are answered without a fault and with each fault alone (`faulty_plans.py`). Two tables show, for each fault and
-configuration, how much the mean over the exact-match tasks and the mean over all tasks change, on the same rows, with
-the paired 95 % interval of `lora_retriever.analysis.comparison`. A third table shows what else changes.
+method, how much the mean over the exact-match tasks and the mean over all tasks change, on the same rows, with the
+paired 95 % interval of `lora_retriever.analysis.comparison`. A third table shows what else changes.
 
 `--limit N` answers the first N rows of each task; batches and retrieval are those of the whole file. Answers are kept
 in DIR/answers.jsonl by the hash of everything that decides them. So a stopped measurement goes on, and a prompt is
-answered once under each composition, whichever faults and configurations ask for the answer.
+answered once under each composition, whichever faults and methods need the answer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from lora_retriever.resampling import holm
 from lora_retriever.tables import FORMATS, Cell, Table
 
 COMPOSED = {method.name: method for method in METHODS if method.name != "base"}
-"""The paper's configurations that compose adapters."""
+"""The paper's methods that compose adapters."""
 ANSWERS = "answers.jsonl"
 LARGER_POOL = "larger-pool"
 NEVER = 10**6
@@ -127,7 +127,7 @@ def measured(args: argparse.Namespace, faults: Sequence[str], methods: Sequence[
 
 
 def larger_benchmark(profile: Profile, pool: Path | None) -> Benchmark | None:
-    """The benchmark with the larger pool, if one is given."""
+    """The benchmark with the larger pool, if a larger pool is given."""
     if pool is None:
         return None
     data = profile.data.model_copy(update={"pool": str(pool.resolve())})
@@ -203,7 +203,7 @@ def wanted_of(plan: Plan, rows: Sequence[Row]) -> list[Wanted]:
 def answer_all(
     profile: Profile, benchmark: Benchmark, plans: Sequence[Plan], rows: Sequence[Row], book: AnswerBook
 ) -> None:
-    """Answer what is not in the book, plan by plan."""
+    """Make the answers that the book lacks, plan by plan."""
     missing = [any(wanted.key not in book.given for wanted in wanted_of(plan, rows)) for plan in plans]
     if not any(missing):
         return
@@ -286,7 +286,7 @@ def ended(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a fault changes in one configuration.
+    """The changes that a fault makes to one method.
 
     Attributes:
         rows: the number of rows with another prompt, another composition or another decoding.
@@ -308,7 +308,7 @@ class Effect:
 def effects_of(
     setting: Setting, plans: dict[tuple[str, str], Plan], rows: Sequence[Row], book: AnswerBook, profile: Profile
 ) -> dict[tuple[str, str], Effect | None]:
-    """The effect of each fault on each configuration, of which all answers are there. None: no row changes."""
+    """The effect of each fault on each method, of which all answers are there. None: no row changes."""
     found: dict[tuple[str, str], Effect | None] = {}
     for (fault, method), plan in plans.items():
         right = setting.right[method]
@@ -337,7 +337,7 @@ def effect_table(
     book: AnswerBook,
     exact_match_only: bool,
 ) -> Table:
-    """The change of a mean over tasks, a line for each fault and a column for each configuration."""
+    """The change of a mean over tasks, a line for each fault and a column for each method."""
     methods = list(setting.right)
     runs = {method: run_of(method, plan, rows, book) for method, plan in setting.right.items()}
     whole = [None if (run := runs[method]) is None else scored(run, exact_match_only) for method in methods]
@@ -370,7 +370,7 @@ def effect_table(
 
 
 def detail_table(effects: dict[tuple[str, str], Effect | None], profile: Profile) -> Table:
-    """What else changes, a line for each fault and configuration in which a row changes."""
+    """The other changes, a line for each fault and method in which a row changes."""
     lines: list[tuple[str, list[Cell | str | None]]] = [
         (
             f"{FAULTS[fault][0]}: {method}",

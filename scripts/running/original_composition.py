@@ -1,4 +1,4 @@
-"""The paper's Mixture and Fusion as its authors' code computes them, to compare with; written from the equations.
+"""The paper's Mixture and Fusion as the authors' code computes them, for comparison; written from the equations.
 
 Every adapter of the batch is applied to every row, whichever rows asked for it, and the mapping matrix picks
 afterwards. So a mixture holds a tensor [batch, length, adapters, width] for each module, and a fusion averages the
@@ -6,7 +6,7 @@ adapters' parameters anew in every module of every forward pass, at each decodin
 mapping has a single 1 in a row. All adapters must have one rank and the same modules, as in the original.
 
 Without an option these are the paper's equations. `Faults` adds the faults of the original's arithmetic, each alone or
-several together. Reading the adapters from disk for every batch, which the original does as well, is left out.
+several together. The original also reads the adapters from disk for every batch; this is left out here.
 """
 
 from __future__ import annotations

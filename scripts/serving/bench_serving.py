@@ -9,10 +9,10 @@ Prints requests and tokens a second, the time to the first token, and the time o
 - each rate of arrivals, as a share of the throughput at saturation if it is below 1;
 - `offline`: the same rows and methods as one evaluation answers them, adapters found included.
 
-For every way, `lora-retriever serve` is started anew as a process of its own, so that no input is known before, and is
-warmed up with other inputs. `CPU` is the CPU time of a request in the server's process, as `/metrics` tells it. It
-counts the same on a machine where other programs run, and the quotient of two CPU times is then worth more than that of
-two throughputs. The figures of `offline` are the difference between two evaluations, so that loading is left out. With
+For every scenario, `lora-retriever serve` is started anew as a process of its own, so that no input is known before.
+The server is then warmed up with other inputs. `CPU` is the CPU time of a request in the server's process, as
+`/metrics` tells it. It counts the same on a machine where other programs run, so there, compare CPU times and not
+throughputs. The figures of `offline` are the difference between two evaluations, so that loading is left out. With
 several rounds, all figures are medians over the rounds.
 """
 
@@ -53,7 +53,7 @@ Way = Callable[[LightClient, Sequence[Ask]], Awaitable[list[list[float]]]]
 
 @dataclass(frozen=True)
 class Figures:
-    """What one way of answering takes. Times in milliseconds."""
+    """The figures of one scenario. Times in milliseconds."""
 
     name: str
     requests_a_second: float

@@ -1,9 +1,10 @@
-"""Hammer a server: many requests at once, of which a tenth is malformed and a tenth hung up on, while the pool changes.
+"""Hammer a server: many requests at once, of which a tenth is malformed and a tenth is cancelled by the client, while
+the pool changes.
 
     python scripts/serving/hammer.py [--requests 2000] [--at-once 32]
 
 Every good request must be answered, and with the answer that the same request had alone. In the end no row may be left,
-and the memory of the process must be what it was after the first tenth of the requests, within 5 %.
+and the memory of the process must be within 5 % of the memory after the first tenth of the requests.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Hammer:
                 self.wrong.append(f"{model}: {text!r}: {answer!r} and not {self._expected[model, text]!r}")
 
     async def _without(self, client: httpx.AsyncClient, model: str, text: str) -> str:
-        """The answer while the added adapter is away; it may come back in this moment, and is asked for again then."""
+        """The answer while the added adapter is not in the pool. If the adapter comes back at this moment, the answer
+        is asked for again."""
         for _ in range(20):
             response = await client.post(CHAT, json=chat_body(model, text))
             lora = response.json().get("lora", {})
@@ -133,7 +135,8 @@ def resident_bytes() -> int:
 
 
 def hammered(requests: int, at_once: int, texts: int = 8, warm_up: int = 0) -> tuple[Hammer, float]:
-    """Hammer a server of the miniature. Returns what became of it, and by which factor the memory grew."""
+    """Hammer a server of the miniature. Returns the outcomes of the requests, and the factor by which the memory
+    grew."""
     profile = load_profile("tiny")
     with tempfile.TemporaryDirectory() as folder:
         location = profile.local_path(profile.adapter_location("people_qa"))

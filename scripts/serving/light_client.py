@@ -1,4 +1,4 @@
-"""A client for measurements that costs the machine little: `LightClient` streams chats over connections that it keeps.
+"""A client for measurements that needs little CPU time: `LightClient` streams chats over connections that it keeps.
 
 It reads the lines of a stream and the times at which they come, and parses nothing. For anything else, use the
 `openai` package.

@@ -1,11 +1,11 @@
-"""A plan past one machine: how a server of many adapters behaves from 10³ to 10⁶ adapters, by simulation.
+"""A plan for more than one machine: a simulation of a server with 10³ to 10⁶ adapters.
 
     python scripts/serving/simulate_scale.py [--rate 12] [--requests 20000]
 
 Requests arrive as a Poisson process. The adapters of a request are drawn by Zipf's law: the adapter of popularity rank
 i with probability ∝ i^-α. Adapters lie in the GPU's memory, else in the host's, else on the local disk, else in an
-object store; the memories and the disk drop the least recently used. A request joins the batch when all its adapters
-are on the GPU and a row is free. A step decodes one token of every row.
+object store; the memories and the disk drop the least recently used adapters. A request joins the batch when all its
+adapters are on the GPU and a row is free. A step decodes one token of every row.
 
 All numbers of `Machine` are stated, not measured: a GPU of 80 GB with a base of 7 B parameters. `--json` writes the
 figures. docs/scale.md shows the table and what follows from it.

@@ -37,7 +37,8 @@ Scores = dict[str, dict[str, float]]
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Scores of a finished miniature: per run and task, of the best sibling's adapter per task, and of retrieval.
+    """Scores of a finished miniature: per run and task, of the best other adapter of the domain per task, and of
+    retrieval.
 
     Retrieval is by cosine; `retrieval` holds top-1 and top-3 in percent for it and for the paper's mean inner product.
     """
@@ -82,7 +83,7 @@ def em_mean(rows: Sequence[Row], scores: Mapping[str, float]) -> float:
 
 
 def failures(rows: Sequence[Row], measured: dict[str, Any]) -> list[str]:
-    """The conditions that the measured scores do not meet, in words; empty when the miniature is fit for use."""
+    """The conditions that the measured scores do not meet, in words; empty if the miniature can be used."""
     runs: Scores = measured["runs"]
     em = {name: em_mean(rows, scores) for name, scores in runs.items()}
     conditions = {

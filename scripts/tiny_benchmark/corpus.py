@@ -1,11 +1,13 @@
 """The declarative text that the miniature's base model is trained on: an endless stream of short documents.
 
-Each kind of document shows one piece of knowledge or one skill that a task will ask for, as plain statements: facts,
-passages that come back to one of their sentences, parallel sentences, records told as sentences. No document contains
-a question, an instruction or the prompt template, so the base model knows much and answers nothing.
+Each kind of document shows one piece of knowledge, or one skill, that a task needs. All documents are plain statements:
+facts, passages that repeat one of their sentences, parallel sentences, and objects described in sentences. No document
+contains a question, an instruction or the prompt template, so the base model knows the facts and cannot answer
+questions.
 
-Square brackets mark the words that can be known from what stands before them or from the world. The base model's loss
-is taken on these alone: what is invented at random ("the captain Max met the nurse Ida") would only drown it in noise.
+Square brackets mark the words that follow from the words before them or from the world. The base model's loss counts
+these words alone: words that are drawn at random ("the captain Max met the nurse Ida") would only add noise to the
+loss.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ REPEATED_LISTS = 0.15  # the share of documents that list random words twice
 
 
 def documents(world: World, vocabulary: Sequence[str], seed: int) -> Iterator[str]:
-    """Documents without end, kinds mixed by `_KINDS`' shares; the same seed gives the same stream.
+    """An endless stream of documents of all kinds, mixed by the shares in `_KINDS`; the same seed gives the same
+    stream.
 
     Args:
         vocabulary: words that are listed at random, and listed again, in some documents. Without these, words that

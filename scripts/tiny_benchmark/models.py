@@ -36,7 +36,7 @@ def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex(r"[\n.,?:|]"), "isolated")]
     )
-    # WordPiece's decoder is the one that joins by spaces; no token begins with its continuation prefix.
+    # WordPiece's decoder joins tokens by spaces. No token begins with the decoder's continuation prefix.
     tidy = [decoders.Replace(f" {mark}", mark) for mark in (".", ",", "?", ":", "\n")]
     tokenizer.decoder = decoders.Sequence(
         [decoders.WordPiece(prefix="@@", cleanup=False), decoders.Fuse(), *tidy, decoders.Replace("\n ", "\n")]
@@ -63,7 +63,8 @@ def base_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) ->
         num_attention_heads=hidden // 32,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        initializer_range=0.05,  # the usual 0.02 is for wide models; attention here would take long to leave zero
+        # The usual 0.02 is for wide models. Here, attention would stay near zero for many steps.
+        initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -113,7 +114,7 @@ def _packed(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str]) -> Ite
     flat: list[tuple[int, int, int]] = []  # token, label, position
     for document in documents:
         tokens, labels = [tokenizer.bos_token_id], [_IGNORED]
-        for place, part in enumerate(re.split(r"[\[\]]", document)):  # every other part stood in brackets
+        for place, part in enumerate(re.split(r"[\[\]]", document)):  # every second part was in brackets
             ids = tokenizer(part, add_special_tokens=False)["input_ids"]
             tokens += ids
             labels += ids if place % 2 else [_IGNORED] * len(ids)

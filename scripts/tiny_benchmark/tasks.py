@@ -1,8 +1,8 @@
 """The tasks of the bundled miniature benchmark: their prompts, their answers, and the split of their rows.
 
 A task is a `TinyTask`: its domain and metric (the official data's strings), prompt templates, and a function that
-draws one `Case` of it. Sibling tasks of one domain share words and some templates, so that telling them apart is work
-for a retriever. `task_rows` turns a task into disjoint training and test rows. Nothing here knows of models.
+draws one `Case` of it. The tasks of one domain share words and some templates, so that retrieval is not trivial.
+`task_rows` turns a task into disjoint training and test rows. Nothing here knows of models.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TinyTask:
     draw: Callable[[Random, World], Case]
 
 
-# Closed-book questions: the key is the question, so training has not seen a test row's question in any template.
+# Closed-book questions: the key is the question, so no training row has the question of a test row, in any template.
 
 
 def _draw_fact(rng: Random, topic: Topic) -> Case:
@@ -203,8 +203,8 @@ def draw_sentence(rng: Random) -> list[str]:
     return [adjectives[0], nouns[0], rng.choice(words.VERBS), adjectives[1], nouns[1]]
 
 
-# Passages, for the tasks and for the base's text. What belongs together stands side by side: a small model learns to
-# look one word back long before it learns to look back three.
+# Passages, for the tasks and for the base's text. Words that belong together are neighbours: a small model learns to
+# look one word back long before the model learns to look three words back.
 
 
 def tell_roles(roles: Sequence[str], people: Sequence[str], area: str) -> str:
