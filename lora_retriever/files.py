@@ -126,7 +126,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Within this context an unfinished folder is filled, which then becomes the folder `out` in one atomic step.
+    """Gives an unfinished folder to fill. At the end of the `with` block, this folder becomes the folder `out` in one
+    atomic step.
 
     The folder that the context gives does not exist yet. After an error nothing is left. What a killed process left
     beside `out` is removed when `out` is made again.

@@ -50,7 +50,7 @@ def joined(goal: str, table: str) -> str:
 def next_step_input(goal: str, steps: Sequence[str], table: str) -> str:
     """The input that asks for the step after `steps`: the goal, ` | `, the numbered steps so far, then the table.
 
-    Training and decoding share this function. (The published code puts ` | ` behind the goal in training only.)
+    Training and decoding share this function. (The published code puts ` | ` after the goal in training only.)
     """
     so_far = plan_of(steps).removesuffix(END)
     return joined(f"{goal} | {so_far}".rstrip(), table)

@@ -22,7 +22,7 @@ from lora_retriever.settings import Section
 NO_FIELDS = ("folder",)
 """Attributes of `Profile` that a file cannot set."""
 WIDTH = 60
-"""Maximum column at which the sources begin. In a longer line, the source stands behind the value."""
+"""Maximum column at which the sources begin. In a longer line, the source comes after the value."""
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _KINDS = {"boolean": "true or false", "string": "text", "array": "list", "object": "mapping", "null": "null"}
 

@@ -22,7 +22,7 @@ MAX_OPTIONS = 30
 """Maximum number of distinct targets of a task whose options are compared."""
 SUFFIXES = (".json", ".jsonl")
 RULE = "-----"
-"""The line of BBH's prompt files behind which the description of the task stands."""
+"""The line of BBH's prompt files after which the description of the task comes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def described(description: str, question: str) -> str:
 
 
 def asked(description: str, question: str) -> str:
-    """A question in the form that it has behind a description."""
+    """A question in the form that it has after a description."""
     return f"Q: {question}\nA:" if description else question
 
 
@@ -92,7 +92,7 @@ def read_tasks(
         names: the tasks that are read. Empty: all.
         metric: the metric of the test rows.
         descriptions: a folder with a file `TASK.txt` for each task, as BBH's prompts: the description is the first line
-            behind `-----`, or the first line of a file without `-----`.
+            after `-----`, or the first line of a file without `-----`.
 
     Raises:
         UserError: there is no such folder, task or description, a file is unusable, or a task has too few rows.

@@ -39,7 +39,7 @@ class ChatTemplate:
 
     Attributes:
         parts: the texts before, between and after the messages. Special tokens are written out.
-        places: the number of the message that stands behind each part but the last, counted from 0.
+        places: the number of the message that stands after each part but the last, counted from 0.
         trims: what the chat template does to the white space around a message of the user, and around an answer.
     """
 

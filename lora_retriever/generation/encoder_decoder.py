@@ -2,7 +2,7 @@
 
 For a decoder-only base, prompt and answer are one text. Here prompt and answer are two texts:
 
-- The encoder reads the prompt. Behind the prompt stand the tokens that the tokenizer puts behind a text (T5's EOS
+- The encoder reads the prompt. After the prompt come the tokens that the tokenizer puts after a text (T5's EOS
   token). Shorter prompts are padded on the right.
 - The decoder reads the base's start token and the tokens of the answer so far.
 
@@ -60,7 +60,7 @@ class EncoderDecoderBatch:
     """The prompts of a batch as the encoder has read them, and the keys and values of the decoder."""
 
     def __init__(self, model: ComposableModel, pad_id: int, end: Sequence[int]) -> None:
-        """Begin without rows. `end`: the tokens behind every prompt."""
+        """Begin without rows. `end`: the tokens after every prompt."""
         self._model = model
         self._pad_id, self._end, self._start_id = pad_id, end, start_token_id(model.base)
         self._read: Tensor | None = None  # [rows, longest, width], the prompts as the encoder has read them
@@ -97,7 +97,7 @@ class EncoderDecoderBatch:
         self._read = self._mask = self._cache = None
 
     def _next(self, ids: Tensor) -> Tensor:
-        """The logits behind the new tokens `ids` [rows, n] of the decoder."""
+        """The logits after the new tokens `ids` [rows, n] of the decoder."""
         assert self._read is not None, "rows have been read"
         with contiguous_head(self._model.base):
             logits: Tensor = self._model.base(

@@ -104,7 +104,7 @@ class EncoderDecoderPadding:
     """Pads the examples of an encoder-decoder base on the right: prompts for the encoder, answers for the decoder."""
 
     def __init__(self, pad_id: int, start_id: int, end: Sequence[int]) -> None:
-        """`start_id`: the token before every answer. `end`: the tokens behind every prompt."""
+        """`start_id`: the token before every answer. `end`: the tokens after every prompt."""
         self._pad_id, self._start_id, self._end = pad_id, start_id, end
 
     def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:

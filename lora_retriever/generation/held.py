@@ -71,7 +71,7 @@ class Held:
         return _mask_of(self.lengths, self.width, device)
 
     def join(self, read: DynamicCache, lengths: Sequence[int], still: int, expected: int, most: int) -> None:
-        """Add rows that were just read, behind the rows that are held.
+        """Add rows that were just read, after the rows that are held.
 
         Args:
             read: their keys and values, padded on the left. They are freed, layer by layer.
@@ -122,7 +122,7 @@ class Held:
             layer.free()
 
     def _make_room(self, rows: int, longest: int, still: int, expected: int, most: int) -> None:
-        """Have `rows` places, `longest` columns before `end`, and a column behind `end`."""
+        """Have `rows` places, `longest` columns before `end`, and a column after `end`."""
         if rows <= self._places and longest <= self.end < self._columns:
             return
         end = max(self.width, longest)

@@ -34,7 +34,7 @@ class Decoder(Protocol):
         settings: `batch_size` and `share_prefix` count.
         eos_ids: the EOS tokens.
         pad_id: the padding token.
-        prompt_end: the tokens behind every prompt that the encoder of an encoder-decoder base reads.
+        prompt_end: the tokens after every prompt that the encoder of an encoder-decoder base reads.
     """
 
     model: ComposableModel

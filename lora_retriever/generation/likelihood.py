@@ -1,6 +1,6 @@
 """The log-likelihood of the options of rows: multiple choice without decoding.
 
-The likelihood of an option is the product of the probabilities of its tokens behind the prompt, under the row's
+The likelihood of an option is the product of the probabilities of its tokens after the prompt, under the row's
 composition. The module uses token ids: no text, no metric.
 """
 

@@ -119,7 +119,7 @@ def _tables(model: PreTrainedModel) -> list[int]:
     found = []
     for name, module in model.named_modules():
         if _is_table(name) and isinstance(module, nn.Embedding):
-            # Some families begin to count positions behind the padding token, or at a fixed offset.
+            # Some families begin to count positions after the padding token, or at a fixed offset.
             first = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
             found.append(module.num_embeddings - first)
     found += [buffer.shape[0] for name, buffer in model.named_buffers() if _is_table(name)]

@@ -299,7 +299,7 @@ class Loop:
         self._rows += rows
 
     def _read_part(self, rows: Sequence[WaitingRow], places: slice, known: Mapping[int, int]) -> None:
-        """Read the prompts of some rows that have joined: the last tokens of each, behind the beginning that is known.
+        """Read the prompts of some rows that have joined: the last tokens of each, after the beginning that is known.
 
         Every row is read from the same number of tokens before its end, so that only its beginning is padded.
         """

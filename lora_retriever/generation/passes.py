@@ -67,7 +67,7 @@ def read_part(
     """Read the texts of some rows of the batch.
 
     Args:
-        texts: the new tokens of each row, behind what the cache holds.
+        texts: the new tokens of each row, after what the cache holds.
         lengths: number of tokens of each row, with those that the cache holds.
         places: the rows of the batch that are read.
         cache: is filled.

@@ -28,7 +28,7 @@ CHAT = "chat"
 """The name of the template that is the tokenizer's own chat template."""
 RESPONSE_MARK = "### Response:\n"
 BETWEEN_SHOTS = "\n\n"
-"""What stands behind each example of a prompt, except in a chat template."""
+"""What stands after each example of a prompt, except in a chat template."""
 
 
 def check_template(template: str) -> str:
@@ -168,7 +168,7 @@ def encode_options(
     options: Sequence[str],
     shots: Sequence[Sample] = (),
 ) -> tuple[ScoredOption, ...]:
-    """The options of a row behind the row's prompt, tokenised as lm-evaluation-harness tokenises them.
+    """The options of a row after the row's prompt, tokenised as lm-evaluation-harness tokenises them.
 
     The option follows the prompt directly, and both are tokenised together. White space at the end of the prompt
     belongs to the option (`_encode_pair` of lm-evaluation-harness). So a template that ends in a space gives the
@@ -194,7 +194,7 @@ def encode_options(
 
 
 def extract_answer(generated: str, end: str | None = None) -> str:
-    """The answer in a generated text: the text behind the last response mark, or the whole text; stripped.
+    """The answer in a generated text: the text after the last response mark, or the whole text; stripped.
 
     Args:
         end: the beginning of another example, where the answer ends. None: the prompt has no examples.

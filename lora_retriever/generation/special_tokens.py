@@ -46,7 +46,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int, configured
 
 
 def prompt_end(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens behind a prompt that an encoder reads: what the tokenizer puts behind a text. A decoder-only base has
+    """The tokens after a prompt that an encoder reads: what the tokenizer puts after a text. A decoder-only base has
     none.
     """
     return frame_of(tokenizer).after if base.config.is_encoder_decoder else ()

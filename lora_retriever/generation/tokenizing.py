@@ -30,7 +30,7 @@ class Frame:
 
     Attributes:
         before: the tokens before the text, such as a BOS token.
-        after: the tokens behind the text, such as an EOS token. No prompt gets them.
+        after: the tokens after the text, such as an EOS token. No prompt gets them.
     """
 
     before: tuple[int, ...]
@@ -82,7 +82,7 @@ class Filling:
         return Filling(tuple(parts), tuple(fills), self.framed)
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The tokens of the text. The tokens that the tokenizer puts behind a text (an EOS token) are left out.
+        """The tokens of the text. The tokens that the tokenizer puts after a text (an EOS token) are left out.
 
         Raises:
             UserError: the tokenizer cannot tell the special tokens of the parts from the text of the fills.
@@ -119,7 +119,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, template: str, inputs: str
     Template and inputs are tokenised together, so tokens may reach across their border. A special token that the
     template writes out is parsed. The same characters in `inputs` are ordinary text. The tokens that the tokenizer
     puts before a text (a BOS token) come first, once, also if the template writes them out. The tokens that the
-    tokenizer puts behind a text (an EOS token) are left out.
+    tokenizer puts after a text (an EOS token) are left out.
     """
     return template_filling(template, inputs).tokens(tokenizer)
 

@@ -163,7 +163,7 @@ class SentenceEncoder:
         return tokens
 
     def _check_room(self) -> None:
-        """Refuse an encoder that has no room for a text behind the instruction."""
+        """Refuse an encoder that has no room for a text after the instruction."""
         if self.limit is None or not self._counts_tokens:
             return
         needed = len(self._tokens(self.instruction))
@@ -179,7 +179,7 @@ def token_limit(model: SentenceTransformer) -> int | None:
     """Maximum number of tokens of a text, special tokens and instruction included; None: no limit is known.
 
     The limit is sentence-transformers' own `max_seq_length`, or fewer if the loaded model has learned fewer positions:
-    RoBERTa, MPNet and XLM-R begin to count positions behind the padding index, so 514 positions are 512 tokens.
+    RoBERTa, MPNet and XLM-R begin to count positions after the padding index, so 514 positions are 512 tokens.
     """
     from torch import nn
 

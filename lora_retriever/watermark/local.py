@@ -116,7 +116,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> li
 def next_log_probabilities(
     generator: Generator, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: str | Composer
 ) -> Tensor:
-    """The log-probabilities of the token behind each prompt, [batch, vocabulary], float32, in nats."""
+    """The log-probabilities of the token after each prompt, [batch, vocabulary], float32, in nats."""
     names, weights = weight_matrix(compositions)
     model = generator.model
     with model.composed(names, weights, mode=mode) if names else nullcontext():
@@ -124,7 +124,7 @@ def next_log_probabilities(
 
 
 def last_logits(model: ComposableModel, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    """The logits behind each prompt, [batch, vocabulary], float32. Prompts are padded on the left."""
+    """The logits after each prompt, [batch, vocabulary], float32. Prompts are padded on the left."""
     length = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (length - len(prompt)) + list(prompt) for prompt in prompts]).to(model.device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]).to(model.device)

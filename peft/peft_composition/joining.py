@@ -1,7 +1,7 @@
 """The updates of an open batch, which rows join and leave while tokens are decoded.
 
 The pairs of all rows lie in one piece of memory for each module, with room for the rows that are expected. A row that
-joins is written behind the last row. When rows leave, only the rows that change their place are copied. So a row that
+joins is written after the last row. When rows leave, only the rows that change their place are copied. So a row that
 comes or goes costs what its own pair costs, and not what the batch costs.
 
 This file deals with tensors and gates, not with models, files or hooks.

@@ -187,7 +187,7 @@ class ComposableModel:
     def add_rows(
         self, adapters: Sequence[str], weights: Tensor | Sequence[Sequence[float]], mode: str | Composer = "mixture"
     ) -> None:
-        """Let further rows join the batch of `composed` or `open_batch`, behind the rows that are in the batch.
+        """Let further rows join the batch of `composed` or `open_batch`, after the rows that are in the batch.
 
         Row i of the new rows is composed with row i of `weights` [new rows, len(adapters)], by a mode of its own. A row
         of zeros is the base model, and `adapters` may be empty. In a batch with a gate, the adapters must be among the

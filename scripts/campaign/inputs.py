@@ -189,7 +189,7 @@ def profile_with(**changes: Any) -> Spoil:
 
 
 def replaced_by(name: str, kind: str) -> Spoil:
-    """Put something else in the place of a file: a folder, a link, or an unusable file."""
+    """Put something else in the place of a file: a folder, a pipe, a link, or an unusable file."""
 
     def spoil(folder: Path) -> None:
         path = folder / name

@@ -72,7 +72,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def operations(generator: Generator, prompt: list[int]) -> int:
-    """The number of operations of one decoding step of `ROWS` equal rows, behind a prompt."""
+    """The number of operations of one decoding step of `ROWS` equal rows, after a prompt."""
     cache = DynamicCache(config=generator.model.config)
     generator.model(input_ids=torch.tensor([prompt] * ROWS), past_key_values=cache, use_cache=True)
     with Counter() as counter:

@@ -171,8 +171,8 @@ def build_world(seed: int) -> World:
 def translate(world: World, language: str, words: list[str]) -> str:
     """A subject-verb-object sentence of five words (adjective noun verb adjective noun) in a toy language.
 
-    Velan puts the adjective behind its noun, Orrin the verb at the end; so neither language is a word-by-word copy of
-    English.
+    Velan puts the adjective after its noun, and Orrin puts the verb at the end; so neither language is a word-by-word
+    copy of English.
     """
     adjective, noun, verb, other_adjective, other_noun = (world.lexicon[language][word] for word in words)
     if language == "Velan":

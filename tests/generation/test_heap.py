@@ -11,7 +11,6 @@ import pytest
 
 from lora_retriever.generation.heap import KEPT, MAPPED, give_back_freed_memory, keep_freed_memory
 
-
 ONLY_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these functions")
 
 

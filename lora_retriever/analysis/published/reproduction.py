@@ -303,7 +303,7 @@ def _normalized(runs: Sequence[ReproducedRun], model: str) -> list[str]:
     ]
     theirs = ", ".join(f"{row.method} {row.iid} / {row.ood}" for row in published)
     return [
-        f"Normalized scores, IID / OOD. Ours: {', '.join(ours) or 'none, there is no run best_selection'}.",
+        f"Normalized scores, in-domain / masked. Ours: {', '.join(ours) or 'none, there is no run best_selection'}.",
         f"Published in {source('normalized.csv')}, which ran all these methods itself: {theirs}.",
     ]
 

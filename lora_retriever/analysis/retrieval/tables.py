@@ -218,7 +218,7 @@ def _main_notes(first: Evaluation) -> list[str]:
     ]
     if "same_domain1" in first.overall.cells:
         lines.append(
-            "masked: with the own adapter masked (OOD), the share of the best k adapters that are of the row's domain."
+            "masked: with the own adapter masked, the share of the best k adapters that are of the row's domain."
         )
     if first.seen or first.unseen:
         lines.append("unseen: only the rows whose prompt template no sample of their own adapter has.")

@@ -131,8 +131,8 @@ class GateInTraining:
     Attributes:
         experts: in the order of the matrices' rows.
         parameters: G [experts, d_in] float32 by module.
-        prompts: [batch, n] bool, the tokens of the batch that belong to prompts. The answers behind them are hidden
-            from a gate that reads whole prompts.
+        prompts: [batch, n] bool, the tokens of the batch that belong to prompts. The answers after the prompts are
+            hidden from a gate that reads whole prompts.
     """
 
     def __init__(self, weigh: Weigh) -> None:

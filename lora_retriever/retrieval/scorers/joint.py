@@ -1,8 +1,8 @@
 """`joint`: `cosine` and `hybrid` together, so that neither the wording nor the meaning decides alone.
 
-`hybrid` recognises inputs that are worded as samples are, and trusts words too much if the wording is new. `cosine`
-reads the meaning, and loses little on new wording. Each input's scores of both scorers are standardised over the
-adapters (mean 0, standard deviation 1), and added. Nothing is chosen: both count alike.
+`hybrid` recognises inputs that are worded like the samples, and relies too much on words if the wording is new.
+`cosine` reads the meaning, and loses little on new wording. Each input's scores of both scorers are standardised over
+the adapters (mean 0, standard deviation 1), and added. Nothing is chosen: both count alike.
 (docs/results/instructions-gemma-270m.md)
 """
 
