@@ -129,8 +129,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Gives an unfinished folder to fill. At the end of the `with` block, this folder becomes the folder `out` in one
     atomic step.
 
-    The folder that the context gives does not exist yet. After an error nothing is left. What a killed process left
-    beside `out` is removed when `out` is made again.
+    The folder that the context gives does not exist yet. After an error nothing is left. Unfinished folders that killed
+    processes left beside `out` are removed when `out` is made again.
 
     Raises:
         OSError: a folder cannot be made, or `out` exists and is not empty.

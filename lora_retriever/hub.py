@@ -78,7 +78,7 @@ def is_cached(repository: str, revision: str | None) -> bool:
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """What the Hub says about a repository.
+    """The answer of the Hub about a repository.
 
     Attributes:
         gives: whether a fetch would be allowed. None: the Hub did not say.

@@ -1,7 +1,7 @@
 """The log of a command, for `-v` and `--log-file`: what begins and ends, what libraries say, tracebacks.
 
-Without these two arguments nothing is logged, and a command says what it always says. What libraries log, and their
-warnings, reach the terminal by `-v` alone. The warnings of this project's own packages are messages of the command.
+Without these two arguments nothing is logged, and the messages of a command are the same. Log entries and warnings of
+libraries reach the terminal only with `-v`. The warnings of this project's own packages are messages of the command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LoggedConsole(Console):
     """A console for messages, which also go into the log."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does, and log what is text."""
+        """Print as rich does, and log the printed texts."""
         super().print(*objects, **options)
         texts = [part.plain if isinstance(part, Text) else part for part in objects if isinstance(part, str | Text)]
         if texts:

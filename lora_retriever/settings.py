@@ -91,7 +91,7 @@ def problems_of(error: ValidationError, quote: str = "", of: str = "a profile", 
 
 
 def _reason(problem: Mapping[str, Any], of: str) -> str:
-    """What is wrong with a field, and the value that was found where the value is short."""
+    """The problem of a field, with the value that was found if the value is short."""
     reasons = {"missing": "is missing", "extra_forbidden": f"is no field of {of}"}
     if problem["type"] in reasons:
         return reasons[problem["type"]]

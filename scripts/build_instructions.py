@@ -99,7 +99,8 @@ def card_of(
     instructions: Mapping[str, Instructions],
     data: Mapping[str, TaskData],
 ) -> dict[str, Any]:
-    """What the benchmark has, and where its texts are from. All mappings but `folders` are by the tasks' names."""
+    """The content of the benchmark, and the sources of its texts. All mappings but `folders` are by the tasks'
+    names."""
     return {
         "sources": {
             name: {

@@ -33,7 +33,7 @@ from lora_retriever.resampling import (
 )
 from lora_retriever.tables import Cell, Table
 
-SEPARABLE_BELOW = 0.05
+P_SEPARABLE = 0.05
 NOT_SEPARABLE = "~"
 
 
@@ -56,7 +56,7 @@ class Difference:
     @property
     def separable(self) -> bool:
         """Whether the two runs differ at the 5 % level, corrected for all comparisons."""
-        return self.corrected < SEPARABLE_BELOW
+        return self.corrected < P_SEPARABLE
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def comparison_table(comparisons: Sequence[Comparison], scoring: str, left_out: 
         *left_out,
         f"Points above (+) or below (−) {other}, {scoring} scoring, on the same rows; [95 % bootstrap interval of the "
         "difference], p of the paired permutation test.",
-        f"{NOT_SEPARABLE} not separable: p, corrected for {total} comparisons (Holm), is {SEPARABLE_BELOW} or more.",
+        f"{NOT_SEPARABLE} not separable: p, corrected for {total} comparisons (Holm), is {P_SEPARABLE} or more.",
     ]
     spans = [
         f"{name} [{c.over_tasks[0]:+.1f}, {c.over_tasks[1]:+.1f}]"

@@ -81,7 +81,7 @@ def open_folders(paths: Sequence[Path], rows_file: Path | None = None) -> list[F
 
 
 def matched(run: Run, benchmark: BenchmarkRows, where: object) -> tuple[Run, list[str]]:
-    """The run with the benchmark's ids, inputs, targets and further fields, in the benchmark's order; what was found.
+    """The run with the benchmark's ids, inputs, targets and further fields, in the benchmark's order; and the findings.
 
     A row keeps its id where the benchmark's row of that id is the same. Any other row gets the id of a row with the
     same content that is not answered yet. A row that the benchmark lacks, or that is answered already, is left out.
@@ -148,7 +148,7 @@ def _match_all(runs: Sequence[Run], benchmark: BenchmarkRows, path: Path) -> tup
 def _findings(
     run: Run, benchmark: BenchmarkRows, given: Mapping[int, int], repeated: Sequence[int], unknown: Sequence[int]
 ) -> list[str]:
-    """What differs between a run's rows and the benchmark: order, rows twice, other rows, rows that are missing.
+    """The differences between a run's rows and the benchmark: order, rows twice, other rows, rows that are missing.
 
     The lines call a row that the benchmark lacks a row with other targets if a missing row has the same task and
     inputs, and a row with other inputs if the missing row of the same id has the same task and targets.

@@ -7,7 +7,8 @@
     runs:
       fusion: {note: the scaling was left out}
 
-Every field may be missing. What `runs` says of one run replaces, field by field, what the file says of all runs.
+Every field may be missing. The fields of one run under `runs` replace the same fields at the top of the file, which are
+for all runs.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Origin(Section):
 
     @property
     def text(self) -> str:
-        """What is known, in one line."""
+        """The known fields, in one line."""
         model = f"answered by {self.model}" if self.model else "it is not known which model answered"
         known = [f"{name} {value}" for name, value in self.fields.items() if name in ("source", "commit")]
         return "; ".join([model, *known, *([self.note.removesuffix(".")] if self.note else [])])

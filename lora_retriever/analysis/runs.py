@@ -52,7 +52,7 @@ OrNone = WrapValidator(_or_none)
 
 
 class FoundAdapters(BaseModel):
-    """What retrieval found for a row, best first, whether the run used the adapters or not."""
+    """The adapters that retrieval found for a row, best first, whether the run used the adapters or not."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

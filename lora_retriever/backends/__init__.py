@@ -14,7 +14,7 @@ __all__ = ["BACKENDS", "Backend", "BackendKind", "Outcome", "load_backend"]
 
 @dataclass(frozen=True)
 class BackendKind:
-    """What is known of a backend before it is loaded.
+    """The facts about a backend that are known before the backend is loaded.
 
     Attributes:
         module: the module that has a function `load(profile, benchmark) -> Backend`.

@@ -20,7 +20,7 @@ BROKEN_DEVICE = ("device-side assert", "illegal memory access", "unspecified lau
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some requests, by the requests' ids.
+    """The answers and the failures of some requests, by the requests' ids.
 
     Attributes:
         answers: the answers.

@@ -1,4 +1,4 @@
-"""What becomes of a row that cannot be answered."""
+"""The handling of rows that cannot be answered."""
 
 from __future__ import annotations
 

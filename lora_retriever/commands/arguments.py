@@ -41,7 +41,7 @@ class KnownNames:
         return list(self._find())
 
     def __call__(self, prefix: str = "", **_: Any) -> list[str]:
-        """What argcomplete offers for a text that begins with `prefix`."""
+        """The completions that argcomplete offers for a text that begins with `prefix`."""
         before = prefix[: prefix.rfind(",") + 1] if self._several else ""
         return [f"{before}{name}{self._end}" for name in self.names()]
 

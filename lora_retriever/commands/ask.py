@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 async def _answers(service: Service, text: str, models: list[str], wishes: Wishes) -> list[dict[str, Any]]:
-    """The answer of each method, and what it used. All share batches."""
+    """The answer of each method, with the adapters that the method used. All share batches."""
     from lora_retriever.generation.loop import Sampling
     from lora_retriever.serving.answers import chat_text, described
     from lora_retriever.serving.asking import Wanted, answering

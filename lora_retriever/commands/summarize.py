@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _shown(
     args: argparse.Namespace, folders: Sequence[Folder], names: Names, scoring: Scoring, paper: Published | None
 ) -> Table | dict[str, Any]:
-    """What the arguments ask for, under one scoring: a table, or the content of the JSON."""
+    """The output under one scoring: a table, or the content of the JSON."""
     from lora_retriever.analysis.comparison import compare_pairs, comparison_table, comparisons_as_json
     from lora_retriever.analysis.published.side_by_side import (
         means_table,

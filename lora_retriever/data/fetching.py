@@ -37,7 +37,8 @@ EXACT_MATCH_DOMAINS = (
 
 @dataclass(frozen=True)
 class Expected:
-    """What a benchmark must count. `domains` maps each domain to its metric, `short_tasks` are the uneven ones."""
+    """The numbers that a benchmark must have. `domains` maps each domain to its metric, `short_tasks` are the uneven
+    ones."""
 
     tasks: int
     rows: int

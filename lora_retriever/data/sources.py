@@ -40,7 +40,7 @@ class DataSource:
         split: the split of a folder or of a data set on the Hub. None: the only split.
         subset: the subset of a data set that has several. None: the only or the default one.
         revision: the commit of a data set on the Hub. None: the newest.
-        columns: the name in the file, by the field that is read from it.
+        columns: for each field, the name of the column in the file from which the field is read.
         defaults: the value of a field, by the field, where the file does not have the field.
     """
 

@@ -134,7 +134,7 @@ def _yaml(value: Any) -> str:
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
-    """What a value may be, from its JSON schema, in words."""
+    """The allowed values of a field in words, from the field's JSON schema."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(map(_kind, schema["anyOf"])))
     if "enum" in schema:
@@ -156,7 +156,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def _meaning(section: type[Section], name: str) -> str:
-    """What the docstring of a section, or of the class it extends, says about a field."""
+    """The meaning of a field, from the docstring of a section or of the class that the section extends."""
     for kind in section.__mro__:
         attributes = dict(_ATTRIBUTE.findall(inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]))
         if name in attributes:

@@ -202,7 +202,7 @@ class DataSection(Section):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What decides the content of the rows beside the hash of their file. Empty: nothing else."""
+        """Everything that decides the content of the rows, apart from the hash of their file. Empty: nothing else."""
         fields = self.model_dump(include={"split", "subset", "columns", "defaults"})
         return {name: value for name, value in fields.items() if value}
 

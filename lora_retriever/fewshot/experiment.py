@@ -47,7 +47,7 @@ FOLDER = "fewshot"
 
 @dataclass(frozen=True)
 class Design:
-    """What the experiment varies and compares.
+    """The design of an experiment: the varied values, and the baselines.
 
     Attributes:
         draws: number of draws of adapters. Draw n has the seed n.
@@ -101,7 +101,7 @@ class Experiment:
 
         Args:
             names: the adapters of the pool. The generator's model has also the adapters of the run `lora`.
-            retrieval: gives encoder and pool, where adapters are retrieved.
+            retrieval: gives the encoder and the pool. Not used if no adapter is retrieved.
         """
         self.design = design
         self.tasks = tasks
@@ -169,7 +169,7 @@ class Experiment:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """What finds adapters for texts."""
+        """The object that finds adapters for texts."""
         return Nearest(*self._retrieval(), self.names)
 
     def _learned(self, task: FewShotTask, draw: int) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def hold_to(results: Path, configuration: dict[str, Any]) -> None:
 
 
 def configuration_of(design: Design, tasks: Sequence[FewShotTask], further: dict[str, Any]) -> dict[str, Any]:
-    """What decides the answers of the experiment."""
+    """Everything that decides the answers of the experiment."""
     return {
         **asdict(design),
         "tasks": {

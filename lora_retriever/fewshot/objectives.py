@@ -1,4 +1,5 @@
-"""What LoraHub's weights minimise: the loss of the examples' answers, or the share of wrong greedy answers."""
+"""The objectives that LoraHub's weights minimise: the loss of the examples' answers, or the share of wrong greedy
+answers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """`Beginnings`: the keys and values of beginnings that several prompts of one composition share, which are read once.
 
 Prompts share the beginning of the template, and often the instruction of a task. The keys and values of a beginning
-depend on its tokens and on the composition. So of the rows with one composition the first is read whole, and the others
-take the keys and values of what they share with the first. A gate may look at the whole prompt: its rows share nothing.
+depend on its tokens and on the composition. So of the rows with one composition, the first is read whole. The other
+rows take the keys and values of the tokens that they share with the first. A gate may look at the whole prompt: its
+rows share nothing.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class EncoderDecoderPadding:
 
 
 def padding_of(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_id: int) -> Padding:
-    """What makes batches of examples for a base.
+    """The object that makes batches of examples for a base.
 
     Raises:
         UserError: an encoder-decoder base names no start token.

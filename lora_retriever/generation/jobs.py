@@ -1,4 +1,4 @@
-"""`Job`: a prompt to continue under a composition; and a job with what it has got so far."""
+"""`Job`: a prompt to continue under a composition. `WaitingRow`: a job with the tokens that it has got so far."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Kind = tuple[str, tuple[tuple[str, float], ...]]
 
 
 class Decoder(Protocol):
-    """What the loop needs to continue prompts. A `Generator` has all of it.
+    """Everything that the loop needs to continue prompts. A `Generator` has all of it.
 
     Attributes:
         model: the base model with its adapters.
@@ -79,7 +79,7 @@ class Job:
 
 @dataclass
 class WaitingRow:
-    """A job, waiting or in the batch, with what it has got so far."""
+    """A job, waiting or in the batch, with the tokens that it has got so far."""
 
     id: int
     job: Job
@@ -90,13 +90,13 @@ class WaitingRow:
 
     @cached_property
     def kind(self) -> Kind:
-        """What the row has in common with every row that is composed alike."""
+        """A key that is equal for all rows that are composed alike."""
         weights = self.job.composition.weights
         return mode_key(self.job), tuple(sorted((name, weight) for name, weight in weights.items() if weight))
 
     @property
     def ids(self) -> list[int]:
-        """The tokens that are read: the prompt, and what was decoded before the row had to give its place up."""
+        """The tokens to read: the prompt, and the tokens that were decoded before the row had to leave the batch."""
         return [*self.job.prompt, *self.tokens]
 
     @property

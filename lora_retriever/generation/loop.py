@@ -50,7 +50,7 @@ RECOVERY = 256
 
 @dataclass(frozen=True)
 class Event:
-    """What a step did for one job.
+    """The result of a step for one job.
 
     Attributes:
         id: the job, as `Loop.add` returned it.

@@ -15,10 +15,10 @@ CONTEXT = 6
 
 
 class TextStream:
-    """The text of one answer. What may still become part of a stop text is held back.
+    """The text of one answer. Characters that may still become part of a stop text are held back.
 
     Attributes:
-        text: the whole text so far, what is held back included.
+        text: the whole text so far, with the characters that are held back.
         stopped: whether a stop text has come. The stop text and what follows are not part of the answer.
     """
 

@@ -168,7 +168,7 @@ class _Body:
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Frame, _Body]:
-    """What a tokenizer makes of a text: the special tokens around it, and its own tokens."""
+    """The special tokens that a tokenizer puts around a text, and the tokens of the text itself."""
     if tokenizer.is_fast:
         whole = tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=True)
         # added: 1 for tokens that the tokenizer added to the text

@@ -103,7 +103,7 @@ class Method:
 
     @property
     def declaration(self) -> Declaration:
-        """What the method declares to read."""
+        """The parts and settings that the method declares to read."""
         return Declaration(self.name, self.masked, self.reads, self.settings)
 
     @property

@@ -163,8 +163,8 @@ def _imported(module: str, path: Path) -> list[tuple[str, Path]]:
 @cache
 def _imports(path: Path, package: str, time: int, size: int) -> frozenset[str]:
     """The names that may be modules in the import statements of a file, wherever they stand; `time` and `size` change
-    when the file changes, so that a remembered result is not used for a changed file. What is imported for type checks
-    alone does not count."""
+    when the file changes, so that a remembered result is not used for a changed file. Imports for type checks alone do
+    not count."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):

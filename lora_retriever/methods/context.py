@@ -49,7 +49,7 @@ Uses = Literal["rows", "encoder", "masked", "k", "scorer", "temperature"]
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a method declares: the parts of the experiment and the settings that may decide its answers.
+    """The declaration of a method: the parts of the experiment, and the settings, that may decide the method's answers.
 
     Attributes:
         name: the method's name.
@@ -63,7 +63,7 @@ class Declaration:
 
 
 class Resources:
-    """What all methods of one evaluation share. Each part is made when it is first asked for.
+    """The objects that all methods of one evaluation share. Each part is made when it is first asked for.
 
     Attributes:
         learned: the hashes of the learned folders that were used since this dictionary was last emptied, by name.
@@ -92,7 +92,8 @@ class Resources:
     def asking(self, rows: Sequence[Row]) -> Resources:
         """The resources for other rows than the benchmark's, such as the questions of a procedure.
 
-        The index, the encoder and the model are shared. What a method learns for these rows has a folder of its own.
+        The index, the encoder and the model are shared. If a method learns for these rows, the result has a folder of
+        its own.
         """
         content = json.dumps([[row.id, row.task, row.inputs] for row in rows])
         hashes = {**self.benchmark.hashes, "rows": hashlib.sha256(content.encode()).hexdigest()}

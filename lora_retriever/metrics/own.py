@@ -25,7 +25,7 @@ from lora_retriever.metrics.base import Array, Reference, RowError, compared
 class Evaluated:
     """A metric of which only `compute` is known, on the metric's own scale.
 
-    What a row adds is its jackknife value θ + (n − 1)(mean θ₋ⱼ − θ₋ᵢ), where θ₋ᵢ is the score without row i. The mean
+    A row adds its jackknife value θ + (n − 1)(mean θ₋ⱼ − θ₋ᵢ), where θ₋ᵢ is the score without row i. The mean
     of these values is the score itself. For a metric that is a mean over rows, the values are the rows' scores; for
     other metrics, intervals are right to first order. The values take one `compute` per row.
     """

@@ -151,7 +151,7 @@ def _finite(number: float | None) -> float | None:
 
 
 def _made(run: Run) -> dict[str, str]:
-    """What `runs.yaml` and the run's record say, a line per field."""
+    """The fields of `runs.yaml` and of the run's record, one line for each field."""
     meta: dict[str, Any] = run.meta
     configuration = meta.get("configuration", {})
     versions, adapters = meta.get("versions"), configuration.get("adapters")

@@ -70,7 +70,8 @@ def _mean_of(run: RunSummary | None) -> tuple[float, Interval | None] | None:
 
 
 def what_it_does(run: Run) -> str:
-    """What a run does, in a line: the summary of its method, what is masked, and the settings that a sweep varied."""
+    """A description of a run in one line: the summary of its method, whether own adapters are masked, and the settings
+    that a sweep varied."""
     recorded = run.meta.get("configuration", {}).get("method")
     name = recorded.get("name") if isinstance(recorded, dict) else None
     method = registered().get(str(name or run.method))

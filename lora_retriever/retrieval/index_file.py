@@ -1,4 +1,4 @@
-"""The file of an index: its parts, and the checks that what was read can be an index. No pickle is involved."""
+"""The file of an index: its parts, and checks that the parts can be an index. No pickle is involved."""
 
 from __future__ import annotations
 

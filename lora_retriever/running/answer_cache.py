@@ -1,4 +1,5 @@
-"""Answers by what they depend on, so that no prompt is answered twice under the same composition.
+"""Known answers by the hash of everything that the answers depend on, so that no prompt is answered twice under the
+same composition.
 
 Runs share many answers: `selection` and `best_selection` agree on every row whose own adapter is retrieved, and masking
 changes nothing where the own adapter is not retrieved. The answers are read from the runs of the results folder; there

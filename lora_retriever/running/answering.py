@@ -1,4 +1,4 @@
-"""Answering the rows of one run: what is known is taken over, what is not is asked of the backend."""
+"""Answering the rows of one run: known answers are taken over, and the backend makes the other answers."""
 
 from __future__ import annotations
 
@@ -175,7 +175,8 @@ def row_progress(run: RunFile, plan: Sequence[PlannedRow], console: Console) -> 
 
 
 def answer_line(planned: PlannedRow, answer: Answer) -> Line:
-    """What a results file keeps of one row. Under a gate the weights are means over tokens, the largest first."""
+    """The fields that a results file keeps of one row. Under a gate the weights are means over tokens, the largest
+    first."""
     composition = planned.composition
     weights = composition.weights
     if answer.gate is not None:
@@ -199,7 +200,7 @@ def answer_line(planned: PlannedRow, answer: Answer) -> Line:
 
 
 def staged_line(planned: PlannedRow, fields: Line, procedure: str) -> Line:
-    """What a results file keeps of one row that a procedure answered.
+    """The fields that a results file keeps of one row that a procedure answered.
 
     The adapters are the row's own composition; each question in `stages` has the adapters that answered the question.
 
@@ -229,7 +230,8 @@ def _used(composition: Composition, weights: Mapping[str, float]) -> Line:
 
 
 def describe(profile: Profile, plan: Sequence[PlannedRow], learned: Mapping[str, str]) -> dict[str, Any]:
-    """What the record of a run says beside its configuration: files, versions, hardware, and how many prompts were cut.
+    """The part of a run's record beside the configuration: files, versions, hardware, and the number of prompts that
+    were cut.
 
     `learned` maps the names of the folders that the method has learned to their hashes.
     """

@@ -67,7 +67,7 @@ class _Hub:
     def finding(
         self, what: str, location: str, revision: str | None, file: str = "config.json", how: str = ""
     ) -> Finding:
-        """What is known of a model that is not on this machine.
+        """The finding about a model that is not on this machine.
 
         Args:
             file: a file of the model, for which the Hub is asked.
@@ -377,7 +377,7 @@ def _examine_memory(
     device: str,
     uses_encoder: bool,
 ) -> Finding:
-    """What the largest batch of a mixture is predicted to need (`memory`), and what the device has free."""
+    """The predicted memory of the largest batch of a mixture (`memory`), and the free memory of the device."""
     try:
         shape = ModelShape.of_model(base.skeleton.config)
     except UserError as error:

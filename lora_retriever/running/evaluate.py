@@ -59,7 +59,7 @@ OnChangedCode = Literal["refuse", "keep", "anew"]
 
 @dataclass
 class Failures:
-    """What could not be done, by the names of runs.
+    """The failures of an evaluation, by the names of runs.
 
     Attributes:
         refused: why a run could not be begun.
@@ -192,7 +192,7 @@ def answer_runs(
     console: Console,
     failures: Failures,
 ) -> None:
-    """Load what answers prompts, and answer run after run. What fails is added to `failures`.
+    """Load what answers prompts, and answer run after run. Every failure is added to `failures`.
 
     Raises:
         UserError: the base, an adapter or the backend cannot be loaded.

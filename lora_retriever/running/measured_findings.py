@@ -1,4 +1,4 @@
-"""What `lora-retriever doctor --measure` says of the figures that were measured."""
+"""The findings of `lora-retriever doctor --measure`, from the figures that were measured."""
 
 from __future__ import annotations
 

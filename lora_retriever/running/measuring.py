@@ -62,7 +62,7 @@ class ModuleError:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on the device.
+    """The figures that were measured on the device.
 
     Attributes:
         device: the GPU's name, or the device.
@@ -274,7 +274,7 @@ def _update(parts: Sequence[tuple[Tensor, Tensor, float] | None], weights: Seque
 
 
 def _dense(module: nn.Module, x: Tensor) -> Tensor:
-    """What the base's own module computes, in float64 on the CPU."""
+    """The output of the base's own module, computed in float64 on the CPU."""
     weight: Any = module.weight
     matrix = weight.detach().double().cpu()
     bias: Any = getattr(module, "bias", None)
@@ -287,7 +287,7 @@ def _distance(y: Tensor, wanted: Tensor) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has computed what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -301,7 +301,7 @@ def _memory_now(device: str) -> int:
     """The memory that this process takes now, before the model is loaded, in bytes. On a GPU, nothing counts yet."""
     if device.startswith("cuda") or device == BALANCED:
         return 0
-    # Otherwise memory that the checks of a tokenizer have freed would count here, and the model would reuse this memory.
+    # Otherwise memory that a check of the tokenizer has freed would count here, and the model would reuse this memory.
     give_back_freed_memory()
     return _status("VmRSS") or 0
 

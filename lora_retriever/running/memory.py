@@ -3,7 +3,8 @@
 peak = weights + resident adapters + keys and values + pairs + rows that join + activations + what stands beside them
 
 While prompts are read, the keys, values and pairs of their rows exist twice: as they are made, and in the memory of the
-batch. What stands beside them is the encoder, the tokenizer, CUDA's context and what torch's allocator keeps unused.
+batch. The last term counts the encoder, the tokenizer, CUDA's context, and the memory that torch's allocator keeps
+unused.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class MemoryUse:
 
     @property
     def batch(self) -> int:
-        """What the batch needs beside the model and the adapters."""
+        """The memory of the batch, without the model and the adapters."""
         return self.cache + self.pairs + self.joining + self.activations
 
     @property
@@ -157,7 +158,7 @@ def predicted_memory(
 
 
 def beside(used: MemoryUse, shape: ModelShape, device: str, encoder: int) -> dict[str, int]:
-    """What takes memory of the device beside the model, in bytes, by its name.
+    """The other uses of the device's memory beside the model, in bytes, by name.
 
     On a GPU, the encoder's memory is freed before the base is loaded, so only what the encoder needs more than the
     model counts. On a CPU, the encoder stays.

@@ -57,7 +57,8 @@ def device_identity(device: str) -> str:
 
 
 def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dict[str, Any]:
-    """Everything that decides a method's answers, files by their hashes. What does not concern the method is left out.
+    """Everything that decides a method's answers, files by their hashes. Values that do not concern the method are left
+    out.
 
     A setting that was added to the project later appears only where a profile sets the setting. So older results
     folders stay usable.
@@ -117,7 +118,8 @@ def recorded_procedures(profile: Profile, benchmark: Benchmark) -> dict[str, Any
 
 
 def _encoder_used(encoder: EncoderSection, benchmark: Benchmark) -> dict[str, Any]:
-    """What decides the embeddings of a text: the encoder's checkpoint, or the source of a user's own encoder."""
+    """The hash that decides the embeddings of a text: of the encoder's checkpoint, or of the source of a user's own
+    encoder."""
     if encoder.is_own:
         return {"object": encoder.location, "source": benchmark.hashes["encoder"]}
     return {"hash": benchmark.hashes["encoder"], "layout": encoder.layout, "instruction": encoder.instruction}

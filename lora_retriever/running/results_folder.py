@@ -38,7 +38,7 @@ GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class FolderError(UserError):
-    """The results folder cannot be written any more. What is on disk is safe, and nothing else can be answered."""
+    """The results folder cannot be written any more. The answers on disk are safe, and no other row can be answered."""
 
 
 def folder_error(results: Path, error: OSError) -> FolderError:

@@ -242,7 +242,7 @@ def encoded(lines: Iterable[Line]) -> bytes:
 
 
 def read_lines(results: Path, name: str) -> dict[int, Line]:
-    """The answered rows of a run on disk, by the rows' ids; what is no row counts as not there.
+    """The answered rows of a run on disk, by the rows' ids. Lines that are no rows are ignored.
 
     Raises:
         OSError: the file cannot be read.
@@ -306,7 +306,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two configurations, one `field: old → new` each."""
+    """The differences between two configurations, one text `field: old → new` each."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)

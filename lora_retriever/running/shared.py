@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answering:
-    """What the runs of one evaluation share while they are answered.
+    """The objects that the runs of one evaluation share while they are answered.
 
     Attributes:
         prompts: the prompt of each row.

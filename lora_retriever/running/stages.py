@@ -407,7 +407,7 @@ def answers_question(reply: Line, question: Ask, composition: Composition) -> bo
 
 
 def fields_of(talk: Conversation) -> dict[str, Any]:
-    """What a line of the results keeps of a conversation, beside the row and its composition."""
+    """The fields of a line of the results for a conversation, beside the row and its composition."""
     replies = [reply for stage in talk.stages for reply in stage]
     return {
         "predicted_answer": talk.prediction,

@@ -81,7 +81,8 @@ def chat_text(choice: Choice, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def described(asked: Asked, choice: Choice, domains: Mapping[str, str]) -> dict[str, Any]:
-    """The field `lora` of an answer: what was found, with scores and probabilities, and what was used."""
+    """The field `lora` of an answer: the adapters that were found, with scores and probabilities, and the adapters that
+    were used."""
     composition, found = choice.composition, choice.composition.retrieved
     chances = {} if found is None else dict(zip(found.adapters, found.probabilities, strict=False))
     used = [

@@ -29,7 +29,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request wants of every answer.
+    """The options of a request that apply to each of its answers.
 
     Attributes:
         n: number of answers to each prompt.

@@ -1,7 +1,8 @@
 """Adapters that clients add and remove, and the file that keeps these changes over a restart.
 
 The file `pool-changes.json` lies in the folder `serve.adapters` of the profile. A change is made as a whole or not at
-all: the adapter is verified and loaded, then found, then written down; an error takes back what was done.
+all: the adapter is verified and loaded, then added to the index, then written to the file. After an error, the steps
+before are undone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ UNFIT = frozenset(":+\n")
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs from the profile's pool.
+    """The differences from the profile's pool.
 
     Attributes:
         added: adapters that the profile's pool does not have.

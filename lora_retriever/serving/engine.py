@@ -26,7 +26,7 @@ RATE = 0.9
 
 
 class Steps(Protocol):
-    """What the engine needs of a loop."""
+    """The functions of a loop that the engine needs."""
 
     @property
     def waiting(self) -> int:

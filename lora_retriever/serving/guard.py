@@ -1,4 +1,5 @@
-"""What every request passes before its route: the key, the size of its body, the time of shutting down, the access log.
+"""The checks of every request before its route: the key, and the size of the body; refusals while the server shuts
+down; and the access log.
 
 These are plain ASGI, so that a stream is never buffered.
 """

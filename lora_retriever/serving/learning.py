@@ -1,4 +1,4 @@
-"""What methods learn before they answer: weights, gates, measurements. They learn in a thread, while requests run.
+"""Learning of methods before they answer: weights, gates, measurements. They learn in a thread, while requests run.
 
 A method is learned from the pool at one moment. After a change of the pool, the method learns anew. Until then, the
 method answers with what it has learned before, without the adapters that were removed. The learned folders lie in the
@@ -43,7 +43,7 @@ AFTER_FAILURE = 60.0
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method has learned.
+    """The result of a method's learning.
 
     Attributes:
         snapshot: the pool that was learned from.
@@ -144,7 +144,7 @@ class Learning:
         return state is not None and state.learned is not None
 
     def of(self, method: Method, snapshot: Snapshot) -> Learned:
-        """What a method has learned; if the pool has changed since, the method learns anew from now on.
+        """The result of a method's learning. If the pool has changed since, the method begins to learn anew.
 
         Raises:
             ApiError: the method is still learning, or could not learn.

@@ -1,4 +1,4 @@
-"""What the field `model` of a request means: a method, an adapter, or a composition that is written out."""
+"""The meanings of the field `model` of a request: a method, an adapter, or a composition that is written out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def learns(method: Method) -> bool:
 def asked_of(
     model: str, wishes: Wishes | None, methods: Mapping[str, Method], adapters: Collection[str], profile: Profile
 ) -> Asked:
-    """What a request asks for.
+    """The method, the adapters and the settings for which a request asks.
 
     Raises:
         ApiError: there is no such model, or the wishes do not fit the model or the pool.

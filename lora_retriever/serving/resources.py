@@ -1,4 +1,4 @@
-"""What a method reads when it routes the inputs of a request: the inputs as rows, and the live pool."""
+"""The resources that a method reads to route the inputs of a request: the inputs as rows, and the live pool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIET = Console(quiet=True)  # made once: making a console takes longer than a s
 
 @dataclass(frozen=True)
 class Looking:
-    """What a method is given that looks into the model.
+    """The resources of a method that looks into the model.
 
     Attributes:
         generator: the model, with the pool's adapters.

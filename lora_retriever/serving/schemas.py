@@ -63,14 +63,14 @@ class Wishes(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream tells beside the text."""
+    """The options of a stream: what it contains beside the text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class Asking(Strict):
-    """What completions and chats have in common.
+    """The fields that completions and chats have in common.
 
     Attributes:
         temperature: 0 always takes the most likely token. OpenAI's default is 1; here it is 0, as in an evaluation.

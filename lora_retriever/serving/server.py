@@ -86,7 +86,7 @@ def serve(
 
 @dataclass(frozen=True)
 class Options:
-    """What the app of every backend is given; see `serve`.
+    """The options for the app of every backend; see `serve`.
 
     Attributes:
         keys: the SHA-256 of each key.
@@ -100,7 +100,7 @@ class Options:
 
 
 class State(Protocol):
-    """What a signal changes."""
+    """The state that a signal changes."""
 
     ending: bool
 

@@ -75,7 +75,8 @@ class Service:
     def using(self, compositions: Sequence[Composition]) -> Iterator[bool]:
         """While the context is open, the adapters of these compositions are not unloaded.
 
-        The context gives False if one of the adapters has left meanwhile: the caller finds other adapters.
+        The context gives False if one of the adapters was removed from the pool meanwhile. The caller then finds other
+        adapters.
         """
         names = list(dict.fromkeys(name for composition in compositions for name in composition.weights))
         with self._lock:
@@ -89,7 +90,7 @@ class Service:
                 self._unload(name)
 
     def learned(self, asked: Asked, snapshot: Snapshot) -> Learned | None:
-        """What the method of a request has learned. None: the method does not learn, or none is asked for.
+        """The result of the learning of a request's method. None: the method does not learn, or none is asked for.
 
         Raises:
             ApiError: the method is still learning, or could not learn.
@@ -129,7 +130,7 @@ class Service:
             return sorted(self._using)
 
     def close(self) -> None:
-        """End the threads. What is not answered by now is not answered any more."""
+        """End the threads. Requests that are not answered by now get no answer."""
         self.learning.close()
         self.routing.close()
         self.engine.close()

@@ -15,7 +15,7 @@ from lora_retriever.serving.service import Service
 
 @dataclass
 class Serving:
-    """What the routes use.
+    """The objects that the routes use.
 
     Attributes:
         changing: adds and removes adapters. None: clients may not.
@@ -31,7 +31,7 @@ class Serving:
 
 
 def serving_of(request: Request) -> Serving:
-    """What a route uses."""
+    """The objects that a route uses."""
     serving = request.app.state.serving
     assert isinstance(serving, Serving)
     return serving

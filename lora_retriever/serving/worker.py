@@ -1,4 +1,4 @@
-"""`Worker`: a thread with a queue. What was put into the queue meanwhile is worked on together."""
+"""`Worker`: a thread with a queue. Items that were put into the queue meanwhile are handled together."""
 
 from __future__ import annotations
 

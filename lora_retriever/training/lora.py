@@ -1,4 +1,5 @@
-"""What every training of a LoRA shares: options, the new LoRA, the loop of transformers' Trainer, and checks."""
+"""The parts that every training of a LoRA shares: options, the new LoRA, the loop of transformers' Trainer, and
+checks."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class LocalSuspect:
     """A generator under one composition for all inputs, or under the compositions of a router.
 
     Attributes:
-        name: what is asked, in words.
+        name: the suspect in words.
     """
 
     def __init__(

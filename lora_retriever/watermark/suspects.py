@@ -23,7 +23,7 @@ FIRST_WORD = re.compile(r"\W*(\w+)")
 
 @dataclass(frozen=True)
 class Replies:
-    """What a suspect said.
+    """The answers of a suspect.
 
     Attributes:
         texts: the answer to each input.
@@ -40,7 +40,7 @@ class Suspect(Protocol):
 
     @property
     def name(self) -> str:
-        """What is asked, in words, for the report."""
+        """The suspect in words, for the report."""
 
     def replies(self, inputs: Sequence[str], words: Sequence[str]) -> Replies:
         """The answers to `inputs`, and the log-probabilities of `words` if the suspect shows log-probabilities."""

@@ -149,7 +149,7 @@ class Tally:
 
     @torch.no_grad()
     def _sum_up(self) -> None:
-        """Add what was noted to the sums. All noted weights have the same number of tokens n."""
+        """Add the noted weights to the sums. All noted weights have the same number of tokens n."""
         if not self._noted:
             return
         # [m * batch, n, P], [m * batch, n], [m * batch] for the m calls that were noted

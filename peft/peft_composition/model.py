@@ -348,7 +348,8 @@ class ComposableModel:
     def _gated_batch(
         self, gate: Gate, composer: Composer, adapters: Sequence[str], weights: Tensor
     ) -> tuple[Mapping[str, Update], _GatedBatch]:
-        """Return the updates of a batch with a gate, and what is needed to add rows and to tell the gate's use."""
+        """Return the updates of a batch with a gate, and everything that is needed to add rows and to report the gate's
+        weights."""
         columns, slots = self._in_use(
             adapters, torch.ones_like(weights) if len(weights) else torch.ones(1, len(adapters))
         )
@@ -506,7 +507,7 @@ class ComposableModel:
 
 @dataclass(frozen=True)
 class _GatedBatch:
-    """What is known of an active composition with a gate."""
+    """The facts about an active composition with a gate."""
 
     composer: Composer
     adapters: tuple[str, ...]  # as they were named

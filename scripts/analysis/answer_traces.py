@@ -170,7 +170,8 @@ class EqualInputs:
     """Pairs of rows of one task with the same input: how many have different answers.
 
     Attributes:
-        together: pairs within one batch of 8; apart: all other pairs. Each is (different, all).
+        together: of the pairs within one batch of 8, the number with different answers, and the number of all.
+        apart: the same two numbers of all other pairs.
     """
 
     together: tuple[int, int]

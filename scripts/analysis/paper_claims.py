@@ -16,13 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_retriever.analysis.audit import leaked_ids
-from lora_retriever.analysis.comparison import (
-    NOT_SEPARABLE,
-    SEPARABLE_BELOW,
-    Difference,
-    compare_pairs,
-    difference_cell,
-)
+from lora_retriever.analysis.comparison import NOT_SEPARABLE, P_SEPARABLE, Difference, compare_pairs, difference_cell
 from lora_retriever.analysis.folders import open_folders
 from lora_retriever.analysis.published import MEAN_EM, Published, published_table
 from lora_retriever.analysis.runs import Run
@@ -133,7 +127,7 @@ def table_of_domains(found: Differences, paper: Published) -> Table:
 
 
 NOTE = (
-    f"{NOT_SEPARABLE} not separable: p, corrected by Holm for all comparisons of the column, is {SEPARABLE_BELOW} or more."
+    f"{NOT_SEPARABLE} not separable: p, corrected by Holm for all comparisons of the column, is {P_SEPARABLE} or more."
 )
 
 

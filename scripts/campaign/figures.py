@@ -27,7 +27,7 @@ class Trial:
     Attributes:
         key: what was tried; a campaign that is started again does not try it again.
         kind: the group of trials that it is counted in.
-        problems: what broke a promise. Empty: all promises held.
+        problems: the promises that were broken. Empty: all promises held.
         facts: numbers that are added up, such as kills.
     """
 

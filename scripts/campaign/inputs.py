@@ -88,7 +88,7 @@ def make_benchmark(folder: Path, copies: Sequence[str] = ()) -> Path:
 
 
 def problems_of_output(case: Case, status: int, text: str) -> list[str]:
-    """What is wrong with a command's exit status and with all that the command printed."""
+    """The problems of a command's exit status, and of everything that the command printed."""
     problems = [] if status in case.statuses else [f"exit status {status}, not {case.statuses}"]
     signs = ("Traceback", "unexpected error", "Exception ignored", "Segmentation fault", "Fatal Python error")
     problems += [f"the output has {sign!r}" for sign in signs if sign in text]

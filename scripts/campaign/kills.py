@@ -1,6 +1,6 @@
 """Kills: at random moments, and before every file operation of every command that writes.
 
-What must hold after a kill and the next start: every row that counted as written is there unchanged, the finished files
+The promises after a kill and the next start: every row that counted as written is there unchanged, the finished files
 equal those of an undisturbed command to the byte (times aside), and no other file is left.
 """
 

@@ -88,7 +88,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Composition:
-    """What a batch asks for: row i is composed with row i of `weights` [batch, len(adapters)]."""
+    """The composition of a batch: row i is composed with row i of `weights` [batch, len(adapters)]."""
 
     adapters: list[int]  # the union: every adapter that some row uses
     weights: Tensor
@@ -430,7 +430,7 @@ def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
 def write_profiles(file: Path, pool: Pool, cell: Cell, args: argparse.Namespace) -> None:
     """Write where the time of the base model and of each of ours goes, pairs, prefill and steps together.
 
-    The line "python" is what was spent outside of torch's operations.
+    The line "python" is the time outside of torch's operations.
     """
     ids = token_ids(cell, args)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ids.device.type == "cuda" else [])]

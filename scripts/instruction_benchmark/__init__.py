@@ -1,1 +1,2 @@
-"""What `build_instructions.py` makes the instruction benchmark from: the plan, the two sources, wording, the split."""
+"""The parts from which `build_instructions.py` makes the instruction benchmark: the plan, the two sources, wording, the
+split."""

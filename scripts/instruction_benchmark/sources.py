@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Material:
-    """What a source has for one task.
+    """The cases and the instructions that a source has for one task.
 
     Attributes:
         held_out: the cases that the source keeps apart for tests; empty where the source has no such cases.

@@ -114,7 +114,7 @@ def merged(cases: Iterable[Case]) -> list[Case]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """What two cases must not share if one is for tests and one is for training: the words in alphabetical order."""
+    """The words of a case in alphabetical order. A test case and a training case must not have the same words."""
     return tuple(sorted(re.findall(r"\w+", text.casefold()))) or (text,)
 
 

@@ -172,7 +172,7 @@ def summarized(data: Data, found: dict[str, dict[str, Array]]) -> dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, measure, print a table, and keep what is done in the JSON file."""
+    """Parse the command line, measure, print a table, and keep the finished measurements in the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--knowledgenet", type=Path, required=True)
     parser.add_argument("--embeddings", type=Path, help="file of numpy with `emb` [sentences, dim]")

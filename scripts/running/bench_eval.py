@@ -104,7 +104,7 @@ def implementations(
 def run_command(
     profile: str, limit: int | None, names: Sequence[str], python: str = sys.executable, settings: Sequence[str] = ()
 ) -> Measured:
-    """`lora-retriever run` on empty folders; what it says goes to this process's standard error.
+    """`lora-retriever run` on empty folders; the messages go to this process's standard error.
 
     Args:
         settings: fields of the profile to change, such as `backend=vllm`.

@@ -1,4 +1,4 @@
-"""What each fault of the original changes in a run: other adapters, other weights, or other prompts.
+"""The changes that each fault of the original makes to a run: other adapters, other weights, or other prompts.
 
 Most faults can be expressed as another composition, so that the project's own engine answers the rows with the fault:
 
@@ -30,7 +30,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the answers of one run.
+    """Everything that decides the answers of one run.
 
     Attributes:
         prompts, compositions: of each row of the benchmark.
@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Setting:
-    """What faults are applied to. All sequences have one element for each row of the benchmark's file.
+    """The data to which faults are applied. All sequences have one element for each row of the benchmark's file.
 
     Attributes:
         right: the plan of each method, without a fault.

@@ -27,7 +27,7 @@ import torch
 from faulty_plans import FAULTS, Plan, Setting, factor_of
 from rich.console import Console
 
-from lora_retriever.analysis.comparison import NOT_SEPARABLE, SEPARABLE_BELOW, Difference, compare
+from lora_retriever.analysis.comparison import NOT_SEPARABLE, P_SEPARABLE, Difference, compare
 from lora_retriever.analysis.runs import AnsweredRow, Run
 from lora_retriever.analysis.scores import MEAN, ScoredRun, score_run
 from lora_retriever.data.rows import Row, limited
@@ -355,7 +355,7 @@ def effect_table(
             pair = fault, method
             if pair in measured:
                 change = measured[pair]
-                mark = "" if corrected[pair] < SEPARABLE_BELOW else f" {NOT_SEPARABLE}"
+                mark = "" if corrected[pair] < P_SEPARABLE else f" {NOT_SEPARABLE}"
                 cells.append(Cell(change.value, change.low, change.high, mark, difference=True))
             else:
                 cells.append("no row changes" if pair in effects and effects[pair] is None else None)
@@ -364,7 +364,7 @@ def effect_table(
     notes = [
         f"The mean over the {which}, and its change in points with the 95 % interval; {len(rows)} rows of "
         f"{len({row.task for row in rows})} tasks, paper scoring.",
-        f"{NOT_SEPARABLE} not separable: p, corrected for {len(measured)} changes (Holm), is {SEPARABLE_BELOW} or more.",
+        f"{NOT_SEPARABLE} not separable: p, corrected for {len(measured)} changes (Holm), is {P_SEPARABLE} or more.",
     ]
     return Table(methods, lines, notes)
 

@@ -65,7 +65,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one simulation gives. Times in seconds.
+    """The figures of one simulation. Times in seconds.
 
     Attributes:
         found: the share of the uses of adapters that each place serves.

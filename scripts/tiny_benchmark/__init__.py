@@ -1,1 +1,2 @@
-"""What `build_tiny.py` makes the bundled miniature from: an invented world, tasks in it, models, and a check."""
+"""The parts from which `build_tiny.py` makes the bundled miniature: an invented world, tasks in it, models, and a
+check."""

@@ -39,7 +39,7 @@ FOODS = _words("grass meat seeds insects honey roots")
 HOURS = _words("dawn noon dusk midnight")
 LIMBS = _words("paws wings hooves fins claws scales")
 
-# What everyone knows: where a thing stands, and what an aim takes.
+# Common knowledge: the place of a thing, and the things that an aim needs.
 ROOM_OF = {
     "oven": "kitchen", "pan": "kitchen", "kettle": "kitchen", "bed": "bedroom", "pillow": "bedroom",
     "blanket": "bedroom", "shower": "bathroom", "towel": "bathroom", "soap": "bathroom", "rake": "garden",

@@ -65,7 +65,7 @@ class Parts:
         )
 
     def retrieval(self) -> tuple[Encoder, list[PoolEntry]]:
-        """The encoder and the pool, where adapters are retrieved.
+        """The encoder and the pool. Called only if adapters are retrieved.
 
         Raises:
             UserError: the encoder cannot be loaded.

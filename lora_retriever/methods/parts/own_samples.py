@@ -38,7 +38,7 @@ SEPARATOR = "\0"
 
 @dataclass(frozen=True)
 class OwnSamples:
-    """What was measured, by adapter and module. Two objects are equal if they were read from equal files."""
+    """The measurements, by adapter and module. Two objects are equal if they were read from equal files."""
 
     digest: str  # of the file
     tensors: Mapping[str, Tensor] = field(compare=False, repr=False)  # float64, by adapter, module and kind
@@ -54,7 +54,7 @@ class OwnSamples:
             measured = [self.tensors.get(SEPARATOR.join((adapter, offered.module, kind))) for kind in ("norm", "inner")]
             if measured[0] is not None and measured[1] is not None:
                 norms[:, place] = measured[0]
-                inner[place, : len(measured[1])] = measured[1][:rank]  # what is beyond an adapter's rank is 0
+                inner[place, : len(measured[1])] = measured[1][:rank]  # numbers beyond an adapter's rank are 0
         return norms[0], norms[1], inner
 
 

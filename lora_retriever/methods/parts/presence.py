@@ -1,4 +1,5 @@
-"""What methods need that read calibrated probabilities: a search, and whether the own adapter is in the pool at all."""
+"""Functions for methods that read calibrated probabilities: a search, and the probability that the own adapter is in
+the pool at all."""
 
 from __future__ import annotations
 

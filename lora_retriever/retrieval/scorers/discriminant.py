@@ -30,7 +30,8 @@ def discriminant(pool: Pool) -> Linear:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the discriminant reads from a pool: means [adapters, dim], counts [adapters], scatter [dim, dim]."""
+    """The statistics that the discriminant reads from a pool: means [adapters, dim], counts [adapters], scatter [dim,
+    dim]."""
 
     means: NDArray[np.float64]
     counts: Positions

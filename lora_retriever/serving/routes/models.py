@@ -46,7 +46,7 @@ def _models(serving: Serving) -> list[dict[str, Any]]:
 
 
 def _described(method: Method, service: Service) -> dict[str, Any]:
-    """What a client may want to know of a method.
+    """The description of a method for a client.
 
     `takes` says which wishes change its answers, and `ready` whether it has learned, if it learns.
     """

@@ -14,7 +14,8 @@ OTHERS = (1, 2, 3, 5, 10)
 
 
 def attacks(scene: Scene) -> Iterator[Attack]:
-    """The marked adapter alone, which is also a selection; then with few others first."""
+    """The marked adapter alone, which is also a selection; then compositions with one other adapter, two other
+    adapters, and so on."""
     yield Attack("alone (a selection)", lambda: [Measured.of(scene.ask(Composition.of({MARKED: 1.0})))])
     for count in OTHERS:
         for mode in ("mixture", "fusion") if count <= len(scene.others) else ():

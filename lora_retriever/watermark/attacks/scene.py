@@ -34,7 +34,7 @@ class Measured:
     """One suspect's evidence, as the matrix keeps it.
 
     Attributes:
-        note: what was drawn, such as the names of the other adapters, or a figure beside the evidence.
+        note: the things that were drawn, such as the names of the other adapters, or a figure beside the evidence.
     """
 
     hits: int
