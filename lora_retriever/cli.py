@@ -161,7 +161,7 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """The advice for a package that is not installed. None: the missing module is one of this project's."""
+    """The advice for a package that is not installed. None: the missing module is a module of this project."""
     package = (error.name or "").partition(".")[0]
     if not package or package == "lora_retriever":
         return None

@@ -383,7 +383,7 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _replace(target: Path, data: bytes, status: os.stat_result | None) -> None:
-    """Write a file beside `target` and rename it. `status` is that of the file that is there now."""
+    """Write a file beside `target` and rename it. `status` is the status of the file that `target` is now."""
     unfinished = _unfinished_beside(target)
     try:
         # Not mkstemp: its mode is 600, and a new file has the mode of the umask.
@@ -433,7 +433,7 @@ def _write_into(path: Path, data: bytes) -> None:
 
 
 def _is_left_over(path: Path, stem: str | None) -> bool:
-    """Whether a file or folder is an unfinished one whose process has ended. None: of any stem."""
+    """Whether a file or folder is unfinished and its process has ended. None: of any stem."""
     match = _WRITTEN_BY.fullmatch(path.name)
     if match is None or stem not in (None, match[1]) or path.is_symlink():
         return False

@@ -42,7 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the links of a page that lead out of `docs/`, and those of an added page, to the pages of the site."""
+    """Change links to pages of the site: the links of a page that lead out of `docs/`, and all links of an added
+    page."""
     root, docs = Path(config.config_file_path).parent, Path(config.docs_dir)
     here = PurePosixPath(page.file.src_uri)
     origin = root.joinpath(*here.parts[1:]) if here.parts[0] == SOURCE else docs.joinpath(here)

@@ -303,8 +303,8 @@ def _widened(
     """The interval, widened for the tasks of `constant`, whose rows all have the same difference and so hide their
     variation.
 
-    The widening never goes beyond ±100 points. The interval before the widening may: `length-error` and `cider` exceed
-    100.
+    The widening never goes beyond ±100 points. The interval itself can be wider, because `length-error` and `cider` can
+    exceed 100.
     """
     parts = [task for task, _ in parts_of(tasks, quantity)]
     rows = [len(task.ids) for task in parts if task.name in constant]

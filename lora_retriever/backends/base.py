@@ -83,7 +83,7 @@ class Backend(Protocol):
         """The model, for methods that look into it (`Method.reads` names "model").
 
         Raises:
-            UserError: the model cannot be loaded, or the backend has none to look into.
+            UserError: the model cannot be loaded, or the backend has no model to look into.
         """
         ...
 

@@ -273,7 +273,7 @@ class VllmBackend:
             shutil.rmtree(self._served.pop(key).path, ignore_errors=True)
 
     def _engine_for(self, rank: int) -> Engine:
-        """An engine that serves this rank: the running engine, or a new one if a sweep needs a larger rank."""
+        """An engine that serves this rank: the running engine, or a new engine if a sweep needs a larger rank."""
         if self._engine is not None and self._engine.max_rank < rank:
             self._stop()
         if self._engine is None:
@@ -289,8 +289,8 @@ class VllmBackend:
 def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
     """Requests in chunks of `size`. Rows without adapters have chunks of their own. Equal compositions are neighbours.
 
-    vLLM 0.32 on a CPU answers a row without a LoRA wrongly if another row of the batch has a LoRA: it takes the LoRA of
-    index -1, which is the last one.
+    vLLM 0.32 on a CPU answers a row without a LoRA wrongly if another row of the batch has a LoRA: the row then gets
+    the LoRA of index -1, which is the last LoRA.
     """
     plain = sorted((request for request in requests if not request.composition.weights), key=lambda r: r.id)
     composed = [request for request in requests if request.composition.weights]

@@ -61,7 +61,7 @@ def title_of(args: argparse.Namespace) -> str:
 
 
 def scoring_of(folders: Sequence[Folder], scoring: Scoring) -> str:
-    """The progress bar that the terminal shows while runs are scored."""
+    """The text that the terminal shows while runs are scored."""
     return f"{scoring.name} scores of {sum(len(folder.runs) for folder in folders)} runs"
 
 

@@ -37,8 +37,8 @@ EXACT_MATCH_DOMAINS = (
 
 @dataclass(frozen=True)
 class Expected:
-    """The numbers that a benchmark must have. `domains` maps each domain to its metric, `short_tasks` are the uneven
-    ones."""
+    """The numbers that a benchmark must have. `domains` maps each domain to its metric, `short_tasks` has the tasks
+    with fewer rows."""
 
     tasks: int
     rows: int
@@ -68,7 +68,7 @@ class Sources:
         eval_set: the evaluation set on the Hub, which is used without `source`.
         eval_revision: the set's commit, tag or branch.
         pool: the pool's file. None: the file is in `source`.
-        adapters: which adapters are looked for in `source`, and fetched where `source` has none.
+        adapters: the adapters to find in `source`; adapters that `source` lacks are fetched.
         adapters_revision: tag or branch of the adapters on the Hub.
         adapters_out: folder for copies of the adapters, one sub-folder for each task.
     """
@@ -215,7 +215,7 @@ def gather_adapters(sources: Sources, tasks: Sequence[str], console: Console) ->
             folder = local[task] if source else fetch(name, revision)
         except UserError as error:
             if not isinstance(error.__cause__, RepositoryNotFoundError):
-                raise  # the next ones would fail as well
+                raise  # the next downloads would fail as well
             folder = None
         found = {pattern: sorted(folder.glob(pattern)) if folder else [] for pattern in ADAPTER_FILES}
         adapters[name] = [file for files in found.values() for file in files]

@@ -113,7 +113,7 @@ def read_text(path: Path) -> str:
 
 
 def _some(path: Path, objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The objects, of which there is one at least."""
+    """The objects: at least one."""
     found = list(objects)
     if not found:
         raise UserError(f"{path}: the file holds no rows")

@@ -1,8 +1,8 @@
 """Where rows and samples come from: a file, a folder of the library `datasets`, or a data set on the Hub.
 
-A folder is one that `save_to_disk` wrote, or a folder of data files, which `datasets` divides into splits by the files'
-names. `datasets` only says which files a split has: the files are read by `objects`, so that the same text is read from
-every place. No code of a data set runs.
+A folder is either a folder that `save_to_disk` wrote, or a folder of data files, which `datasets` divides into splits
+by the files' names. `datasets` only says which files a split has: the files are read by `objects`, so that the same
+text is read from every place. No code of a data set runs.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DataSource:
     Attributes:
         path: a file, a folder, or `hub:` and a Hub id.
         split: the split of a folder or of a data set on the Hub. None: the only split.
-        subset: the subset of a data set that has several. None: the only or the default one.
-        revision: the commit of a data set on the Hub. None: the newest.
+        subset: the subset of a data set that has several. None: the only subset, or the default subset. revision: the
+            commit of a data set on the Hub. None: the newest.
         columns: for each field, the name of the column in the file from which the field is read.
         defaults: the value of a field, by the field, where the file does not have the field.
     """
@@ -138,7 +138,7 @@ def _files_of_split(folder: Path, source: DataSource) -> list[Path]:
 
 
 def _chosen(source: DataSource, splits: Sequence[str]) -> str:
-    """The split that the source names, or the only one."""
+    """The split that the source names, or the only split."""
     listed = ", ".join(splits[:MAX_NAMES]) or "none"
     if source.split is None and len(splits) != 1:
         raise UserError(f"{source.path}: {len(splits)} splits ({listed}); name one as split in the profile's data")

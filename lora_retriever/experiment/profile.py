@@ -513,7 +513,7 @@ class ReadProfile:
     Attributes:
         path: the profile's file.
         content: the fields and values of the file.
-        values: the values that replace those of the file, by the parts of the field's name.
+        values: the values that replace values of the file, by the parts of the field's name.
     """
 
     profile: Profile

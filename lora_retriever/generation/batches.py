@@ -116,9 +116,9 @@ class Halving(Generic[Item, Result]):
         """Say what happens to a piece whose computation failed.
 
         Args:
-            give_up: called with the piece and the error. It returns a result in place of the computed one, or raises an
-                error of its own, or returns None: then the piece is halved, or the error raised if the piece is a
-                single item.
+            give_up: called with the piece and the error. The function returns a result for the piece, or raises an
+                error, or returns None. After None, the piece is halved, or the error is raised if the piece is a single
+                item.
             clean: called after a failed computation, before memory is freed.
         """
         self._give_up = give_up

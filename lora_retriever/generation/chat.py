@@ -63,7 +63,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = No
 
     Args:
         shots: number of examples before the message: messages of the user with their answers.
-        system: the system prompt. None: the chat template's own, if there is one.
+        system: the system prompt. None: the chat template's own system prompt, if it has a system prompt.
 
     Raises:
         UserError: the tokenizer has no chat template, or the chat template cannot be rendered, refuses or leaves out

@@ -105,7 +105,7 @@ def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
     """Check that a base of `vocabulary` tokens has all tokens of a text.
 
     Raises:
-        UserError: the base lacks one.
+        UserError: the base lacks a token.
     """
     outside = next((token for token in tokens if not 0 <= token < vocabulary), None)
     if outside is not None:

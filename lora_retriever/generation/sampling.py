@@ -23,8 +23,8 @@ class Sampling:
         max_new_tokens: maximum length of the continuation, in tokens.
         temperature: 0: greedy, the most likely token. Above 0: tokens are drawn from softmax(logits / temperature).
         top_p: tokens are drawn from the fewest most likely tokens whose probabilities sum to at least `top_p`.
-        seed: the seed of the row's random numbers. None: every call draws others.
-        stop: texts; the continuation ends with the token by which its text contains one of them.
+        seed: the seed of the row's random numbers. None: every call draws other numbers.
+        stop: texts; the continuation ends with the token that completes one of these texts.
         logprobs: number of best tokens whose log-probabilities are told beside that of the chosen token. None: no
             log-probability is computed.
     """
@@ -120,7 +120,7 @@ def _drawn(logits: Tensor, samplings: Sequence[Sampling], uniform: Sequence[floa
 
 
 def with_logprobs(logits: Tensor, tokens: Tensor, top: int) -> list[Token]:
-    """Tokens with their log-probabilities and those of the `top` best tokens.
+    """Tokens with their log-probabilities, and the `top` best tokens with theirs.
 
     Args:
         logits: [n, vocabulary], of any floating dtype.

@@ -36,7 +36,8 @@ def configured_eos_ids(generation_config: GenerationConfig | None, config: Pretr
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int, configured: int | None = None) -> int:
-    """The token that pads short rows: the configured one, the tokenizer's padding token, or its EOS token.
+    """The token that pads short rows: the token of the settings, the tokenizer's padding token, or the tokenizer's EOS
+    token.
 
     Padding is masked, so any token of the base will do. A candidate outside the base's `vocabulary` (the number of
     rows of its embedding) is passed over; a `[PAD]` that was added to a tokenizer alone is such a token.

@@ -31,7 +31,7 @@ CITATION = "Fleshman & Van Durme 2025, arXiv 2507.05346"
 
 @dataclass(frozen=True)
 class LAG:
-    """Gives a token one of the `top_k` adapters that are best by Arrow's score: the best by SpectR's score.
+    """Gives a token one adapter: of the `top_k` best adapters by Arrow's score, the best by SpectR's score.
 
     Attributes:
         singular_values: whether each direction of an adapter is weighted by its singular value in the second score.
@@ -41,7 +41,8 @@ class LAG:
     singular_values: bool = False
 
     def prepare(self, offered: Offered) -> Tensor:
-        """The factors [P, 1 + r, r] of A x: the first direction's, and those of the second score."""
+        """The factors [P, 1 + r, r] of A x: first the factor of the first direction, then the factors of the second
+        score."""
         import torch
 
         from lora_retriever.methods.parts.spectral import computing_dtype, response_of, spectrum_of

@@ -36,7 +36,8 @@ class LoGo:
     top_k: Count = 20
 
     def route(self, context: Context) -> list[Composition]:
-        """The kept adapters with their weights, the strongest first. A row to which no adapter responds gets none."""
+        """The kept adapters with their weights, the strongest first. A row to which no adapter responds gets no
+        adapter."""
         from lora_retriever.methods.parts.probing import probe
 
         signals = probe(context)

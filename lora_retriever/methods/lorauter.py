@@ -3,7 +3,8 @@
 An input is compared with tasks and not with adapters. A task's embedding is the mean embedding of its validation
 samples, and the similarity is the cosine. The adapters of the k = 3 nearest tasks are mixed with the weights
 softmax(similarity / 0.2). The paper finds the best adapter of a task on the validation samples. Here the pool has one
-adapter for each task, which is the best one, and the pool's samples are used as the validation samples.
+adapter for each task, which is the best adapter of the task. The pool's samples take the place of the validation
+samples.
 """
 
 from __future__ import annotations

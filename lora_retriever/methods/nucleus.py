@@ -37,7 +37,7 @@ class Votes:
     mass: Share = 0.9
 
     def route(self, context: Context) -> list[Composition]:
-        """The kept adapters of every row, best first. A row for which no sample votes gets none."""
+        """The kept adapters of every row, best first. A row for which no sample votes gets no adapter."""
         index = context.index("cosine")
         cosines, owners = index.sample_cosines(context.queries)  # [rows, samples], [samples]
         names = index.names

@@ -10,9 +10,9 @@ does not exist yet when decoding begins. The experts are one fixed draw, so the 
 column for this method, and the project has no out-of-domain variant.
 
 The prompt is the text of the first pass, before which nothing is cached. Three other ways to call the model change
-this; the project's decoding uses none of them. Without a cache (`use_cache=False`) every pass reads the answer so far,
-too. If a prompt is read in chunks, the first chunk decides, or the last chunk with a cache that cannot tell its length.
-With a static cache, whose masks have four dimensions, padding counts as text.
+these rules; the project's decoding uses none of the three. Without a cache (`use_cache=False`) every pass reads the
+answer so far, too. If a prompt is read in chunks, the first chunk decides, or the last chunk with a cache that cannot
+tell its length. With a static cache, whose masks have four dimensions, padding counts as text.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class SpectR:
     singular_values: bool = False
 
     def prepare(self, offered: Offered) -> Tensor:
-        """The matrices [P, r, r] that map A x to V^T x, or to r numbers whose length is that of s B A x."""
+        """The matrices [P, r, r] that map A x to V^T x, or to r numbers with the length of s B A x."""
         from lora_retriever.methods.parts.spectral import computing_dtype, response_of, spectrum_of
 
         factor = response_of(offered) if self.singular_values else spectrum_of(offered).coordinates  # [P, r, r]

@@ -224,6 +224,6 @@ def _documents(references: Sequence[Sequence[str]]) -> list[list[Any]]:
 
 
 def _signature(metric: sacrebleu.BLEU | sacrebleu.CHRF) -> str:
-    # sacrebleu knows the number of references only after it has scored some; the usual number is one.
+    # sacrebleu knows the number of references only after scoring some rows. The usual number is one.
     metric.corpus_score(["a"], [["a"]])
     return str(metric.get_signature())

@@ -191,7 +191,7 @@ class EmbeddingCache:
 
 def _attempt(path: Path, action: Callable[[sqlite3.Connection], Result]) -> Result:
     with closing(sqlite3.connect(path)) as database, database:
-        database.text_factory = bytes  # what should be text may be damaged
+        database.text_factory = bytes  # a damaged file may have other values in place of text
         schema = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")]
         if not schema:
             database.executescript(f"PRAGMA auto_vacuum = full; BEGIN; {'; '.join(SCHEMA)}; COMMIT")

@@ -230,7 +230,7 @@ class Pool:
                 self.ours.load_adapter(folder, str(number))
                 if adapters > self.peft_max:
                     continue
-                # Else a bfloat16 model's adapters would be float32, and on a GPU if there is one.
+                # Otherwise the adapters of a bfloat16 model would be float32, and on a GPU if the machine has a GPU.
                 kept: dict[str, Any] = {"autocast_adapter_dtype": False, "torch_device": str(self.base.device)}
                 if self.peft is None:
                     self.peft = PeftModel.from_pretrained(deepcopy(self.base), folder, str(number), **kept).eval()
@@ -415,7 +415,8 @@ def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
-    # Torch keeps no such count on a CPU, but its profiler notes every allocation, and every release as a negative one.
+    # Torch has no such count for a CPU. But torch's profiler notes every allocation, and every release as a negative
+    # number.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         action()
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None

@@ -1,6 +1,6 @@
 """How much do the output layer's forms cost? `python scripts/generation/bench_head.py --base FOLDER [--dtype bfloat16]`
 
-Three products with a large vocabulary, each in the form that the project uses and in the plain one, in turn in every
+Three products with a large vocabulary, each in the project's form and in the plain form, which take turns in every
 round: a prefill that wants the logits of the last positions, the same with its backward pass (a training step without
 an adapter), and the choice of the next token. Any causal LM of transformers will do; numbers are medians.
 """

@@ -4,8 +4,8 @@ Rows are answered without a fault and with each fault alone (`faulty_plans.py`).
 method, how much the mean over the exact-match tasks and the mean over all tasks change, on the same rows, with the
 paired 95 % interval of `lora_retriever.analysis.comparison`. A third table shows what else changes.
 
-`--limit N` answers the first N rows of each task; batches and retrieval are those of the whole file. Answers are kept
-in DIR/answers.jsonl by the hash of everything that decides them. So a stopped measurement goes on, and a prompt is
+`--limit N` answers the first N rows of each task; batches and retrieval are the same as for the whole file. Answers are
+kept in DIR/answers.jsonl by the hash of everything that decides them. So a stopped measurement goes on, and a prompt is
 answered once under each composition, whichever faults and methods need the answer.
 """
 
@@ -418,7 +418,7 @@ def scored(run: Run, exact_match_only: bool) -> ScoredRun | None:
 
 
 def difference(run: Run, other: Run, exact_match_only: bool) -> Difference | None:
-    """The mean over tasks of a run minus that of another run. None: there are no exact-match tasks."""
+    """The mean over tasks of a run minus the mean over tasks of another run. None: there are no exact-match tasks."""
     both = [scored(one, exact_match_only) for one in (run, other)]
     known = [one for one in both if one is not None]
     return compare(known, other.name, "mean")[0].differences[MEAN] if len(known) == len(both) else None

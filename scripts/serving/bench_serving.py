@@ -11,9 +11,9 @@ Prints requests and tokens a second, the time to the first token, and the time o
 
 For every scenario, `lora-retriever serve` is started anew as a process of its own, so that no input is known before.
 The server is then warmed up with other inputs. `CPU` is the CPU time of a request in the server's process, as
-`/metrics` tells it. It counts the same on a machine where other programs run, so there, compare CPU times and not
-throughputs. The figures of `offline` are the difference between two evaluations, so that loading is left out. With
-several rounds, all figures are medians over the rounds.
+`/metrics` tells it. Other programs on the machine do not change CPU times. So on a shared machine, compare CPU times
+and not throughputs. The figures of `offline` are the difference between two evaluations, so that loading is left out.
+With several rounds, all figures are medians over the rounds.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Hammer:
             await self._hang_up(client, model, text)
             self.counts["hung up"] += 1
         else:
-            # The added adapter is hidden, so that the answer is that of the pool before.
+            # The added adapter is hidden, so that the answer is the answer of the pool without this adapter.
             exclude: dict[str, Any] = {"lora": {"exclude": [ADDED]}} if model != "base" else {}
             try:
                 answer = await chat(client, model, text, **exclude)

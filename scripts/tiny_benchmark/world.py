@@ -186,7 +186,7 @@ def _draw_topic(rng: Random, subjects: tuple[str, ...], relations: tuple[Relatio
 
 
 def _draw_lexicon(rng: Random) -> dict[str, dict[str, str]]:
-    """Invented words, no two alike: Velan ones end in a vowel, Orrin ones in a consonant."""
+    """Invented words, no two alike: Velan words end in a vowel, and Orrin words end in a consonant."""
     english = ANIMALS[:12] + ADJECTIVES + VERBS
     lexicon = {}
     for language, endings in zip(LANGUAGES, (("a", "i", "o"), ("k", "sh", "n")), strict=True):

@@ -91,7 +91,7 @@ def with_texts(data: RetrievalData, pool: Sequence[PoolEntry], rows: Sequence[Ro
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a file that are needed and are there.
+    """The needed arrays that the file has.
 
     Raises:
         UserError: the file is not readable, or holds something other than plain arrays of the stated sizes.

@@ -78,7 +78,8 @@ def probe(context: Context) -> Signals:
 
 
 class Probe:
-    """A gate that gives every adapter weight 0, and notes the adapters' responses. `take` reads those of one batch."""
+    """A gate that gives every adapter weight 0, and notes the adapters' responses. `take` returns the responses to one
+    batch."""
 
     def __init__(self) -> None:
         """Make a gate that has measured nothing yet."""

@@ -78,7 +78,7 @@ def _gram(up: Tensor) -> Tensor:
 
 
 def _eigen(gram: Tensor, negligible: float = NEGLIGIBLE) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [P, r], largest first and the negligible ones 0, and eigenvectors as columns [P, r, r]."""
+    """Eigenvalues [P, r], the largest first and negligible eigenvalues as 0, and eigenvectors as columns [P, r, r]."""
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(-1), vectors.flip(-1)
     return values.where(values > negligible * values[:, :1].clamp(min=0), 0), vectors
