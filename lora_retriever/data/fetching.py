@@ -23,7 +23,7 @@ from lora_retriever.files import hash_path, write_json, writing
 from lora_retriever.hub import fetch
 
 TEST_FILES = ("combined_test.json",)
-POOL_FILES = ("config2.json", "config_new.json")  # the 48 tasks; the same and 18 more
+POOL_FILES = ("config2.json", "config_new.json")  # the numbers of adapters: 48 tasks, or these 48 and 18 further tasks
 WHERE = "the authors' repository, github.com/StyxXuan/LoraRetriever"
 EVALUATION_SET = "Styxxxx/LoraRetriever_EvalSet"
 ROW_FILES = ["*.json", "*.jsonl", "*.parquet"]

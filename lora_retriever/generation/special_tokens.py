@@ -18,7 +18,7 @@ def eos_token_ids(
 ) -> list[int]:
     """Every EOS token that the base or its tokenizer names, in ascending order. An answer ends at each of them.
 
-    Adapters are trained to end an answer with the tokenizer's EOS token; some published bases name another one.
+    Adapters are trained to end an answer with the tokenizer's EOS token; some published bases name another EOS token.
     """
     return sorted({*configured_eos_ids(generation_config, config), *_given(tokenizer.eos_token_id)})
 

@@ -124,7 +124,7 @@ def _sources_of(part: Any) -> list[tuple[str, Path]]:
     for kind in kinds:
         try:
             path = inspect.getsourcefile(kind)
-        except (TypeError, OSError):  # a built-in class, or one typed into a shell
+        except (TypeError, OSError):  # a built-in class, or a class that was typed into a shell
             continue
         if path is not None and (_is_own(kind.__module__) or not _is_installed(Path(path))):
             sources.append((kind.__module__, Path(path)))

@@ -29,8 +29,8 @@ class Alike:
 class Drawn:
     """`k` adapters drawn for every row, with weight 1/k. None: the profile's k.
 
-    A draw depends on the seed, the row's id and the row's input, and not on other rows. A smaller k draws the first of
-    the adapters that a larger k draws. If the row's own adapter is masked, only this adapter is replaced.
+    A draw depends on the seed, the row's id and the row's input, and not on other rows. With a smaller k, the first k
+    of the adapters that a larger k draws are drawn. If the row's own adapter is masked, only this adapter is replaced.
     """
 
     k: Count | None = None

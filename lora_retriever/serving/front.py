@@ -1,4 +1,4 @@
-"""`Front`: an app that lets replicas of the server answer. Knows nothing of where the replicas are.
+"""`Front`: an app that lets replicas of the server answer. This module does not know where the replicas are.
 
 A request that a lost replica was answering is given to another replica, as long as the client has seen nothing of the
 answer. Every request may be given twice, because a server with replicas takes no changes of the pool.

@@ -151,7 +151,7 @@ class LivePool:
     def _fitted(self, snapshot: Snapshot, scorer: str) -> AdapterIndex:
         rule = self._find_scorer(scorer)
         index = AdapterIndex(rule)
-        if rule.needs_embeddings:  # all that are missing in one batch
+        if rule.needs_embeddings:  # all missing embeddings in one batch
             missing = [entry for name, entry in snapshot.entries.items() if name not in self._samples]
             texts = [[sample.inputs for sample in entry.sample] for entry in missing]
             ends = np.cumsum([len(of) for of in texts])

@@ -79,7 +79,7 @@ def serve(
         server = uvicorn.Server(config)
         server.capture_signals = partial(_stopping_by_signals, server, state)  # type: ignore[method-assign]
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        listening.listen(config.backlog)  # who reads "ready" can connect
+        listening.listen(config.backlog)  # a client that reads "ready" can connect
         console.print(for_rich(f"ready: {address} serves {served}; Ctrl-C ends"), soft_wrap=True)
         server.run(sockets=[listening])
 

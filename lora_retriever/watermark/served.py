@@ -132,7 +132,7 @@ class ServedSuspect:
 
 
 def wait_of(response: httpx.Response, attempt: int) -> float:
-    """Seconds until the next attempt: what the server asks for, or 1, 2, 4 …; at most `LONGEST_WAIT`."""
+    """Seconds until the next attempt: the number that the server states, or 1, 2, 4 …; at most `LONGEST_WAIT`."""
     try:
         asked = float(response.headers["retry-after"])
     except (KeyError, ValueError):

@@ -51,7 +51,7 @@ class Ties:
     Each A_p and B_p keeps the share `density` of its entries that are largest in magnitude. The elected sign of an
     entry is the sign of the unweighted sum over the row's adapters ("total"), or the sign that more adapters have
     ("frequency"). The entries of the elected sign, weighted as in `Linear`, are summed and divided by their number. The
-    weights are therefore no shares: n adapters that agree give their mean if each has weight 1.
+    weights therefore need not sum to 1: n adapters that agree give their mean if each has weight 1.
 
     Unlike in PEFT, entries equal to the smallest kept entry are kept too. Adapters in bfloat16 have equal entries, and
     a sort orders equal entries differently on different devices.

@@ -260,7 +260,7 @@ def gated_updates(
 
 
 def weighing_of(composer: Composer) -> Literal["mixture", "fusion"] | None:
-    """Return the mode in which inner products x A^T are weighed to compute what a composer computes, or None."""
+    """Return the mode by which weighed inner products x A^T give the same result as a composer, or None."""
     return "mixture" if composer is mixture_pair else "fusion" if composer is fusion_pair else None
 
 

@@ -3,8 +3,8 @@ the pool changes.
 
     python scripts/serving/hammer.py [--requests 2000] [--at-once 32]
 
-Every good request must be answered, and with the answer that the same request had alone. In the end no row may be left,
-and the memory of the process must be within 5 % of the memory after the first tenth of the requests.
+Every good request must be answered, and with the answer that the same request had alone. At the end, the batch must
+have no row, and the memory of the process must be within 5 % of the memory after the first tenth of the requests.
 """
 
 from __future__ import annotations
