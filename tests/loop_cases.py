@@ -101,12 +101,12 @@ def generated(
     return [cut(row, eos_ids) for row in tokens[:, ids.shape[1] :].tolist()]
 
 
-def alone(model: ComposableModel, job: Job, eos_ids: Sequence[int] = ()) -> list[int]:
-    """The greedy continuation of one prompt in a batch of its own, by transformers' `generate`."""
+def alone(model: ComposableModel, job: Job) -> list[int]:
+    """The greedy continuation of a prompt in a batch of its own, without an EOS token, by transformers' `generate`."""
     weights = job.composition.weights
     composed = model.composed(list(weights), [list(weights.values())], job.mode, job.gate) if weights else nullcontext()
     with InDouble(), composed:
-        return generated(model, [job.prompt], eos_ids, job.sampling.max_new_tokens)[0]
+        return generated(model, [job.prompt], [], job.sampling.max_new_tokens)[0]
 
 
 def rare(answers: Sequence[Sequence[int]]) -> list[int]:

@@ -132,8 +132,9 @@ def sweep_plot(sweep: Sweep) -> Figure:
     axes.set_xlabel(label(sweep.setting))
     axes.set_ylabel("mean over tasks, 95 % interval")
     axes.grid(axis="y", linewidth=0.4)
-    # matplotlib leaves a name that begins with "_" out of a legend, so the names come in afterwards.
-    for text, line in zip(axes.legend(fontsize=7, frameon=False).get_texts(), sweep.lines, strict=True):
+    # matplotlib leaves a name that begins with "_" out of a legend, so the names come in afterwards. `best` is the
+    # default; matplotlib warns that finding the place is slow only if the default was left.
+    for text, line in zip(axes.legend(loc="best", fontsize=7, frameon=False).get_texts(), sweep.lines, strict=True):
         text.set_text(label(line.name))
     return figure
 

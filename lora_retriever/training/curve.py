@@ -104,6 +104,6 @@ def write_curve(history: Sequence[Mapping[str, float]], folder: Path) -> None:
     axes.plot([entry["step"] for entry in steps], [entry["loss"] for entry in steps], label="training", linewidth=1)
     if validation:
         axes.plot(list(validation), list(validation.values()), "o-", label="validation")
-        axes.legend()
+        axes.legend(loc="best")
     axes.set_ylim(bottom=0)
     figure.savefig(folder / PLOT, dpi=120, metadata={"Software": None})

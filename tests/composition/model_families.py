@@ -6,13 +6,16 @@ the prompts, so a row's cache is cut while others' padding is still in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 WINDOW = 4
@@ -65,20 +68,32 @@ T5 = Family(
 )  # fmt: skip
 
 
-class InDouble(TorchFunctionMode):
+class InDouble(ExitStack):
     """Keeps float64 where a model's code turns to float32 for its norms and softmaxes.
 
     Their rounding would hide small differences; and a mask of the lowest float64 becomes -inf and NaN in float32.
+    Replaces the functions with which the models turn to float32: a TorchFunctionMode sees every function, and is slow.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if func is Tensor.float or (func is Tensor.to and torch.float32 in args):
-                return args[0]
+    def __enter__(self) -> InDouble:
+        for owner, name in ((Tensor, "float"), (Tensor, "to"), (functional, "softmax")):
+            self.enter_context(patch.object(owner, name, _in_double(getattr(owner, name))))
+        return self
+
+
+def _in_double(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of a tensor that leaves a tensor of float64 in float64 where float32 is asked for."""
+
+    @wraps(function)
+    def wrapper(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.dtype == torch.float64:
+            if function.__name__ == "float" or torch.float32 in args:
+                return x
             if kwargs.get("dtype") == torch.float32:
                 kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
+        return function(x, *args, **kwargs)
+
+    return wrapper
 
 
 def prompts_of(lengths: Sequence[int], seed: int = 3) -> list[list[int]]:

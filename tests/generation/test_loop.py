@@ -13,13 +13,13 @@ import torch
 from composition_cases import tiny_llama
 from gate_cases import GATES, Adapted, adapted_by
 from gate_cases import NAMES as GATED
-from loop_cases import HYBRIDS, NAMES, adapted, alone, continued_together, generated, generator_of, hybrid, rare
+from loop_cases import HYBRIDS, NAMES, adapted, alone, continued_together, cut, generated, generator_of, hybrid, rare
 from model_families import DECODERS, GEMMA, Family, InDouble, prompts_of
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.jobs import Job
-from lora_retriever.generation.loop import RECOVERY, Event, Loop
+from lora_retriever.generation.loop import Event, Loop
 from lora_retriever.generation.passes import reading_parts
 from lora_retriever.generation.sampling import Sampling
 from peft_composition import ComposableModel
@@ -64,8 +64,9 @@ def some_jobs(modes: Sequence[str] = ("mixture", "fusion", "ties")) -> list[Job]
 @pytest.mark.parametrize("model", DECODERS, indirect=True)
 def test_every_row_is_continued_as_if_it_were_alone(model):
     jobs = some_jobs()
-    eos_ids = rare([alone(model, job) for job in jobs])
-    expected = [alone(model, job, eos_ids) for job in jobs]
+    endless = [alone(model, job) for job in jobs]
+    eos_ids = rare(endless)
+    expected = [cut(answer, eos_ids) for answer in endless]
     loop = Loop(generator_of(model, eos_ids), max_tokens=90, read_tokens=20, steps=2)
     answers, events = run(loop, jobs)
     assert answers == expected
@@ -82,8 +83,9 @@ def test_rows_that_are_read_together_get_the_tokens_of_generate(model, lengths, 
     weights = [[0.5, 0.25], [1.0, 0.0], [0.0, 0.0]] * 3
     chosen = [Composition(dict(zip(NAMES, row if composed else [0.0, 0.0], strict=True))) for row in weights]
     with InDouble(), model.composed(NAMES, weights[: len(prompts)]) if composed else nullcontext():
-        eos_ids = rare(generated(model, prompts, [], NEW))
-        expected = generated(model, prompts, eos_ids, NEW)
+        endless = generated(model, prompts, [], NEW)
+    eos_ids = rare(endless)
+    expected = [cut(answer, eos_ids) for answer in endless]
     with InDouble():
         answers = continued_together(model, prompts, eos_ids, NEW, chosen[: len(prompts)])
     assert answers == expected
@@ -276,9 +278,10 @@ def test_common_beginnings_are_read_once_and_answers_stay_the_same(model, monkey
 def test_a_hybrid_is_answered_batch_by_batch(model_type):
     model = ComposableModel(hybrid(model_type))
     jobs = [Job(prompt, Composition(), "mixture", Sampling(5)) for prompt in prompts_of((12, 12, 4, 4, 9), seed=2)]
-    eos_ids = rare([alone(model, job) for job in jobs])
+    endless = [alone(model, job) for job in jobs]
+    eos_ids = rare(endless)
     answers, _ = run(Loop(generator_of(model, eos_ids), max_tokens=60), jobs)
-    assert answers == [alone(model, job, eos_ids) for job in jobs]
+    assert answers == [cut(answer, eos_ids) for answer in endless]
 
 
 def test_the_batch_of_a_hybrid_is_read_whole_however_few_tokens_are_read_at_once():
@@ -381,6 +384,7 @@ def test_after_a_shortage_of_memory_the_batch_grows_again_to_what_it_was(model, 
         return torch.OutOfMemoryError("CUDA out of memory") if sizes == [8] else None
 
     failing(monkeypatch, refuse)
+    monkeypatch.setattr("lora_retriever.generation.loop.RECOVERY", 24)
     loop = Loop(generator_of(model, share_prefix=False), max_tokens=1000, max_rows=8)
     jobs = [Job(prompt, Composition(), "mixture", Sampling(3)) for prompt in prompts_of([5] * 8, seed=1)]
     rooms = []
@@ -390,7 +394,7 @@ def test_after_a_shortage_of_memory_the_batch_grows_again_to_what_it_was(model, 
         assert ended == set(ids)
         rooms.append(loop.room)
     assert rooms[0] == 4 and rooms == sorted(rooms)
-    assert len(sizes) > 4 * RECOVERY
+    assert len(sizes) > 4 * 24
     for job in jobs:
         loop.add(job)
     loop.step()
