@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from lora_retriever.backends.base import Outcome, broken_device, is_broken_device
-from lora_retriever.backends.memory_folder import MemoryFolder
+from lora_retriever.backends.checkpoints import Checkpoints, Served, allowed_rank
 from lora_retriever.data.rows import shortened
 from lora_retriever.errors import UserError, one_line_of
 from lora_retriever.experiment.benchmark import Benchmark, model_source
@@ -30,13 +29,14 @@ from lora_retriever.generation.batches import Request, unfinished
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
 from lora_retriever.generation.generator import Generator, answer_of
-from lora_retriever.generation.limits import check_settings, check_tokens, limits_of
+from lora_retriever.generation.limits import Limits, check_settings, check_tokens, limits_of
 from lora_retriever.generation.loading import ModelSource, load_tokenizer, skeleton
+from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import eos_token_ids
 from peft_composition import AdapterError, Composer, CompositionError, CompositionWriter, Gate
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM allows for `max_lora_rank`."""
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 BATCHES_IN_CHUNK = 4
 """Number of batches that vLLM is given at once, as one chunk. vLLM fills the slots of ended rows with waiting rows."""
@@ -51,16 +51,24 @@ Key = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
-class Served:
-    """A composition on disk, as vLLM is told of it.
+class Parts:
+    """What an engine of vLLM is started with, and what is known of the base without its model weights.
 
     Attributes:
-        number: the number by which vLLM knows the LoRA. No number is used twice.
+        eos_ids: the EOS tokens at which answers end.
+        writer: the adapters, and what writes their compositions.
     """
 
-    number: int
-    path: Path
-    rank: int
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    limits: Limits
+    eos_ids: list[int]
+    writer: CompositionWriter
+
+    @property
+    def settings(self) -> GenerationSection:
+        """How prompts are made and answered."""
+        return self.source.generation
 
 
 class EngineError(Exception):
@@ -88,7 +96,7 @@ class Engine(Protocol):
 class VllmEngine:
     """vLLM in processes of its own. These processes stay if this process is killed by SIGKILL."""
 
-    def __init__(self, source: ModelSource, max_rank: int, eos_ids: Sequence[int]) -> None:
+    def __init__(self, parts: Parts, max_rank: int) -> None:
         """Start vLLM, which takes a minute.
 
         Raises:
@@ -97,53 +105,26 @@ class VllmEngine:
         import vllm
 
         self.max_rank = max_rank
-        settings = source.generation
-        on_cpu = vllm.platforms.current_platform.is_cpu()
+        settings = parts.settings
+        longest = settings.max_prompt_tokens + settings.max_new_tokens
         # Answers end at the EOS tokens of `eos_ids` only, as in the local backend. vLLM would add others.
         self._decoding = vllm.SamplingParams(
             temperature=0,
             max_tokens=settings.max_new_tokens,
-            stop_token_ids=list(eos_ids),
+            stop_token_ids=parts.eos_ids,
             ignore_eos=True,
             detokenize=False,
         )
-        try:
-            self._llm = vllm.LLM(
-                model=str(source.base),
-                skip_tokenizer_init=True,
-                trust_remote_code=False,
-                dtype=source.dtype,
-                tensor_parallel_size=torch.cuda.device_count() if source.device == BALANCED else 1,
-                max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
-                max_num_seqs=settings.batch_size,
-                enable_lora=True,
-                # Each LoRA has a slot in the memory of the device, in every linear layer. Other rows wait for a slot.
-                max_loras=min(settings.batch_size, LORAS),
-                max_lora_rank=max_rank,
-                # Rows rarely share a composition, and a prefix is not shared between compositions.
-                enable_prefix_caching=False,
-                # On a CPU, compiling takes more time than it saves, and needs a compiler.
-                enforce_eager=on_cpu,
-            )
-        except Exception as error:  # vLLM may raise anything
-            reason = shortened(str(error), REASON_LENGTH)
-            raise UserError(f"vLLM does not start on {source.base}: {reason}") from error
+        with starting(parts.source):
+            self._llm = vllm.LLM(**engine_arguments(parts.source, max_rank, longest))
 
     def generate(self, prompts: Sequence[list[int]], compositions: Sequence[Served | None]) -> list[list[int]]:
         """See `Engine`."""
-        from vllm.lora.request import LoRARequest
-
-        loras = [
-            None if served is None else LoRARequest(str(served.number), served.number, str(served.path))
-            for served in compositions
-        ]
-        try:
+        loras = [None if served is None else lora_request(served) for served in compositions]
+        with failing_as_engine():
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts], self._decoding, lora_request=loras, use_tqdm=False
             )
-        except Exception as error:  # vLLM's errors have no common class but this one
-            reason = shortened(str(error) or type(error).__name__, REASON_LENGTH)
-            raise EngineError(f"vLLM failed: {reason}") from error
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def shutdown(self) -> None:
@@ -176,15 +157,12 @@ class VllmBackend:
         self._answer_end = answer_end
         self._vocabulary = vocabulary
         self._start = start
-        self._writer = writer
         self._tokenizer = tokenizer
         self._chunk_size = BATCHES_IN_CHUNK * batch_size
-        self._numbers = count(1)
-        self._served: dict[Key, Served] = {}  # the compositions in the folder, all of one mode
-        rank = allowed_rank(sum(sorted(writer.ranks.values())[-adapters_of_a_row:]))
+        rank = rank_of_largest(writer, adapters_of_a_row)
         self._engine: Engine | None = start(rank)
         # Twice the size of a chunk: vLLM uses the same file system, which must not become full.
-        self._folder = MemoryFolder(room=2 * self._chunk_size * writer.size(rank))
+        self._checkpoints = Checkpoints(writer, 2 * self._chunk_size, rank)  # all of one mode
 
     def answers(
         self, requests: Sequence[Request], mode: str | Composer, done: Collection[int], gate: Gate | None = None
@@ -197,13 +175,15 @@ class VllmBackend:
         if gate is not None:
             raise UserError("backend: vllm serves checkpoints, which cannot be weighed by token; use backend: local")
         chunks = unfinished(plan_chunks(requests, self._chunk_size), done)
-        last = {key_of(request.composition): number for number, chunk in enumerate(chunks) for request in chunk}
+        last: dict[Hashable, int] = {
+            key_of(request.composition): number for number, chunk in enumerate(chunks) for request in chunk
+        }
         try:
             for number, chunk in enumerate(chunks):
                 yield self._answer(chunk, mode)
-                self._drop([key for key in self._served if last[key] == number])
+                self._checkpoints.drop([key for key in self._checkpoints.keys if last[key] == number])
         finally:
-            self._drop(list(self._served))
+            self._checkpoints.drop(self._checkpoints.keys)
 
     def generator(self) -> Generator:
         """There is no model to look into.
@@ -218,7 +198,7 @@ class VllmBackend:
         try:
             self._stop()
         finally:
-            self._folder.close()
+            self._checkpoints.close()
 
     def _answer(self, chunk: Sequence[Request], mode: str | Composer) -> Outcome:
         failures: dict[int, str] = {}
@@ -258,19 +238,7 @@ class VllmBackend:
         """The checkpoint of a composition, written now if it is not there. None: the composition has no adapters."""
         if not composition.weights:
             return None
-        key = key_of(composition)
-        if key not in self._served:
-            number = next(self._numbers)
-            path = self._folder.path / str(number)
-            rank = self._writer.write(
-                composition.adapters, list(composition.weights.values()), mode, path=path, ranks=RANKS
-            )
-            self._served[key] = Served(number, path, rank)
-        return self._served[key]
-
-    def _drop(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            shutil.rmtree(self._served.pop(key).path, ignore_errors=True)
+        return self._checkpoints.written(key_of(composition), composition, mode)
 
     def _engine_for(self, rank: int) -> Engine:
         """An engine that serves this rank: the running engine, or a new engine if a sweep needs a larger rank."""
@@ -303,9 +271,74 @@ def key_of(composition: Composition) -> Key:
     return tuple(sorted(composition.weights.items()))
 
 
-def allowed_rank(rank: int) -> int:
-    """The smallest rank that vLLM allows and that is at least `rank`, or else the highest rank that vLLM allows."""
-    return next((allowed for allowed in RANKS if allowed >= rank), RANKS[-1])
+def rank_of_largest(writer: CompositionWriter, adapters: int) -> int:
+    """The rank that vLLM allows for any mixture of this many adapters."""
+    return allowed_rank(sum(sorted(writer.ranks.values())[-adapters:]))
+
+
+def engine_arguments(source: ModelSource, max_rank: int, longest: int) -> dict[str, Any]:
+    """The arguments of every engine of vLLM.
+
+    Args:
+        max_rank: the highest rank of a LoRA.
+        longest: maximum length of a prompt with its answer, in tokens.
+    """
+    from vllm.platforms import current_platform
+
+    settings = source.generation
+    return {
+        "model": str(source.base),
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "dtype": source.dtype,
+        "tensor_parallel_size": torch.cuda.device_count() if source.device == BALANCED else 1,
+        "max_model_len": longest,
+        "max_num_seqs": settings.batch_size,
+        "enable_lora": True,
+        # Each LoRA has a slot in the memory of the device, in every linear layer. Other rows wait for a slot.
+        "max_loras": min(settings.batch_size, LORAS),
+        "max_lora_rank": max_rank,
+        # Rows rarely share a composition, and a prefix is not shared between compositions.
+        "enable_prefix_caching": False,
+        # On a CPU, compiling takes more time than it saves, and needs a compiler.
+        "enforce_eager": current_platform.is_cpu(),
+    }
+
+
+def lora_request(served: Served) -> LoRARequest:
+    """A composition on disk, in vLLM's words."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(str(served.number), served.number, str(served.path))
+
+
+@contextmanager
+def starting(source: ModelSource) -> Iterator[None]:
+    """Free what torch keeps for later of a GPU's memory, and name what hinders vLLM from starting.
+
+    Raises:
+        UserError: vLLM does not start.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # vLLM takes nearly all memory, and torch still holds the encoder's
+    try:
+        yield
+    except Exception as error:  # vLLM may raise anything
+        raise UserError(f"vLLM does not start on {source.base}: {shortened(str(error), REASON_LENGTH)}") from error
+
+
+@contextmanager
+def failing_as_engine() -> Iterator[None]:
+    """Give every error of vLLM one class.
+
+    Raises:
+        EngineError: vLLM failed.
+    """
+    try:
+        yield
+    except Exception as error:  # vLLM's errors have no common class but this one
+        reason = shortened(str(error) or type(error).__name__, REASON_LENGTH)
+        raise EngineError(f"vLLM failed: {reason}") from error
 
 
 def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
@@ -316,7 +349,26 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
             adapter cannot be composed exactly.
     """
     check_vllm(profile)
-    source = model_source(profile, benchmark)
+    parts = read_parts(model_source(profile, benchmark))
+    size, k = parts.settings.batch_size, profile.retrieval.k
+    return VllmBackend(
+        partial(VllmEngine, parts),
+        parts.writer,
+        parts.tokenizer,
+        size,
+        k,
+        parts.limits.vocabulary,
+        parts.settings.answer_end,
+    )
+
+
+def read_parts(source: ModelSource) -> Parts:
+    """Read what vLLM's engines need of a base and its adapters, and verify the adapters.
+
+    Raises:
+        UserError: the base is of a kind that vLLM does not serve here, or has fewer positions than the settings ask
+            for; or an adapter cannot be composed exactly.
+    """
     base, tokenizer = skeleton(source.base), load_tokenizer(source.base)
     refuse_encoder_decoder(base.config, "profiles with backend: vllm")
     limits = limits_of(base)
@@ -328,14 +380,7 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
     except AdapterError as error:
         raise UserError(str(error)) from error
     eos_ids = eos_token_ids(base.generation_config, tokenizer, base.config)
-
-    def start(max_rank: int) -> Engine:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # vLLM takes nearly all memory, and torch still holds the encoder's
-        return VllmEngine(source, max_rank, eos_ids)
-
-    size, k = source.generation.batch_size, profile.retrieval.k
-    return VllmBackend(start, writer, tokenizer, size, k, limits.vocabulary, source.generation.answer_end)
+    return Parts(source, tokenizer, limits, eos_ids, writer)
 
 
 def check_vllm(profile: Profile) -> None:

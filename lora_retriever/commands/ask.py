@@ -97,14 +97,14 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
     from lora_retriever.serving.prompts import Prompts
     from lora_retriever.serving.schemas import Message, Wishes
 
-    prompts, pool = Prompts(service.generator), service.pool.current
+    prompts, pool = Prompts(service.codec), service.pool.current
     prompt = prompts.of_chat([Message(role="user", content=text)])
     wanted = Wanted(Sampling(prompts.default_tokens), trims=True)
 
     async def answer(model: str) -> dict[str, Any]:
         method = service.methods.get(model)
         takes = Wishes()
-        if method is not None and learns(method):
+        if method is not None and learns(method) and service.learning is not None:
             await asyncio.to_thread(service.learning.learn, method)
             takes = Wishes(exclude=wishes.exclude)
         elif method is not None:  # each method gets only the wishes that the method reads
@@ -116,7 +116,7 @@ async def _answers(service: Service, text: str, models: list[str], wishes: Wishe
             await answers.whole()
             (choice,) = answers.choices
             lora = described(asked, choice, pool.domains)
-            return {"method": model, "answer": chat_text(choice, service.generator.tokenizer), "lora": lora}
+            return {"method": model, "answer": chat_text(choice, service.codec.tokenizer), "lora": lora}
 
     return list(await asyncio.gather(*map(answer, models)))
 

@@ -15,6 +15,7 @@ EXAMPLES = """
 lora-retriever serve                                               # the bundled miniature; then open the page
 lora-retriever serve --profile mine.yaml --host 0.0.0.0 --api-key-file keys.txt
 lora-retriever serve --profile mine.yaml --api-key-file keys.txt --allow-changes
+lora-retriever serve --profile mine.yaml --backend vllm --set generation.batch_size=64
 lora-retriever serve --profile mine.yaml --backend ray --set ray.workers=4
 """
 LARGEST_PORT = 65535
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=("local", "ray"),
-        help="where answers are made: in this process, or by replicas of Ray Serve (default: the profile's)",
+        choices=("local", "vllm", "ray"),
+        help="what makes answers: the project's own engine, vLLM, or replicas of Ray Serve (default: the profile's)",
     )
     parser.add_argument("--results", type=Path, help="folder of what methods learn (default: results/PROFILE)")
     parser.add_argument("--no-access-log", action="store_true", help="write no line for each request")

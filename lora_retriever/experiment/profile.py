@@ -262,6 +262,8 @@ class ServeSection(Section):
             bounds the memory for keys and values.
         read_tokens: maximum number of tokens of waiting prompts that are read between two tokens of the answers that
             are made. A larger number gives more answers a second, and streams that pause longer.
+        rank: highest rank of a composition that `backend: vllm` serves. vLLM's memory for adapters grows with this
+            number. None: the rank of the largest mixtures of `retrieval.k` adapters.
         seconds: maximum time of a request, in seconds.
         body: maximum size of a request, such as `1MiB`.
     """
@@ -273,6 +275,7 @@ class ServeSection(Section):
     waiting: int = Field(256, ge=1, le=MAX_COUNT)
     tokens: int = Field(65536, ge=1, le=2**31)
     read_tokens: int = Field(2048, ge=1, le=2**31)
+    rank: int | None = Field(None, ge=1, le=512)
     seconds: float = Field(120, gt=0, le=86400, allow_inf_nan=False)
     body: ByteSize = ByteSize(2**20)
 

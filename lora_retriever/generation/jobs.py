@@ -91,8 +91,7 @@ class WaitingRow:
     @cached_property
     def kind(self) -> Kind:
         """A key that is equal for all rows that are composed alike."""
-        weights = self.job.composition.weights
-        return mode_key(self.job), tuple(sorted((name, weight) for name, weight in weights.items() if weight))
+        return kind_of(self.job)
 
     @property
     def ids(self) -> list[int]:
@@ -108,6 +107,12 @@ class WaitingRow:
     def still(self) -> int:
         """Maximum number of tokens that the row may still get."""
         return self.job.sampling.max_new_tokens - len(self.tokens)
+
+
+def kind_of(job: Job) -> Kind:
+    """A key that is equal for all jobs that are composed alike, whatever the order of their adapters."""
+    weights = job.composition.weights
+    return mode_key(job), tuple(sorted((name, weight) for name, weight in weights.items() if weight))
 
 
 def mode_key(job: Job) -> str:

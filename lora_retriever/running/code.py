@@ -39,7 +39,7 @@ STAGING = ("lora_retriever/procedures/", "lora_retriever/running/stages.py")
 BACKEND_FILES = {
     "local": ("local.py", "failures.py", "options.py"),
     "ray": ("local.py", "failures.py", "options.py", "ray.py", "ray_actors.py"),
-    "vllm": ("vllm.py", "memory_folder.py"),
+    "vllm": ("vllm.py", "checkpoints.py", "memory_folder.py"),
 }
 """The files of each backend, in the folder `backends`."""
 FILES_NAMED = 5

@@ -95,7 +95,7 @@ class Answering:
             place, event = delivered
             choice = self.choices[place]
             if isinstance(event, RefusedError):
-                raise ApiError(400, str(event), "max_tokens", "context_length_exceeded") from event
+                raise ApiError(400, str(event), event.param, event.code) from event
             if isinstance(event, Exception):
                 raise ApiError(500, f"the answer could not be made ({type(event).__name__})") from event
             if event.tokens and self.first_token is None:
@@ -211,6 +211,6 @@ def _choices(
                 continues=wanted.continues,
                 trims=wanted.trims,
             )
-            stream = job.text_stream(service.generator.tokenizer)
+            stream = job.text_stream(service.codec.tokenizer)
             choices.append(Choice(place, prompt, composition, job, stream, not wanted.streams))
     return choices

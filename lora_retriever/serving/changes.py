@@ -138,7 +138,7 @@ class Changing:
             folder = _below(self._root, new.folder or new.name)
             name, service = entry.model_name, self._service
             try:
-                inspect_adapter(folder, name, service.generator.model.base)
+                inspect_adapter(folder, name, service.adapters.base)
                 service.load_adapter(name, folder)
             except AdapterError as error:
                 raise ApiError(400, str(error), "folder", "adapter_unusable") from error

@@ -45,6 +45,9 @@ class Steps(Protocol):
     def step(self) -> list[Event]:
         """Read waiting prompts, or decode one token of every row."""
 
+    def close(self) -> None:
+        """Free the memory. No job is answered any more."""
+
 
 class FullError(Exception):
     """Too many jobs wait.
@@ -59,7 +62,17 @@ class FullError(Exception):
 
 
 class RefusedError(UserError):
-    """The loop can never answer a job."""
+    """The loop can never answer a job.
+
+    Attributes:
+        param: the field of the request that is at fault.
+        code: OpenAI's short name of the error.
+    """
+
+    def __init__(self, message: str, param: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
 
 
 @dataclass
@@ -88,7 +101,7 @@ class Engine:
         observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
         is_fatal: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
-        """Start the thread.
+        """Start the thread, which closes the loop at its end.
 
         Args:
             limit: maximum number of jobs that wait or run.
@@ -175,6 +188,7 @@ class Engine:
         for ticket in list(self._tickets.values()):
             self._cancel(ticket)
             ticket.deliver(RuntimeError(ENDED))
+        self._loop.close()
 
     def _work(self, commands: Sequence[Callable[[], None]]) -> bool:
         """Carry out commands, and one step of the loop. Returns whether there are jobs."""
@@ -202,17 +216,16 @@ class Engine:
                 continue
             if event.ended is not None:
                 self._end(ticket)
-            ticket.deliver(event)
+            ticket.deliver(event.error if isinstance(event.error, RefusedError) else event)
 
     def _add(self, ticket: Ticket) -> None:
         if ticket.cancelled:
             return
         try:
             ticket.id = self._loop.add(ticket.job)
-        except UserError as error:
-            self._end(ticket)
-            ticket.deliver(RefusedError(str(error)))
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, RefusedError):
+                error = RefusedError(str(error), "max_tokens", "context_length_exceeded")
             self._end(ticket)
             ticket.deliver(error)
         else:

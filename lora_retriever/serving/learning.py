@@ -118,8 +118,8 @@ class Learning:
         results: Path,
         pool: LivePool,
         encoder: QueryEncoder | None,
-        twin: Twin,
         pool_hash: str | None,
+        twin: Twin,
         folders: Callable[[], Mapping[str, Path]],
     ) -> None:
         """Start the thread.

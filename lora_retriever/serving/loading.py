@@ -10,6 +10,8 @@ from threading import Lock
 
 from rich.console import Console
 
+from lora_retriever.backends.base import is_broken_device
+from lora_retriever.backends.vllm import check_vllm, read_parts
 from lora_retriever.data.rows import read_rows
 from lora_retriever.data.sources import hash_source
 from lora_retriever.errors import UserError
@@ -19,6 +21,7 @@ from lora_retriever.experiment.checks import benchmark_problems
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.files import hash_path
 from lora_retriever.generation.loading import ModelSource, load_generator
+from lora_retriever.generation.loop import Loop
 from lora_retriever.generation.prompt import files_wanted
 from lora_retriever.hub import ENCODER_WANTED
 from lora_retriever.progress import quieten_transformers
@@ -31,7 +34,9 @@ from lora_retriever.serving.changes import Changes, read_changes
 from lora_retriever.serving.learning import Learning, Twin
 from lora_retriever.serving.naming import learns
 from lora_retriever.serving.pool import LivePool, QueryEncoder
-from lora_retriever.serving.service import Service
+from lora_retriever.serving.service import Answerer, Service
+from lora_retriever.serving.vllm_batcher import VllmBatcher, is_broken_engine
+from lora_retriever.serving.vllm_loop import VllmLoop
 
 
 def load_service(
@@ -50,8 +55,11 @@ def load_service(
     """
     import torch
 
-    if profile.backend != "local":
-        raise UserError(f"profile {profile.name}: backend: {profile.backend} is not served; set backend: local")
+    if profile.backend not in ANSWERERS:
+        reason = f"backend: {profile.backend} answers no single input; set one of {', '.join(ANSWERERS)}"
+        raise UserError(f"profile {profile.name}: {reason}")
+    if profile.backend == "vllm":
+        check_vllm(profile)
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
     quieten_transformers()
@@ -81,27 +89,46 @@ def load_service(
         profile.adapters.memory,
         profile.threads,
     )
-    with console.status("loading the base model and the adapters"), without_adapter_warnings():
-        generator = load_generator(source)
     encoders = None if profile.encoder is None else Encoders(profile)
     pool = LivePool(entries, profile.find_scorer, _no_encoder if encoders is None else encoders.encode_samples)
     with console.status("encoding the pool"):
         _prepare(profile, pool)
-    from_file = isinstance(profile.data.pool, str) and changes == Changes()
     queries = None if encoders is None else encoders.queries
-    learning = partial(
-        Learning,
-        profile,
-        base,
-        results or Path("results") / profile.name,
-        pool,
-        queries,
-        Twin(generator, profile.adapters.memory),
-        hash_source(profile.pool_source) if from_file else None,
-    )
-    service = Service(profile, generator, pool, queries, folders, learning, observe)
+    from_file = isinstance(profile.data.pool, str) and changes == Changes()
+    pool_hash = hash_source(profile.pool_source) if from_file else None
+    learning = partial(Learning, profile, base, results or Path("results") / profile.name, pool, queries, pool_hash)
+    with console.status("loading the base model and the adapters"), without_adapter_warnings():
+        answerer = ANSWERERS[profile.backend](profile, source, learning)
+    service = Service(profile, answerer, pool, queries, folders, observe)
     _learn(service, console)
     return service
+
+
+def _local_answerer(profile: Profile, source: ModelSource, learning: Callable[..., Learning]) -> Answerer:
+    """A model in this process."""
+    generator = load_generator(source)
+    loop = Loop(
+        generator, profile.serve.tokens, read_tokens=profile.serve.read_tokens, steps=1, is_fatal=is_broken_device
+    )
+    twin = Twin(generator, profile.adapters.memory)
+    return Answerer(generator, loop, generator.model, is_broken_device, lambda folders: learning(twin, folders))
+
+
+def _vllm_answerer(profile: Profile, source: ModelSource, learning: Callable[..., Learning]) -> Answerer:
+    """vLLM in this process. No method learns.
+
+    Raises:
+        UserError: methods are to learn, vLLM does not start, or vLLM cannot serve the adapters.
+    """
+    if profile.serve.methods:
+        raise UserError(f"profile {profile.name}: serve.methods: no method learns with backend: vllm; leave it out")
+    parts = read_parts(source)
+    loop = VllmLoop(VllmBatcher(parts, profile), parts)
+    return Answerer(parts, loop, loop, is_broken_engine)
+
+
+ANSWERERS = {"local": _local_answerer, "vllm": _vllm_answerer}
+"""What loads the answerer, by the name of the backend."""
 
 
 def settle() -> None:
@@ -176,6 +203,7 @@ def _learn(service: Service, console: Console) -> None:
         if method is None or not learns(method):
             known = ", ".join(name for name, method in service.methods.items() if learns(method))
             raise UserError(f"profile {profile.name}: serve.methods: {quoted(name)} does not learn (known: {known})")
+        assert service.learning is not None, "other backends refuse serve.methods"
         with console.status(f"{name} is learning"):
             service.learning.learn(method)
 

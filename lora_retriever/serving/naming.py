@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from lora_retriever.backends import BACKENDS
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.experiment.profile import Profile
@@ -59,6 +60,17 @@ def learns(method: Method) -> bool:
     return "model" in method.reads or isinstance(method.gate, LearnedGate)
 
 
+def refusal(method: Method, profile: Profile) -> str | None:
+    """Why the profile's backend cannot answer with a method. None: it can."""
+    if BACKENDS[profile.backend].has_model or (method.gate is None and not learns(method)):
+        return None
+    needs = "weighs adapters by token" if method.gate is not None else "looks into the model"
+    return (
+        f"{method.name} {needs}, and backend: {profile.backend} serves checkpoints; name another method, or serve "
+        "the profile with backend: local"
+    )
+
+
 def asked_of(
     model: str, wishes: Wishes | None, methods: Mapping[str, Method], adapters: Collection[str], profile: Profile
 ) -> Asked:
@@ -74,6 +86,8 @@ def asked_of(
     method = methods.get(model)
     if method is None:
         return _composition(model, wishes, adapters)
+    if (reason := refusal(method, profile)) is not None:
+        raise ApiError(400, f"`model`: {reason}", "model", "model_not_served")
     if wishes.adapters is not None:
         return _weighted(method, wishes, adapters)
     return Asked(

@@ -6,15 +6,36 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import Lock
+from typing import TYPE_CHECKING, Protocol
 
 from lora_retriever.errors import UserError
 from lora_retriever.generation.chat import conversation_tokens
-from lora_retriever.generation.generator import Generator
-from lora_retriever.generation.limits import check_tokens
+from lora_retriever.generation.limits import Limits, check_tokens
 from lora_retriever.generation.prompt import CHAT, TEMPLATES, Prompt, encode_prompt
 from lora_retriever.generation.tokenizing import INPUTS, prompt_tokens
 from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.schemas import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_retriever.generation.settings import GenerationSection
+
+
+class Codec(Protocol):
+    """What turns texts into tokens and tokens into texts: the base's tokenizer and limits, and a profile's settings."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the base."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the base."""
+
+    @property
+    def settings(self) -> GenerationSection:
+        """How prompts are made and answered."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +58,17 @@ class AskedPrompt:
 class Prompts:
     """Makes prompts with the profile's template and the base's tokenizer."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, codec: Codec) -> None:
         """Read the template.
 
         Raises:
             UserError: the tokenizer lacks the template.
         """
-        self._generator = generator
-        self._tokenizer = deepcopy(generator.tokenizer)  # prompts are made beside the thread that decodes answers
+        self._codec = codec
+        self._tokenizer = deepcopy(codec.tokenizer)  # prompts are made beside the thread that decodes answers
         self._lock = Lock()
-        self._settings = generator.settings
-        self._template = generator.settings.template_for(generator.tokenizer)
+        self._settings = codec.settings
+        self._template = codec.settings.template_for(codec.tokenizer)
 
     @property
     def default_tokens(self) -> int:
@@ -104,7 +125,7 @@ class Prompts:
         Raises:
             ApiError: the base has fewer positions.
         """
-        limits = self._generator.limits
+        limits = self._codec.limits
         positions = limits.table or limits.trained
         wanted = len(prompt.token_ids) + new_tokens
         if positions is not None and wanted > positions:
@@ -139,7 +160,7 @@ class Prompts:
 
     def _check(self, tokens: Sequence[int]) -> None:
         try:
-            check_tokens(tokens, self._generator.limits.vocabulary)
+            check_tokens(tokens, self._codec.limits.vocabulary)
         except UserError as error:
             raise ApiError(400, f"`prompt`: {error}", "prompt") from error
 

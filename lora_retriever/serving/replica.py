@@ -32,7 +32,7 @@ class Replica:
         """
         metrics = Metrics()
         self.service = load_service(profile, Console(file=io.StringIO()), metrics.step, results)
-        self._app = make_app(Serving(self.service, Prompts(self.service.generator), metrics))
+        self._app = make_app(Serving(self.service, Prompts(self.service.codec), metrics))
 
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
         """The messages of a response, in parts: all that are ready. The last is of the type `NOTED`."""

@@ -58,7 +58,7 @@ def serve(
         raise
     if profile.backend not in APPS:
         raise UserError(f"backend: {profile.backend} is not served (served: {', '.join(APPS)})")
-    if allow_changes and profile.backend != "local":
+    if allow_changes and profile.backend == "ray":
         raise UserError(f"backend: {profile.backend} serves a pool that is fixed: leave --allow-changes out")
     known = frozenset() if keys is None else read_keys(keys)
     log = to_standard_output if access_log else None
@@ -122,9 +122,9 @@ def _local_app(profile: Profile, console: Console, options: Options) -> Iterator
     metrics = Metrics()
     with closing(load_service(profile, console, metrics.step, options.results)) as service:
         changing = Changing(service) if options.allow_changes else None
-        serving = Serving(service, Prompts(service.generator), metrics, changing)
+        serving = Serving(service, Prompts(service.codec), metrics, changing)
         settle()
-        served = f"{len(service.methods)} methods and {len(service.pool.current.entries)} adapters"
+        served = f"{len(service.offered)} methods and {len(service.pool.current.entries)} adapters"
         yield make_app(serving, options.keys, options.log), serving, served
 
 
@@ -145,7 +145,7 @@ def _ray_app(profile: Profile, console: Console, options: Options) -> Iterator[A
         yield guard, front, f"{count} replicas"
 
 
-APPS = {"local": _local_app, "ray": _ray_app}
+APPS = {"local": _local_app, "vllm": _local_app, "ray": _ray_app}
 """What makes the app, by the name of the backend."""
 
 

@@ -9,19 +9,53 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from lora_retriever.backends.base import is_broken_device
 from lora_retriever.experiment.profile import Profile
 from lora_retriever.generation.composition import Composition
-from lora_retriever.generation.generator import Generator
-from lora_retriever.generation.loop import Loop
 from lora_retriever.methods import Method
-from lora_retriever.serving.engine import Engine
+from lora_retriever.serving.engine import Engine, Steps
 from lora_retriever.serving.learning import Learned, Learning
-from lora_retriever.serving.naming import Asked, learns, served_methods
+from lora_retriever.serving.naming import Asked, learns, refusal, served_methods
 from lora_retriever.serving.pool import LivePool, QueryEncoder, Snapshot
+from lora_retriever.serving.prompts import Codec
 from lora_retriever.serving.routing import Routing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Adapters(Protocol):
+    """The adapters that are loaded, which the engine's thread alone touches. `base`: the base, or its skeleton."""
+
+    base: PreTrainedModel
+
+    def load_adapter(self, path_or_repo_id: Path, name: str) -> None:
+        """Load an adapter. Raises `AdapterError` if it cannot be composed exactly; nothing has changed then."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """What answers, in a profile's backend.
+
+    Attributes:
+        codec: how prompts and answers become tokens and texts.
+        loop: continues prompts.
+        is_fatal: whether an error of the loop means that nothing more can be computed in this process.
+        learning: makes the part in which methods learn, of a function that gives the adapters' folders. None: the
+            backend has no model that methods could look into.
+    """
+
+    codec: Codec
+    loop: Steps
+    adapters: Adapters
+    is_fatal: Callable[[Exception], bool]
+    learning: Callable[[Callable[[], Mapping[str, Path]]], Learning] | None = None
 
 
 class Service:
@@ -29,44 +63,28 @@ class Service:
 
     Attributes:
         folders: the folder of each adapter that is loaded.
-        methods: the methods that can be asked for, by name.
+        methods: the methods that answer an input alone, by name. The backend may refuse some (`naming.refusal`).
     """
 
     def __init__(
         self,
         profile: Profile,
-        generator: Generator,
+        answerer: Answerer,
         pool: LivePool,
         encoder: QueryEncoder | None,
         folders: Mapping[str, Path],
-        learning: Callable[[Callable[[], Mapping[str, Path]]], Learning],
         observe: Callable[[int, int, float], None] = lambda rows, waiting, seconds: None,
     ) -> None:
-        """Put the parts together, and start their threads.
-
-        Args:
-            learning: makes the part in which methods learn, of a function that gives the adapters' folders.
-            observe: is told of every step of the engine.
-        """
+        """Put the parts together, and start their threads. `observe` is told of every step of the engine."""
         self.profile = profile
-        self.generator = generator
+        self.codec = answerer.codec
+        self.adapters = answerer.adapters
         self.pool = pool
         self.folders = dict(folders)
         self.methods: dict[str, Method] = served_methods(profile)
-        self.learning = learning(self._loaded)
+        self.learning = None if answerer.learning is None else answerer.learning(self._loaded)
         self.routing = Routing(profile, pool, encoder)
-        self.engine = Engine(
-            Loop(
-                generator,
-                profile.serve.tokens,
-                read_tokens=profile.serve.read_tokens,
-                steps=1,
-                is_fatal=is_broken_device,
-            ),
-            profile.serve.waiting,
-            observe,
-            is_broken_device,
-        )
+        self.engine = Engine(answerer.loop, profile.serve.waiting, observe, answerer.is_fatal)
         self._using: Counter[str] = Counter()  # how many requests use an adapter
         self._leaving: set[str] = set()  # adapters that are unloaded when no request uses them any more
         self._lock = threading.Lock()
@@ -89,6 +107,15 @@ class Service:
             for name in self._given_back(names) if present else ():
                 self._unload(name)
 
+    @property
+    def offered(self) -> dict[str, Method]:
+        """The methods that can be asked for, by name."""
+        return {name: method for name, method in self.methods.items() if refusal(method, self.profile) is None}
+
+    def is_ready(self, method: Method) -> bool:
+        """Whether a method answers now: it has learned, if it learns."""
+        return not learns(method) or (self.learning is not None and self.learning.is_ready(method))
+
     def learned(self, asked: Asked, snapshot: Snapshot) -> Learned | None:
         """The result of the learning of a request's method. None: the method does not learn, or none is asked for.
 
@@ -96,7 +123,9 @@ class Service:
             ApiError: the method is still learning, or could not learn.
         """
         method = asked.method
-        return self.learning.of(method, snapshot) if method is not None and learns(method) else None
+        if self.learning is None or method is None or not learns(method):
+            return None
+        return self.learning.of(method, snapshot)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter between two steps of the engine.
@@ -104,8 +133,7 @@ class Service:
         Raises:
             AdapterError: the adapter cannot be composed exactly. Nothing has changed.
         """
-        model = self.generator.model
-        self.engine.call(lambda: model.load_adapter(folder, name=name)).result()
+        self.engine.call(lambda: self.adapters.load_adapter(folder, name=name)).result()
         with self._lock:
             self.folders[name] = folder
 
@@ -131,7 +159,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads. Requests that are not answered by now get no answer."""
-        self.learning.close()
+        if self.learning is not None:
+            self.learning.close()
         self.routing.close()
         self.engine.close()
 
@@ -150,8 +179,9 @@ class Service:
         """Free an adapter's memory between two steps of the engine. Nobody waits for it."""
 
         def unload() -> None:
-            self.generator.model.unload_adapter(name)
-            self.learning.forget(name)
+            self.adapters.unload_adapter(name)
+            if self.learning is not None:
+                self.learning.forget(name)
             with self._lock:
                 self._leaving.discard(name)
 

@@ -7,7 +7,7 @@ equal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -41,12 +41,7 @@ class CompositionWriter:
 
     def size(self, rank: int) -> int:
         """Return the maximum size of a composition of this rank, in bytes."""
-        modules = {
-            name: module.d_in + module.d_out
-            for adapter in self._adapters.values()
-            for name, module in adapter.header.modules.items()
-        }
-        return rank * sum(modules.values()) * self.dtype.itemsize
+        return rank * sum(d_in + d_out for d_in, d_out in self._shapes.values()) * self.dtype.itemsize
 
     def load_adapter(self, path_or_repo_id: str | Path, name: str, revision: str | None = None) -> None:
         """Load a PEFT LoRA checkpoint under `name`, from a folder, or from the Hub at `revision`.
@@ -60,6 +55,11 @@ class CompositionWriter:
             adapter.folded(module, CPU, self.dtype)
         self._adapters[name] = adapter
         adapter.header.warn()
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises `AdapterError` if it is not loaded."""
+        self._check_loaded([name])
+        del self._adapters[name]
 
     def adapter_notes(self, name: str) -> tuple[str, ...]:
         """Return the notes for the user on a loaded adapter, as `ComposableModel.adapter_notes` does."""
@@ -90,9 +90,35 @@ class CompositionWriter:
         if not used:
             raise CompositionError("all weights are zero: such a composition is the base model itself")
         pairs = self._pairs(list(used.values()), [given[name] for name in used], composer)
-        first = self._adapters[adapters[0]].header
-        base_name = base_name_for(self.base, first.base_model_name_or_path)
-        return save_pairs(self.base, pairs, Path(path), base_name, first.task_type, ranks=ranks, dtype=self.dtype)
+        return self._save(pairs, self._adapters[adapters[0]], path, ranks)
+
+    def write_zeros(self, *, path: str | Path, ranks: Sequence[int] = ()) -> int:
+        """Write a composition that adds zero at every module that a loaded adapter targets. Returns its rank.
+
+        `path`, `ranks` and the errors are those of `write`; without a loaded adapter, `CompositionError` is raised.
+        """
+        if not self._adapters:
+            raise CompositionError("no adapter is loaded, so there is no module to write")
+        pairs = {
+            name: Pair(torch.zeros(1, 1, d_in), torch.zeros(1, 1, d_out))
+            for name, (d_in, d_out) in self._shapes.items()
+        }
+        return self._save(pairs, next(iter(self._adapters.values())), path, ranks)
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        """The dimensions d_in and d_out of every module that a loaded adapter targets."""
+        return {
+            name: (module.d_in, module.d_out)
+            for adapter in self._adapters.values()
+            for name, module in adapter.header.modules.items()
+        }
+
+    def _save(self, pairs: Mapping[str, Pair], first: LoraAdapter, path: str | Path, ranks: Sequence[int]) -> int:
+        """Write pairs of batch 1. The checkpoint names the base and the task of its `first` adapter."""
+        base_name = base_name_for(self.base, first.header.base_model_name_or_path)
+        task = first.header.task_type
+        return save_pairs(self.base, pairs, Path(path), base_name, task, ranks=ranks, dtype=self.dtype)
 
     def _check_loaded(self, adapters: Sequence[str]) -> None:
         for name in adapters:

@@ -80,7 +80,7 @@ class LocalServer(Listener):
         metrics = Metrics()
         service = load_service(profile, Console(file=io.StringIO()), metrics.step, results)
         changing = Changing(service) if allows_changes else None
-        self.serving = Serving(service, Prompts(service.generator), metrics, changing)
+        self.serving = Serving(service, Prompts(service.codec), metrics, changing)
         self.log: list[str] = []
         super().__init__(make_app(self.serving, keys, self.log.append))
 

@@ -24,13 +24,12 @@ from transformers import AutoModelForCausalLM
 
 from lora_retriever.backends import memory_folder
 from lora_retriever.backends.base import Outcome
+from lora_retriever.backends.checkpoints import Served, allowed_rank
 from lora_retriever.backends.memory_folder import MemoryFolder, remove_abandoned
 from lora_retriever.backends.vllm import (
     BATCHES_IN_CHUNK,
     EngineError,
-    Served,
     VllmBackend,
-    allowed_rank,
     load,
     plan_chunks,
 )
@@ -160,7 +159,7 @@ def test_shared_compositions_are_written_once_and_removed_after_their_last_row(s
     compositions = [MIXED, BASE, ONE, MIXED_OTHERWISE]
     requests = tiny_requests(tiny, tokenizer, tiny_rows[:4] * 5, compositions)
     requests = [Request(place, request.prompt, request.composition) for place, request in enumerate(requests)]
-    folder = setup.backend._folder.path
+    folder = setup.backend._checkpoints.path
     outcomes = setup.backend.answers(requests, "mixture", done=[])
     answered = [set(next(outcomes).answers) for _ in range(2)]
     assert answered == [{1, 5, 9, 13}, {17}], "the base alone, in chunks of four batches of one row"

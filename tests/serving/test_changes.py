@@ -27,7 +27,7 @@ def pool_of(server: LocalServer) -> list[str]:
 
 def state_of(server: LocalServer) -> tuple[Any, ...]:
     service = server.serving.service
-    return pool_of(server), service.generator.model.adapters, sorted(service.folders)
+    return pool_of(server), service.adapters.adapters, sorted(service.folders)
 
 
 def test_an_adapter_is_added_found_used_removed_and_added_again(changing_server: LocalServer, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class CountingLoop:
         self.go = threading.Event()
         self.go.set()
         self.fails = False
+        self.closed = False
 
     waiting = 0
 
@@ -41,6 +42,9 @@ class CountingLoop:
     def cancel(self, id: int) -> None:
         self.jobs.pop(id, None)
         self.cancelled.append(id)
+
+    def close(self) -> None:
+        self.closed = True
 
     def step(self) -> list[Event]:
         self.go.wait()

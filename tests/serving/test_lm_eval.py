@@ -36,7 +36,7 @@ def asked(kind: str, *arguments: Any) -> Any:
 
 
 def test_generated_answers_are_those_of_an_evaluation(server: LocalServer, harness: Any, paper_runs: Path) -> None:
-    template = server.serving.service.generator.settings.template_text
+    template = server.serving.service.codec.settings.template_text
     lines = lines_of(paper_runs, "mixture")
     wishes = {"until": ["\n\n\n"], "max_gen_toks": 24, "do_sample": False}
     requests = [asked("generate_until", template.replace("{inputs}", one["inputs"]), dict(wishes)) for one in lines]
@@ -46,16 +46,17 @@ def test_generated_answers_are_those_of_an_evaluation(server: LocalServer, harne
 
 def test_log_likelihoods_are_those_of_the_model(server: LocalServer, harness: Any, paper_runs: Path) -> None:
     line = lines_of(paper_runs, "selection")[0]
-    (adapter,), generator = line["adapters"], server.serving.service.generator
-    prompt = generator.settings.template_text.replace("{inputs}", line["inputs"])
+    (adapter,), service = line["adapters"], server.serving.service
+    model = service.adapters
+    prompt = service.codec.settings.template_text.replace("{inputs}", line["inputs"])
     lm = harness(adapter)
     continuations = [line["predicted_answer"], "none of this"]
     found = lm.loglikelihood([asked("loglikelihood", prompt, text) for text in continuations])
     for text, (logprob, is_greedy) in zip(continuations, found, strict=True):
         read, scored = lm._encode_pair(prompt, text)  # white space at the prompt's end is scored with the text
         whole = [*read, *scored]
-        with torch.no_grad(), generator.model.composed([adapter], [[1.0]]):
-            logits = generator.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        with torch.no_grad(), model.composed([adapter], [[1.0]]):
+            logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
         places = range(len(read), len(whole))
         assert logprob == pytest.approx(sum(float(logits[place - 1, whole[place]]) for place in places), abs=1e-3)
         assert is_greedy == all(int(logits[place - 1].argmax()) == whole[place] for place in places)

@@ -81,7 +81,7 @@ def test_wishes_change_what_is_found(server: LocalServer, tiny_rows: list[Row]) 
 
 
 def test_a_completion_goes_on_with_its_prompt(server: LocalServer, tiny_rows: list[Row]) -> None:
-    template = server.serving.service.generator.settings.template_text
+    template = server.serving.service.codec.settings.template_text
     prompt = template.replace("{inputs}", tiny_rows[0].inputs)
     answer = server.post(TEXT, model="mixture", prompt=prompt, echo=True, max_tokens=24).json()
     assert answer["choices"][0]["text"].startswith(prompt)
@@ -129,7 +129,7 @@ def test_echoed_log_probabilities_agree_with_those_of_generation(server: LocalSe
     tokens = server.serving.prompts.of_completion(prompt).token_ids
     names = [hit["name"] for hit in server.post("/v1/retrieve", input=prompt, k=3).json()["data"][0]["adapters"]]
     model = "+".join(f"{name}:{1 / 3}" for name in names)
-    ids = server.serving.service.generator.tokenizer(made["text"], add_special_tokens=False).input_ids
+    ids = server.serving.service.codec.tokenizer(made["text"], add_special_tokens=False).input_ids
     fields = {"echo": True, "logprobs": 1, "max_tokens": 0}
     echoed = server.post(TEXT, model=model, prompt=[*tokens, *ids], **fields).json()["choices"][0]["logprobs"]
     assert echoed["token_logprobs"][0] is None and echoed["top_logprobs"][0] is None

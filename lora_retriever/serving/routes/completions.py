@@ -72,7 +72,7 @@ class _Form(ABC):
         serving: Serving = serving_of(request)
         service, settings = serving.service, serving.service.profile.serve
         self.body, self.request, self.prompts, self.serving = body, request, prompts, serving
-        self.tokenizer = service.generator.tokenizer
+        self.tokenizer = service.codec.tokenizer
         self.logprobs = logprobs
         self.domains = service.pool.current.domains
         self.asked: Asked = asked_of(

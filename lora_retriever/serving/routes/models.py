@@ -36,7 +36,7 @@ def _models(serving: Serving) -> list[dict[str, Any]]:
     service = serving.service
     methods = [
         _model(serving, name, {"kind": "method", **_described(method, service)})
-        for name, method in service.methods.items()
+        for name, method in service.offered.items()
     ]
     return methods + [
         _model(serving, name, {"kind": "adapter", "domain": entry.domain})
@@ -52,8 +52,7 @@ def _described(method: Method, service: Service) -> dict[str, Any]:
     """
     k, learned = service.profile.retrieval.k, learns(method)
     takes = {setting: not learned and method.depends_on(setting, k) for setting in ("k", "scorer", "temperature")}
-    ready = not learned or service.learning.is_ready(method)
-    return {"summary": method.summary, "citation": method.citation, "takes": takes, "ready": ready}
+    return {"summary": method.summary, "citation": method.citation, "takes": takes, "ready": service.is_ready(method)}
 
 
 def _model(serving: Serving, name: str, lora: dict[str, Any]) -> dict[str, Any]:
