@@ -1,7 +1,8 @@
 """`VllmBatcher`: vLLM's engine in this process, step by step.
 
-vLLM's scheduler runs in the thread that calls `step`, and not in a process of its own: a process that is killed leaves
-nothing behind, and an aborted job is forgotten when `abort` returns.
+vLLM's scheduler runs in the thread that calls `step`, and not in a process of its own: an aborted job is forgotten when
+`abort` returns, and the death of a worker is an error of the next step. On a CPU, and for several GPUs, vLLM computes in
+worker processes, which end with this process. On one GPU, vLLM computes in this process.
 """
 
 from __future__ import annotations

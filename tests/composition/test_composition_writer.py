@@ -79,6 +79,25 @@ def test_its_size_is_told_before_it_is_written(writer, tmp_path):
     assert writer.ranks == {"plain": 4, "rank2": 2, "patterns": 6, "rslora": 4}
 
 
+def test_a_composition_of_zeros_has_every_module_of_every_adapter(writer, tmp_path):
+    assert writer.write_zeros(path=tmp_path / "zeros", ranks=RANKS) == 8
+    zeros = tensors_of(tmp_path / "zeros")
+    assert not any(tensor.any() for tensor in zeros.values())
+    for name in writer.ranks:
+        writer.write([name], [1.0], path=tmp_path / name)
+        assert zeros.keys() >= tensors_of(tmp_path / name).keys()
+
+
+def test_an_adapter_that_is_unloaded_may_be_loaded_again(writer, folders, tmp_path):
+    writer.unload_adapter("plain")
+    with pytest.raises(AdapterError, match="adapter 'plain': it is not loaded"):
+        writer.write(["plain"], [1.0], path=tmp_path / "never")
+    with pytest.raises(AdapterError, match="adapter 'plain': it is not loaded"):
+        writer.unload_adapter("plain")
+    writer.load_adapter(folders["rank2"], "plain")
+    assert writer.ranks == {"rank2": 2, "patterns": 6, "rslora": 4, "plain": 2}
+
+
 def test_what_cannot_be_written(writer, folders, on_meta, tmp_path):
     path = tmp_path / "never"
     with pytest.raises(CompositionError, match="has rank 12, and the highest allowed is 8"):
@@ -90,6 +109,8 @@ def test_what_cannot_be_written(writer, folders, on_meta, tmp_path):
     with pytest.raises(CompositionError, match="unknown mode 'sum'"):
         writer.write(["plain"], [1.0], "sum", path=path)
     assert not path.exists()
+    with pytest.raises(CompositionError, match="no adapter is loaded"):
+        CompositionWriter(on_meta, torch.float32).write_zeros(path=path)
     with pytest.raises(AdapterError, match="loaded already"):
         writer.load_adapter(folders["plain"], "plain")
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -63,14 +64,14 @@ def answers(server: LocalServer, rows: list[Row], **fields: Any) -> list[list[An
 def test_answers_of_all_compositions_in_one_batch_are_those_of_the_projects_own_engine(
     servers: tuple[LocalServer, LocalServer], tiny_rows: list[Row]
 ) -> None:
-    rows = tiny_rows[::15]
-    assert len({row.task for row in rows}) == 19
+    rows = tiny_rows[::30]
+    assert len({row.task for row in rows}) == len(rows) == 19
     local, served = (answers(server, rows, logprobs=True) for server in servers)
-    assert len(local) == 38 * len(MODELS)
+    assert len(local) == 19 * len(MODELS)
     for expected, answer in zip(local, served, strict=True):
         assert [answer[0], answer[2]] == [expected[0], expected[2]]
         assert answer[1] == pytest.approx(expected[1], abs=1e-3)
-    assert len({text for text, _, _ in local}) > 100
+    assert len({text for text, _, _ in local}) > 40
 
 
 def test_wishes_of_a_request_count_as_with_the_projects_own_engine(
@@ -123,7 +124,20 @@ def test_a_client_that_hangs_up_frees_its_rows(servers: tuple[LocalServer, Local
     assert server.post(CHAT, **chat_body("selection", tiny_rows[0].inputs)).status_code == 200
 
 
-def test_sigterm_finishes_what_runs_and_leaves_no_process(tmp_path: Any, tiny_rows: list[Row]) -> None:
+def living(group: int) -> list[int]:
+    """The processes of a group, without those that have ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, of_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of_group) == group and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def test_sigterm_finishes_what_runs_and_leaves_no_process(tiny_rows: list[Row]) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,8 +160,7 @@ def test_sigterm_finishes_what_runs_and_leaves_no_process(tmp_path: Any, tiny_ro
                 server.send_signal(signal.SIGTERM)
                 assert [line for line in events if line][-1] == "data: [DONE]"
         assert server.wait(TIME) == 0
-        with pytest.raises(ProcessLookupError):
-            os.killpg(server.pid, 0)
+        assert living(server.pid) == []
     finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
+        for process in living(server.pid):
+            os.kill(process, signal.SIGKILL)
