@@ -1,8 +1,8 @@
 """`VllmBatcher`: vLLM's engine in this process, step by step.
 
 vLLM's scheduler runs in the thread that calls `step`, and not in a process of its own: an aborted job is forgotten when
-`abort` returns, and the death of a worker is an error of the next step. On a CPU, and for several GPUs, vLLM computes in
-worker processes, which end with this process. On one GPU, vLLM computes in this process.
+`abort` returns, and the death of a worker is an error of the next step. On one GPU, vLLM computes in this process. On a
+CPU, and for several GPUs, vLLM computes in worker processes, which end with this process.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
@@ -11,6 +13,7 @@ import pytest
 import torch
 from local_server import CHAT, LocalServer, chat_body
 from places import TINY
+from rich.console import Console
 from safetensors.torch import load_file
 
 from lora_retriever.backends import memory_folder
@@ -312,6 +315,15 @@ def test_the_server_offers_what_checkpoints_can_do_and_refuses_the_rest_by_name(
         assert (health.status_code, health.json()["status"]) == (503, "broken")
     finally:
         server.close()
+
+
+def test_without_vllm_the_extra_is_named_before_anything_is_loaded(
+    tiny: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", None)
+    with pytest.raises(UserError, match=r"backend: vllm needs the vllm extra: pip install"):
+        loading.load_service(tiny.model_copy(update={"backend": "vllm"}), Console(file=io.StringIO()))
 
 
 def test_methods_that_learn_before_the_start_are_refused(tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

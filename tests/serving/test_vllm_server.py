@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ from typing import Any
 import httpx
 import pytest
 from local_server import CHAT, LocalServer, chat_body
+from places import TINY
+from tiny_runs import tiny_profile
 
 from lora_retriever.data.rows import Row
-from lora_retriever.experiment.profile import Profile
 
 if importlib.util.find_spec("vllm") is None:
     reason = "vLLM is not installed; scripts/backends/test_vllm.sh VENV installs vLLM and runs these tests"
@@ -33,13 +35,21 @@ TIME = 180  # seconds; vLLM starts in half a minute
 
 
 @pytest.fixture(scope="module")
-def servers(tiny: Profile) -> Iterator[tuple[LocalServer, LocalServer]]:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which clients of the server on vLLM may add adapters."""
+    folder = tmp_path_factory.mktemp("vllm") / "adapters"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(server: LocalServer, adapters: Path) -> Iterator[tuple[LocalServer, LocalServer]]:
     """The miniature, served by the project's own engine, and by vLLM."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    local, served = LocalServer(tiny), LocalServer(tiny.model_copy(update={"backend": "vllm"}))
-    yield local, served
+    profile = tiny_profile(adapters.parent, backend="vllm", serve={"adapters": str(adapters)})
+    served = LocalServer(profile, allows_changes=True)
+    yield server, served
     served.close()
-    local.close()
 
 
 def answers(server: LocalServer, rows: list[Row], **fields: Any) -> list[list[Any]]:
@@ -124,6 +134,19 @@ def test_a_client_that_hangs_up_frees_its_rows(servers: tuple[LocalServer, Local
     assert server.post(CHAT, **chat_body("selection", tiny_rows[0].inputs)).status_code == 200
 
 
+def test_an_added_adapter_answers_as_the_adapter_that_it_copies(
+    servers: tuple[LocalServer, LocalServer], adapters: Path, tiny_rows: list[Row]
+) -> None:
+    server, text = servers[1], tiny_rows[0].inputs
+    shutil.copytree(TINY / "adapters" / "people_qa", adapters / "mine")
+    samples = [{"inputs": "sing a song of sixpence", "targets": "a pocket"}] * 2
+    assert server.post("/v1/adapters", name="mine", domain="new", samples=samples).status_code == 201
+    added, copied = (server.post(CHAT, **chat_body(model, text)).json()["choices"] for model in ("mine", "people_qa"))
+    assert added == copied
+    assert server.client.delete("/v1/adapters/mine").status_code == 200
+    assert server.post(CHAT, **chat_body("mine", text)).status_code == 404
+
+
 def living(group: int) -> list[int]:
     """The processes of a group, without those that have ended."""
     found = []
@@ -160,7 +183,10 @@ def test_sigterm_finishes_what_runs_and_leaves_no_process(tiny_rows: list[Row]) 
                 server.send_signal(signal.SIGTERM)
                 assert [line for line in events if line][-1] == "data: [DONE]"
         assert server.wait(TIME) == 0
-        assert living(server.pid) == []
+        deadline = time.monotonic() + TIME
+        while living(server.pid):  # Python's own process that watches semaphores ends a moment later
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     finally:
         for process in living(server.pid):
             os.kill(process, signal.SIGKILL)
