@@ -1,4 +1,4 @@
-"""`Checkpoints`: compositions as LoRA checkpoints in a folder in memory, for an engine that serves LoRA by itself."""
+"""`Checkpoints`: compositions as LoRA checkpoints in a folder in memory, for an engine that serves checkpoints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Checkpoints:
 
     Attributes:
         path: the folder.
-        writer: the adapters, and what writes their compositions.
+        writer: holds the adapters, and writes their compositions.
     """
 
     def __init__(self, writer: CompositionWriter, most: int, rank: int) -> None:
@@ -53,7 +53,7 @@ class Checkpoints:
     def written(
         self, key: Hashable, composition: Composition, mode: str | Composer, ranks: Sequence[int] = RANKS
     ) -> Served:
-        """The checkpoint of a composition, written now if it is not there. Without adapters, it adds zero.
+        """The checkpoint of a composition, written now if it is not there. The checkpoint of no adapters adds zero.
 
         Args:
             ranks: the ranks that the engine takes. The checkpoint is padded with zeros to one of these ranks.

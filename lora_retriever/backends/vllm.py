@@ -52,11 +52,11 @@ Key = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine of vLLM is started with, and what is known of the base without its model weights.
+    """The base without its model weights, the adapters and the settings with which an engine of vLLM starts.
 
     Attributes:
         eos_ids: the EOS tokens at which answers end.
-        writer: the adapters, and what writes their compositions.
+        writer: holds the adapters, and writes their compositions.
     """
 
     source: ModelSource
@@ -314,7 +314,7 @@ def lora_request(served: Served) -> LoRARequest:
 
 @contextmanager
 def starting(source: ModelSource) -> Iterator[None]:
-    """Free what torch keeps for later of a GPU's memory, and name what hinders vLLM from starting.
+    """Free the memory of a GPU that torch keeps for later use, and tell the reason if vLLM does not start.
 
     Raises:
         UserError: vLLM does not start.
@@ -363,7 +363,7 @@ def load(profile: Profile, benchmark: Benchmark) -> VllmBackend:
 
 
 def read_parts(source: ModelSource) -> Parts:
-    """Read what vLLM's engines need of a base and its adapters, and verify the adapters.
+    """Read the parts of a base and its adapters that vLLM's engines need, and verify the adapters.
 
     Raises:
         UserError: the base is of a kind that vLLM does not serve here, or has fewer positions than the settings ask

@@ -1,4 +1,4 @@
-"""`Compositions`: the checkpoints that jobs use now, and those that were used last. The others are removed."""
+"""`Compositions`: the checkpoints that jobs use now, and the checkpoints that were used last. Others are removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Compositions:
         Args:
             ranks: the ranks that the engine takes.
             kept: maximum number of checkpoints that stay although no job uses them now.
-            settle: returns when the engine reads no checkpoint of a job that has ended.
+            settle: returns when the engine no longer reads the checkpoints of jobs that have ended.
         """
         self._checkpoints, self._ranks = checkpoints, ranks
         self._kept, self._settle = kept, settle
@@ -30,7 +30,7 @@ class Compositions:
         return kind_of(job) in self._checkpoints.keys
 
     def use(self, job: Job) -> Served:
-        """The checkpoint of a job, until the job is done with it.
+        """The checkpoint of a job. It stays at least until `done` is called for the job.
 
         Raises:
             Exception: the composition cannot be written; see `Checkpoints.written`.
@@ -42,7 +42,7 @@ class Compositions:
         return served
 
     def done(self, job: Job) -> None:
-        """The job has ended: its checkpoint may be removed, if no other job uses it."""
+        """Note that a job has ended. Its checkpoint may be removed if no other job uses the checkpoint."""
         kind = kind_of(job)
         self._used[kind] -= 1
         if self._used[kind]:

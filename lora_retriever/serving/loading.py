@@ -128,7 +128,7 @@ def _vllm_answerer(profile: Profile, source: ModelSource, learning: Callable[...
 
 
 ANSWERERS = {"local": _local_answerer, "vllm": _vllm_answerer}
-"""What loads the answerer, by the name of the backend."""
+"""The function that loads the answerer, by the name of the backend."""
 
 
 def settle() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Codec(Protocol):
-    """What turns texts into tokens and tokens into texts: the base's tokenizer and limits, and a profile's settings."""
+    """The base's tokenizer and limits, and a profile's settings: texts become tokens, and tokens become texts."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

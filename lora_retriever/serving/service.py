@@ -41,14 +41,14 @@ class Adapters(Protocol):
 
 @dataclass(frozen=True)
 class Answerer:
-    """What answers, in a profile's backend.
+    """The parts of a service that depend on the backend.
 
     Attributes:
-        codec: how prompts and answers become tokens and texts.
+        codec: turns prompts into tokens, and tokens into answers.
         loop: continues prompts.
         is_fatal: whether an error of the loop means that nothing more can be computed in this process.
-        learning: makes the part in which methods learn, of a function that gives the adapters' folders. None: the
-            backend has no model that methods could look into.
+        learning: makes the part in which methods learn. Its argument is a function that gives the adapters' folders.
+            None: the backend has no model that methods could look into.
     """
 
     codec: Codec
@@ -63,7 +63,8 @@ class Service:
 
     Attributes:
         folders: the folder of each adapter that is loaded.
-        methods: the methods that answer an input alone, by name. The backend may refuse some (`naming.refusal`).
+        methods: the methods that can answer a single input, by name. The backend may refuse some of these methods
+            (`naming.refusal`).
     """
 
     def __init__(

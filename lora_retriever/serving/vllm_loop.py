@@ -1,8 +1,8 @@
-"""`VllmLoop`: a loop of jobs whose tokens vLLM makes. vLLM fills its batch by itself, with LoRAs as checkpoints.
+"""`VllmLoop`: a loop of jobs whose tokens vLLM makes. vLLM decides which jobs share a step.
 
 Every composition is one checkpoint. A job without adapters gets a checkpoint that adds zero: vLLM 0.32 on a CPU answers
-a row without a LoRA wrongly if another row of the batch has one. Jobs wait here, and vLLM is given twice as many as it
-computes with at once, so that few compositions lie on disk.
+a row without a LoRA wrongly if another row of the batch has a LoRA. Jobs wait here until vLLM has room. So only the
+compositions of the jobs that vLLM has, and of a few jobs before, lie on disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lora_retriever.serving.engine import RefusedError
 from peft_composition import AdapterError, CompositionError
 
 AHEAD = 2
-"""Number of batches of jobs that vLLM is given: the jobs that it computes with, and as many that join as others end."""
+"""Number of batches of jobs that vLLM has at most: one batch is computed, and the jobs of another join as jobs end."""
 WRITTEN = 8
 """Maximum number of compositions that are written between two steps: streams pause meanwhile."""
 HOTTEST = 2.0
@@ -69,12 +69,12 @@ class Batcher(Protocol):
         """Check that the engine can load a checkpoint.
 
         Raises:
-            EngineError: it cannot.
+            EngineError: the engine cannot load the checkpoint.
         """
         ...
 
     def settle(self) -> None:
-        """Return when no checkpoint of a job that has ended or was aborted is read any more."""
+        """Return when the engine no longer reads the checkpoints of jobs that have ended or were aborted."""
         ...
 
     def shutdown(self) -> None:
@@ -216,7 +216,7 @@ class VllmLoop:
         return events
 
     def _told(self, event: Event) -> Event:
-        """What a job is told of the engine's event: nothing behind a stop text, and of the prompt what is scored."""
+        """The event of a job, by the engine's event: without tokens after a stop text or unscored tokens of the prompt."""
         row = self._given[event.id]
         job, tokens, ended = row.job, event.tokens, event.ended
         if job.sampling.max_new_tokens == 0:  # the engine makes at least one token
@@ -240,7 +240,7 @@ class VllmLoop:
 
 
 def _alone(composition: Composition) -> Job:
-    """A job that no engine is given: it names a composition."""
+    """A job that stands for its composition and is never answered."""
     return Job([], composition, "mixture", Sampling(0))
 
 
