@@ -216,7 +216,7 @@ class VllmLoop:
         return events
 
     def _told(self, event: Event) -> Event:
-        """The event of a job, by the engine's event: without tokens after a stop text or unscored tokens of the prompt."""
+        """The event of a job, by the engine's event: without tokens after a stop text, and without unscored ones."""
         row = self._given[event.id]
         job, tokens, ended = row.job, event.tokens, event.ended
         if job.sampling.max_new_tokens == 0:  # the engine makes at least one token
