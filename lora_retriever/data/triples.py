@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 SEPARATOR = " | "
@@ -10,13 +11,13 @@ Triple = tuple[str, str, str]
 
 
 def triples_of(texts: str | Iterable[str]) -> set[Triple]:
-    """The triples of a text, or of several texts together: exact, with their case, without spaces around the parts.
+    """The triples of a text, or of several texts together: with their case, without spaces around the parts, in NFC.
 
     A line that has not three parts is a triple with the line as its relation, so that the line counts as wrong.
     """
     found: set[Triple] = set()
     for text in [texts] if isinstance(texts, str) else texts:
-        for line in text.splitlines():
+        for line in unicodedata.normalize("NFC", text).splitlines():
             parts = [part.strip() for part in line.split(SEPARATOR.strip())]
             if len(parts) == 3:
                 found.add((parts[0], parts[1], parts[2]))

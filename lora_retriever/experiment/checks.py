@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from lora_retriever.data.official import official_name
 from lora_retriever.data.rows import METRICS, PoolEntry, Row, tasks_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
@@ -68,16 +69,18 @@ def folded(name: str) -> str:
     """The name without differences that a reader does not see or easily overlooks.
 
     Two names of one folded form differ by Unicode form, by case, by white space, by characters without a glyph, by
-    kind of dash, or by letters of other scripts that look alike.
+    kind of dash, or by letters of other scripts that look alike; or they are names of one task of the official
+    benchmark, such as `dart` and `DART_10templates`.
     """
     text = unicodedata.normalize("NFKC", name).translate(_LOOK_ALIKE).casefold()
-    return "".join(
+    plain = "".join(
         "-" if unicodedata.category(character) == "Pd" else character
         for character in unicodedata.normalize("NFKC", text)
         if not character.isspace()
         and character not in _VARIATION_SELECTORS
         and unicodedata.category(character) not in _WITHOUT_GLYPH
     )
+    return official_name(plain)
 
 
 def alike_names(names: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]]]:
@@ -86,6 +89,15 @@ def alike_names(names: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]]]
     for kind, name in names:
         groups[folded(name)].append((kind, name))
     return [group for group in groups.values() if len({name for _, name in group}) > 1]
+
+
+def other_spelling(name: str, names: Iterable[str]) -> str | None:
+    """One of the names that is another, but has the same folded form. None: there is no such name.
+
+    An adapter of such a name is probably the own adapter of a task of this name, and would not be masked for the task.
+    """
+    wanted = folded(name)
+    return next((other for other in names if other != name and folded(other) == wanted), None)
 
 
 def _problems_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> Iterator[str]:
@@ -104,8 +116,9 @@ def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
     for alike in alike_names(names):
         spellings = " and ".join(f"{kind} {name!a} ({files[kind].name})" for kind, name in alike)
         yield (
-            f"{spellings} differ only by Unicode form, case, white space or letters that look alike; an out-of-domain "
-            "variant would not mask the row's own adapter. Write the name in one spelling, or rename one of the two"
+            f"{spellings} differ only by Unicode form, case, white space or letters that look alike, or name one official "
+            "task; an out-of-domain variant would not mask the row's own adapter. Write the name in one spelling, or "
+            "rename one of the two"
         )
     for alike in alike_names([("domain", domain) for domain in dict.fromkeys(row.domain for row in rows)]):
         spellings = " and ".join(ascii(name) for _, name in alike)

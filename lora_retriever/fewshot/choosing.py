@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,11 +51,21 @@ class Nearest:
 
 
 def losses_alone(generator: Generator, names: Sequence[str], samples: Sequence[Sample]) -> dict[str, float]:
-    """The loss of the samples' answers under each adapter alone with a weight of 1, in nats."""
-    return {
-        name: answer_loss(generator.model, generator.tokenizer, [name], samples, generator.settings)([1.0])
-        for name in names
-    }
+    """The loss of the samples' answers under each adapter alone with a weight of 1, in nats.
+
+    Raises:
+        UserError: a loss is NaN or infinite, or as for `answer_loss`.
+    """
+    losses = {}
+    for name in names:
+        loss = answer_loss(generator.model, generator.tokenizer, [name], samples, generator.settings)([1.0])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"adapter {name!r}: the loss of the examples is NaN or infinite with this adapter alone; leave the "
+                "adapter out, or look at its weights and its scaling (lora_alpha)"
+            )
+        losses[name] = loss
+    return losses
 
 
 def choose(

@@ -12,7 +12,7 @@ trained adapters. So a stopped experiment continues, and nothing that is finishe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 from rich.console import Console
 
 from lora_retriever.data.rows import PoolEntry, Row
-from lora_retriever.errors import UserError
+from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.experiment.checks import other_spelling
 from lora_retriever.fewshot.answering import GAP, answer_all, rows_in_context
 from lora_retriever.fewshot.choosing import Nearest, choose, losses_alone
 from lora_retriever.fewshot.objectives import objective_of
@@ -30,9 +31,11 @@ from lora_retriever.files import write_json, write_text
 from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.loading import ModelSource, load_base, load_tokenizer
+from lora_retriever.methods.code import GENERATION, RETRIEVAL, changes, hashes_of
 from lora_retriever.methods.parts.lorahub_weights import Search, learn_weights
 from lora_retriever.progress import progress_bar
 from lora_retriever.retrieval.encoders import Encoder
+from lora_retriever.running.code import FILES_NAMED
 from lora_retriever.running.results_folder import LEARNED, writing_into
 from lora_retriever.running.run_file import differences
 from lora_retriever.training.adapter import train_adapter
@@ -43,6 +46,11 @@ CHOSEN = "lorahub_chosen"
 MIXED = 3
 """Number of adapters that the run `mixture` retrieves for a row: the LoraRetriever paper's k."""
 FOLDER = "fewshot"
+CODE = (
+    *(f"lora_retriever/fewshot/{name}.py" for name in ("answering", "choosing", "experiment", "objectives", "tasks")),
+    "lora_retriever/methods/parts/lorahub_weights.py",
+)
+"""The code of the experiment itself. Tables do not count: they are made anew each time."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,26 @@ def _first_part(answer: str) -> str:
     return answer.strip().split(GAP)[0].strip()
 
 
+def check_own_adapters(tasks: Sequence[FewShotTask], names: Sequence[str]) -> None:
+    """Check that every task can do without the adapter of the task's name.
+
+    Args:
+        names: the adapters of the pool.
+
+    Raises:
+        UserError: an adapter has the name of a task in another spelling, or a task has no adapter left.
+    """
+    for task in tasks:
+        if (other := other_spelling(task.name, names)) is not None:
+            raise UserError(
+                f"--without-own: task {task.name!a} and adapter {other!a} differ only by Unicode form, case, white space "
+                "or letters that look alike, or name one official task; the adapter would not be left out. Write the "
+                "name in one spelling"
+            )
+        if all(name == task.name for name in names):
+            raise UserError(f"--without-own: task {task.name!r} has no adapter left; give more adapters")
+
+
 def lora_name(task: str) -> str:
     """The name of the adapter that was trained on a task's examples; no adapter of a folder has a name with `/`."""
     return f"trained/{task}"
@@ -252,7 +280,7 @@ def part_file(results: Path, run: str, task: str) -> Path:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The lines of a file that `Experiment` wrote."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def draws_of(results: Path, tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -263,28 +291,55 @@ def draws_of(results: Path, tasks: Sequence[str], seeds: Sequence[int]) -> list[
     ]
 
 
-def hold_to(results: Path, configuration: dict[str, Any]) -> None:
-    """Write the configuration into a new results folder, or check that the folder has the same configuration.
+def hold_to(results: Path, configuration: dict[str, Any], code: Mapping[str, str], keep_answers: bool = False) -> None:
+    """Write the configuration into a new results folder, or check that the folder has the same configuration and code.
+
+    Args:
+        code: the SHA-256 of each source file that decides the answers (`code_of`).
+        keep_answers: whether answers of other code are kept on purpose. The file then says so.
 
     Raises:
-        UserError: the folder's experiment had another configuration; the message names what differs.
+        UserError: the folder's experiment had another configuration, or other code; the message names what differs.
     """
     file = results / LEARNED / FOLDER / "experiment.json"
     wanted = json.loads(json.dumps(configuration))
-    if not file.exists():
-        with writing_into(results):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, wanted)
-        return
-    try:
-        old = dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{file}: is damaged ({error}); choose another --results") from error
-    if old != wanted:
-        raise UserError(
-            f"results folder {results} has an experiment of another configuration: "
-            f"{'; '.join(differences(old, wanted))}. Choose another --results"
-        )
+    content = {**wanted, "code": dict(code)}
+    if file.exists():
+        try:
+            old = json.loads(file.read_text(encoding="utf-8"))
+            made_by, kept = old.pop("code", None), old.pop("kept", [])
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{file}: is damaged ({one_line_of(error)}); choose another --results") from error
+        if old != wanted:
+            raise UserError(
+                f"results folder {results} has an experiment of another configuration: "
+                f"{'; '.join(differences(old, wanted))}. Choose another --results"
+            )
+        if made_by == code:
+            return
+        if not keep_answers:
+            changed = ", ".join(changes(made_by, code)[:FILES_NAMED]) if isinstance(made_by, dict) else "not known"
+            raise UserError(
+                f"results folder {results} was answered by other code than this, so it is not up to date; files that "
+                f"changed since: {changed}. Choose another --results to answer anew, or give --keep-answers to keep "
+                "its answers on purpose: its record will say so"
+            )
+        content["kept"] = [*kept, made_by]
+    with writing_into(results):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, content)
+
+
+def code_of(design: Design) -> dict[str, str]:
+    """The SHA-256 of each source file that decides the answers of an experiment, by the file's name."""
+    names = [*GENERATION, *CODE]
+    if design.choice == "retrieved" or "mixture" in design.baselines:
+        names.append(RETRIEVAL)
+    if "lora" in design.baselines:
+        names.append("lora_retriever/training/")
+    if design.objective == "score":
+        names.append("lora_retriever/metrics/")
+    return hashes_of(names)
 
 
 def configuration_of(design: Design, tasks: Sequence[FewShotTask], further: dict[str, Any]) -> dict[str, Any]:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_retriever.data.objects import read_objects, read_text
-from lora_retriever.data.rows import OPTION_METRICS, Row, Sample, texts_of
+from lora_retriever.data.rows import OPTION_METRICS, Row, Sample, single_spaced, texts_of
 from lora_retriever.errors import UserError
+from lora_retriever.experiment.checks import other_spelling
 
 LETTER = re.compile(r"^(\([A-Z]\))", re.MULTILINE)
 """An option that an input lists, as BBH's inputs do."""
 MAX_OPTIONS = 30
 """Maximum number of distinct targets of a task whose options are compared."""
-SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 RULE = "-----"
 """The line of BBH's prompt files after which the description of the task comes."""
 
@@ -95,13 +97,12 @@ def read_tasks(
             after `-----`, or the first line of a file without `-----`.
 
     Raises:
-        UserError: there is no such folder, task or description, a file is unusable, or a task has too few rows.
+        UserError: there is no such folder, task or description, two files are of one task, a file is unusable, or a
+            task has too few rows.
     """
     if not folder.is_dir():
         raise UserError(f"--tasks {folder}: there is no such folder")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()}
-    if not files:
-        raise UserError(f"--tasks {folder}: has no file that ends in {' or '.join(SUFFIXES)}")
+    files = _files_of_tasks(folder)
     if unknown := [name for name in names if name not in files]:
         raise UserError(f"--tasks {folder}: has no task {unknown[0]!r} (there are: {', '.join(files)})")
     tasks: list[FewShotTask] = []
@@ -120,6 +121,25 @@ def read_tasks(
         questions = tuple(sample.inputs for sample in tested)
         tasks.append(FewShotTask(name, path, description, tuple(examples), rows, questions, shown))
     return tasks
+
+
+def _files_of_tasks(folder: Path) -> dict[str, Path]:
+    """The file of each task, by the task's name in Unicode form NFC. Hidden files are passed over."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = max((end for end in SUFFIXES if path.name.endswith(end)), key=len, default="")
+        if not suffix or path.name.startswith(".") or not path.is_file():
+            continue
+        name = unicodedata.normalize("NFC", path.name.removesuffix(suffix))
+        other = files.get(name) or files.get(other_spelling(name, files) or "")
+        if other is not None:
+            raise UserError(
+                f"--tasks {folder}: {other.name!a} and {path.name!a} are files of one task; rename one, or move it away"
+            )
+        files[name] = path
+    if not files:
+        raise UserError(f"--tasks {folder}: has no file that ends in {', '.join(SUFFIXES)}")
+    return files
 
 
 def rows_of(
@@ -187,7 +207,7 @@ def _samples(path: Path) -> list[Sample]:
 
 
 def _divided(samples: list[Sample], division: Division, path: Path) -> tuple[list[Sample], list[Sample]]:
-    """The examples and the tested rows. The tested rows keep their order; a row equal to an example is no test row."""
+    """The examples and the tested rows. The tested rows keep their order; a row with an example's input is no test row."""
     held_out = min(division.held_out, len(samples) // 2)
     if held_out < division.examples:
         raise UserError(
@@ -196,8 +216,8 @@ def _divided(samples: list[Sample], division: Division, path: Path) -> tuple[lis
     order = list(range(len(samples)))
     random.Random(division.seed).shuffle(order)
     examples = [samples[place] for place in order[: division.examples]]
-    seen = {sample.inputs for sample in examples}
-    tested = [samples[place] for place in sorted(order[held_out:]) if samples[place].inputs not in seen]
+    seen = {single_spaced(sample.inputs) for sample in examples}
+    tested = [samples[place] for place in sorted(order[held_out:]) if single_spaced(samples[place].inputs) not in seen]
     if not tested:
         raise UserError(f"{path}: no test row is left beside the examples")
     return examples, tested[: division.limit]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,12 +20,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lora_retriever.data.triples import relations_of, text_of, triples_of
 from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.escaping import quoted
 from lora_retriever.files import write_bytes
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.generator import Generator
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.prompt import Prompt
+from lora_retriever.settings import plain_text
 from peft_composition import ComposableModel, Composer, Gate
 
 HEAD_FILE = "head.safetensors"
@@ -67,20 +72,42 @@ def read_head(folder: Path) -> Head | None:
         UserError: the file is no head; the message names the file.
     """
     path = folder / HEAD_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
+        if not path.is_file():  # safetensors would wait for a pipe
+            raise UserError(f"{path}: is no detection head: this is no file")
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            weight, bias = file.get_tensor("weight").float(), file.get_tensor("bias").float()
-        labels, threshold = tuple(map(str, json.loads(metadata["labels"]))), float(metadata["threshold"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            tensors = [file.get_tensor(name) for name in ("weight", "bias")]
+        labels, threshold = _labels(json.loads(metadata["labels"])), float(metadata["threshold"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: is no detection head: {one_line_of(error)}") from error
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        raise UserError(f"{path}: W and b are of {tensors[0].dtype} and {tensors[1].dtype}; expected floats")
+    weight, bias = (tensor.float() for tensor in tensors)
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or len(labels) != len(bias):
         raise UserError(f"{path}: {len(labels)} labels, but W {list(weight.shape)} and b {list(bias.shape)}")
     if not (weight.isfinite().all() and bias.isfinite().all() and 0 <= threshold <= 1):
         raise UserError(f"{path}: a weight is not finite, or the threshold {threshold} is no probability")
     return Head(labels, weight, bias, threshold)
+
+
+def _labels(names: Any) -> tuple[str, ...]:
+    """The names of labels, in Unicode form NFC. A label is a part of a triple and of an adapter's name.
+
+    Raises:
+        ValueError: the names are no list of different texts, or a name cannot stand in a triple.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("labels: expected a list of texts")
+    labels = tuple(unicodedata.normalize("NFC", plain_text(name)) for name in names)
+    for place, label in enumerate(labels):
+        if not label or relations_of(triples_of(text_of([(label, "s", "o")]))) != {label}:
+            raise ValueError(f"labels: {quoted(label)} is blank, or has a line end, `|` or a space at an end in it")
+        if label in labels[:place]:
+            raise ValueError(f"labels: {quoted(label)} is there more than once")
+    return labels
 
 
 class Detector:
@@ -143,7 +170,12 @@ class Detector:
         with torch.inference_mode(), model.composed(names, weights, mode=mode, gate=gate) if names else nullcontext():
             hidden = last_hidden(model, [prompt.token_ids for prompt in prompts], generator.pad_id)  # [batch, hidden]
         found = []
-        for head, state in zip(heads, hidden, strict=True):
+        for head, composition, state in zip(heads, compositions, hidden, strict=True):
+            if head.weight.shape[1] != len(state):
+                raise UserError(
+                    f"the detection head reads {head.weight.shape[1]} numbers, and the base has {len(state)}: the head "
+                    f"belongs to another base; adapters: {', '.join(composition.weights)}"
+                )
             chances = head.logits(state[None])[0].sigmoid()  # [labels]
             if not bool(chances.isfinite().all()):
                 raise UserError("the detection head gives NaN for this prompt with these adapters")

@@ -30,7 +30,13 @@ from lora_retriever.retrieval.encoding import encode_texts
 from lora_retriever.retrieval.own import find_encoder
 from lora_retriever.running.memory import GIB, ModelShape, beside, size_text
 from lora_retriever.running.models import NAMES_LISTED, BaseFindings, inspect_adapters, inspect_base
-from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size
+from lora_retriever.running.plan import (
+    check_backend,
+    check_encoder,
+    check_names,
+    check_pool_size,
+    detecting_procedures,
+)
 from lora_retriever.running.prediction import predicted_for, weights_size
 from lora_retriever.running.results_folder import locked
 from lora_retriever.running.sweep import Variant, expand
@@ -201,7 +207,11 @@ def _examine_models(
         yield _examine_prompts(profile, rows, pool, base)
     elif rows:
         yield Finding("warning", "prompts: the template cannot be tried without the base model's tokenizer")
-    adapters, findings = _examine_adapters(profile, pool, base, hub)
+    try:
+        detects = bool(detecting_procedures(profile, rows))
+    except UserError:  # `_examine_methods` has said so
+        detects = False
+    adapters, findings = _examine_adapters(profile, pool, base, hub, detects)
     yield from findings
     try:
         device = profile.torch_device
@@ -291,7 +301,7 @@ def _examine_prompts(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolE
 
 
 def _examine_adapters(
-    profile: Profile, pool: Sequence[PoolEntry], base: BaseFindings | None, hub: _Hub
+    profile: Profile, pool: Sequence[PoolEntry], base: BaseFindings | None, hub: _Hub, detects: bool
 ) -> tuple[Mapping[str, AdapterHeader], list[Finding]]:
     folders: dict[str, Path | UserError] = {}
     absent = []
@@ -305,7 +315,7 @@ def _examine_adapters(
                 folders[name] = adapter_folder(profile, name)
         except UserError as error:
             folders[name] = error
-    found = inspect_adapters(folders, None if base is None else base.skeleton)
+    found = inspect_adapters(folders, None if base is None else base.skeleton, detects)
     findings = [Finding("problem", problem) for problem in grouped(found.problems)]
     findings += [Finding("warning", warning) for warning in found.warnings]
     if absent:

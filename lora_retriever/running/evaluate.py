@@ -47,7 +47,14 @@ from lora_retriever.running.code import (
 from lora_retriever.running.error_log import ErrorLog
 from lora_retriever.running.inputs import changed_inputs
 from lora_retriever.running.models import check_adapters, inspect_adapters, inspect_base, without_adapter_warnings
-from lora_retriever.running.plan import check_backend, check_encoder, check_names, check_pool_size, configuration
+from lora_retriever.running.plan import (
+    check_backend,
+    check_encoder,
+    check_names,
+    check_pool_size,
+    configuration,
+    detecting_procedures,
+)
 from lora_retriever.running.results_folder import FolderError, folder_error, locked
 from lora_retriever.running.run_file import RunFile
 from lora_retriever.running.shared import Answering
@@ -205,7 +212,8 @@ def answer_runs(
         torch.set_num_threads(profile.threads)
     with console.status("looking at the base model and the adapters"):
         base = inspect_base(benchmark.base, profile.generation)
-        adapters = inspect_adapters(benchmark.adapters, base.skeleton)
+        detects = bool(detecting_procedures(profile, benchmark.rows))
+        adapters = inspect_adapters(benchmark.adapters, base.skeleton, detects)
         check_adapters(adapters)
         prompts = row_prompts(benchmark.rows, base.tokenizer, profile.generation, benchmark.pool)
     for warning in (*benchmark.warnings, *base.warnings, *adapters.warnings):

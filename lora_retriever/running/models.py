@@ -74,13 +74,17 @@ def inspect_base(base: Path, settings: GenerationSection) -> BaseFindings:
     return BaseFindings(model, tokenizer, limits, tuple(found))
 
 
-def inspect_adapters(adapters: Mapping[str, Path | UserError], base: PreTrainedModel | None) -> AdapterFindings:
+def inspect_adapters(
+    adapters: Mapping[str, Path | UserError], base: PreTrainedModel | None, detects: bool = False
+) -> AdapterFindings:
     """Check every adapter of a pool, so that all adapters with problems are named at once.
 
     Args:
         adapters: the folder of each adapter, or why there is none.
         base: the base without weights. None: the adapters are checked without a base.
+        detects: whether the adapters' detection heads are used.
     """
+    from lora_retriever.generation.detecting import read_head
     from peft_composition import AdapterError, inspect_adapter
 
     found = AdapterFindings()
@@ -91,6 +95,10 @@ def inspect_adapters(adapters: Mapping[str, Path | UserError], base: PreTrainedM
             continue
         try:
             header = inspect_adapter(folder, name, base)
+            if detects:
+                read_head(folder)
+        except UserError as error:
+            found.problems.append(f"adapter {name!r}: {error}")
         except AdapterError as error:
             found.problems.append(str(error))
         except Exception as error:  # of any library that reads the file; the other adapters are still checked

@@ -195,6 +195,15 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:RUNS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def detecting_procedures(profile: Profile, rows: Sequence[Row]) -> list[str]:
+    """The procedures of the rows that use detection heads.
+
+    Raises:
+        UserError: as for `procedures_of`.
+    """
+    return [name for name, procedure in procedures_of(profile, rows).items() if procedure.detects]
+
+
 def check_backend(variants: Sequence[Variant], rows: Sequence[Row]) -> None:
     """Check that the profile's backend can do what the methods, the rows and the rows' procedures need.
 
@@ -204,12 +213,7 @@ def check_backend(variants: Sequence[Variant], rows: Sequence[Row]) -> None:
     """
     needing = [v.name for v in variants if v.method.gate is not None or "model" in v.method.reads]
     backend = variants[0].profile.backend
-    detecting = [
-        name
-        for variant in variants
-        for name, procedure in procedures_of(variant.profile, rows).items()
-        if procedure.detects
-    ]
+    detecting = [name for variant in variants for name in detecting_procedures(variant.profile, rows)]
     if detecting and not BACKENDS[backend].has_model:
         raise UserError(
             f"backend: {backend} serves checkpoints and has no detection heads, which the procedure {detecting[0]} "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lora_retriever.backends.base import Outcome
 from lora_retriever.backends.failures import failed_alone
 from lora_retriever.errors import UserError, one_line_of
+from lora_retriever.experiment.checks import other_spelling
 from lora_retriever.files import read_bytes, write_bytes
 from lora_retriever.generation.batches import Halving, Request, plan_batches, unfinished
 from lora_retriever.generation.composition import Composition
@@ -187,6 +188,7 @@ class Stages:
         self._variant, self._gate, self._run, self._shared = variant, gate, run, shared
         self._file = StageFile(run)
         self._conversations = [Conversation.of(planned, procedure) for planned, procedure in plan]
+        self._masking: dict[str, str | None] = {}  # other spellings of questions' own adapters, by their names
         self._known: dict[str, Line] = {}  # the replies of earlier stages, by the keys of their answers
         self.failed: dict[int, str] = {}
 
@@ -233,7 +235,7 @@ class Stages:
             for place, question in enumerate(talk.questions):
                 where = (talk.planned.row.id, stage, place)
                 one = planned[where[0], place]
-                reason = lacking(one, self._run.configuration)
+                reason = self._not_masked(question) or lacking(one, self._run.configuration)
                 if reason is not None:
                     talk.fail(reason)
                     break
@@ -311,6 +313,20 @@ class Stages:
             )
             for (talk, place, ask), prompt in zip(questions, prompts, strict=True)
         }
+
+    def _not_masked(self, question: Ask) -> str | None:
+        """Why a question's own adapter cannot be masked: its name is spelled otherwise. None: nothing is wrong."""
+        if question.task is None or not self._variant.method.masked:
+            return None
+        if question.task not in self._masking:
+            self._masking[question.task] = other_spelling(question.task, self._shared.resources.benchmark.adapters)
+        other = self._masking[question.task]
+        if other is None:
+            return None
+        return (
+            f"the question's own adapter {question.task!a} cannot be masked: the pool's {other!a} differs only by "
+            "Unicode form, case, white space or letters that look alike; write the name in one spelling"
+        )
 
     def _key(self, question: Ask, one: PlannedRow) -> str:
         key = answer_key(self._run.configuration, question.inputs, one.composition.weights)

@@ -14,7 +14,7 @@ from places import TINY
 from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import open_benchmark
-from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings, folded
+from lora_retriever.experiment.checks import benchmark_problems, benchmark_warnings, folded, other_spelling
 from lora_retriever.experiment.profile import Profile, load_profile
 
 CITY = "citt\u00e0_qa"
@@ -92,6 +92,20 @@ def test_names_that_differ_in_nothing_a_reader_sees_are_refused(tmp_path: Path, 
 )
 def test_names_that_a_reader_tells_apart_are_two_names(one: str, other: str) -> None:
     assert folded(one) != folded(other)
+
+
+@pytest.mark.parametrize("other", ["DART", "DART_10templates", "dart_10Templates", "dart_10templates\u00a0"])
+def test_the_names_of_one_official_task_are_refused_beside_one_another(tmp_path: Path, other: str) -> None:
+    (problem,) = benchmark_problems(profile_of(tmp_path), [row(other, 0)], pool_of("dart", "b"))
+    assert f"task {other!a}" in problem
+    assert "name one official task; an out-of-domain variant would not mask the row's own adapter" in problem
+
+
+def test_another_spelling_of_an_own_adapter_is_found() -> None:
+    assert other_spelling("rel_Born in", ["rel_extract", "rel_born in"]) == "rel_born in"
+    assert other_spelling("rel_born in", ["rel_born in", "rel_Born in"]) == "rel_Born in"
+    assert other_spelling("rel_born in", ["rel_born in"]) is None
+    assert other_spelling("rel_died in", ["rel_born in"]) is None
 
 
 def test_one_name_in_two_unicode_forms_is_one_name_and_its_folder_is_found(tmp_path: Path) -> None:

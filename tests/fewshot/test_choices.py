@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +27,17 @@ from lora_retriever.data.rows import PoolEntry, Row, Sample
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.benchmark import model_source, open_benchmark
 from lora_retriever.experiment.profile import Profile
+from lora_retriever.fewshot import choosing
 from lora_retriever.fewshot.answering import answer_all
 from lora_retriever.fewshot.choosing import CHOICES, Nearest, choose, losses_alone
-from lora_retriever.fewshot.experiment import BASELINES, Design
+from lora_retriever.fewshot.experiment import (
+    BASELINES,
+    Design,
+    check_own_adapters,
+    code_of,
+    hold_to,
+    read_lines,
+)
 from lora_retriever.fewshot.objectives import OBJECTIVES, objective_of
 from lora_retriever.fewshot.published import COLUMNS, PUBLISHED, belongs_to
 from lora_retriever.fewshot.table import difference_table, score_table, scored_runs
@@ -262,6 +273,97 @@ def test_tasks_have_the_form_of_the_papers_inputs(tmp_path: Path) -> None:
     (tmp_path / "two.json").write_text('[{"input": "a"}]')
     with pytest.raises(UserError, match=r"two\.json: row 1: field 'target' is missing"):
         read_tasks(tmp_path, [], Division(), "em")
+
+
+def write_tasks(folder: Path, *files: str) -> None:
+    rows = [{"input": f"q{number}", "target": "yes"} for number in range(4)]
+    for name in files:
+        text = json.dumps(rows).encode()
+        (folder / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("one.json", "one.jsonl"),
+        ("one.json", "one.json.gz"),
+        ("one.json", "One.json"),
+        ("caf\u00e9.json", "cafe\u0301.jsonl"),
+        ("dart.json", "dart_10templates.json"),
+    ],
+)
+def test_two_files_of_one_task_are_refused(tmp_path: Path, files: tuple[str, str]) -> None:
+    write_tasks(tmp_path, *files)
+    with pytest.raises(UserError, match="are files of one task") as refused:
+        read_tasks(tmp_path, [], Division(examples=1), "em")
+    assert all(ascii(name) in str(refused.value) for name in files)
+
+
+def test_packed_tasks_are_read_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    write_tasks(tmp_path, "one.json.gz", "two.jsonl.gz", "notes.txt")
+    (tmp_path / "._one.json").write_bytes(b"\0\5\x16\7" + bytes(60))  # macOS writes such files
+    assert [task.name for task in read_tasks(tmp_path, [], Division(examples=1), "em")] == ["one", "two"]
+
+
+def test_a_row_that_differs_from_an_example_by_white_space_is_no_test_row(tmp_path: Path) -> None:
+    rows = [{"input": "q" + " " * number, "target": "yes"} for number in range(6)]
+    (tmp_path / "one.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="no test row is left beside the examples"):
+        read_tasks(tmp_path, [], Division(examples=1), "em")
+
+
+def test_an_own_adapter_of_another_spelling_is_not_left_in(tmp_path: Path) -> None:
+    write_tasks(tmp_path, "city_qa.json")
+    tasks = read_tasks(tmp_path, [], Division(examples=1), "em")
+    check_own_adapters(tasks, ["city_qa", "other"])
+    for names in (["City_QA", "other"], ["city_qa", "city_qa "], ["city\u2011qa", "city-qa", "city_\u200bqa"]):
+        with pytest.raises(UserError, match="task 'city_qa' and adapter .* differ only by"):
+            check_own_adapters(tasks, names)
+    with pytest.raises(UserError, match="task 'city_qa' has no adapter left"):
+        check_own_adapters(tasks, ["city_qa"])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_an_adapter_whose_loss_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+    made = {"a": 1.0, "b": wrong}
+    monkeypatch.setattr(choosing, "answer_loss", lambda *arguments: lambda _: made[arguments[2][0]])
+    generator = SimpleNamespace(model=None, tokenizer=None, settings=None)
+    with pytest.raises(UserError, match="adapter 'b': the loss of the examples is NaN or infinite"):
+        losses_alone(generator, ["a", "b"], [])  # type: ignore[arg-type]
+
+
+def test_answers_of_other_code_or_another_configuration_are_not_shown_as_up_to_date(tmp_path: Path) -> None:
+    hold_to(tmp_path, {"draws": 1}, {"a.py": "1", "b.py": "2"})
+    hold_to(tmp_path, {"draws": 1}, {"a.py": "1", "b.py": "2"})
+    with pytest.raises(UserError, match=r"draws: 1 → 2\. Choose another --results"):
+        hold_to(tmp_path, {"draws": 2}, {"a.py": "1", "b.py": "2"})
+    with pytest.raises(UserError, match=r"answered by other code .* changed since: b\.py\. .*--keep-answers"):
+        hold_to(tmp_path, {"draws": 1}, {"a.py": "1", "b.py": "3"})
+    hold_to(tmp_path, {"draws": 1}, {"a.py": "1", "b.py": "3"}, keep_answers=True)
+    hold_to(tmp_path, {"draws": 1}, {"a.py": "1", "b.py": "3"})
+    file = tmp_path / "learned" / "fewshot" / "experiment.json"
+    assert json.loads(file.read_text())["kept"] == [{"a.py": "1", "b.py": "2"}]
+    file.write_text('{"draws": 1}')  # of an earlier version
+    with pytest.raises(UserError, match="changed since: not known"):
+        hold_to(tmp_path, {"draws": 1}, {"a.py": "1"})
+    file.write_text("[]")
+    with pytest.raises(UserError, match="is damaged"):
+        hold_to(tmp_path, {"draws": 1}, {"a.py": "1"})
+
+
+def test_the_code_of_an_experiment_is_what_decides_its_answers() -> None:
+    plain, every = code_of(Design(baselines=())), code_of(Design(objective="score", baselines=BASELINES))
+    assert "lora_retriever/methods/parts/lorahub_weights.py" in plain
+    assert "lora_retriever/generation/loop.py" in plain
+    assert "lora_retriever/fewshot/table.py" not in every
+    for name in ("training/adapter.py", "retrieval/encoding.py", "metrics/paper.py"):
+        assert (f"lora_retriever/{name}" in plain, f"lora_retriever/{name}" in every) == (False, True)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\u2029"])
+def test_a_text_with_an_unusual_line_end_is_one_line_of_a_file(tmp_path: Path, end: str) -> None:
+    (tmp_path / "part.jsonl").write_text(json.dumps({"inputs": f"a{end}b"}, ensure_ascii=False) + "\n", "utf-8")
+    assert read_lines(tmp_path / "part.jsonl") == [{"inputs": f"a{end}b"}]
 
 
 def test_published_figures_belong_to_one_base_and_recompute_to_the_printed_averages() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from lora_retriever.errors import RowsFailedError, UserError
 from lora_retriever.experiment.profile import Profile, load_profile
 from lora_retriever.generation.detecting import HEAD_FILE, Detector, Head, read_head, write_head
 from lora_retriever.methods import Composition
-from lora_retriever.procedures.relations import extractions, pairs_of
+from lora_retriever.procedures.relations import extraction_input, extractions, pairs_of
 from lora_retriever.running.evaluate import evaluate
+from lora_retriever.running.models import inspect_adapters
 
 WORLD = ROOT / "data" / "tiny-procedures"
 
@@ -102,25 +106,71 @@ def test_a_composition_has_the_mean_of_its_adapters_heads(tmp_path: Path) -> Non
         Detector({name: tmp_path / name for name in "xy"}).head_of(Composition({"x": 0.5, "y": 0.5}))
 
 
+W, B = torch.ones(2, 3), torch.ones(2)
+LABELS = '["a", "b"]'
+
+
 @pytest.mark.parametrize(
-    ("tensors", "metadata", "reason"),
+    ("tensors", "labels", "threshold", "reason"),
     [
-        ({"weight": torch.ones(2, 3)}, {"labels": '["a", "b"]', "threshold": "0.5"}, "is no detection head"),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, {"threshold": "0.5"}, "is no detection head"),
-        (
-            {"weight": torch.ones(2, 3), "bias": torch.ones(2)},
-            {"labels": '["a"]', "threshold": "0.5"},
-            "1 labels, but W",
-        ),
-        ({"weight": torch.ones(1, 3), "bias": torch.ones(1)}, {"labels": '["a"]', "threshold": "7"}, "no probability"),
+        ({"weight": W}, LABELS, "0.5", "is no detection head"),
+        ({"weight": W, "bias": B}, None, "0.5", "is no detection head"),
+        ({"weight": W, "bias": B}, '["a"]', "0.5", "1 labels, but W"),
+        ({"weight": W, "bias": B}, LABELS, "7", "no probability"),
+        ({"weight": W, "bias": B}, LABELS, "nan", "no probability"),
+        ({"weight": W * torch.nan, "bias": B}, LABELS, "0.5", "not finite"),
+        ({"weight": W.to(torch.complex64), "bias": B}, LABELS, "0.5", "expected floats"),
+        ({"weight": W.to(torch.int8), "bias": B}, LABELS, "0.5", "expected floats"),
+        ({"weight": W, "bias": B}, "[" * 50_000 + "]" * 50_000, "0.5", "is no detection head"),
+        ({"weight": W, "bias": B}, '"ab"', "0.5", "expected a list of texts"),
+        ({"weight": W, "bias": B}, '{"a": 1, "b": 2}', "0.5", "expected a list of texts"),
+        ({"weight": W, "bias": B}, '[null, "b"]', "0.5", "expected a list of texts"),
+        ({"weight": W, "bias": B}, '["a", "a"]', "0.5", "more than once"),
+        ({"weight": W, "bias": B}, '["\\u00e9", "e\\u0301"]', "0.5", "more than once"),
+        ({"weight": W, "bias": B}, '["", "b"]', "0.5", "is blank"),
+        ({"weight": W, "bias": B}, '["a", "b | c"]', "0.5", r"has a line end, `\|`"),
+        ({"weight": W, "bias": B}, '["a", "b\\u2028c"]', "0.5", "has a line end"),
+        ({"weight": W, "bias": B}, '["a", " b"]', "0.5", "a space at an end"),
+        ({"weight": W, "bias": B}, '["a", "b\\u0000"]', "0.5", "NUL"),
+        ({"weight": W, "bias": B}, '["a", "\\ud83d"]', "0.5", "surrogate"),
     ],
 )
 def test_a_broken_head_is_refused_by_name(
-    tmp_path: Path, tensors: dict[str, Any], metadata: dict[str, str], reason: str
+    tmp_path: Path, tensors: dict[str, Any], labels: str | None, threshold: str, reason: str
 ) -> None:
+    metadata = {"threshold": threshold} | ({} if labels is None else {"labels": labels})
     save_file(tensors, tmp_path / HEAD_FILE, metadata)
     with pytest.raises(UserError, match=f"{HEAD_FILE}: .*{reason}"):
         read_head(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_a_head_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / HEAD_FILE
+    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "dangling link": lambda: path.symlink_to("nowhere")}[kind]()
+    with pytest.raises(UserError, match=f"{HEAD_FILE}: is no detection head: this is no file"):
+        read_head(tmp_path)
+
+
+def test_a_label_has_one_unicode_form_in_the_head_and_in_triples(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "né")
+    write_head(Head((decomposed,), torch.ones(1, 3), torch.ones(1), 0.5), tmp_path)
+    head = read_head(tmp_path)
+    assert head is not None
+    assert head.labels == ("né",)
+    (example,) = extractions(Sample(inputs="x", targets=f"{decomposed} | a | b"))
+    assert example.inputs == extraction_input("né", "x")
+
+
+def test_a_broken_head_is_named_before_the_base_is_loaded(tmp_path: Path) -> None:
+    folders = {"first": tmp_path / "first", "second": tmp_path / "second"}
+    for folder in folders.values():
+        shutil.copytree(next((WORLD / "adapters").glob("*/adapter_config.json")).parent, folder)
+    save_file({"weight": W}, tmp_path / "second" / HEAD_FILE)
+    assert not inspect_adapters(folders, None).problems
+    (problem,) = inspect_adapters(folders, None, detects=True).problems
+    assert "adapter 'second'" in problem
+    assert f"{HEAD_FILE}: is no detection head" in problem
 
 
 def test_a_sample_teaches_the_pairs_of_each_relation() -> None:

@@ -31,7 +31,11 @@ def twice(row):
     first, second = yield [Ask(f"{row.inputs} {draft}"), Ask(row.inputs, query=f"{draft} {row.inputs}")]
     return f"{draft}; {first}; {second}"
 
+def shouting(row):
+    return (yield Ask(row.inputs, task="People_QA"))
+
 TWICE = Procedure("twice", "an answer, then two answers that read the first", "a toy", twice)
+SHOUTING = Procedure("shouting", "a question whose task is in another case", "a toy", shouting)
 '''
 
 
@@ -86,6 +90,13 @@ def test_a_row_is_answered_stage_by_stage_and_keeps_its_stages(whole: Path) -> N
 def test_masked_adapters_stay_masked_where_adapters_are_retrieved_anew(whole: Path) -> None:
     for line in lines_of(whole, "mixture_ood"):
         assert all(line["task"] not in reply["adapters"] for stage in line["stages"] for reply in stage)
+
+
+@pytest.mark.slow
+def test_a_question_whose_own_adapter_is_spelled_otherwise_is_not_answered(place: Path, tmp_path: Path) -> None:
+    profile = changed(place, procedure="toy_procedure:SHOUTING")
+    with pytest.raises(RowsFailedError, match=r"row 0: stage 1: .*cannot be masked: the pool's 'people_qa' differs only"):
+        evaluate(profile, ["uniform_ood"], tmp_path, 1, QUIET)
 
 
 @pytest.mark.slow

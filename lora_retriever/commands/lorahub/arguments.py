@@ -43,6 +43,7 @@ OF_TASKS: dict[str, Any] = {
     "limit": None,
     "baselines": ("zero_shot", "in_context", "lora"),
     "without_own": False,
+    "keep_answers": False,
     "lora_rank": 16,
     "lora_epochs": 20,
     "lora_rate": 2e-4,
@@ -158,6 +159,9 @@ def _add_experiment(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--without-own", action="store_true", default=None, help="leave out the adapter of the task's name"
+    )
+    group.add_argument(
+        "--keep-answers", action="store_true", default=None, help="keep the answers of a results folder of other code"
     )
     group.add_argument("--lora-rank", type=count, help="of the LoRA on the examples (default: 16)")
     group.add_argument("--lora-epochs", type=count, help="default: 20")

@@ -16,7 +16,7 @@ from lora_retriever.commands.lorahub.parts import Parts, parts_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_retriever.fewshot.experiment import Design
+    from lora_retriever.fewshot.experiment import Design, check_own_adapters
     from lora_retriever.fewshot.tasks import Division, FewShotTask
     from lora_retriever.training.lora import TrainingOptions
 
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     design = Design(
         args.draws, args.count, args.choice, args.objective, search_of(args), args.baselines, args.without_own
     )
+    if design.without_own:
+        check_own_adapters(tasks, list(parts.locations))
     _compute(args, parts, design, division, tasks, console)
     _print_tables(args.results, parts.base_name, design, tasks)
     return 0
@@ -48,6 +50,7 @@ def _compute(
     """Compute what the results folder does not have yet."""
     from lora_retriever.fewshot.experiment import (
         Experiment,
+        code_of,
         configuration_of,
         hold_to,
         is_finished,
@@ -73,7 +76,7 @@ def _compute(
     }
     with locked(args.results) as held:
         held.require_writable()
-        hold_to(args.results, configuration_of(design, tasks, further))
+        hold_to(args.results, configuration_of(design, tasks, further), code_of(design), args.keep_answers)
         if not is_finished(args.results, design, tasks):
             trained = {}
             if "lora" in design.baselines:
