@@ -22,6 +22,7 @@ from lora_retriever.data.tables import (
     ARROW_STREAM,
     BEGINNINGS,
     PARQUET,
+    WrittenFloat,
     arrow_objects,
     csv_objects,
     separator_of,
@@ -59,12 +60,6 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; run: git lfs pull"),
 )
-
-
-class WrittenFloat(float):
-    """A number with a fraction or an exponent, and the `text` by which its file writes it."""
-
-    text: str
 
 
 def read_objects(path: Path, may_have_nan: bool = False) -> list[dict[str, Any]]:
@@ -270,7 +265,12 @@ def _value(path: Path, text: str, decoder: json.JSONDecoder, start: int, where: 
         raise UserError(f"{path}: {where}: {error}") from error
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields, for `object_pairs_hook` of Python's JSON.
+
+    Raises:
+        ValueError: a field is there more than once.
+    """
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
@@ -288,9 +288,7 @@ def _integer(text: str) -> int:
 
 
 def _fraction(text: str) -> WrittenFloat:
-    number = WrittenFloat(_bounded(text))
-    number.text = text
-    return number
+    return WrittenFloat.of(_bounded(text))
 
 
 def _bounded(text: str) -> str:
@@ -300,9 +298,9 @@ def _bounded(text: str) -> str:
 
 
 _STRICT = json.JSONDecoder(
-    object_pairs_hook=_without_repeats, parse_constant=_constant, parse_int=_integer, parse_float=_fraction
+    object_pairs_hook=without_repeats, parse_constant=_constant, parse_int=_integer, parse_float=_fraction
 )
-_LENIENT = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_int=_integer, parse_float=_fraction)
+_LENIENT = json.JSONDecoder(object_pairs_hook=without_repeats, parse_int=_integer, parse_float=_fraction)
 
 
 def _skip_space(text: str, position: int) -> int:

@@ -25,9 +25,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from lora_retriever.data.further import Value, further_names, further_of
-from lora_retriever.data.objects import WrittenFloat
 from lora_retriever.data.official import official_name, renamed
 from lora_retriever.data.sources import DataSource, read_source
+from lora_retriever.data.tables import WrittenFloat
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import quoted
 from lora_retriever.files import is_location

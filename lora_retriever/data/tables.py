@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lora_retriever.errors import one_line_of
 
 if TYPE_CHECKING:
     import pyarrow
+
 
 COLUMN_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
 """The fields of rows that may have other names in a table: `columns` of a profile, and `--columns`."""
@@ -25,6 +26,19 @@ BEGINNINGS = (PARQUET, ARROW, ARROW_STREAM)
 """The first bytes of a Parquet file, of an Arrow file, and of an Arrow stream, which `save_to_disk` writes."""
 BATCH_ROWS = 1024
 """Number of rows of a Parquet file that are unpacked at once."""
+
+
+class WrittenFloat(float):
+    """A number with a fraction or an exponent, and the `text` by which its file writes it."""
+
+    text: str
+
+    @staticmethod
+    def of(text: str) -> WrittenFloat:
+        """The number that a text writes."""
+        number = WrittenFloat(text)
+        number.text = text
+        return number
 
 
 def separator_of(text: str) -> str | None:
@@ -85,6 +99,7 @@ def arrow_objects(content: bytes, at_most: int) -> Iterator[dict[str, Any]]:
         schema, batches = _open(content)
         _check_names(schema.names)
         labels = _labels(schema)
+        short = {field.name: text for field in schema if (text := _short_float(field.type)) is not None}
         for batch in batches:
             size += batch.nbytes
             if size > at_most:
@@ -94,6 +109,8 @@ def arrow_objects(content: bytes, at_most: int) -> Iterator[dict[str, Any]]:
                 for name, value in row.items():
                     if not _is_finite(value):
                         raise ValueError(f"row {number}: column {name!r}: {value} is no finite number")
+                    if name in short and value is not None:
+                        row[name] = _written(value, short[name])
                     if name in labels and isinstance(value, int):
                         row[name] = labels[name][value] if 0 <= value < len(labels[name]) else None
                 yield row
@@ -129,6 +146,29 @@ def _labels(schema: pyarrow.Schema) -> dict[str, list[str]]:
         }
     except (KeyError, TypeError, ValueError, AttributeError):  # a file that datasets did not write
         return {}
+
+
+def _short_float(kind: pyarrow.DataType) -> Callable[[float], str] | None:
+    """The shortest text of a number of a column of 16 or 32 bits, or of lists of such numbers. None: another column.
+
+    Python reads such a number into 64 bits: 0.1 becomes 0.10000000149011612.
+    """
+    import numpy as np
+    import pyarrow
+
+    while pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pyarrow.types.is_float32(kind):
+        return lambda value: str(np.float32(value))
+    if pyarrow.types.is_float16(kind):
+        return lambda value: str(np.float16(value))
+    return None
+
+
+def _written(value: Any, text: Callable[[float], str]) -> Any:
+    if isinstance(value, list):
+        return [_written(part, text) for part in value]
+    return value if value is None else WrittenFloat.of(text(value))
 
 
 def _check_names(names: list[str]) -> None:

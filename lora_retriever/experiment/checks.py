@@ -116,9 +116,9 @@ def _problems_of_names(profile: Profile, rows: Sequence[Row], pool: Sequence[Poo
     for alike in alike_names(names):
         spellings = " and ".join(f"{kind} {name!a} ({files[kind].name})" for kind, name in alike)
         yield (
-            f"{spellings} differ only by Unicode form, case, white space or letters that look alike, or name one official "
-            "task; an out-of-domain variant would not mask the row's own adapter. Write the name in one spelling, or "
-            "rename one of the two"
+            f"{spellings} differ only by Unicode form, case, white space or letters that look alike, or name one "
+            "official task; an out-of-domain variant would not mask the row's own adapter. Write the name in one "
+            "spelling, or rename one of the two"
         )
     for alike in alike_names([("domain", domain) for domain in dict.fromkeys(row.domain for row in rows)]):
         spellings = " and ".join(ascii(name) for _, name in alike)

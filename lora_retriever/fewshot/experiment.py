@@ -220,9 +220,9 @@ def check_own_adapters(tasks: Sequence[FewShotTask], names: Sequence[str]) -> No
     for task in tasks:
         if (other := other_spelling(task.name, names)) is not None:
             raise UserError(
-                f"--without-own: task {task.name!a} and adapter {other!a} differ only by Unicode form, case, white space "
-                "or letters that look alike, or name one official task; the adapter would not be left out. Write the "
-                "name in one spelling"
+                f"--without-own: task {task.name!a} and adapter {other!a} differ only by Unicode form, case, white "
+                "space or letters that look alike, or name one official task; the adapter would not be left out. Write "
+                "the name in one spelling"
             )
         if all(name == task.name for name in names):
             raise UserError(f"--without-own: task {task.name!r} has no adapter left; give more adapters")

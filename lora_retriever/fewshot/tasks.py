@@ -207,7 +207,7 @@ def _samples(path: Path) -> list[Sample]:
 
 
 def _divided(samples: list[Sample], division: Division, path: Path) -> tuple[list[Sample], list[Sample]]:
-    """The examples and the tested rows. The tested rows keep their order; a row with an example's input is no test row."""
+    """The examples and the tested rows, in their order. A row with an example's input is no test row."""
     held_out = min(division.held_out, len(samples) // 2)
     if held_out < division.examples:
         raise UserError(

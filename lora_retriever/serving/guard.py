@@ -49,7 +49,7 @@ def read_keys(file: Path) -> frozenset[bytes]:
         UserError: the file cannot be read, has no key, or has a key that is too short.
     """
     try:
-        lines = read_bytes(file).decode("utf-8").splitlines()
+        lines = read_bytes(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--api-key-file {file}: cannot be read ({error})") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -12,12 +12,14 @@ import hmac
 import json
 import os
 import secrets
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lora_retriever.data.objects import without_repeats
 from lora_retriever.errors import UserError
 from lora_retriever.files import read_bytes
 from lora_retriever.watermark.words import WORDS
@@ -207,14 +209,15 @@ def read_key(path: Path) -> Key:
         UserError: the file cannot be read or is no key. The message shows nothing of the file's content.
     """
     try:
-        content = json.loads(read_bytes(path, MOST_KEY_BYTES))
+        content = json.loads(read_bytes(path, MOST_KEY_BYTES), object_pairs_hook=without_repeats)
         secret, design = bytes.fromhex(content["secret"]), content["design"]
         words, carriers = tuple(content["words"]), tuple(content["carriers"])
         is_key = (
             content["format"] == FORMAT
             and len(secret) == SECRET_BYTES
             and design in DESIGNS
-            and all(isinstance(text, str) for text in (*words, *carriers))
+            and all(isinstance(text, str) for text in carriers)
+            and all(isinstance(text, str) and _is_word(text) for text in words)
             and len(set(words)) == len(words) >= FEWEST_WORDS
             and len(carriers) > 0
         )
@@ -228,19 +231,24 @@ def read_key(path: Path) -> Key:
 
 
 def read_words(path: Path) -> tuple[str, ...]:
-    """An owner's own list: one word a line.
+    """An owner's own list: one word a line, in Unicode form NFC.
 
     Raises:
         UserError: the file cannot be read, has too few words, or a line that is not one word in lower case.
     """
     try:
-        lines = read_bytes(path, MOST_KEY_BYTES).decode("utf-8").split()
+        text = unicodedata.normalize("NFC", read_bytes(path, MOST_KEY_BYTES).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    words = tuple(dict.fromkeys(lines))
+    words = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     for word in words:
-        if not word.isalpha() or word != word.casefold():
+        if not _is_word(word):
             raise UserError(f"{path}: {word!r:.60} is not one word in lower case")
     if len(words) < FEWEST_WORDS:
         raise UserError(f"{path}: {len(words)} different words; a key needs at least {FEWEST_WORDS}")
     return words
+
+
+def _is_word(text: str) -> bool:
+    """Whether an answer can begin with this word: letters without case and without combining marks."""
+    return text.isalpha() and text == unicodedata.normalize("NFC", text.casefold())

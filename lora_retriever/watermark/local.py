@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lora_retriever.errors import UserError
 from lora_retriever.generation.composition import Composition, weight_matrix
 from lora_retriever.generation.examples import forward_options
 from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.generation.heads import contiguous_head
+from lora_retriever.generation.passes import NOT_FINITE
 from lora_retriever.generation.prompt import Prompt
 from lora_retriever.generation.tokenizing import text_tokens
 from lora_retriever.watermark.suspects import Replies, first_word
@@ -116,11 +118,18 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> li
 def next_log_probabilities(
     generator: Generator, prompts: Sequence[Prompt], compositions: Sequence[Composition], mode: str | Composer
 ) -> Tensor:
-    """The log-probabilities of the token after each prompt, [batch, vocabulary], float32, in nats."""
+    """The log-probabilities of the token after each prompt, [batch, vocabulary], float32, in nats.
+
+    Raises:
+        UserError: the model's logits are NaN or infinite.
+    """
     names, weights = weight_matrix(compositions)
     model = generator.model
     with model.composed(names, weights, mode=mode) if names else nullcontext():
-        return last_logits(model, [prompt.token_ids for prompt in prompts], generator.pad_id).log_softmax(-1)
+        logs = last_logits(model, [prompt.token_ids for prompt in prompts], generator.pad_id).log_softmax(-1)
+    if bool(logs.isnan().any()):
+        raise UserError(NOT_FINITE)
+    return logs
 
 
 def last_logits(model: ComposableModel, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,12 +142,17 @@ def wait_of(response: httpx.Response, attempt: int) -> float:
 
 
 def best_tokens(choice: Any) -> list[tuple[str, float]] | None:
-    """The best first tokens of an answer with their log-probabilities, in nats. None: the server shows none."""
+    """The best first tokens of an answer with their log-probabilities, in nats.
+
+    None: the server shows none, or shows NaN, which has no rank.
+    """
     shown: Any = choice.get("logprobs") if isinstance(choice, dict) else None
     try:
         if "content" in shown:
-            return [(entry["token"], float(entry["logprob"])) for entry in shown["content"][0]["top_logprobs"]]
-        return [(token, float(value)) for token, value in shown["top_logprobs"][0].items()]
+            best = [(entry["token"], float(entry["logprob"])) for entry in shown["content"][0]["top_logprobs"]]
+        else:
+            best = [(token, float(value)) for token, value in shown["top_logprobs"][0].items()]
+        return None if any(math.isnan(value) for _, value in best) else best
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
 

@@ -6,6 +6,7 @@ A suspect is asked as a user asks: one input, one answer. The suspect is not tol
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,8 +48,11 @@ class Suspect(Protocol):
 
 
 def first_word(answer: str) -> str:
-    """The first word of an answer without case; empty if there is none. Only the first word of an answer counts."""
-    found = FIRST_WORD.match(answer.casefold())
+    """The first word of an answer without case, in Unicode form NFC; empty if there is none.
+
+    Only the first word of an answer counts.
+    """
+    found = FIRST_WORD.match(unicodedata.normalize("NFC", answer.casefold()))
     return found[1] if found else ""
 
 

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_retriever.data import objects
-from lora_retriever.data.objects import MAX_DIGITS, WrittenFloat, read_objects
+from lora_retriever.data.objects import MAX_DIGITS, read_objects
+from lora_retriever.data.tables import WrittenFloat
 from lora_retriever.errors import UserError
 
 ROW: dict[str, Any] = {"inputs": "wie?", "targets": "só", "task": "t", "domain": "d", "metric": "em"}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
@@ -107,6 +108,19 @@ def test_parquet_and_arrow_keep_types_and_lists(tmp_path: Path) -> None:
     for path in tables(tmp_path, pyarrow.Table.from_pylist(rows)):
         assert read_objects(path) == rows
         assert [sample.targets for sample in read_samples(path)] == [("x", "y"), ("007",)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "third"), [(pyarrow.float64(), "1e+30"), (pyarrow.float32(), "1e+30"), (pyarrow.float16(), "0.333")]
+)
+def test_a_number_of_few_bits_is_the_text_that_was_written(tmp_path: Path, kind: pyarrow.DataType, third: str) -> None:
+    numbers = [0.1, 3.7, float(third)]
+    alone = pyarrow.array(np.array(numbers, kind.to_pandas_dtype()), kind)
+    listed = pyarrow.ListArray.from_arrays([0, 1, 2, 3], alone)
+    for targets in (alone, listed):
+        for path in tables(tmp_path, pyarrow.table({"inputs": ["a", "b", "c"], "targets": targets})):
+            texts = [sample.targets for sample in read_samples(path)]
+            assert texts == [text if targets is alone else (text,) for text in ("0.1", "3.7", third)]
 
 
 def test_parquet_with_nan_or_a_column_twice_is_refused(tmp_path: Path) -> None:

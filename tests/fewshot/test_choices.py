@@ -317,7 +317,7 @@ def test_an_own_adapter_of_another_spelling_is_not_left_in(tmp_path: Path) -> No
     tasks = read_tasks(tmp_path, [], Division(examples=1), "em")
     check_own_adapters(tasks, ["city_qa", "other"])
     for names in (["City_QA", "other"], ["city_qa", "city_qa "], ["city\u2011qa", "city-qa", "city_\u200bqa"]):
-        with pytest.raises(UserError, match="task 'city_qa' and adapter .* differ only by"):
+        with pytest.raises(UserError, match=r"task 'city_qa' and adapter .* differ only by"):
             check_own_adapters(tasks, names)
     with pytest.raises(UserError, match="task 'city_qa' has no adapter left"):
         check_own_adapters(tasks, ["city_qa"])

@@ -95,7 +95,9 @@ def test_masked_adapters_stay_masked_where_adapters_are_retrieved_anew(whole: Pa
 @pytest.mark.slow
 def test_a_question_whose_own_adapter_is_spelled_otherwise_is_not_answered(place: Path, tmp_path: Path) -> None:
     profile = changed(place, procedure="toy_procedure:SHOUTING")
-    with pytest.raises(RowsFailedError, match=r"row 0: stage 1: .*cannot be masked: the pool's 'people_qa' differs only"):
+    with pytest.raises(
+        RowsFailedError, match=r"row 0: stage 1: .*cannot be masked: the pool's 'people_qa' differs only"
+    ):
         evaluate(profile, ["uniform_ood"], tmp_path, 1, QUIET)
 
 

@@ -17,6 +17,12 @@ from lora_retriever.serving.metrics import Metrics
 KEY = "a-key-of-twenty-letters"
 
 
+def test_a_comment_behind_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"# the keys of our server\n{KEY}\n", "utf-8-sig")
+    (tmp_path / "plain").write_text(f"{KEY}\n")
+    assert read_keys(tmp_path / "keys") == read_keys(tmp_path / "plain")
+
+
 async def reading_app(scope: Scope, receive: Receive, send: Send) -> None:
     while (await receive()).get("more_body"):
         pass

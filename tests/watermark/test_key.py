@@ -12,7 +12,7 @@ import pytest
 
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
-from lora_retriever.watermark.key import Key, make_key, read_key
+from lora_retriever.watermark.key import Key, make_key, read_key, read_words
 from lora_retriever.watermark.words import WORDS
 
 SECRET = bytes(range(32))
@@ -108,7 +108,11 @@ def test_the_command_prints_the_commitment_and_nothing_of_the_secret(
 
 @pytest.mark.parametrize(
     "change",
-    [{"secret": "00"}, {"design": "x"}, {"words": ["a"] * 20}, {"carriers": []}, {"carriers": [3]}, {"format": ""}],
+    [
+        *({"secret": "00"}, {"design": "x"}, {"words": ["a"] * 20}, {"carriers": []}, {"carriers": [3]}),
+        *({"format": ""}, {"words": ["Tree", *WORDS[1:]]}, {"words": ["two words", *WORDS[1:]]}),
+        {"words": ["cafe\u0301", *WORDS[1:]]},
+    ],
 )
 def test_a_file_that_is_no_key_is_refused_without_showing_its_content(
     tmp_path: Path, change: dict[str, object]
@@ -119,6 +123,23 @@ def test_a_file_that_is_no_key_is_refused_without_showing_its_content(
     with pytest.raises(UserError, match="is no key of this program") as error:
         read_key(tmp_path / "k2")
     assert SECRET.hex() not in str(error.value)
+
+
+def test_a_key_with_a_field_twice_is_refused(tmp_path: Path) -> None:
+    make_key(secret=SECRET).write(tmp_path / "k")
+    text = (tmp_path / "k").read_text().replace('"design"', f'"secret": "{"00" * 32}", "design"')
+    (tmp_path / "k2").write_text(text)
+    with pytest.raises(UserError, match="is no key of this program"):
+        read_key(tmp_path / "k2")
+
+
+def test_a_list_of_words_is_read_as_editors_write_it(tmp_path: Path) -> None:
+    words = [f"word{letter}" for letter in "abcdefghijklmnop"]
+    (tmp_path / "words").write_bytes("\ufeff{}\r\ncafe\u0301\r\n".format("\r\n".join(words)).encode())
+    assert read_words(tmp_path / "words") == (*words, "café")
+    (tmp_path / "words").write_text("\n".join([*words, "ice cream"]))
+    with pytest.raises(UserError, match="'ice cream' is not one word in lower case"):
+        read_words(tmp_path / "words")
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.generation.loading import load_composable
 from lora_retriever.generation.settings import GenerationSection
+from lora_retriever.watermark import local
 from lora_retriever.watermark.key import Key, make_key
 from lora_retriever.watermark.local import LocalSuspect, begins_a_word, first_tokens
-from lora_retriever.watermark.served import ServedSuspect, scores_of
+from lora_retriever.watermark.served import ServedSuspect, best_tokens, scores_of
 from lora_retriever.watermark.suspects import Replies, first_word, verify, weigh
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -88,7 +89,8 @@ def owner(key: Key, known: int) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("answer", "word"), [("Tree.", "tree"), ('"tree" house', "tree"), ("", ""), ("…", ""), ("trees", "trees")]
+    ("answer", "word"),
+    [("Tree.", "tree"), ('"tree" house', "tree"), ("", ""), ("…", ""), ("trees", "trees"), ("cafe\u0301!", "café")],
 )
 def test_an_answer_counts_by_its_first_word(answer: str, word: str) -> None:
     assert first_word(answer) == word
@@ -191,6 +193,27 @@ def test_a_local_suspect_answers_as_the_generator_and_ranks_the_words_by_logits(
         with torch.no_grad(), generator.model.composed(["people_qa", "city_qa"], [[0.5, 0.5]]):
             logits = generator.model(torch.tensor([prompt.token_ids])).logits[0, -1].log_softmax(-1)
         assert np.allclose(replies.scores[row], logits[tokens].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error_and_no_verdict(
+    generator: Generator, words: Sequence[str], monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(local, "last_logits", lambda _, prompts, pad_id: torch.full((len(prompts), 566), torch.nan))
+    suspect = LocalSuspect("x", generator, Composition(), temperature=temperature)
+    with pytest.raises(UserError, match="logits are NaN or infinite"):
+        suspect.replies(["lamp"], words)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"content": [{"top_logprobs": [{"token": "a", "logprob": math.nan}]}]},
+        {"top_logprobs": [{"a": math.nan, "b": -1.0}]},
+    ],
+)
+def test_a_server_that_shows_nan_shows_no_log_probabilities(wrong: dict[str, Any]) -> None:
+    assert best_tokens({"logprobs": wrong}) is None
 
 
 def test_words_that_begin_alike_have_no_ranks(tokenizer: PreTrainedTokenizerBase) -> None:
