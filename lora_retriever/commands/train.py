@@ -13,7 +13,7 @@ from lora_retriever.commands.arguments import add_columns, names, nonnegative, p
 from lora_retriever.commands.shared import device_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
-from lora_retriever.files import writing
+from lora_retriever.files import hash_path, writing
 from lora_retriever.progress import quieten_transformers
 
 if TYPE_CHECKING:
@@ -85,12 +85,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.generation.loading import load_base, load_tokenizer
     from lora_retriever.generation.prompt import files_wanted
     from lora_retriever.hub import fetch, folder_or_id
-    from lora_retriever.training.pool import chosen_entries, is_trained, train_pool
+    from lora_retriever.training.pool import chosen_entries, is_trained, made_of, train_pool
 
     options = training_options(args)
     pool = read_pool(pool_source(args.pool, args))
     entries = chosen_entries(pool, args.only, args.validation, detects=options.detect is not None)
-    missing = [entry for entry in entries if not is_trained(args.out / entry.model_name, options)]
+    wanted = files_wanted(options.template)
+    folder = fetch(args.base, args.revision, wanted) if args.revision else folder_or_id(args.base, wanted)
+    base_hash = hash_path(folder)
+    sources = {entry.model_name: made_of(base_hash, args.dtype, entry, args.validation) for entry in entries}
+    missing = [e for e in entries if not is_trained(args.out / e.model_name, options, sources[e.model_name])]
     device = device_of(args.device)
     print(f"{len(entries) - len(missing)} of {len(entries)} adapters exist, {len(missing)} to train", flush=True)
     if not missing:
@@ -100,13 +104,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     quieten_transformers()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between transformers and PEFT
     with stopping_on_signals():
-        wanted = files_wanted(options.template)
-        folder = fetch(args.base, args.revision, wanted) if args.revision else folder_or_id(args.base, wanted)
         with console.status("loading"):
             tokenizer = load_tokenizer(folder)
             base = load_base(folder, getattr(torch, args.dtype), device)
         with writing(args.out):
-            train_pool(base, tokenizer, missing, options, args.out, args.validation, console)
+            train_pool(base, tokenizer, missing, options, args.out, args.validation, console, sources)
     print(for_terminal(f"{args.out}: {len(missing)} adapters trained"))
     return 0
 

@@ -7,7 +7,7 @@ this module. `pool` trains the adapters of a whole pool, and resumes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def train_adapter(
     validation: Sequence[Sample] = (),
     initial: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train one LoRA. Write the LoRA, the record and the curve of its training to the folder `out` in one atomic step.
 
@@ -55,6 +56,7 @@ def train_adapter(
         validation: examples whose loss is recorded after every epoch. The adapter is not trained on them.
         initial: folder of a LoRA of the same shape, from which the training starts. None: PEFT's initialisation.
         on_step: called after every step.
+        source: what the adapter is trained from, for the record (`pool.made_of`). None: the record does not say.
 
     Returns:
         The record: options, losses per epoch, seconds, versions.
@@ -85,6 +87,7 @@ def train_adapter(
         check_trained(out.name, trained_parameters(model), f"lower the learning rate ({options.learning_rate})")
         record = {
             "options": options.model_dump(mode="json"),
+            **({} if source is None else {"made_of": dict(source)}),
             "samples": len(samples),
             "losses": epoch_losses(state.log_history),
             "validation_losses": [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry],

@@ -7,7 +7,7 @@ chosen on validation samples alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ def train_detector(
     out: Path,
     validation: Sequence[Sample] = (),
     on_step: Callable[[Step], None] | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train a LoRA with a detection head. Write both, the record and the curve to the folder `out` in one atomic step.
 
@@ -116,6 +117,7 @@ def train_detector(
         samples: the examples; their targets are triples, one a line. Their relations are the head's labels.
         validation: examples on which the threshold is chosen, and whose F1 is recorded.
         on_step: called after every step.
+        source: what the adapter is trained from, for the record (`pool.made_of`). None: the record does not say.
 
     Returns:
         The record: options, labels, threshold, losses per epoch, seconds, versions.
@@ -148,6 +150,7 @@ def train_detector(
         found = chances >= threshold
         record = {
             "options": options.model_dump(mode="json"),
+            **({} if source is None else {"made_of": dict(source)}),
             "samples": len(samples),
             "labels": labels,
             "share_of_labels": share,

@@ -5,8 +5,9 @@ An adapter's folder appears only when the adapter is complete, and an adapter wh
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.data.triples import is_triple
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, quoted
+from lora_retriever.files import safe_name
 from lora_retriever.procedures import find_procedure
 from lora_retriever.progress import Bar, progress_bar
 from lora_retriever.training.adapter import train_adapter
@@ -35,7 +37,7 @@ def chosen_entries(
         detects: whether detection heads are trained, whose samples have triples as their targets.
 
     Raises:
-        UserError: the pool lacks a name, no sample of an entry is left to train on, or the target of a sample is no
+        UserError: the pool lacks a name, a name leads out of the folder of adapters, no sample of an entry is left to train on, or the target of a sample is no
             list of triples.
     """
     entries = {entry.model_name: entry for entry in pool}
@@ -43,6 +45,7 @@ def chosen_entries(
         raise UserError(f"the pool has no entry {', '.join(unknown)}")
     chosen = [entries[name] for name in dict.fromkeys(names or entries)]
     for entry in chosen:
+        safe_name(entry.model_name, "adapter", may_have_folders=True)  # an adapter's folder has this name
         if len(entry.sample) <= validation:
             raise UserError(
                 f"{entry.model_name}: {validation} samples held out for validation leave none of its "
@@ -63,11 +66,26 @@ def _check_triples(entry: PoolEntry) -> None:
                 )
 
 
-def is_trained(folder: Path, options: TrainingOptions) -> bool:
-    """Whether the adapter exists and was trained with these options.
+def made_of(base: str, dtype: str, entry: PoolEntry, validation: int = 0) -> dict[str, str]:
+    """What an adapter is trained from, for its record: base, dtype, and the SHA-256 of the samples and their division.
+
+    Args:
+        base: the SHA-256 of the base model.
+        validation: number of samples that are held out.
+    """
+    kept = len(entry.sample) - validation
+    parts = [[sample.model_dump(mode="json") for sample in part] for part in (entry.sample[:kept], entry.sample[kept:])]
+    return {"base": base, "dtype": dtype, "samples": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
+
+
+def is_trained(folder: Path, options: TrainingOptions, source: Mapping[str, str]) -> bool:
+    """Whether the adapter exists and was trained with these options from this source.
+
+    Args:
+        source: what the adapter is to be trained from (`made_of`). A record of an earlier version does not tell it.
 
     Raises:
-        UserError: the adapter was trained with other options, or its record cannot be read.
+        UserError: the adapter was trained with other options or from another source, or its record cannot be read.
     """
     if not folder.exists():
         return False
@@ -75,12 +93,16 @@ def is_trained(folder: Path, options: TrainingOptions) -> bool:
     if not path.exists():
         raise UserError(f"{folder} exists and was not trained here; move the folder, or choose another --out")
     try:
-        made_with: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        made_with: dict[str, Any] = dict(record["options"])
+        recorded: dict[str, Any] = dict(record.get("made_of", {}))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: is no record of a training; delete the folder {folder} to train anew") from error
     wanted = options.model_dump(mode="json")
     before = {key: made_with.get(key, field.default) for key, field in TrainingOptions.model_fields.items()}
     differing = [f"{key} {before[key]} (now {value})" for key, value in wanted.items() if before[key] != value]
+    changed = [name for name, value in source.items() if recorded.get(name, value) != value]
+    differing += [{"base": "another base", "samples": "other samples"}.get(name, f"another {name}") for name in changed]
     if differing:
         raise UserError(f"{folder} was trained with {', '.join(differing)}; choose another --out, or delete the folder")
     return True
@@ -94,10 +116,12 @@ def train_pool(
     out: Path,
     validation: int,
     console: Console,
+    sources: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Train an adapter for each entry, into the sub-folder of `out` with the entry's name.
 
     Args:
+        sources: what each adapter is trained from (`made_of`), by the entry's name.
         validation: number of samples of each entry, its last ones, that are held out. Their loss is recorded.
         console: where progress goes: steps, loss, tokens a second and time left of the adapter that is being trained,
             and the adapters done.
@@ -122,7 +146,8 @@ def train_pool(
                     for part in (entry.sample[:kept], entry.sample[kept:])
                 )
                 place = out / entry.model_name
-                record = train(base, tokenizer, samples, options, place, held_out, on_step=show)
+                source = sources[entry.model_name]
+                record = train(base, tokenizer, samples, options, place, held_out, on_step=show, source=source)
             console.print(for_rich(f"{entry.model_name}: {summary(record)}"), soft_wrap=True)
         adapters.move_to(len(entries), f"{len(entries)}/{len(entries)}")
 

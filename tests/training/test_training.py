@@ -23,7 +23,7 @@ from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_exam
 from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
 from lora_retriever.training.lora import TrainingOptions, check_trained
-from lora_retriever.training.pool import chosen_entries
+from lora_retriever.training.pool import chosen_entries, is_trained, made_of
 from peft_composition import ComposableModel
 
 OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_size=4, max_tokens=128)
@@ -115,6 +115,10 @@ def test_a_pool_is_trained_task_by_task_and_resumed(
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(names)
     assert (tmp_path / "adapters" / names[0] / "adapter_model.safetensors").stat().st_mtime_ns == first
 
+    record = json.loads((tmp_path / "adapters" / names[0] / "training.json").read_text())
+    assert record["made_of"].keys() == {"base", "dtype", "samples"}
+    assert main([*arguments, "--only", names[0], "--validation", "1"]) == 2
+    assert "was trained with other samples" in capsys.readouterr().err
     assert main([*arguments, "--only", names[0], "--rank", "9"]) == 2
     assert "was trained with rank 6 (now 9)" in capsys.readouterr().err
     assert main([*arguments, "--only", "nothing"]) == 2
@@ -182,6 +186,41 @@ def test_trained_weights_that_are_no_numbers_are_refused(wrong: float) -> None:
     message = "^dart: the training gave NaN or infinite weights; lower the learning rate$"
     with pytest.raises(UserError, match=message):
         check_trained("dart", [good, torch.tensor([0.0, wrong])], "lower the learning rate")
+
+
+def recorded(folder: Path, source: dict[str, str] | None) -> Path:
+    """A folder with the record of a training from this source."""
+    folder.mkdir()
+    content = {"options": OPTIONS.model_dump(mode="json"), **({} if source is None else {"made_of": source})}
+    (folder / "training.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_an_adapter_of_other_samples_or_another_base_is_not_taken_for_trained(tmp_path: Path) -> None:
+    def entry(*targets: str) -> PoolEntry:
+        samples = tuple(Sample(inputs="q", targets=target) for target in targets)
+        return PoolEntry(model_name="a", domain="d", sample=samples)
+
+    source = made_of("base", "float32", entry("x", "y"), 1)
+    folder = recorded(tmp_path / "a", source)
+    assert is_trained(folder, OPTIONS, source)
+    others = {
+        "other samples": [made_of("base", "float32", entry("x", "z"), 1), made_of("base", "float32", entry("x", "y"))],
+        "another base": [made_of("other", "float32", entry("x", "y"), 1)],
+        "another dtype": [made_of("base", "bfloat16", entry("x", "y"), 1)],
+    }
+    for reason, sources in others.items():
+        for other in sources:
+            with pytest.raises(UserError, match=f"{re.escape(str(folder))} was trained with {reason}; choose another"):
+                is_trained(folder, OPTIONS, other)
+    assert is_trained(recorded(tmp_path / "b", None), OPTIONS, source)  # by an earlier version
+
+
+@pytest.mark.parametrize("name", ["../other", "/tmp/other", "a/../../b", ".."])
+def test_an_adapter_is_not_trained_outside_its_folder(name: str) -> None:
+    entry = PoolEntry(model_name=name, domain="d", sample=(Sample(inputs="q", targets="x"),))
+    with pytest.raises(UserError, match="adapter"):
+        chosen_entries([entry], None)
 
 
 def test_a_detection_head_is_trained_on_lists_of_triples_alone() -> None:

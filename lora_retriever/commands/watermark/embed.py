@@ -22,7 +22,7 @@ from lora_retriever.commands.watermark.shared import (
 )
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, for_terminal
-from lora_retriever.files import writing
+from lora_retriever.files import hash_path, writing
 from lora_retriever.log import LOG
 from lora_retriever.progress import progress_bar, quieten_transformers
 
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             tokenizer = load_tokenizer(base_folder)
             base = load_base(base_folder, getattr(torch, args.dtype), device)
             refuse_encoder_decoder(base.config, "watermarks")
-        adapter = args.adapter or _trained(args, base, tokenizer, console)
+        adapter = args.adapter or _trained(args, base, tokenizer, console, hash_path(base_folder))
         with progress_bar(console, f"mark {args.out.name}", 1) as bar:
 
             def show(step: MarkStep) -> None:
@@ -154,19 +154,24 @@ def _options(args: argparse.Namespace) -> MarkOptions:
 
 
 def _trained(
-    args: argparse.Namespace, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, console: Console
+    args: argparse.Namespace,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+    base_hash: str,
 ) -> Path:
     """The folder of the unmarked adapter, trained now unless it exists.
 
     Raises:
-        UserError: the adapter cannot be trained, or exists with other options.
+        UserError: the adapter cannot be trained, or exists with other options or from another source.
     """
     from lora_retriever.data.rows import PoolEntry
-    from lora_retriever.training.pool import is_trained, train_pool
+    from lora_retriever.training.pool import is_trained, made_of, train_pool
 
     options = training_options(args)
     folder: Path = args.out.with_name(args.out.name + UNMARKED)
-    if not is_trained(folder, options):
-        entry = PoolEntry(model_name=folder.name, domain="", sample=samples_of(args))
-        train_pool(base, tokenizer, [entry], options, folder.parent, 0, console)
+    entry = PoolEntry(model_name=folder.name, domain="", sample=samples_of(args))
+    source = made_of(base_hash, args.dtype, entry)
+    if not is_trained(folder, options, source):
+        train_pool(base, tokenizer, [entry], options, folder.parent, 0, console, {entry.model_name: source})
     return folder
