@@ -283,7 +283,12 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON; write null, a number or a text")
 
 
-def _integer(text: str) -> int:
+def bounded_integer(text: str) -> int:
+    """The whole number of this text, for `parse_int` of Python's JSON.
+
+    Raises:
+        ValueError: the number has more than `MAX_DIGITS` digits.
+    """
     return int(_bounded(text))
 
 
@@ -298,9 +303,9 @@ def _bounded(text: str) -> str:
 
 
 _STRICT = json.JSONDecoder(
-    object_pairs_hook=without_repeats, parse_constant=_constant, parse_int=_integer, parse_float=_fraction
+    object_pairs_hook=without_repeats, parse_constant=_constant, parse_int=bounded_integer, parse_float=_fraction
 )
-_LENIENT = json.JSONDecoder(object_pairs_hook=without_repeats, parse_int=_integer, parse_float=_fraction)
+_LENIENT = json.JSONDecoder(object_pairs_hook=without_repeats, parse_int=bounded_integer, parse_float=_fraction)
 
 
 def _skip_space(text: str, position: int) -> int:

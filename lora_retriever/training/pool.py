@@ -37,8 +37,8 @@ def chosen_entries(
         detects: whether detection heads are trained, whose samples have triples as their targets.
 
     Raises:
-        UserError: the pool lacks a name, a name leads out of the folder of adapters, no sample of an entry is left to train on, or the target of a sample is no
-            list of triples.
+        UserError: the pool lacks a name, a name leads out of the folder of adapters, no sample of an entry is left to
+            train on, or the target of a sample is no list of triples.
     """
     entries = {entry.model_name: entry for entry in pool}
     if unknown := [name for name in names or () if name not in entries]:

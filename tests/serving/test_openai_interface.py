@@ -177,6 +177,22 @@ def test_malformed_bodies_are_no_fault_of_the_server(server: LocalServer, body: 
     assert response.status_code == 400 and response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (b'"model": "base", "model": "mixture"', "field 'model' is there more than once"),
+        (b'"model": "base", "lora": {"k": 1, "k": 2}', "field 'k' is there more than once"),
+        (b'"model": "base", "seed": ' + b"7" * 5000, "a number of 5,000 digits"),
+        (b'"model": ' + b"[" * 90_000 + b"]" * 90_000, "nested too deeply"),
+    ],
+)
+def test_a_body_that_could_mean_two_things_is_refused(server: LocalServer, part: bytes, reason: str) -> None:
+    body = b'{"messages": [{"role": "user", "content": "hello"}], ' + part + b"}"
+    response = server.client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+
+
 def test_a_full_queue_and_a_request_that_takes_too_long(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     service, body = server.serving.service, {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
     with monkeypatch.context() as patch:

@@ -7,13 +7,14 @@ import asyncio
 from fastapi import APIRouter, Request
 
 from lora_retriever.data.rows import PoolEntry
+from lora_retriever.serving.bodies import BodyRoute
 from lora_retriever.serving.changes import Changing
 from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.responses import Json
 from lora_retriever.serving.schemas import NewAdapter
 from lora_retriever.serving.state import Serving, serving_of
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.get("/v1/adapters", response_class=Json)

@@ -22,6 +22,7 @@ from lora_retriever.serving.answers import (
     usage_of,
 )
 from lora_retriever.serving.asking import Answering, Wanted, answering
+from lora_retriever.serving.bodies import BodyRoute
 from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import Asked, asked_of
 from lora_retriever.serving.prompts import AskedPrompt
@@ -30,7 +31,7 @@ from lora_retriever.serving.schemas import Asking, ChatRequest, CompletionReques
 from lora_retriever.serving.state import Serving, serving_of
 from lora_retriever.serving.streams import EventStream, unless_gone
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 Body = dict[str, Any]
 
 

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Request
 from lora_retriever.escaping import quoted
 from lora_retriever.retrieval.scorers import SCORERS
 from lora_retriever.serving.answers import hits_of
+from lora_retriever.serving.bodies import BodyRoute
 from lora_retriever.serving.errors import ApiError
 from lora_retriever.serving.naming import check_scorer
 from lora_retriever.serving.responses import Json
 from lora_retriever.serving.schemas import RetrieveRequest
 from lora_retriever.serving.state import serving_of
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.get("/v1/scorers", response_class=Json)
