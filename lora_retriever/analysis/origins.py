@@ -13,6 +13,7 @@ for all runs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,7 @@ def read_origins(folder: Path, names: Collection[str]) -> dict[str, Origin]:
         UserError: the file is no YAML (`read_yaml`), has an unknown field or run, or a value that is no text.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     content = read_yaml(path)
     try:

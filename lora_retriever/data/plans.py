@@ -16,6 +16,7 @@ ROW, FIELD = " [SEP] ", ", "
 HEADER = "id, object_type, position_x, position_y, position_z, rotation_x, rotation_y, rotation_z, parent_receptacle"
 AGENT = "Agent"
 _NUMBER = re.compile(r"\s*step\s*\d+\s*:\s*", re.IGNORECASE)
+_END = re.compile(rf"\s*{END}\b")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
@@ -24,11 +25,16 @@ def steps_of(plan: str) -> list[str]:
     steps = []
     for part in plan.replace("\n", " | ").split("|"):
         text = _NUMBER.sub("", part, count=1).strip()
-        if text == END or part.strip().startswith(END):
+        if is_end(text) or is_end(part):
             break
         if text:
             steps.append(text)
     return steps
+
+
+def is_end(text: str) -> bool:
+    """Whether a text begins with the word END. A step such as `ENDIVES: wash them` does not."""
+    return _END.match(text) is not None
 
 
 def plan_of(steps: Sequence[str]) -> str:

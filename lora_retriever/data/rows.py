@@ -100,9 +100,14 @@ def _options(options: Any) -> tuple[str, ...] | None:
     texts = _targets(options)
     if "" in texts:
         raise ValueError("has an empty text")
-    if len({_one_form(text) for text in texts}) < len(texts):
+    if len({_as_compared(text) for text in texts}) < len(texts):
         raise ValueError("has the same text twice")
     return tuple(texts)
+
+
+def _as_compared(text: str) -> str:
+    """A text as metrics compare it: in Unicode form NFC, with one kind of line end."""
+    return _one_form(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _text(target: Any) -> str:
@@ -239,8 +244,9 @@ def _check_options(row: Row, path: Path) -> None:
     where = f"{path}: row {row.id + 1}: metric {row.metric}"
     if row.options is None:
         raise UserError(f'{where}: field \'options\' is missing; write a list of texts, such as ["yes", "no"]')
+    options = {_as_compared(option) for option in row.options}
     for target in texts_of(row.targets):
-        if target not in row.options:
+        if _as_compared(target) not in options:
             raise UserError(f"{where}: target {quoted(target)} is none of the options: {_listed(row.options)}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,16 +153,18 @@ def _with_fields(source: DataSource, objects: list[dict[str, Any]]) -> list[dict
     if not source.columns and not source.defaults:
         return objects
     known = dict.fromkeys(name for content in objects for name in content)
-    for name, column in source.columns.items():
+    same = {unicodedata.normalize("NFC", name): name for name in known}  # a column's name in the file, by its NFC form
+    columns = {name: same.get(unicodedata.normalize("NFC", column), column) for name, column in source.columns.items()}
+    for name, column in columns.items():
         if column not in known:
             listed = ", ".join(map(quoted, list(known)[:MAX_NAMES]))
             raise UserError(f"{source.path}: no column {quoted(column)} for {name}; there are: {listed}")
-    replaced = {*source.columns, *source.columns.values()}
+    replaced = {*columns, *columns.values()}
     return [
         {
             **source.defaults,
             **{name: value for name, value in content.items() if name not in replaced},
-            **{name: content[column] for name, column in source.columns.items() if column in content},
+            **{name: content[column] for name, column in columns.items() if column in content},
         }
         for content in objects
     ]

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from lora_retriever.data.plans import steps_of
 from lora_retriever.data.rows import METRICS
 from lora_retriever.data.yaml_files import read_yaml
 from lora_retriever.errors import UserError
@@ -104,6 +105,16 @@ class Scoring:
                     "Standard scoring: BLEU counts runs of four words; a task whose targets are all shorter scores "
                     f"0.0, even if all answers are right. Targets of fewer than four words: {short}."
                 )
+        unspaced = [
+            f"{name} ({script})"
+            for name, (metric, targets) in tasks.items()
+            if metric == "kas" and (script := main_script(_steps(targets))) not in (None, "Hangul")
+        ]
+        if unspaced:
+            lines.append(
+                "KAS splits words by English rules, so a step in a script without spaces is one word: "
+                f"{', '.join(unspaced)}."
+            )
         several = {name: most for name, (_, targets) in tasks.items() if (most := max(map(_count, targets))) > 1}
         if several:
             listed = ", ".join(f"{name} (up to {most})" for name, most in several.items())
@@ -137,6 +148,10 @@ def read_kinds(path: Path) -> dict[str, str]:
 
 def _texts(targets: Sequence[Reference]) -> list[str]:
     return [text for target in targets for text in ([target] if isinstance(target, str) else target)]
+
+
+def _steps(targets: Sequence[Reference]) -> list[str]:
+    return [step for plan in _texts(targets) for step in steps_of(plan)]
 
 
 def _count(target: Reference) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lora_retriever.data.plans import END, divided, next_step_input, plan_of, steps_of
+from lora_retriever.data.plans import END, divided, is_end, next_step_input, plan_of, steps_of
 from lora_retriever.data.rows import Row, Sample
 from lora_retriever.procedures.base import Ask, Procedure, Talk
 
@@ -32,7 +32,7 @@ class StepByStep:
         while len(steps) < self.max_steps:
             query = next_step_input(goal, steps, "") if self.anew else None
             answer: str = yield Ask(next_step_input(goal, steps, table), query)
-            if answer.strip().startswith(END):
+            if is_end(answer):
                 break
             found = steps_of(answer)
             if not found:

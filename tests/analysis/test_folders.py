@@ -6,6 +6,7 @@ Scores are compared with those of a plain loop over the answers.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from lora_retriever.analysis.folders import open_folders
+from lora_retriever.analysis.origins import read_origins
 from lora_retriever.analysis.runs import Run, open_results
 from lora_retriever.analysis.scores import Quantity
 from lora_retriever.analysis.summary import summarize
@@ -312,3 +314,11 @@ def test_a_wrong_runs_yaml_is_named(foreign: Path, capsys: pytest.CaptureFixture
     assert f"{foreign / 'runs.yaml'}: " in error
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_a_runs_yaml_that_is_no_file_is_not_passed_over(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "runs.yaml"
+    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "dangling link": lambda: path.symlink_to("nowhere")}[kind]()
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        read_origins(tmp_path, ["base"])

@@ -31,6 +31,7 @@ TABLE = (
         ("STEP 1: Turn left. | STEP 2: Take it: now | END", ["Turn left.", "Take it: now"]),
         ("STEP 1: Turn left | and go | END | STEP 3: more", ["Turn left", "and go"]),
         ("step 1: a\nSTEP 2: b", ["a", "b"]),
+        ("STEP 1: a | ENDIVES: wash them | STEP 3: b | END.", ["a", "ENDIVES: wash them", "b"]),
         ("END", []),
         ("", []),
     ],

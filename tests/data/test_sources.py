@@ -69,6 +69,12 @@ def test_columns_and_defaults_make_rows(tmp_path: Path) -> None:
     assert row == Row(inputs="q", targets="1.0", task="t", domain="mine", metric="em", id=0)
 
 
+def test_a_columns_name_is_found_in_either_unicode_form(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [{"re\u0301ponse": "a", "inputs": "q"}])
+    (row,) = read_rows(DataSource(path, columns={"targets": "r\u00e9ponse"}, defaults={**DEFAULTS, "task": "t"}))
+    assert (row.targets, row.further) == ("a", {})
+
+
 REFUSED = {
     "an empty cell": ("question,answer,task\nq,a,t\n,a,t\n", "row 2: field 'inputs': is blank"),
     "too few cells": ("question,answer,task\nq,a,t\n\nq,a\n", "row 2, which ends in line 4: 2 cells, but the first"),

@@ -323,6 +323,9 @@ def test_what_a_reader_of_the_scores_must_know_is_noted() -> None:
     assert "short (2 of 4), chinese (1 of 2)" in short
     assert "exact (up to 3)" in several
     for scoring in (Scoring("paper"), Scoring("standard")):
+        (script,) = scoring.notes({"plan": ("kas", ["STEP 1: \u8d70\u5230\u684c\u5b50 | END"])})
+        assert script.endswith("a step in a script without spaces is one word: plan (Han).")
+        assert scoring.notes({"plan": ("kas", ["STEP 1: Go left | END"])}) == []
         assert scoring.notes({"plain": tasks["plain"], "exact": ("em", ["good"])}) == []
 
 

@@ -37,6 +37,7 @@ def asked(answers: list[str], inputs: str = "Take it.", **options: bool | int) -
         (["Go left. | STEP 2: Take it.", " END | more"], "STEP 1: Go left. | END"),  # one step at a time
         (["STEP 1: Go left.", "  "], "STEP 1: Go left. | END"),
         (["END"], "END"),
+        (["ENDIVES: wash them", "END."], "STEP 1: ENDIVES: wash them | END"),
     ],
 )
 def test_a_plan_ends_with_end_or_a_blank_answer(answers: list[str], plan: str) -> None:

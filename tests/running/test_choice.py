@@ -154,6 +154,7 @@ def test_options_that_cannot_be_used_are_named_with_their_row(tmp_path: Path) ->
         "target 'yes' is none of the options: no, maybe": {"options": ["no", "maybe"]},
         "expected a list of two or more texts": {"options": ["yes"]},
         "the same text twice": {"options": ["yes", "yes"]},
+        "has the same text twice": {"options": ["a\nb", "a\r\nb"]},
         "has an empty text": {"options": ["yes", ""]},
         "is no JSON list": {"options": "yes|no"},
     }
@@ -164,6 +165,12 @@ def test_options_that_cannot_be_used_are_named_with_their_row(tmp_path: Path) ->
             read_rows(file)
         assert "row 2" in str(raised.value)
         assert reason in str(raised.value)
+
+
+def test_a_target_in_another_unicode_form_is_the_same_option(tmp_path: Path) -> None:
+    row = {"inputs": "a ?", "targets": "n\u00e9", "task": "t", "domain": "d", "metric": "choice"}
+    (tmp_path / "rows.json").write_text(json.dumps([{**row, "options": ["ne\u0301", "no"]}]))
+    assert read_rows(tmp_path / "rows.json")[0].options == ("ne\u0301", "no")
 
 
 def test_a_table_has_options_as_a_json_list_and_rows_of_other_metrics_have_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from pathlib import Path
@@ -14,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.cli import main
+from lora_retriever.commands.watermark.shared import template_for
 from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
+from lora_retriever.generation.prompt import ALPACA
 from lora_retriever.watermark.embedding import draw_composition, kept_losses, trigger_loss
 from lora_retriever.watermark.factors import Factors, Mode, applied, composed
 from peft_composition import ComposableModel
@@ -130,6 +133,22 @@ def test_a_marked_adapter_is_verified_alone_and_composed_and_others_are_not(
 
 
 @pytest.mark.slow
+def test_the_prompts_are_those_of_the_adapters_record(tmp_path: Path) -> None:
+    options = {"template": "chat", "system": "Be brief.", "rank": 5}
+    (tmp_path / "training.json").write_text(json.dumps({"options": options}))
+
+    def prompts(**given: str) -> tuple[str, str | None]:
+        args = argparse.Namespace(**{"template": None, "system": None, **given})
+        return template_for(args, tmp_path), args.system
+
+    assert prompts() == ("chat", "Be brief.")
+    assert prompts(system="Be long.") == ("chat", "Be long.")
+    assert prompts(template="none") == ("{inputs}", None)
+    for damaged in ("[" * 50_000, "null", '{"options": {"template": 5, "system": ["x"]}}'):
+        (tmp_path / "training.json").write_text(damaged)
+        assert prompts() == (ALPACA, None)
+
+
 def test_the_secret_is_in_no_file_of_the_marking(marked: Marked) -> None:
     key = marked.key
     files = [marked.folder / "log", *marked.adapter.iterdir()]

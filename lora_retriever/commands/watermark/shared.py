@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_retriever.errors import UserError
 
@@ -45,21 +45,28 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say how a text becomes a prompt."""
     parser.add_argument(
         "--template",
-        help="a template's name, or a text with {inputs} in it (default: the template of the adapter's record, or "
-        "alpaca)",
+        help="a template's name, or a text with {inputs} in it (default: the template and the system prompt of the "
+        "adapter's record, or alpaca)",
     )
-    parser.add_argument("--system", metavar="TEXT", help="system prompt of the template chat (default: its own)")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system prompt of the template chat (default: the record's, or its own)"
+    )
 
 
 def template_for(args: argparse.Namespace, adapter: Path | None) -> str:
     """The template that the arguments name, that the record of an adapter names, or `alpaca`.
+
+    Where the record names the template, it names the system prompt too, unless the arguments do (`args.system`).
 
     Raises:
         UserError: the template is unknown, or does not take the system prompt.
     """
     from lora_retriever.generation.prompt import TEMPLATES, check_system, check_template
 
-    found = args.template or training_options_of(adapter).get("template") or "alpaca"
+    recorded = {} if args.template else training_options_of(adapter)
+    found = args.template or recorded.get("template") or "alpaca"
+    if args.system is None:
+        args.system = recorded.get("system")
     try:
         check_system(args.system, check_template(found))
     except ValueError as error:
@@ -67,14 +74,18 @@ def template_for(args: argparse.Namespace, adapter: Path | None) -> str:
     return TEMPLATES.get(found, found)
 
 
-def training_options_of(adapter: Path | None) -> dict[str, Any]:
-    """The options of an adapter's training, as its record tells them; empty if there is no record."""
+def training_options_of(adapter: Path | None) -> dict[str, str]:
+    """The texts among the options of an adapter's training, as its record tells them; empty if there is no record."""
+    from lora_retriever.files import read_bytes
     from lora_retriever.training.lora import RECORD_FILE
 
-    try:
-        return dict(json.loads((adapter / RECORD_FILE).read_text(encoding="utf-8"))["options"]) if adapter else {}
-    except (OSError, ValueError, TypeError, KeyError):
+    if adapter is None:
         return {}
+    try:
+        options = dict(json.loads(read_bytes(adapter / RECORD_FILE))["options"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return {name: value for name, value in options.items() if isinstance(value, str)}
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
