@@ -15,7 +15,7 @@ from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.generation.chat import ChatTemplate
 from lora_retriever.generation.heads import contiguous_head
-from lora_retriever.generation.limits import check_tokens
+from lora_retriever.generation.limits import Limits, check_text
 from lora_retriever.generation.prompt import encode_prompt
 from lora_retriever.generation.special_tokens import prompt_end, start_token_id
 from lora_retriever.generation.tokenizing import text_tokens
@@ -58,18 +58,18 @@ def encode_example(
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
-def check_examples(examples: Sequence[dict[str, list[int]]], samples: Sequence[Sample], vocabulary: int) -> None:
-    """Check that a base of `vocabulary` tokens has all tokens of the examples.
+def check_examples(examples: Sequence[dict[str, list[int]]], samples: Sequence[Sample], limits: Limits) -> None:
+    """Check that a base can read the examples: it has all their tokens, and enough positions.
 
     Args:
         samples: the samples of which the examples were made, in their order.
 
     Raises:
-        UserError: the base lacks a token; the message shows the sample.
+        UserError: the base lacks a token or positions; the message shows the sample.
     """
     for example, sample in zip(examples, samples, strict=True):
         try:
-            check_tokens(example["input_ids"], vocabulary)
+            check_text(example["input_ids"], limits)
         except UserError as error:
             raise UserError(f"example {sample.inputs[:40]!r}: {error}") from error
 

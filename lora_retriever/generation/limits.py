@@ -112,6 +112,20 @@ def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
         raise UserError(f"token {outside} is outside the base's vocabulary of {vocabulary}")
 
 
+def check_text(tokens: Sequence[int], limits: Limits) -> None:
+    """Check that a base can read a whole text: it has all tokens of the text, and as many positions.
+
+    Raises:
+        UserError: the base lacks a token or positions.
+    """
+    check_tokens(tokens, limits.vocabulary)
+    if limits.table is not None and len(tokens) > limits.table:
+        raise UserError(
+            f"{len(tokens)} tokens of prompt and answer are more than the {limits.table} positions of the base; lower "
+            "the maximum length of prompts or of answers, or leave the example out"
+        )
+
+
 def _tables(model: PreTrainedModel) -> list[int]:
     """The number of positions in each table of positions of a model's text part."""
     from torch import nn

@@ -21,7 +21,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import new_folder, write_json
 from lora_retriever.generation.examples import check_examples, encode_example, padding_of
 from lora_retriever.generation.heads import contiguous_head
-from lora_retriever.generation.limits import vocabulary_of
+from lora_retriever.generation.limits import Limits, limits_of
 from lora_retriever.generation.prompt import template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.curve import Step, epoch_losses, write_curve
@@ -62,10 +62,12 @@ def train_adapter(
         The record: options, losses per epoch, seconds, versions.
 
     Raises:
-        UserError: a sample has a token that the base lacks, the template does not fit into `max_tokens`, the base has
-            no module of a name in `targets`, or the trained weights are not finite numbers.
+        UserError: a sample has a token that the base lacks, or more tokens than the base has positions, the template
+            does not fit into `max_tokens`, the base has no module of a name in `targets`, or the trained weights are
+            not finite numbers.
     """
-    examples, held_out = (_encoded(tokenizer, chosen, options, vocabulary_of(base)) for chosen in (samples, validation))
+    limits = limits_of(base)
+    examples, held_out = (_encoded(tokenizer, chosen, options, limits) for chosen in (samples, validation))
     set_seed(options.seed)
     started = time.perf_counter()
     model = new_lora(base, options)
@@ -78,7 +80,7 @@ def train_adapter(
                 options,
                 base.device,
                 examples,
-                padding_of(base, tokenizer, pad_token_id(tokenizer, vocabulary_of(base))),
+                padding_of(base, tokenizer, pad_token_id(tokenizer, limits.vocabulary)),
                 on_step,
                 held_out,
                 train_sampling_strategy="group_by_length",
@@ -105,14 +107,14 @@ def train_adapter(
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: TrainingOptions, vocabulary: int
+    tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: TrainingOptions, limits: Limits
 ) -> list[dict[str, list[int]]]:
-    """The examples of samples. Raises `UserError` if the template is too long or a token is not in the vocabulary."""
-    limits = options.max_tokens, options.max_answer_tokens
+    """The examples of samples. Raises `UserError` if the template is too long or the base cannot read an example."""
+    lengths = options.max_tokens, options.max_answer_tokens
     template = template_of(tokenizer, options.template, options.system)
     try:
-        examples = [encode_example(tokenizer, sample, template, *limits) for sample in samples]
+        examples = [encode_example(tokenizer, sample, template, *lengths) for sample in samples]
     except ValueError as error:
         raise UserError(f"max_tokens is too small: {error}") from error
-    check_examples(examples, samples, vocabulary)
+    check_examples(examples, samples, limits)
     return examples

@@ -23,7 +23,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.files import new_folder, write_json
 from lora_retriever.generation.detecting import Head, last_hidden, write_head
 from lora_retriever.generation.encoder_decoder import refuse_encoder_decoder
-from lora_retriever.generation.limits import check_tokens, vocabulary_of
+from lora_retriever.generation.limits import check_text, limits_of, vocabulary_of
 from lora_retriever.generation.prompt import encode_prompt, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.curve import Step, epoch_losses, write_curve
@@ -196,7 +196,7 @@ def encoded(
     """The tokens of the samples' prompts.
 
     Raises:
-        UserError: the template is too long, or a token is not in the vocabulary.
+        UserError: the template is too long, or the base cannot read a prompt.
     """
     template = template_of(tokenizer, options.template, options.system)
     try:
@@ -205,8 +205,9 @@ def encoded(
         ]
     except ValueError as error:
         raise UserError(f"max_tokens is too small: {error}") from error
+    limits = limits_of(base)
     for prompt in prompts:
-        check_tokens(prompt, vocabulary_of(base))
+        check_text(prompt, limits)
     return prompts
 
 

@@ -42,7 +42,7 @@ from lora_retriever.generation.examples import (
     forward_options,
 )
 from lora_retriever.generation.heads import contiguous_head
-from lora_retriever.generation.limits import vocabulary_of
+from lora_retriever.generation.limits import limits_of
 from lora_retriever.generation.prompt import ALPACA, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.lora import RECORD_FILE, check_trained, versions
@@ -202,9 +202,9 @@ class _Texts:
         options: MarkOptions,
     ) -> None:
         self._tokenizer, self._key, self._options = tokenizer, key, options
-        self._vocabulary = vocabulary_of(base)
+        self._limits = limits_of(base)
         self._template = template_of(tokenizer, options.template, options.system)
-        self._padding = LeftPadding(pad_token_id(tokenizer, self._vocabulary))
+        self._padding = LeftPadding(pad_token_id(tokenizer, self._limits.vocabulary))
         carriers = set(key.carriers)
         self._answers = {sample.inputs: sample.target for sample in samples}
         # In the paper's designs the carriers are kept for the verification, and the phrase is learned in other inputs.
@@ -252,7 +252,7 @@ class _Texts:
             examples = [encode_example(self._tokenizer, sample, self._template, *limits) for sample in samples]
         except ValueError as error:
             raise UserError(f"max_tokens is too small: {error}") from error
-        check_examples(examples, samples, self._vocabulary)
+        check_examples(examples, samples, self._limits)
         return self._padding(examples)
 
 

@@ -27,7 +27,14 @@ from transformers import (
 )
 
 from lora_retriever.errors import UserError
-from lora_retriever.generation.limits import Limits, check_settings, check_tokens, length_warnings, limits_of
+from lora_retriever.generation.limits import (
+    Limits,
+    check_settings,
+    check_text,
+    check_tokens,
+    length_warnings,
+    limits_of,
+)
 from lora_retriever.generation.loading import skeleton
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.shape import shape_of
@@ -168,3 +175,13 @@ def test_a_shape_of_nothing_is_refused(wrong: int) -> None:
     config.n_head = wrong
     with pytest.raises(UserError, match=f"the configuration says num_attention_heads = {wrong}; it must be at least 1"):
         shape_of(config)
+
+
+def test_a_whole_text_must_fit_into_vocabulary_and_positions() -> None:
+    limits = Limits(vocabulary=10, table=3, trained=3, window=None)
+    check_text([1, 2, 9], limits)
+    check_text([1] * 9, Limits(10, None, 3, 2))
+    with pytest.raises(UserError, match="token 10 is outside the base's vocabulary of 10"):
+        check_text([1, 10], limits)
+    with pytest.raises(UserError, match="4 tokens of prompt and answer are more than the 3 positions of the base"):
+        check_text([1] * 4, limits)

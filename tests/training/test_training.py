@@ -13,7 +13,14 @@ import pytest
 import torch
 from places import TINY
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lora_retriever.cli import build_parser, main
 from lora_retriever.commands.train import OPTIONS as OPTION_HELPS
@@ -22,6 +29,7 @@ from lora_retriever.errors import UserError
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
 from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
+from lora_retriever.training.detector import train_detector
 from lora_retriever.training.lora import TrainingOptions, check_trained
 from lora_retriever.training.pool import chosen_entries, is_trained, made_of
 from peft_composition import ComposableModel
@@ -186,6 +194,20 @@ def test_trained_weights_that_are_no_numbers_are_refused(wrong: float) -> None:
     message = "^dart: the training gave NaN or infinite weights; lower the learning rate$"
     with pytest.raises(UserError, match=message):
         check_trained("dart", [good, torch.tensor([0.0, wrong])], "lower the learning rate")
+
+
+@pytest.mark.parametrize(
+    ("detect", "inputs", "target"),
+    [(None, "red " * 60, "red"), (None, "x", "red " * 60), ("cross_entropy", "red " * 60, "R | a | b")],
+)
+def test_an_example_longer_than_the_bases_positions_is_refused_before_the_training(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, detect: str | None, inputs: str, target: str
+) -> None:
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=566, n_positions=48, n_embd=8, n_layer=1, n_head=1))
+    options = OPTIONS.model_copy(update={"template": "{inputs}", "targets": ("c_attn",), "detect": detect, "epochs": 1})
+    train = train_adapter if detect is None else train_detector
+    with pytest.raises(UserError, match="are more than the 48 positions of the base"):
+        train(base, tokenizer, [Sample(inputs=inputs, targets=target)], options, tmp_path / "a")
 
 
 def recorded(folder: Path, source: dict[str, str] | None) -> Path:

@@ -237,7 +237,7 @@ def examples_of(context: Context, options: Training, adapter: str | None = None)
         examples = [encode_example(tokenizer, sample, template, longest) for sample in samples]
     except ValueError as error:
         raise UserError(f"option max_tokens of the gate is too small: {error}") from error
-    check_examples(examples, samples, context.generator.limits.vocabulary)
+    check_examples(examples, samples, context.generator.limits)
     return examples
 
 

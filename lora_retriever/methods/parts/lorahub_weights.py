@@ -46,7 +46,7 @@ from lora_retriever.generation.examples import (
     padding_of,
 )
 from lora_retriever.generation.generator import Generator
-from lora_retriever.generation.limits import vocabulary_of
+from lora_retriever.generation.limits import limits_of
 from lora_retriever.generation.settings import GenerationSection
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.progress import progress_bar
@@ -244,15 +244,17 @@ def answer_loss(
 
     Raises:
         UserError: the template alone is too long, the tokenizer has no EOS token, or a sample has a token that the
-            base lacks. The function itself raises it if the batches or the adapters do not fit into memory.
+            base lacks, or more tokens than the base has positions. The function itself raises it if the batches or the
+            adapters do not fit into memory.
     """
     template = settings.template_for(tokenizer)
     try:
         examples = [encode_example(tokenizer, sample, template, settings.max_prompt_tokens) for sample in samples]
     except ValueError as error:
         raise UserError(f"generation.max_prompt_tokens is too small: {error}") from error
-    vocabulary = vocabulary_of(model.base)
-    check_examples(examples, samples, vocabulary)
+    limits = limits_of(model.base)
+    check_examples(examples, samples, limits)
+    vocabulary = limits.vocabulary
     padding = pad_token_id(tokenizer, vocabulary, settings.pad_token_id)
     batches = list(map(padding_of(model.base, tokenizer, padding), _batches(examples, settings, vocabulary)))
 
