@@ -13,9 +13,10 @@ from rich.console import Console
 from lora_retriever.commands.arguments import METHODS, SCORERS, add_profile, count, names, profile_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import as_json, for_terminal, one_line
+from lora_retriever.settings import plain_text, problems_of
 
 if TYPE_CHECKING:
-    from lora_retriever.serving.schemas import Wishes
+    from lora_retriever.serving.schemas import Message, Wishes
     from lora_retriever.serving.service import Service
 
 HELP = "find the adapters that fit one input, and answer it with one or several methods"
@@ -52,15 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command and return the exit status."""
+    from pydantic import ValidationError
+
     from lora_retriever.serving.errors import ApiError
     from lora_retriever.serving.loading import load_service
-    from lora_retriever.serving.schemas import Wishes
+    from lora_retriever.serving.schemas import Message, Wishes
 
+    try:  # before anything is loaded
+        message = Message(role="user", content=plain_text(args.text))
+        wishes = Wishes(k=args.k, scorer=args.scorer, exclude=args.exclude)
+    except ValidationError as error:
+        raise UserError(f"--{problems_of(error)[0]}") from error
+    except ValueError as error:
+        raise UserError(f"TEXT: {error}") from error
     profile = profile_of(args)
     try:
         with closing(load_service(profile, console, results=args.results)) as service:
-            wishes = Wishes(k=args.k, scorer=args.scorer, exclude=args.exclude)
-            answers = asyncio.run(_answers(service, args.text, args.method, wishes))
+            answers = asyncio.run(_answers(service, message, args.method, wishes))
             domains = service.pool.current.domains
     except ApiError as error:
         raise UserError(error.message.replace("`", "")) from error
@@ -88,17 +97,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-async def _answers(service: Service, text: str, models: list[str], wishes: Wishes) -> list[dict[str, Any]]:
+async def _answers(service: Service, message: Message, models: list[str], wishes: Wishes) -> list[dict[str, Any]]:
     """The answer of each method, with the adapters that the method used. All share batches."""
     from lora_retriever.generation.loop import Sampling
     from lora_retriever.serving.answers import chat_text, described
     from lora_retriever.serving.asking import Wanted, answering
     from lora_retriever.serving.naming import asked_of, learns
     from lora_retriever.serving.prompts import Prompts
-    from lora_retriever.serving.schemas import Message, Wishes
+    from lora_retriever.serving.schemas import Wishes
 
     prompts, pool = Prompts(service.codec), service.pool.current
-    prompt = prompts.of_chat([Message(role="user", content=text)])
+    prompt = prompts.of_chat([message])
     wanted = Wanted(Sampling(prompts.default_tokens), trims=True)
 
     async def answer(model: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.data.triples import is_triple
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, quoted
+from lora_retriever.experiment.checks import alike_names
 from lora_retriever.files import safe_name
 from lora_retriever.procedures import find_procedure
 from lora_retriever.progress import Bar, progress_bar
@@ -37,13 +38,16 @@ def chosen_entries(
         detects: whether detection heads are trained, whose samples have triples as their targets.
 
     Raises:
-        UserError: the pool lacks a name, a name leads out of the folder of adapters, no sample of an entry is left to
-            train on, or the target of a sample is no list of triples.
+        UserError: the pool lacks a name, two names look alike, a name leads out of the folder of adapters, no sample of
+            an entry is left to train on, or the target of a sample is no list of triples.
     """
     entries = {entry.model_name: entry for entry in pool}
     if unknown := [name for name in names or () if name not in entries]:
         raise UserError(f"the pool has no entry {', '.join(unknown)}")
     chosen = [entries[name] for name in dict.fromkeys(names or entries)]
+    for alike in alike_names([("entry", entry.model_name) for entry in chosen]):
+        spellings = " and ".join(ascii(name) for _, name in alike)
+        raise UserError(f"the pool's names {spellings} look alike, so no run could use both adapters; rename one")
     for entry in chosen:
         safe_name(entry.model_name, "adapter", may_have_folders=True)  # an adapter's folder has this name
         if len(entry.sample) <= validation:

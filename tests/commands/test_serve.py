@@ -60,6 +60,22 @@ def test_ask_shows_adapters_and_answers(capsys: pytest.CaptureFixture[str]) -> N
     assert "nobody" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["M\udcfcller"], "TEXT: has half of a surrogate pair, \\udcfc, at character 2"),  # a byte of Latin-1
+        (["x", "--k", "99999"], "--k: Input should be less than or equal to 1024"),
+        (["x", "--exclude", "\udcfc"], "--exclude.0: has half of a surrogate pair"),
+    ],
+)
+def test_an_unusable_question_is_refused_before_anything_is_loaded(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_retriever.serving.loading.load_service", None)
+    assert main(["ask", *arguments]) == 2
+    assert f"lora-retriever: {message}" in capsys.readouterr().err
+
+
 def test_names_of_adapters_do_nothing_to_a_terminal() -> None:
     hits = [{"name": name, "domain": name, "probability": 0.5, "score": 1.0} for name in NASTY_NAMES]
     lines = _bars(hits)

@@ -238,6 +238,14 @@ def test_an_adapter_of_other_samples_or_another_base_is_not_taken_for_trained(tm
     assert is_trained(recorded(tmp_path / "b", None), OPTIONS, source)  # by an earlier version
 
 
+def test_names_that_no_run_could_use_together_are_refused_before_the_training() -> None:
+    sample = (Sample(inputs="q", targets="x"),)
+    entries = [PoolEntry(model_name=name, domain="d", sample=sample) for name in ("city", "City", "b")]
+    with pytest.raises(UserError, match="names 'city' and 'City' look alike"):
+        chosen_entries(entries, None)
+    assert len(chosen_entries(entries, ["city", "b"])) == 2
+
+
 @pytest.mark.parametrize("name", ["../other", "/tmp/other", "a/../../b", ".."])
 def test_an_adapter_is_not_trained_outside_its_folder(name: str) -> None:
     entry = PoolEntry(model_name=name, domain="d", sample=(Sample(inputs="q", targets="x"),))

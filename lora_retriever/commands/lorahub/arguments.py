@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def settle(args: argparse.Namespace) -> None:
         _refuse(args, OF_TASKS, "belongs to the experiment; give it with --tasks, and not with --examples")
         if args.out is None:
             raise UserError("--examples: name a folder for the checkpoint with --out")
-        if args.out.exists():
+        if os.path.lexists(args.out):  # a link to nothing, too
             raise UserError(f"--out {args.out}: exists already; name a new folder")
     else:
         _refuse(args, OF_EXAMPLES, "belongs to one task; give it with --examples, and not with --tasks")

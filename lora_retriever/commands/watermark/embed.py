@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.watermark.key import read_key
 
     key = read_key(args.key)
-    if args.out.exists():
+    if os.path.lexists(args.out):  # a link to nothing, too
         raise UserError(f"--out {args.out}: exists already; name a new folder")
     samples = samples_of(args)
     options = _options(args)
