@@ -16,14 +16,14 @@ from lora_retriever.commands.lorahub.parts import Parts, parts_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_retriever.fewshot.experiment import Design, check_own_adapters
+    from lora_retriever.fewshot.experiment import Design
     from lora_retriever.fewshot.tasks import Division, FewShotTask
     from lora_retriever.training.lora import TrainingOptions
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the experiment, or go on with it, and print its tables. Returns the exit status."""
-    from lora_retriever.fewshot.experiment import Design
+    from lora_retriever.fewshot.experiment import Design, check_own_adapters
     from lora_retriever.fewshot.tasks import Division, read_tasks
 
     parts = parts_of(args, console)
