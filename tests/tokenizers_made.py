@@ -15,6 +15,7 @@ TEXTS = [
     "Ünïcode: naïve café 日本語 🙂 – and 3.14 numbers, 'quotes' and \"more\".",
 ] * 5
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_end|>"]
+NFKC = normalizers.NFKC()
 PLAIN_ADDED = "<tool>"
 """An added token that is not special: it is part of the vocabulary like any word."""
 
@@ -63,11 +64,15 @@ def sentence_piece(legacy: bool = False, normalized: bool = False) -> PreTrained
 
 def unigram() -> PreTrainedTokenizerFast:
     """As T5's: the texts of its special tokens are pieces of the model, too; it puts `</s>` behind every text."""
-    backend = Tokenizer(models.Unigram())
+    texts = sorted({NFKC.normalize_str(text) for text in TEXTS})
+    words = sorted({f"▁{word}" for text in texts for word in text.split()})
+    characters = sorted({"▁", *"".join(words)} - {*words})
+    # A trained vocabulary would be another one in every process. A word costs less than its characters.
+    scores = [(token, 0.0) for token in SPECIAL] + [(word, -5.0) for word in words]
+    backend = Tokenizer(models.Unigram(scores + [(character, -10.0) for character in characters], unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.normalizer = normalizers.NFKC()
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    backend.train_from_iterator(TEXTS, trainer)
+    backend.normalizer = NFKC
+    backend.add_special_tokens(SPECIAL)
     backend.add_special_tokens(["<extra>"])
     return finished(backend, begins=False, ends=True)
 
