@@ -13,7 +13,6 @@ from rich.console import Console
 from lora_retriever.commands.arguments import METHODS, SCORERS, add_profile, count, names, profile_of
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import as_json, for_terminal, one_line
-from lora_retriever.settings import plain_text, problems_of
 
 if TYPE_CHECKING:
     from lora_retriever.serving.schemas import Message, Wishes
@@ -58,6 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_retriever.serving.errors import ApiError
     from lora_retriever.serving.loading import load_service
     from lora_retriever.serving.schemas import Message, Wishes
+    from lora_retriever.settings import plain_text, problems_of
 
     try:  # before anything is loaded
         message = Message(role="user", content=plain_text(args.text))
