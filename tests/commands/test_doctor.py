@@ -17,16 +17,18 @@ from places import TINY
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny_runs import tiny_profile, write_profile
+from transformers import AutoConfig
 
 from lora_retriever.backends import local
 from lora_retriever.cli import main
 from lora_retriever.errors import UserError
 from lora_retriever.experiment.profile import load_profile
 from lora_retriever.hub import HubAnswer
-from lora_retriever.running import doctor, memory, prediction
+from lora_retriever.running import doctor
 from lora_retriever.running.doctor import examine, grouped
 from lora_retriever.running.evaluate import evaluate
-from lora_retriever.running.prediction import BATCH_SHAPES, turning_points
+from lora_retriever.running.memory import ModelShape
+from lora_retriever.running.prediction import BATCH_SHAPES, predicted_at, predicted_for, turning_points
 
 QUIET = Console(file=io.StringIO())
 TASKS = ("people_qa", "animal_qa", "city_qa", "meal_review", "movie_review")
@@ -188,27 +190,20 @@ def test_the_doctor_answers_at_once_whatever_the_longest_prompt(tmp_path: Path) 
         assert len(turning_points(tiny_profile(tmp_path, generation=generation))) <= 4 * BATCH_SHAPES
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_tokens", "new", "size"),
     [(100, 3, 8), (64, 1, 64), (1000, 10, 3), (50, 20, 5), (4000, 10, 50), (None, 60, 9), (None, 2, 40)],
 )
 def test_the_memory_predicted_is_the_most_of_any_length(
-    tmp_path: Path, batch_tokens: int | None, new: int, size: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, batch_tokens: int | None, new: int, size: int
 ) -> None:
     generation = {
         "max_prompt_tokens": 200, "batch_tokens": batch_tokens, "max_new_tokens": new, "batch_size": size,
     }  # fmt: skip
     profile = tiny_profile(tmp_path, generation=generation)
-
-    def memory_line() -> str:
-        return next(finding.text for finding in examine(profile, tmp_path / "r") if finding.text.startswith("memory"))
-
-    monkeypatch.setattr(memory, "GIB", 1)  # to the byte
-    monkeypatch.setattr(doctor, "free_memory", lambda device: 1 << 60)
-    few = memory_line()
-    monkeypatch.setattr(prediction, "turning_points", lambda profile: range(1, 201))
-    assert memory_line() == few
+    shape = ModelShape.of_model(AutoConfig.from_pretrained(TINY / "base"))
+    most = max(predicted_at(profile, 19, [], shape, 1_000_000, length).total for length in range(1, 201))
+    assert predicted_for(profile, 19, [], shape, 1_000_000).total == most
 
 
 def test_a_user_s_own_code_that_raises_is_a_finding(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
