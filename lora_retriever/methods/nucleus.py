@@ -6,7 +6,7 @@ are retrieved. The share of an adapter is the sum of the cosines of its samples 
 The adapters with the largest shares are kept until their shares sum to at least `mass`, and the kept shares are scaled
 to sum to 1.
 
-The paper's text was not available. A summary of the paper names the retrieval of training examples, the distribution
+The paper's text was not available. Summaries of the paper name the retrieval of training examples, the distribution
 over tasks, and the cut of this distribution to a nucleus. This project chose the votes by cosine, the number of
 neighbours, the mass and the mode. A negative cosine does not vote. If a row's own adapter is masked, its samples do not
 vote.
