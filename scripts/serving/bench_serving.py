@@ -1,13 +1,17 @@
 """Measure a server: requests arrive at random (Poisson) at several rates, beside other ways to answer the same rows.
 
     python scripts/serving/bench_serving.py [--profile tiny] [--rows 190] [--rates 0.5,0.8] [--rounds 3] [--json FILE]
+        [--vllm PYTHON]
 
 Prints requests and tokens a second, the time to the first token, and the time of each further token (p50, p99), for
 
 - `one at a time`: every request waits for the one before, with mixed methods, and with the base alone;
 - `all at once`: all requests are sent at the beginning (saturation), with mixed methods, and with one adapter for all;
 - each rate of arrivals, as a share of the throughput at saturation if it is below 1;
-- `offline`: the same rows and methods as one evaluation answers them, adapters found included.
+- `offline`: the same rows and methods as one evaluation answers them, adapters found included;
+- with `--vllm PYTHON`, `all at once` on a server with `--backend vllm`, by the Python of vLLM's environment
+  (`scripts/backends/test_vllm.sh` makes one). With one adapter for all, this is vLLM with an adapter that the client
+  names. vLLM computes in processes of its own, so the CPU time is not known.
 
 For every scenario, `lora-retriever serve` is started anew as a process of its own, so that no input is known before.
 The server is then warmed up with other inputs. `CPU` is the CPU time of a request in the server's process, as
@@ -94,14 +98,18 @@ def arriving(rate: float, seed: int) -> Way:
 
 
 @contextmanager
-def serving(profile: str, values: Sequence[str]) -> Iterator[str]:
+def serving(profile: str, values: Sequence[str], vllm: str | None = None) -> Iterator[str]:
     """The address of a server that runs as a process of its own while the context is open.
+
+    Args:
+        vllm: the Python of vLLM's environment, for a server whose backend is vLLM.
 
     Raises:
         RuntimeError: the server did not start.
     """
     given = ["serve.waiting=1000000", *values]
-    command = [sys.executable, "-m", "lora_retriever", "serve", "--profile", profile, "--port", "0"]
+    command = [vllm or sys.executable, "-m", "lora_retriever", "serve", "--profile", profile, "--port", "0"]
+    command += ["--backend", "vllm"] if vllm else []
     command += [f"--set={value}" for value in given]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
@@ -127,8 +135,10 @@ def counters(url: str) -> tuple[float, float]:
     return float(lines["process_cpu_seconds_total"]), float(lines["lora_retriever_answer_tokens_total"])
 
 
-def measured(profile: str, values: Sequence[str], name: str, way: Way, asks: Sequence[Ask]) -> Figures:
-    """The figures of one way, by a fresh server."""
+def measured(
+    profile: str, values: Sequence[str], name: str, way: Way, asks: Sequence[Ask], vllm: str | None = None
+) -> Figures:
+    """The figures of one way, by a fresh server. `vllm`: as for `serving`."""
     warming = [(model, f"{text} again") for model, text in asks[:64]]
 
     async def run(way: Way, asks: Sequence[Ask], url: str) -> list[list[float]]:
@@ -137,7 +147,7 @@ def measured(profile: str, values: Sequence[str], name: str, way: Way, asks: Seq
         await client.close()
         return times
 
-    with serving(profile, values) as url:
+    with serving(profile, values, vllm) as url:
         asyncio.run(run(all_at_once, warming, url))
         cpu, made = counters(url)
         times = asyncio.run(run(way, asks, url))
@@ -146,7 +156,7 @@ def measured(profile: str, values: Sequence[str], name: str, way: Way, asks: Seq
     first = [1000 * (one[1] - one[0]) for one in times if len(one) > 1]
     further = [1000 * (b - a) for one in times for a, b in pairwise(one[1:])]
     quantiles = [float(q) for values in (first, further) for q in np.quantile(values or [np.nan], [0.5, 0.99])]
-    cpu = 1000 * (cpu_after - cpu) / len(times)
+    cpu = float("nan") if vllm else 1000 * (cpu_after - cpu) / len(times)
     return Figures(name, len(times) / seconds, (made_after - made) / seconds, cpu, *quantiles)
 
 
@@ -179,21 +189,27 @@ def one_round(args: argparse.Namespace, profile: Profile, rows: Sequence[Row], s
     random.Random(seed).shuffle(asks)
     adapter = read_pool(profile.pool_source)[0].model_name
 
-    def measure(name: str, way: Way, asked: Sequence[Ask]) -> Figures:
-        return measured(args.profile, args.set, name, way, asked)
+    def measure(name: str, way: Way, asked: Sequence[Ask], vllm: str | None = None) -> Figures:
+        return measured(args.profile, args.set, name, way, asked, vllm)
 
     few = asks[: max(10, len(asks) // 10)]
+    named = [(adapter, text) for _, text in asks]
     most = measure("all at once, mixed", all_at_once, asks)
     found = [
         measure("one at a time, base", one_at_a_time, [("base", text) for _, text in few]),
         measure("one at a time, mixed", one_at_a_time, few),
         most,
-        measure("all at once, one adapter", all_at_once, [(adapter, text) for _, text in asks]),
+        measure("all at once, one adapter", all_at_once, named),
     ]
     for rate in map(float, filter(None, args.rates.split(","))):
         absolute = rate * most.requests_a_second if rate < 1 else rate
         name = f"arrivals, {rate:.0%} of all at once" if rate < 1 else f"{rate:.1f} arrivals/s"
         found.append(measure(name, arriving(absolute, seed), asks))
+    if args.vllm:
+        found += [
+            measure("all at once, mixed, vLLM", all_at_once, asks, args.vllm),
+            measure("all at once, one adapter, vLLM", all_at_once, named, args.vllm),
+        ]
     return [*found, offline(profile, rows)]
 
 
@@ -205,6 +221,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=190, help="number of rows; every row is asked under every method")
     parser.add_argument("--rates", default="0.5,0.8", help="rates of arrivals (default: 0.5,0.8)")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--vllm", metavar="PYTHON", help="measure a server on vLLM, too, by this Python")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     profile = load_profile(args.profile, args.set)
