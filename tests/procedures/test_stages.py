@@ -87,6 +87,7 @@ def test_a_row_is_answered_stage_by_stage_and_keeps_its_stages(whole: Path) -> N
     assert not [*whole.glob("*.partial")]
 
 
+@pytest.mark.slow
 def test_masked_adapters_stay_masked_where_adapters_are_retrieved_anew(whole: Path) -> None:
     for line in lines_of(whole, "mixture_ood"):
         assert all(line["task"] not in reply["adapters"] for stage in line["stages"] for reply in stage)

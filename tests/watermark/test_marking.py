@@ -149,6 +149,7 @@ def test_the_prompts_are_those_of_the_adapters_record(tmp_path: Path) -> None:
         assert prompts() == (ALPACA, None)
 
 
+@pytest.mark.slow
 def test_the_secret_is_in_no_file_of_the_marking(marked: Marked) -> None:
     key = marked.key
     files = [marked.folder / "log", *marked.adapter.iterdir()]
