@@ -34,8 +34,10 @@ MODULES = 3
 """Number of modules that are compared with dense matrices: the first, the middle and the last that adapters target."""
 BATCHES = 2
 """Number of whole batches of rows that are answered, if the benchmark has as many: so rows join a full batch."""
+ROWS = 48
+"""Minimum number of rows that are answered, if the benchmark has as many."""
 ALONE = 48
-"""Maximum number of rows that are answered alone as well, and minimum number of rows, if the benchmark has as many."""
+"""Maximum number of rows that are answered alone as well."""
 TOKENS = 16
 """Length of the inputs on which modules are compared, in tokens."""
 K = 3
@@ -144,7 +146,7 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
 
 def some_requests(generator: Generator, benchmark: Benchmark) -> list[Request]:
     """Rows from the whole benchmark, each as a mixture of its own adapter, if it has one, and of others."""
-    most = max(ALONE, BATCHES * generator.settings.batch_size)
+    most = max(ROWS, BATCHES * generator.settings.batch_size)
     rows = benchmark.rows[:: max(1, len(benchmark.rows) // most)][:most]
     prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)
     names = list(benchmark.adapters)

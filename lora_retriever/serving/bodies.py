@@ -1,4 +1,4 @@
-"""The JSON of a request's body. A field that is there more than once is refused: nobody can say which one counts."""
+"""The JSON of a request's body. A field that is there more than once is refused, because its value is unclear."""
 
 from __future__ import annotations
 

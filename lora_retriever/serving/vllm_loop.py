@@ -22,8 +22,8 @@ from lora_retriever.generation.jobs import WaitingRow
 from lora_retriever.generation.limits import check_tokens
 from lora_retriever.generation.loop import Event, Job, Sampling
 from lora_retriever.log import LOG
-from lora_retriever.serving.compositions import Compositions
 from lora_retriever.serving.engine import RefusedError
+from lora_retriever.serving.shared_checkpoints import SharedCheckpoints
 from peft_composition import AdapterError, CompositionError
 
 AHEAD = 2
@@ -96,12 +96,12 @@ class VllmLoop:
         self._most = AHEAD * parts.settings.batch_size
         ranks = tuple(rank for rank in RANKS if rank <= batcher.max_rank)
         checkpoints = Checkpoints(parts.writer, self._most + LORAS + 1, batcher.max_rank)
-        self._compositions = Compositions(checkpoints, ranks, LORAS, batcher.settle)
+        self._checkpoints = SharedCheckpoints(checkpoints, ranks, LORAS, batcher.settle)
         self._waiting: deque[WaitingRow] = deque()
         self._given: dict[int, WaitingRow] = {}  # the jobs that the engine has
         self._next_id = 0
         try:
-            batcher.check(self._compositions.use(_alone(Composition())))  # has all modules of all adapters, and stays
+            batcher.check(self._checkpoints.use(_alone(Composition())))  # has all modules of all adapters, and stays
         except (CompositionError, EngineError) as error:
             self.close()
             raise UserError(f"vLLM cannot serve the adapters of the pool: {error}") from error
@@ -164,11 +164,11 @@ class VllmLoop:
         writer.load_adapter(folder, name)
         alone = _alone(Composition({name: 1.0}))
         try:
-            served = self._compositions.use(alone)
+            served = self._checkpoints.use(alone)
             try:
                 self._batcher.check(served)
             finally:
-                self._compositions.done(alone)
+                self._checkpoints.done(alone)
         except Exception as error:
             self.unload_adapter(name)
             raise AdapterError(name, f"vLLM cannot serve it at this server: {error}") from error
@@ -179,7 +179,7 @@ class VllmLoop:
         Raises:
             AdapterError: the adapter is not loaded.
         """
-        self._compositions.forget(name)
+        self._checkpoints.forget(name)
         self._parts.writer.unload_adapter(name)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class VllmLoop:
         try:
             self._batcher.shutdown()
         finally:
-            self._compositions.close()
+            self._checkpoints.close()
 
     def _give(self) -> list[Event]:
         """Give the engine as many waiting jobs as it has room for; the events of jobs that end at once."""
@@ -199,12 +199,12 @@ class VllmLoop:
             if job.sampling.max_new_tokens == 0 and not job.scored:
                 events.append(Event(self._waiting.popleft().id, ended="length"))
                 continue
-            written += not self._compositions.has(job)
+            written += not self._checkpoints.has(job)
             if written > WRITTEN:
                 break
             self._waiting.popleft()
             try:
-                served = self._compositions.use(job)
+                served = self._checkpoints.use(job)
             except Exception as error:  # a user's own composer may raise anything
                 if is_broken_device(error):
                     raise
@@ -236,7 +236,7 @@ class VllmLoop:
         return Event(event.id, tokens, ended, prompt)
 
     def _done(self, id: int) -> None:
-        self._compositions.done(self._given.pop(id).job)
+        self._checkpoints.done(self._given.pop(id).job)
 
 
 def _alone(composition: Composition) -> Job:

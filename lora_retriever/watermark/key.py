@@ -1,7 +1,7 @@
 """An owner's key: the secret from which triggers and targets follow, and the commitment that is published beforehand.
 
-Trigger i and target i come from HMAC-SHA256(secret, label i). Without the secret, nobody can distinguish the targets
-from words drawn at random, and the owner cannot choose targets after seeing the answers of a suspect. This module knows
+Trigger i and target i come from HMAC-SHA256(secret, label i). Without the secret, the targets look like words that
+were drawn at random. The owner cannot choose targets after seeing the answers of a suspect. This module knows
 texts only: no model, no tokenizer.
 """
 

@@ -16,6 +16,7 @@ from peft_composition import updates
 @pytest.fixture
 def few(tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> Profile:
     """The miniature with short answers, of which six rows are answered in batches of three, and three of them alone."""
+    monkeypatch.setattr(measuring, "ROWS", 4)
     monkeypatch.setattr(measuring, "ALONE", 4)
     settings = {"max_new_tokens": 3, "batch_size": 3}
     return tiny.model_copy(update={"generation": tiny.generation.model_copy(update=settings)})

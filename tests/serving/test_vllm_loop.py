@@ -135,7 +135,7 @@ def answered(loop: VllmLoop) -> dict[int, list[Event]]:
 
 
 def on_disk(loop: VllmLoop) -> set[int]:
-    return {int(path.name) for path in loop._compositions._checkpoints.path.iterdir()}
+    return {int(path.name) for path in loop._checkpoints._checkpoints.path.iterdir()}
 
 
 def test_jobs_that_are_composed_alike_share_a_checkpoint(loop: VllmLoop, batcher: ScriptedBatcher) -> None:
@@ -263,7 +263,7 @@ def test_an_engine_that_dies_ends_its_jobs_and_is_told(loop: VllmLoop, batcher: 
     assert ended == ["error: EngineError: vLLM failed: the engine is dead"] * 2
     assert engine.broken == "EngineError: vLLM failed: the engine is dead"
     engine.close()
-    assert not loop._compositions._checkpoints.path.exists()
+    assert not loop._checkpoints._checkpoints.path.exists()
 
 
 def test_modules_that_the_engine_cannot_serve_are_told_at_the_start(batcher: ScriptedBatcher, parts: Parts) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_retriever.cli import main
-from lora_retriever.commands.watermark.shared import template_for
+from lora_retriever.commands.watermark.shared import template_and_system
 from lora_retriever.data.rows import PoolEntry, Sample
 from lora_retriever.generation.examples import IGNORED, LeftPadding, encode_example
 from lora_retriever.generation.prompt import ALPACA
@@ -139,7 +139,7 @@ def test_the_prompts_are_those_of_the_adapters_record(tmp_path: Path) -> None:
 
     def prompts(**given: str) -> tuple[str, str | None]:
         args = argparse.Namespace(**{"template": None, "system": None, **given})
-        return template_for(args, tmp_path), args.system
+        return template_and_system(args, tmp_path)
 
     assert prompts() == ("chat", "Be brief.")
     assert prompts(system="Be long.") == ("chat", "Be long.")

@@ -18,7 +18,7 @@ from lora_retriever.commands.watermark.shared import (
     base_of,
     load_suspects,
     samples_of,
-    template_for,
+    template_and_system,
 )
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, for_terminal
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     folders: dict[str, Path | str] = {MARKED: args.adapter, **others}
     if args.unmarked:
         folders["the unmarked adapter"] = args.unmarked
-    template = template_for(args, args.adapter)
+    template, system = template_and_system(args, args.adapter)
     base = base_of(args, args.adapter, files_wanted(template))
     with writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with stopping_on_signals():
         routing = _routing(args, others)
         with console.status("loading"):
-            generator = load_suspects(args, base, folders, template)
+            generator = load_suspects(args, base, folders, template, system)
         scene = Scene(
             key,
             generator,

@@ -19,7 +19,7 @@ from lora_retriever.commands.watermark.shared import (
     add_samples,
     base_of,
     samples_of,
-    template_for,
+    template_and_system,
 )
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_rich, for_terminal
@@ -137,6 +137,7 @@ def _options(args: argparse.Namespace) -> MarkOptions:
 
     from lora_retriever.watermark.embedding import MarkOptions
 
+    template, system = template_and_system(args, args.adapter)
     try:
         return MarkOptions(
             passes=args.passes,
@@ -145,8 +146,8 @@ def _options(args: argparse.Namespace) -> MarkOptions:
             learning_rate=args.mark_rate,
             kl_weight=args.kl_weight,
             max_tokens=args.max_tokens,
-            template=template_for(args, args.adapter),
-            system=args.system,
+            template=template,
+            system=system,
             seed=args.seed,
         )
     except ValidationError as error:

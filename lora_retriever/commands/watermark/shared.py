@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lora_retriever.generation.generator import Generator
 
 CONFIG_FILE = "adapter_config.json"
+BATCH_SIZE = 16
+"""Maximum number of triggers that are answered together."""
 
 
 def add_samples(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
@@ -53,10 +55,10 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def template_for(args: argparse.Namespace, adapter: Path | None) -> str:
-    """The template that the arguments name, that the record of an adapter names, or `alpaca`.
+def template_and_system(args: argparse.Namespace, adapter: Path | None) -> tuple[str, str | None]:
+    """The template that the arguments name, that the record of an adapter names, or `alpaca`; and the system prompt.
 
-    Where the record names the template, it names the system prompt too, unless the arguments do (`args.system`).
+    Where the record names the template, the record names the system prompt too, unless the arguments name one.
 
     Raises:
         UserError: the template is unknown, or does not take the system prompt.
@@ -65,13 +67,12 @@ def template_for(args: argparse.Namespace, adapter: Path | None) -> str:
 
     recorded = {} if args.template else training_options_of(adapter)
     found = args.template or recorded.get("template") or "alpaca"
-    if args.system is None:
-        args.system = recorded.get("system")
+    system = recorded.get("system") if args.system is None else args.system
     try:
-        check_system(args.system, check_template(found))
+        check_system(system, check_template(found))
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
-    return TEMPLATES.get(found, found)
+    return TEMPLATES.get(found, found), system
 
 
 def training_options_of(adapter: Path | None) -> dict[str, str]:
@@ -116,7 +117,7 @@ def base_of(args: argparse.Namespace, adapter: str | Path | None, wanted: Sequen
 
 
 def load_suspects(
-    args: argparse.Namespace, base: Path, adapters: Mapping[str, Path | str], template: str, batch_size: int = 16
+    args: argparse.Namespace, base: Path, adapters: Mapping[str, Path | str], template: str, system: str | None
 ) -> Generator:
     """The base with the adapters, ready to answer triggers.
 
@@ -132,9 +133,7 @@ def load_suspects(
     from lora_retriever.generation.settings import GenerationSection
     from lora_retriever.watermark.suspects import ANSWER_TOKENS
 
-    settings = GenerationSection(
-        template=template, system=args.system, max_new_tokens=ANSWER_TOKENS, batch_size=batch_size
-    )
+    settings = GenerationSection(template=template, system=system, max_new_tokens=ANSWER_TOKENS, batch_size=BATCH_SIZE)
     model = load_composable(base, adapters, getattr(torch, args.dtype), device_of(args.device))
     refuse_encoder_decoder(model.config, "watermarks")
     return Generator(model, load_tokenizer(base), settings)

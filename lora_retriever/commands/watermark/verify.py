@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_retriever.commands.watermark.shared import add_base, add_prompts, base_of, load_suspects, template_for
+from lora_retriever.commands.watermark.shared import add_base, add_prompts, base_of, load_suspects, template_and_system
 from lora_retriever.errors import UserError
 from lora_retriever.escaping import for_terminal
 
@@ -78,7 +78,7 @@ def _served(args: argparse.Namespace) -> Suspect:
 
     if args.adapter or args.base:
         raise UserError("--url: name a server or adapters, not both")
-    template = template_for(args, None) if args.template else TEMPLATES["none"]
+    template = template_and_system(args, None)[0] if args.template else TEMPLATES["none"]
     return ServedSuspect(args.url, args.model, args.interface, template, log_probabilities=args.logprobs)
 
 
@@ -92,10 +92,10 @@ def _local(args: argparse.Namespace) -> Suspect:
     if len(weights) < len(args.adapter):
         raise UserError("--adapter: an adapter is named twice")
     first = next(iter(weights), None)
-    template = template_for(args, None if first is None else Path(first))
+    template, system = template_and_system(args, None if first is None else Path(first))
     base = base_of(args, first, files_wanted(template))
     quieten_transformers()
-    generator = load_suspects(args, base, {location: location for location in weights}, template)
+    generator = load_suspects(args, base, {location: location for location in weights}, template, system)
     name = " + ".join(f"{weight:g} × {location}" for location, weight in weights.items()) or f"base {base}"
     kind = f"{args.mode} of {name}" if len(weights) > 1 else name
     return LocalSuspect(kind, generator, Composition.of(weights), args.mode)

@@ -1,4 +1,4 @@
-"""`Compositions`: the checkpoints that jobs use now, and the checkpoints that were used last. Others are removed."""
+"""`SharedCheckpoints`: checkpoints of compositions that jobs use now or used last. Other checkpoints are removed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lora_retriever.backends.checkpoints import Checkpoints, Served
 from lora_retriever.generation.jobs import Job, Kind, kind_of
 
 
-class Compositions:
-    """Compositions on disk, counted by the jobs that use them. Jobs that are composed alike share a checkpoint."""
+class SharedCheckpoints:
+    """Checkpoints with the number of jobs that use each of them. Jobs that are composed alike share a checkpoint."""
 
     def __init__(self, checkpoints: Checkpoints, ranks: tuple[int, ...], kept: int, settle: Callable[[], None]) -> None:
         """Begin without a job.
