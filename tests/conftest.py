@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers of pytest-xdist share the cores
 
 import gc
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,15 +17,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from places import ROOT, TINY
-from tiny_runs import QUIET, made_once, tiny_profile
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_retriever.data.rows import PoolEntry, Row, read_pool, read_rows
-from lora_retriever.experiment.profile import Profile, load_profile
-from lora_retriever.running.evaluate import evaluate
-
+# The process that deals the tests out to the workers of pytest-xdist imports this file, and runs no test. So torch and
+# transformers, and whatever imports them, are imported where they are used: the workers start some ten seconds sooner.
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_retriever.data.rows import PoolEntry, Row
+    from lora_retriever.experiment.profile import Profile
 
 LONGEST = (
     "test_ray_backend.py",
@@ -35,9 +36,11 @@ LONGEST = (
     "test_loop.py",
     "test_decoding.py",
     "test_report.py",
+    "test_marking.py",
     "test_failures.py",
     "test_composition_families.py",
     "test_retriever_training.py",
+    "test_doctor.py",
     "test_openai_interface.py",
     "test_endings.py",
     "test_evaluate.py",
@@ -50,6 +53,16 @@ LONGEST = (
 # A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP; the tests' processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files of which the marks leave no test: to import Ray or a client of the server takes seconds."""
+    if collection_path.suffix != ".py":
+        return None
+    text, wanted = collection_path.read_text(encoding="utf-8"), config.option.markexpr
+    of_the_file = re.search(r"^pytestmark = pytest\.mark\.(slow|long)$", text, re.MULTILINE)
+    left_out = of_the_file is not None and f"not {of_the_file[1]}" in wanted
+    return left_out or (wanted == "long" and "mark.long" not in text) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,34 +102,50 @@ def _own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny() -> Profile:
     """The profile of the bundled miniature."""
+    from lora_retriever.experiment.profile import load_profile
+
     return load_profile("tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_rows() -> list[Row]:
+    from lora_retriever.data.rows import read_rows
+
     return read_rows(TINY / "test.json")
 
 
 @pytest.fixture(scope="session")
 def tiny_pool() -> list[PoolEntry]:
+    from lora_retriever.data.rows import read_pool
+
     return read_pool(TINY / "pool.json")
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of the miniature's base model."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(TINY / "base")
 
 
 @pytest.fixture(scope="session")
 def paper_runs(tiny: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The paper's eight methods on the first row of every task. Tests read this folder, and never write into it."""
+    from tiny_runs import QUIET, made_once
+
+    from lora_retriever.running.evaluate import evaluate
+
     return made_once(tmp_path_factory, "paper_runs", lambda folder: evaluate(tiny, None, folder, 1, QUIET))
 
 
 @pytest.fixture(scope="session")
 def runs_in_threes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three methods on two rows of every task in batches of three. Tests read this folder, and never write into it."""
+    from tiny_runs import QUIET, made_once, tiny_profile
+
+    from lora_retriever.running.evaluate import evaluate
+
     profile = tiny_profile(tmp_path_factory.mktemp("threes"), generation={"batch_size": 3})
     names = ["selection", "mixture_ood", "fusion"]
     return made_once(tmp_path_factory, "runs_in_threes", lambda folder: evaluate(profile, names, folder, 2, QUIET))

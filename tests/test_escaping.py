@@ -65,6 +65,7 @@ def test_nothing_that_is_written_acts_on_a_terminal_or_cannot_be_encoded(
     ]
 
 
+@pytest.mark.slow
 @given(ANY_TEXT)
 def test_no_text_acts_on_a_terminal(text: str) -> None:
     shown = visible(text)
@@ -207,6 +208,7 @@ def test_latex_sets_a_name_as_text(name: str) -> None:
     assert set_by_latex(for_latex(name)) == one_line(name)
 
 
+@pytest.mark.slow
 @given(ANY_TEXT)
 def test_latex_sets_any_text_as_text(text: str) -> None:
     assert set_by_latex(for_latex(text)) == one_line(text)

@@ -253,6 +253,7 @@ def as_nobody(test: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_be_written_is_not_replaced() -> None:
     with tempfile.TemporaryDirectory() as name:  # not tmp_path, whose parents are closed to other users
         folder = Path(name)
@@ -323,6 +324,7 @@ def test_a_reader_that_has_read_enough_is_not_an_error() -> None:
         raise BrokenPipeError
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from lora_retriever.files import write_text\n"
@@ -349,6 +351,7 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     assert sweep_unfinished(tmp_path / "nowhere") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_is_written_again_removes_what_a_killed_process_left_of_it_and_nothing_else(
     tmp_path: Path, kind: str
@@ -447,6 +450,7 @@ class NoReading:
         return self._digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_hashes_are_those_of_before(folder: Path, tiny_folders: list[Path]) -> None:
     for path in (folder, *tiny_folders):
         assert hash_path(path) == dense_hash(path)

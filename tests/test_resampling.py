@@ -74,6 +74,7 @@ def p_values(left: Array, right: Array) -> Array:
     return permutation_test(left.shape[1], lambda sides: (1 - 2 * sides) @ differences, permutations=999)
 
 
+@pytest.mark.slow
 def test_the_permutation_test_raises_as_many_false_alarms_as_it_says() -> None:
     generator = np.random.default_rng(4)
     difficulty = generator.random((DATASETS, 60))  # shared by both runs: their answers go together
@@ -84,6 +85,7 @@ def test_the_permutation_test_raises_as_many_false_alarms_as_it_says() -> None:
     assert 3 <= 100 * (p_values(*right_or_wrong) < 0.05).mean() <= 7
 
 
+@pytest.mark.slow
 def test_the_permutation_test_sees_what_is_there() -> None:
     generator = np.random.default_rng(5)
     difficulty = generator.random((DATASETS, 300))
@@ -146,6 +148,7 @@ def test_as_many_permutations_are_drawn_as_asked() -> None:
     assert permutation_test(30, statistic, 999) == pytest.approx([2 / 1000])
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_interval_and_p_value() -> None:
     rows = np.random.default_rng(3).normal(size=40)  # any other draws give another interval, in its last digits
 

@@ -31,7 +31,7 @@ FILES: dict[str, tuple[bytes | str, str]] = {
     "gzip damaged": (b"\x1f\x8b" + bytes(range(200)), "gzip"),
     "gzip twice": (gzip.compress(gzip.compress(LINE.encode())), "gzip"),
     "gzip of nothing": (gzip.compress(b""), "empty"),
-    "gzip bomb": (gzip.compress(bytes(300 << 20), 1), "larger than"),
+    "gzip bomb": (gzip.compress(bytes(1 << 20)) * 300, "larger than"),
     "bzip2": (bz2.compress(LINE.encode()), "bzip2"),
     "xz": (lzma.compress(LINE.encode()), "xz"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(range(1, 60)), "zstd"),

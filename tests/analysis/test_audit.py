@@ -158,6 +158,7 @@ def test_examples_are_one_short_line() -> None:
     assert long.endswith("…")
 
 
+@pytest.mark.slow
 def test_long_prompts_are_measured_as_the_tokenizer_counts(
     tiny_rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -232,6 +233,7 @@ def test_the_command_says_which_fields_are_not_used(
     assert captured.out == to_text(found())
 
 
+@pytest.mark.slow
 def test_the_command_measures_prompts_by_a_tokenizer(files: list[str], tmp_path: Path) -> None:
     written = tmp_path / "audit.json"
     measure = ["--tokenizer", str(TINY / "base"), "--template", "{inputs}", "--max-prompt-tokens", "3"]

@@ -69,6 +69,7 @@ def test_names_and_patterns_choose_runs_in_the_papers_order(
     assert list(columns(capsys, results, "--runs", chosen)) == expected
 
 
+@pytest.mark.slow
 def test_an_unknown_run_is_answered_with_the_known_runs(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for pattern in ("mixtur", "arrow*"):
         message = refused(capsys, results, "--runs", f"base,{pattern}")
@@ -78,6 +79,7 @@ def test_an_unknown_run_is_answered_with_the_known_runs(results: Path, capsys: p
     assert "must name at least one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_are_ordered_by_falling_mean(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = columns(capsys, results, "--sort", "mean")
     assert list(found) == sorted(RIGHT, key=lambda name: -RIGHT[name])
@@ -89,12 +91,14 @@ def test_runs_are_ordered_by_falling_mean(results: Path, capsys: pytest.CaptureF
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_oracle_normalizes_where_it_is_not_chosen(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summarize", str(results), "--runs", "mixture", "--format", "json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"].values()
     assert run["normalized"] == 80
 
 
+@pytest.mark.slow
 def test_chosen_runs_alone_are_compared_and_counted(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [results, "--versus", "selection", "--runs", "mixture,fusion,base"]
     assert list(columns(capsys, *asked)) == ["base", "fusion", "mixture"]
@@ -109,6 +113,7 @@ def test_chosen_runs_alone_are_compared_and_counted(results: Path, capsys: pytes
     assert "no run 'arrow' to compare with" in refused(capsys, results, "--versus", "arrow", "--runs", "base")
 
 
+@pytest.mark.slow
 def test_runs_of_several_folders_are_chosen_in_each(
     tmp_path: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +126,7 @@ def test_runs_of_several_folders_are_chosen_in_each(
     assert {name: float(value) for name, value in compared.items()} == {"mine:mixture": 70}
 
 
+@pytest.mark.slow
 def test_the_report_has_the_chosen_runs_in_this_order(results: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     asked = ["report", str(results), "--runs", "fusion,mixture", "--sort", "mean", "--output", str(page)]

@@ -48,6 +48,7 @@ def compared(folder: Path, versus: str, level: str = "domain", scoring: str = "p
     return compare([score_run(run, chosen) for run in read_runs(folder)], versus, level)
 
 
+@pytest.mark.slow
 def test_the_difference_and_its_p_value_by_a_plain_loop(results: Path) -> None:
     """All 2¹⁴ ways to swap the rows of the two runs, counted: a domain is the mean of its two tasks' means."""
     better, worse = ([int(digit) for digit in RIGHT[name].replace(" ", "")] for name in ("better", "worse"))
@@ -99,6 +100,7 @@ def test_a_difference_of_corpus_scores_swaps_rows_before_it_scores(tmp_path: Pat
     assert found.p == pytest.approx(p)
 
 
+@pytest.mark.slow
 def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(results: Path) -> None:
     write_run(results, "same", RIGHT["worse"])
     write_run(results, "luckier", "1010000101 1101")
@@ -115,6 +117,7 @@ def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(resu
     assert "corrected for 6 comparisons (Holm)" in text
 
 
+@pytest.mark.slow
 def test_the_interval_is_the_bootstraps_and_is_widened_for_tasks_of_equal_differences_only(tmp_path: Path) -> None:
     """Of a task with 40 rows, 39 are drawn: here 20,000 times by numpy. 20 equal rows may hide what 0 of 20 may."""
     digits = "1101" * 10, "1001" * 10
@@ -134,6 +137,7 @@ def test_the_interval_is_the_bootstraps_and_is_widened_for_tasks_of_equal_differ
     assert found.high == pytest.approx(12.5 + np.hypot(high / 2 - 12.5, hidden), abs=1)
 
 
+@pytest.mark.slow
 def test_an_interval_of_scores_above_100_contains_its_difference(tmp_path: Path) -> None:
     """Plans of 8 or 10 steps where 2 are right are 300 % or 400 % too long, and plans of 2 steps are 0 %."""
     for name, lengths in {"short": [2] * 40, "long": [8, 10] * 20}.items():
@@ -170,6 +174,7 @@ def test_tasks_as_a_sample_are_drawn_by_their_differences(tmp_path: Path) -> Non
     assert comparison.over_tasks == (50, 50)
 
 
+@pytest.mark.slow
 def test_so_many_permutations_are_drawn_that_holms_correction_leaves_small_p_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +230,7 @@ def test_a_clear_difference_is_separable_among_many_comparisons(tmp_path: Path) 
     assert all(d.separable and d.value == -100 for c in comparisons for d in c.differences.values())
 
 
+@pytest.mark.slow
 def test_missing_rows_are_named_not_dropped_in_silence(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(results, "better", RIGHT["better"], leave_out=[2, 3, 4, 9])
     (comparison,) = compared(results, "worse")
@@ -258,7 +264,7 @@ def test_rows_of_different_benchmarks_are_never_compared(results: Path) -> None:
         read_runs(results)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_base_and_selection_of_the_official_answers_are_separable_in_every_domain(official_answers: Path) -> None:
     (comparison,) = compared(official_answers, "base")
     assert len({quantity.group for quantity in comparison.differences if quantity.level == "domain"}) == 10

@@ -149,6 +149,7 @@ def test_odd_files_score_as_a_loop_does_and_every_oddity_is_named(
         assert re.search(pattern.replace("REF", re.escape(name)), note), note
 
 
+@pytest.mark.slow
 def test_a_row_that_only_some_runs_lack_is_named_in_one_note(
     tmp_path: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_row_that_only_some_runs_lack_is_named_in_one_note(
     assert json.loads(capsys.readouterr().out)["missing_rows"] == {"selection": [1]}
 
 
+@pytest.mark.slow
 def test_runs_that_lack_the_same_rows_share_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path / "ours", "base.json", answers())
     for name in ("selection", "mixture", "fusion"):
@@ -263,6 +265,7 @@ def foreign(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_runs_yaml_says_whose_answers_these_are(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summarize", str(foreign)]) == 0
     table = capsys.readouterr().out
@@ -281,6 +284,7 @@ def test_runs_yaml_says_whose_answers_these_are(foreign: Path, capsys: pytest.Ca
     assert "github.com/someone/code" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_paper_is_not_said_to_be_reproduced_by_an_unknown_model(
     foreign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return [tmp_path / "one", tmp_path / "two"]
 
 
+@pytest.mark.slow
 def test_many_folders_are_one_frame_with_a_line_a_run(folders: list[Path]) -> None:
     frame = load_results(*folders)
     assert frame["folder"].tolist() == [str(folders[0])] * 2 + [str(folders[1])] * 2
@@ -43,6 +44,7 @@ def test_many_folders_are_one_frame_with_a_line_a_run(folders: list[Path]) -> No
     assert set(load_results(folders[0], scoring="standard").columns) - set(frame.columns) == {"nli accuracy"}
 
 
+@pytest.mark.slow
 def test_the_record_in_a_folder_says_the_same(folders: list[Path]) -> None:
     written = pd.read_csv(write_runs_file(folders[1]))
     expected = load_results(folders[1]).drop(columns="folder")

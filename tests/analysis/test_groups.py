@@ -81,6 +81,7 @@ def mean_of(name: str, value: str) -> float:
     return sum(share(right[value == UNSEEN :: 2]) for right in RIGHT[name]) / 2
 
 
+@pytest.mark.slow
 def test_every_run_has_a_column_for_each_value(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, lines = as_csv(summarized(capsys, results, "--by", "instruction", "--format", "csv", "--no-intervals"))
     runs = ["selection", "mixture", "best_selection"]
@@ -96,6 +97,7 @@ def test_every_run_has_a_column_for_each_value(results: Path, capsys: pytest.Cap
     assert text.count("± half of the 95 %") == 1, "a note that all values share stands there once"
 
 
+@pytest.mark.slow
 def test_the_oracle_on_the_same_rows_normalizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{**row, "instruction": SEEN if place % 8 < 2 else UNSEEN} for place, row in enumerate(ROWS)]
     folder = write_runs(tmp_path / "mine", rows)
@@ -107,6 +109,7 @@ def test_the_oracle_on_the_same_rows_normalizes(tmp_path: Path, capsys: pytest.C
     assert written["values"][UNSEEN]["runs"]["selection"]["normalized"] == pytest.approx(33.3 / 2)
 
 
+@pytest.mark.slow
 def test_a_table_by_run_has_the_values_of_each_column_side_by_side(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_table_by_run_has_the_values_of_each_column_side_by_side(
         assert list(map(float, lines[run][:2])) == [mean_of(run, SEEN), mean_of(run, UNSEEN)]
 
 
+@pytest.mark.slow
 def test_a_domain_that_one_value_lacks_is_empty_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{**row, "instruction": row["task"], "domain": row["task"]} for row in ROWS]
     folder = write_runs(tmp_path / "mine", rows)
@@ -128,6 +132,7 @@ def test_a_domain_that_one_value_lacks_is_empty_there(tmp_path: Path, capsys: py
     assert lines["piqa em"] == ["", "25.0", "", "50.0", "", "50.0"]
 
 
+@pytest.mark.slow
 def test_comparisons_of_all_values_are_corrected_together(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [results, "--by", "instruction", "--versus", "selection"]
     head, lines = as_csv(summarized(capsys, *asked, "--format", "csv"))
@@ -148,6 +153,7 @@ def test_comparisons_of_all_values_are_corrected_together(results: Path, capsys:
     assert smallest["p_holm"] == pytest.approx(min(1, 8 * smallest["p"]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_answers_without_the_field_take_it_from_the_file_of_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +168,7 @@ def test_answers_without_the_field_take_it_from_the_file_of_rows(
     assert means == {f"{run} {value}": mean_of(run, value) for run in RIGHT for value in (SEEN, UNSEEN)}
 
 
+@pytest.mark.slow
 def test_a_run_without_the_field_takes_it_from_another_run(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = json.loads((results / "mixture.json").read_text())
     (results / "mixture.json").write_text(json.dumps(without_field(lines)))
@@ -194,6 +201,7 @@ def test_numbers_and_truth_values_are_values(tmp_path: Path) -> None:
     assert list(split(folders, "first").by_value) == ["true", "false"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_split_is_named(tmp_path: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, results, "--by", "wording")
     assert "--by wording: no row has this field (the rows have further fields: instruction)" in message
@@ -208,6 +216,7 @@ def test_what_cannot_be_split_is_named(tmp_path: Path, results: Path, capsys: py
     assert f"--by source: {MAX_VALUES + 1} different values" in refused(capsys, tmp_path / "many", "--by", "source")
 
 
+@pytest.mark.slow
 def test_the_report_has_the_mean_of_each_value(
     tmp_path: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +237,7 @@ def test_the_report_has_the_mean_of_each_value(
     assert of_both["other:mixture"] == [None, None], "it has no row of the value unseen"
 
 
+@pytest.mark.slow
 def test_several_folders_and_both_scorings_are_split_together(
     tmp_path: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

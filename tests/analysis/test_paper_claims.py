@@ -66,6 +66,7 @@ def test_the_papers_differences_are_those_of_its_table() -> None:
     assert paper_difference(masked, MEAN_EM, paper) == pytest.approx(56.74 - 52.62, abs=0.01)  # tables 4 and 5, by hand
 
 
+@pytest.mark.slow
 def test_every_table_is_printed(
     answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,6 +260,7 @@ def test_the_table_has_the_layout_of_table_1(official_reproduction: Reproduction
     assert "Ours: none, there is no run best_selection." in notes
 
 
+@pytest.mark.slow
 def test_bare_scores_keep_their_marks(official_reproduction: Reproduction) -> None:
     bare = dict(reproduction_table(official_reproduction, intervals=False).rows)["nli em"]
     full = dict(reproduction_table(official_reproduction).rows)["nli em"]
@@ -336,6 +337,7 @@ def test_tasks_of_ones_own_are_compared_with_nothing(tmp_path: Path) -> None:
     assert notes[1].startswith("mixture: 1 of the tasks not the paper's: room_choice.")
 
 
+@pytest.mark.slow
 def test_with_an_oracle_normalized_scores_stand_beside_published_ones(tmp_path: Path) -> None:
     rows = [answered("copa", "commonsense", "yes")] * 4
     write_run(tmp_path, "best_selection", rows, "llama2-7b")

@@ -151,6 +151,7 @@ def test_left_out_templates_are_missing_from_the_own_adapter() -> None:
     assert rows.tolist() == asked
 
 
+@pytest.mark.slow
 def test_groups_of_rows_have_the_shares_that_a_loop_counts() -> None:
     groups = [None if row == 3 else str(row % 2) for row in range(len(TASKS))]
     found = evaluate_retrieval("e", DATA, "cosine", None, groups=groups).groups
@@ -166,6 +167,7 @@ def test_groups_of_rows_have_the_shares_that_a_loop_counts() -> None:
         assert low <= figures.cells["top1"].value <= high
 
 
+@pytest.mark.slow
 def test_a_row_without_an_adapter_is_a_miss() -> None:
     data = RetrievalData(NAMES, POOL, ("gnu", *TASKS[1:]), QUERIES)
     ranking = rank(data, "cosine")
@@ -177,6 +179,7 @@ def test_a_row_without_an_adapter_is_a_miss() -> None:
     assert (whole, without) == (100, pytest.approx(100 * (len(TASKS) - 1) / len(TASKS)))
 
 
+@pytest.mark.slow
 def test_intervals_hold_their_means_and_narrow_with_rows(evaluation: Evaluation) -> None:
     doubled = RetrievalData(NAMES, POOL, TASKS * 4, np.tile(QUERIES, (4, 1)))
     for name, cell in evaluate_retrieval("e", doubled, "cosine", None).overall.cells.items():
@@ -408,7 +411,7 @@ def written(path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_json_has_the_four_shares_of_every_scorer(tmp_path: Path) -> None:
     result = written(tmp_path / "f.json", *BENCHMARK, "--encoder", str(TINY / "encoder"), "--scorer", "nearest", "knn")
     assert result["rows"] == 570
@@ -458,6 +461,7 @@ def test_every_table_asked_for_is_printed(tiny_embeddings: Path, capsys: pytest.
     assert len(tables[3].splitlines()) == 2 + 2
 
 
+@pytest.mark.slow
 def test_a_table_by_a_further_field_has_a_line_for_each_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

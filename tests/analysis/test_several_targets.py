@@ -44,6 +44,7 @@ def test_a_run_keeps_the_targets_of_its_rows(tiny: Profile, tmp_path: Path) -> N
     assert [row.targets for row in run.rows.values()] == [("Oslo", "7"), "3", rows[2]["targets"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scoring", ["paper", "standard"])
 def test_the_best_target_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str], scoring: str) -> None:
     write_run(tmp_path, "base", [["yes", "yeah"], ["no"], "maybe"], ["yeah", "no", "perhaps"])
@@ -52,6 +53,7 @@ def test_the_best_target_counts(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (task["n"], round(task["em"], 1)) == (3, 66.7)
 
 
+@pytest.mark.slow
 def test_the_report_shows_all_targets(tmp_path: Path) -> None:
     write_run(tmp_path, "base", [["yes", "yeah"]], ["yeah"])
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 0

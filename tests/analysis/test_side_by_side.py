@@ -72,6 +72,7 @@ def as_csv(text: str) -> tuple[list[str], dict[str, list[str]]]:
     return head[1:], {line[0]: line[1:] for line in lines}
 
 
+@pytest.mark.slow
 def test_each_folder_has_a_group_of_columns_with_its_own_runs(
     folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_every_folder_has_the_scores_that_it_has_alone(folders: list[Path], caps
     assert lines["commonsense em"][6:8] == ["60.0", "60.0"]
 
 
+@pytest.mark.slow
 def test_a_run_has_a_column_for_the_paper_and_for_each_folder_that_has_it(folders: list[Path]) -> None:
     (folders[1] / "selection.json").unlink()
     opened = open_folders(folders)
@@ -142,6 +144,7 @@ def test_a_run_has_a_column_for_the_paper_and_for_each_folder_that_has_it(folder
     assert r"\textsuperscript{$-$9.0 ?}" in latex
 
 
+@pytest.mark.slow
 def test_the_means_alone_have_a_row_for_each_run(folders: list[Path]) -> None:
     (folders[1] / "selection.json").unlink()
     opened = open_folders(folders)
@@ -156,6 +159,7 @@ def test_the_means_alone_have_a_row_for_each_run(folders: list[Path]) -> None:
     assert any("tables 4 and 5 of LoraRetriever" in note for note in table.notes)
 
 
+@pytest.mark.slow
 def test_scores_of_other_tasks_than_the_papers_have_no_difference(folders: list[Path]) -> None:
     for name, right in RIGHT["theirs"].items():
         (folders[1] / f"{name}.json").write_text(json.dumps(lines_of(right)[:5]))  # copa alone
@@ -168,6 +172,7 @@ def test_scores_of_other_tasks_than_the_papers_have_no_difference(folders: list[
     )
 
 
+@pytest.mark.slow
 def test_the_paper_beside_two_folders_in_json(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(summarized(capsys, folders, "--paper", "llama2-7b", "--format", "json"))
     figures = {
@@ -219,6 +224,7 @@ def test_versus_pairs_runs_row_by_row_across_folders(
         assert "Points above (+) or below (−) the run after the sign −" in table
 
 
+@pytest.mark.slow
 def test_what_cannot_be_paired_is_refused(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     message = (
         "--versus best: no such run; write a run (base, selection, mixture), a folder (ours, theirs) or FOLDER:RUN"
@@ -237,6 +243,7 @@ def test_what_cannot_be_paired_is_refused(folders: list[Path], capsys: pytest.Ca
     assert message in refused(capsys, [twin, folders[1]], "--paper", "llama2-7b")
 
 
+@pytest.mark.slow
 def test_folders_of_one_run_each_are_compared_by_the_folders_name(
     folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +257,7 @@ def test_folders_of_one_run_each_are_compared_by_the_folders_name(
     assert "Points above (+) or below (−) ours:mixture" in summarized(capsys, folders, "--versus", "ours")
 
 
+@pytest.mark.slow
 def test_rows_that_a_folder_lacks_are_left_out_of_pairs_alone(
     folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +268,7 @@ def test_rows_that_a_folder_lacks_are_left_out_of_pairs_alone(
     assert "theirs: mixture: 2 rows of ours not answered: 8-9." in summarized(capsys, folders)
 
 
+@pytest.mark.slow
 def test_leaked_rows_are_left_out_of_every_folder(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     pool = folders[0].parent / "pool.json"
     sample = {"inputs": "row 0", "targets": "yes"}
@@ -281,7 +290,7 @@ def test_the_report_shows_several_folders(folders: list[Path], capsys: pytest.Ca
     assert (folders[0] / "report.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_authors_answers_score_as_a_loop_does(official: Path) -> None:
     """The mean over the 36 exact-match tasks. The original cuts targets, and compares without dots and case."""
     folders = open_folders([official / "authors"], official / "combined_test.json")

@@ -98,6 +98,7 @@ def test_every_format_holds_the_same_numbers(results: Path) -> None:
     assert all(len(row) == 3 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_table_by_run_has_a_row_per_run_with_its_means_and_domains(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         read_runs(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_rows_that_stand_in_the_pool_can_be_left_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("best_selection.jsonl", "mixture.json"):
         text = (results / name).read_text()
@@ -209,6 +211,7 @@ def test_every_score_has_an_interval_that_holds_it(results: Path) -> None:
     assert run["intervals"]["mean_over_tasks"] is None  # of one task nothing can be said about others
 
 
+@pytest.mark.slow
 def test_a_task_of_one_row_has_no_interval(results: Path) -> None:
     intervals = as_json(results)["mixture"]["intervals"]
     assert intervals["tasks"]["qa2"]["em"] is None
@@ -246,6 +249,7 @@ def test_a_task_has_one_domain(results: Path) -> None:
         read_runs(results)
 
 
+@pytest.mark.slow
 def test_what_is_no_run_is_passed_over_and_the_unfinished_named(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,11 +260,13 @@ def test_what_is_no_run_is_passed_over_and_the_unfinished_named(
     assert "Not finished, and not shown: base, fusion." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_both_scorings_of_a_comparison_keep_signs_and_bounds(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summarize", str(results), "--versus", "best_selection", "--scoring", "both"]) == 0
     assert "-50.0 [-100.0, " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tasks_that_do_not_vary_may_still_hide_something(tmp_path: Path) -> None:
     """All wrong on 5 rows and on 500: the small task alone may be right for up to half of its rows."""
     rows = [answered("small", "d", "em", "yes", "no")] * 5 + [answered("large", "d", "em", "yes", "no")] * 500

@@ -143,6 +143,7 @@ def test_common_ends_by_hand(left: str, right: str, common: str) -> None:
     assert _common_ends(left.split(), right.split()) == common.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "known"), [("wmt16_translate_deen", TRANSLATIONS), ("rte", ENTAILMENTS)])
 def test_templates_of_official_tasks_are_found_as_a_reader_finds_them(
     official: Path, task: str, known: dict[str, Callable[[str], bool]]

@@ -191,6 +191,7 @@ def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
     )
 
 
+@pytest.mark.slow
 def test_an_answer_is_shared_only_where_its_composition_is_the_same(tiny: Profile) -> None:
     """One adapter of weight 1 is the same under fusion and mixture, but not trimmed by a merge, nor under a gate."""
     benchmark = open_benchmark(tiny, 1)

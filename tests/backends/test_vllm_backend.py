@@ -182,6 +182,7 @@ def test_what_is_done_is_not_done_again(setup, tiny, tokenizer, tiny_rows):
     assert set(outcome.answers) == {request.id for request in requests[4:]}
 
 
+@pytest.mark.slow
 def test_a_composition_that_cannot_be_written_fails_alone(setup, tiny, tokenizer, tiny_rows):
     unknown = Composition({"nowhere": 1.0})
     requests = tiny_requests(tiny, tokenizer, tiny_rows[:2], [ONE, unknown])
@@ -207,6 +208,7 @@ def test_an_engine_that_fails_costs_its_chunk_alone(setup, tiny, tokenizer, tiny
     assert [engine.running for engine in setup.engines] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_row_with_a_token_that_the_base_lacks_fails_alone(setup, tokenizer, tiny, tiny_rows):
     good, bad = tiny_requests(tiny, tokenizer, tiny_rows[:2], [ONE, ONE])
     outcome = together(setup.backend.answers([good, replace(bad, prompt=Prompt([1, 566], 0))], "mixture", done=[]))
@@ -236,6 +238,7 @@ def test_the_skeleton_ends_where_the_model_does(tmp_path):
         skeleton(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_without_vllm_the_extra_is_named(monkeypatch, tiny):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)

@@ -73,6 +73,7 @@ def test_fuzzing_finds_another_error(targets: tuple[Path, list[Target]]) -> None
     assert "KeyError" in problems[0]
 
 
+@pytest.mark.slow
 def test_operations_are_counted_and_fail_where_they_shall(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from campaign.operations import Operations, failing\n"
@@ -112,6 +113,7 @@ def test_lost_left_over_and_changed_files_are_seen() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_campaign_goes_on_and_tries_again_what_broke_a_promise(tmp_path: Path) -> None:
     log = Log(tmp_path, "kills")
     log.add("first", "random", [], kills=3)

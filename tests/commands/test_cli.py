@@ -114,6 +114,7 @@ def test_bad_input_is_answered_in_one_clear_message(
     assert not (benchmark / "r" / "best_selection.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -207,6 +208,7 @@ def test_a_private_index_holds_no_text(tmp_path: Path, capsys: pytest.CaptureFix
     assert "scorer hybrid needs the samples, which a private index does not keep" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compose_saves_a_checkpoint(benchmark: Path) -> None:
     first, second = sorted((benchmark / "adapters").iterdir())[:2]
     pair = ["--adapter", f"{first}=0.5", "--adapter", f"{second}=0.5"]
@@ -255,6 +257,7 @@ def test_a_device_that_is_not_there_is_named(benchmark: Path, capsys: pytest.Cap
     assert main(["doctor", "--profile", str(path), "--results", str(benchmark / "r")]) == 2
 
 
+@pytest.mark.slow
 def test_a_prompt_limit_below_the_template_is_named(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = benchmark / "mine.yaml"
     content = yaml.safe_load(path.read_text())
@@ -263,6 +266,7 @@ def test_a_prompt_limit_below_the_template_is_named(benchmark: Path, capsys: pyt
     assert "generation.max_prompt_tokens is too small" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_doctor_knows_the_papers_profiles_without_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--profile", "llama2-7b", "--offline"])
     findings = capsys.readouterr().out

@@ -159,6 +159,7 @@ def test_all_bad_adapters_are_named_before_the_base_is_loaded(
     assert all(f"adapter {name!r}" in message for name in bad)
 
 
+@pytest.mark.slow
 def test_a_bad_adapter_is_never_blamed_on_the_base(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for task in TASKS:
         (own / "adapters" / task / "adapter_config.json").write_text("not JSON")
@@ -206,6 +207,7 @@ def test_the_memory_predicted_is_the_most_of_any_length(
     assert predicted_for(profile, 19, [], shape, 1_000_000).total == most
 
 
+@pytest.mark.slow
 def test_a_user_s_own_code_that_raises_is_a_finding(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "raising_methods.py").write_text("raise ZeroDivisionError('at import')\n")
     content = yaml.safe_load((own / "mine.yaml").read_text())
@@ -229,6 +231,7 @@ def test_names_and_paths_never_act_on_the_terminal(own: Path, capsys: pytest.Cap
         assert "[red]x[/red]" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_a_results_folder_that_is_in_use_is_a_problem_in_both(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from lora_retriever.running.results_folder import locked
 
@@ -256,6 +259,7 @@ def test_lines_that_differ_by_a_name_alone_are_one_line() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [True, False, None])
 def test_models_that_are_not_here_are_asked_for_at_the_hub(
     own: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | None
@@ -315,6 +319,7 @@ def test_every_metric_is_tried_on_a_row(own: Path, code: str, level: str, reason
     assert (tried.level, tried.text) == ("ok", "metrics: em, each tried on a row")
 
 
+@pytest.mark.slow
 def test_official_data_that_is_not_here_names_the_command_that_fetches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def test_a_signal_closes_the_backend_and_says_that_the_run_goes_on(
     assert [path.name for path in (tmp_path / "results").glob(".*")] == [".lock"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
     with start_slow_run(tmp_path, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         process.send_signal(signal.SIGHUP)
@@ -251,6 +251,7 @@ def test_a_signal_that_comes_within_a_destructor_still_stops(number: int, capsys
     assert sys.unraisablehook is former
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["replace_unwritable", "_flushed"])
 def test_ctrl_c_before_and_after_the_command_gives_no_traceback(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def interrupted(*_: object) -> None:

@@ -41,6 +41,7 @@ def test_every_help_text_ends_with_examples_and_exit_statuses(name: str, capsys:
     assert said.index("examples:") < said.index("exit status:\n  0 ")
 
 
+@pytest.mark.slow
 def test_a_help_text_names_the_known_names_once(capsys: pytest.CaptureFixture[str]) -> None:
     said = help_of(capsys, "run")
     assert "bundled profiles:\n  instructions, instructions-llama2-7b, llama2-13b, llama2-7b, tiny, tiny-" in said

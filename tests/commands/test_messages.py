@@ -128,6 +128,7 @@ def test_an_error_is_one_line_and_its_cause_is_in_the_log(
     assert "ValueError: the cause" in err and err.count("lora-retriever: no such row") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("say")
 @pytest.mark.filterwarnings("ignore:a library warns")
 def test_a_log_ends_with_its_command(tmp_path: Path) -> None:

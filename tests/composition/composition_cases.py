@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -53,7 +54,8 @@ def write_adapter(folder: Path, base: nn.Module, seed: int, **settings: Any) -> 
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(str(folder))
+    with patch.object(PeftModel, "create_or_update_model_card"):  # no test reads the README, which takes long to render
+        model.save_pretrained(str(folder))
     return folder
 
 

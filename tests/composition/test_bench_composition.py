@@ -117,7 +117,7 @@ def test_a_batch_uses_just_the_union_and_every_row_its_k(resident, batch, mode):
     torch.testing.assert_close(asked.weights.sum(dim=1), torch.ones(batch))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_record_has_the_promised_keys_and_the_base_is_1(pool):
     records = measured(pool, CELL, ARGS)
     assert [(record["impl"], record["mode"]) for record in records] == [
@@ -163,6 +163,7 @@ def test_the_grid_is_walked_and_upstream_left_out_where_too_many_are_resident(mo
     assert printed.count("peft left out: more than 3 adapters") == 2
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_a_crash_is_kept(monkeypatch, tmp_path):
     def crash_at_4(pool: Pool, cell: Cell, *rest: Any) -> list[dict[str, Any]]:
         if cell.resident == 4:

@@ -213,6 +213,7 @@ def test_a_compiled_base_is_composed_as_an_uncompiled_one(small_adapter, compile
     assert not torch.allclose(expected[index], expected[index + 2], atol=0.05), "the adapter does something"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_compiled_code")
 def test_other_weights_need_no_other_code(small_adapter):
     made = []

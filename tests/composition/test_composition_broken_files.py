@@ -151,6 +151,7 @@ def test_weights_under_another_name_are_named(base, on_meta, folder):
 # adapter_config.json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -380,6 +381,7 @@ def test_numbers_that_are_none_are_named_with_their_module(base, on_meta, folder
 # The check of the header
 
 
+@pytest.mark.slow
 def test_the_check_of_the_header_says_what_loading_would(base, on_meta, folders):
     for name, folder in folders.items():
         model = ComposableModel(base)

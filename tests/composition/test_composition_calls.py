@@ -80,6 +80,7 @@ def test_only_the_modules_concerned_are_hooked(model):
     assert hooked == ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.up_proj"]
 
 
+@pytest.mark.slow
 def test_an_unloaded_adapters_place_is_taken_without_a_trace(base, folders):
     ids = some_ids(2)
 
@@ -119,6 +120,7 @@ def test_the_cost_does_not_grow_with_the_resident_adapters(base, folders, model)
                 assert {tuple(update.down.shape) for update in composable._live._updates.values()} == {shape}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_the_call_of_the_originals_fork_does_the_same(model, mode):
     ids = some_ids(2)

@@ -80,6 +80,7 @@ def test_fault_1_a_second_batch_with_other_adapters_is_composed_too(model, base,
     check(model, base, parts, ["other_targets", "plain", "patterns", "alike"], torch.full((2, 4), 0.25), mode, seed=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_fault_2_each_adapter_has_its_own_scaling(model, base, parts, mode):
     check(model, base, parts, ["alpha32", "plain"], torch.tensor([[1.0, 0.0], [0.5, 0.5]]), mode)
@@ -211,6 +212,7 @@ def test_gpt2_whose_linear_modules_are_stored_transposed(tmp_path, mode):
     assert_same(actual, dense_logits(gpt2, [parts_of(f, gpt2) for f in folders], weights, mode, ids))
 
 
+@pytest.mark.slow
 def test_all_linear_means_what_peft_means_by_it(tmp_path, base):
     folder = edit_config(
         write_adapter(tmp_path / "all", base, 1, target_modules="all-linear"), target_modules="all-linear"

@@ -118,7 +118,7 @@ def test_any_bytes_in_the_configuration(tmp_path, sound, base, on_meta, changes,
     reads(tmp_path, (changed_bytes(sound[0], changes, cut), sound[1]), base, on_meta)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::peft_composition.AdapterWarning")
 @BOUNDED
 @given(changes=CHANGES, cut=CUTS)

@@ -281,6 +281,7 @@ def test_a_masked_adapter_is_offered_too_so_that_batches_share_what_is_prepared(
         assert {offered.adapters for offered in gate.offers} == {("plain", "alike")}
 
 
+@pytest.mark.slow
 def test_gated_adapters_must_fit_in_memory_together(folders, base):
     adapter_bytes = 2 * 4 * (16 + 16 + 16 + 8) * 4  # rank 4 on q_proj and v_proj of two layers, float32
     few, everything = ComposableModel(tiny_llama(), adapter_memory=3 * adapter_bytes), ComposableModel(tiny_llama())
@@ -315,6 +316,7 @@ def test_a_gate_that_does_not_weigh_every_token_is_refused(model):
 # Usage
 
 
+@pytest.mark.slow
 def test_usage_is_the_mean_over_real_tokens_and_modules_and_rows_that_left_keep_theirs(llama):
     following = torch.tensor([[5], [6]])
     cache, inputs = DynamicCache(config=llama.base.config), prompt_inputs()
@@ -357,6 +359,7 @@ def test_usage_by_hand():
     assert float(usage.entropy[2]) == pytest.approx((2 * math.log(2) - 0.75 * math.log(3)) / 2)
 
 
+@pytest.mark.slow
 def test_a_tally_sums_the_calls_of_all_modules():
     """Calls with one and with several tokens, more calls than a tally holds, and a call that is summed at once."""
     draw = torch.Generator().manual_seed(0)

@@ -45,6 +45,7 @@ def weights_of(case: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return inputs["mapping_selection"].float() * (case != "base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "mode"),
     [

@@ -163,6 +163,7 @@ def test_a_text_model_that_transformers_has_moved_is_found(tmp_path, build, toda
     assert all(module.startswith(today) for module in header.modules)
 
 
+@pytest.mark.slow
 def test_a_vision_tower_without_tensors_is_left_alone_and_the_user_is_told(tmp_path):
     torch.manual_seed(0)
     base = gemma3().eval()
@@ -174,6 +175,7 @@ def test_a_vision_tower_without_tensors_is_left_alone_and_the_user_is_told(tmp_p
     assert len(model.adapter_notes("text")) == 1
 
 
+@pytest.mark.slow
 def test_a_vision_tower_or_a_text_model_with_some_of_its_tensors_is_refused(tmp_path):
     torch.manual_seed(0)
     base = gemma3().eval()
@@ -186,6 +188,7 @@ def test_a_vision_tower_or_a_text_model_with_some_of_its_tensors_is_refused(tmp_
             ComposableModel(base).load_adapter(part, "part")
 
 
+@pytest.mark.slow
 def test_the_mapping_of_names_that_a_models_class_carries_is_followed_as_peft_follows_it(base, folders, folder):
     class Renamed(type(base)):
         _checkpoint_conversion_mapping = {"^old": "model"}  # noqa: RUF012 (as transformers 4 declares it)
@@ -207,6 +210,7 @@ def moe() -> Any:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [QV, r".*\.layers\.\d\.self_attn\.(q_proj|v_proj)"], ids=str)
 def test_an_adapter_of_the_attention_of_a_mixture_of_experts_is_composed(tmp_path, targets):
     base = moe()
@@ -257,6 +261,7 @@ def test_all_linear_left_in_the_file_with_exclusions_is_read_as_peft_reads_it(ba
     composes(base, folder, logits_of_peft(base, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [("_from_model_config", True), ("lora_dtype", "float32"), ("merge_weights", True), ("note", "made by me")],

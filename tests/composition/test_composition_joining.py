@@ -219,6 +219,7 @@ def test_a_row_that_cannot_join_changes_nothing(double, other, parts):
     assert "forward" not in double.base.get_submodule("model.layers.0.self_attn.q_proj").__dict__
 
 
+@pytest.mark.slow
 def test_rows_that_share_adapters_stay_right_when_rows_leave_and_when_all_have_left(folders, other, parts):
     names, pool, ids = ["plain", "rank2", "head"], loaded(folders), some_ids(3)
     for name in POOL.keys() - names:
@@ -253,6 +254,7 @@ def test_rows_that_fail_while_they_join_leave_the_batch_as_it_was():
     assert update.shared.weights.shape == shared.weights.shape
 
 
+@pytest.mark.slow
 def test_rows_that_share_adapters_stay_right_when_adapters_come_and_go_beside_them(folders, other, parts):
     names, pool, ids = ["plain", "rank2", "head"], loaded(folders), some_ids(2)
     for name in POOL.keys() - names:

@@ -50,7 +50,7 @@ def outcome(call: Any) -> Any:
         return "no expression"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=600, deadline=None)
 @given(wanted=EXPRESSIONS | NAME_LISTS, excluded=st.none() | EXPRESSIONS | NAME_LISTS)
 def test_targets_and_exclusions_are_those_of_peft(wanted, excluded):
@@ -62,7 +62,7 @@ def test_targets_and_exclusions_are_those_of_peft(wanted, excluded):
         assert outcome(lambda name=name: matcher.targets(name)) == expected, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=400, deadline=None)
 @given(wanted=NAME_LISTS, layers=LAYERS, pattern=st.none() | EXPRESSIONS | st.lists(EXPRESSIONS, max_size=2))
 def test_layers_are_those_of_peft(wanted, layers, pattern):
@@ -74,7 +74,7 @@ def test_layers_are_those_of_peft(wanted, layers, pattern):
         assert outcome(lambda name=name: matcher.targets(name)) == expected, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=400, deadline=None)
 @given(keys=st.lists(EXPRESSIONS, max_size=3, unique=True))
 def test_keys_of_patterns_are_those_of_peft(keys):
@@ -110,6 +110,7 @@ CATASTROPHIC = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", CATASTROPHIC)
 def test_an_expression_that_would_backtrack_for_years_comes_to_an_end(pattern):
     config = LoraConfig(target_modules=["q_proj"], exclude_modules=pattern)

@@ -75,6 +75,7 @@ def test_the_least_recently_used_makes_room(alike: dict[str, Path]) -> None:
         assert model.resident_adapters == ["a3", "a2", "a7", "a0"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_wants_more_than_fits_is_refused_and_a_smaller_one_served(alike: dict[str, Path]) -> None:
     model = loaded(alike, room_for(3))
     with pytest.raises(AdapterMemoryError, match=r"4 adapters are to be composed .* hold 3; raise adapter_memory"):
@@ -82,6 +83,7 @@ def test_a_batch_that_wants_more_than_fits_is_refused_and_a_smaller_one_served(a
     assert torch.equal(logits(model, NAMES[:3]), logits(loaded(alike), NAMES[:3]))
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_fit_is_refused_when_it_is_loaded(
     alike: dict[str, Path], base: LlamaForCausalLM, tmp_path: Path
 ) -> None:
@@ -93,6 +95,7 @@ def test_an_adapter_that_cannot_fit_is_refused_when_it_is_loaded(
     assert torch.equal(logits(model, NAMES[4:7]), logits(loaded(alike), NAMES[4:7]))
 
 
+@pytest.mark.slow
 def test_a_wider_adapter_leaves_room_for_fewer(alike: dict[str, Path], base: LlamaForCausalLM, tmp_path: Path) -> None:
     folders = {**alike, "wide": write_adapter(tmp_path / "wide", base, seed=1, r=8)}
     model = loaded(folders, room_for(7))
@@ -105,6 +108,7 @@ def test_a_wider_adapter_leaves_room_for_fewer(alike: dict[str, Path], base: Lla
     assert len(model.resident_adapters) == 7
 
 
+@pytest.mark.slow
 def test_a_base_cast_to_wider_numbers_keeps_to_the_memory(alike: dict[str, Path]) -> None:
     model = loaded(alike, room_for(7))
     logits(model, NAMES[:7])
@@ -115,6 +119,7 @@ def test_a_base_cast_to_wider_numbers_keeps_to_the_memory(alike: dict[str, Path]
         logits(model, NAMES[:4])
 
 
+@pytest.mark.slow
 def test_what_was_read_ahead_is_used(alike: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in alike.items()}
     model, read = loaded(folders, room_for(3)), []
@@ -132,6 +137,7 @@ def test_what_was_read_ahead_is_used(alike: dict[str, Path], tmp_path: Path, mon
     assert read[2:] == [("a6", True)]
 
 
+@pytest.mark.slow
 def test_a_file_that_went_away_is_named(alike: dict[str, Path], tmp_path: Path) -> None:
     folders = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in alike.items()}
     model = loaded(folders, room_for(3))
@@ -141,6 +147,7 @@ def test_a_file_that_went_away_is_named(alike: dict[str, Path], tmp_path: Path) 
     assert torch.equal(logits(model, ["a0", "a9"]), logits(loaded(alike), ["a0", "a9"]))
 
 
+@pytest.mark.slow
 def test_a_file_that_was_written_anew_is_not_taken_for_the_old_one(
     alike: dict[str, Path], base: LlamaForCausalLM, tmp_path: Path
 ) -> None:
@@ -151,6 +158,7 @@ def test_a_file_that_was_written_anew_is_not_taken_for_the_old_one(
         logits(model, ["a8"])
 
 
+@pytest.mark.slow
 def test_an_adapter_for_which_there_is_no_room_is_verified_all_the_same(
     alike: dict[str, Path], base: LlamaForCausalLM, tmp_path: Path
 ) -> None:
@@ -164,6 +172,7 @@ def test_an_adapter_for_which_there_is_no_room_is_verified_all_the_same(
     assert model.adapters == model.resident_adapters == ["a0"]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_while_a_stack_grows_leaves_it_as_it_was(
     alike: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +193,7 @@ def test_memory_that_runs_out_while_a_stack_grows_leaves_it_as_it_was(
     assert torch.equal(logits(model, NAMES[:3]), logits(loaded(alike), NAMES[:3]))
 
 
+@pytest.mark.slow
 def test_a_thread_without_a_composition_does_not_reach_into_anothers(alike: dict[str, Path]) -> None:
     model, done = loaded(alike), threading.Event()
 

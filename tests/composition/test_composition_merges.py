@@ -387,6 +387,7 @@ def test_a_merge_is_written_as_a_checkpoint_with_and_without_the_base(base, fold
         torch.testing.assert_close(upstream(input_ids=ids).logits, model(input_ids=ids).logits, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ties", "dare"])
 def test_adapters_that_take_turns_in_memory_are_merged_as_if_all_were_there(base, folders, mode):
     names, ids = ["plain", "alpha32", "rslora", "alike"], some_ids(2)

@@ -57,6 +57,7 @@ def test_positions_that_the_head_is_given_one_by_one_count_as_real(llama):
     assert real[2].all() and not real[9].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 1])
 def test_a_pass_reads_the_prompts_also_where_the_cache_cannot_say_what_it_has_seen(tmp_path, length):
     torch.manual_seed(0)

@@ -193,6 +193,7 @@ def test_a_hub_id_is_downloaded_at_its_revision_and_without_pickles(base, folder
     assert asked == [("someone/some-adapter", "v1", ["adapter_config.json", "adapter_model.safetensors"])]
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_narrower_base(base, folders, tmp_path):
     narrow = tiny_llama()
     narrow.model.layers[1].self_attn.q_proj = torch.nn.Linear(12, 16, bias=False)
@@ -200,16 +201,19 @@ def test_an_adapter_of_a_narrower_base(base, folders, tmp_path):
     refused(base, folders, folder, Q1, "[4, 12]", "[4, 16]", "another base")
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_deeper_base(base, folders, tmp_path):
     folder = write_adapter(tmp_path / "deep", tiny_llama(layers=3), seed=1)
     refused(base, folders, folder, "model.layers.2.self_attn.q_proj", "another base")
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_shallower_base(base, folders, tmp_path):
     folder = write_adapter(tmp_path / "shallow", tiny_llama(layers=1), seed=1)
     refused(base, folders, folder, Q1, "lora_A is missing")
 
 
+@pytest.mark.slow
 def test_values_that_overflow_in_the_dtype_of_the_base(folders, folder):
     model = ComposableModel(tiny_llama().half())
     edit_tensors(folder, lambda t: t[KEY].fill_(1e6))

@@ -79,6 +79,7 @@ def test_it_keeps_the_base_and_task_that_the_adapters_name(base, tmp_path):
     assert (written["base_model_name_or_path"], written["task_type"]) == ("some/base", "CAUSAL_LM")
 
 
+@pytest.mark.slow
 def test_gpt2(tmp_path):
     gpt2 = tiny_gpt2()
     model = ComposableModel(gpt2)

@@ -30,6 +30,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_tensors_are_those_of_the_model_in_memory(base, folders, on_meta, tmp_path, mode, dtype):
@@ -60,6 +61,7 @@ def test_upstream_peft_computes_the_same_from_a_padded_one(writer, model, tmp_pa
         torch.testing.assert_close(upstream(input_ids=ids).logits, model(input_ids=ids).logits, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_modules_that_store_their_weight_transposed(tmp_path):
     base = tiny_gpt2()
     folder = write_adapter(tmp_path / "adapter", base, seed=1, target_modules=["c_attn"], fan_in_fan_out=True)
@@ -122,6 +124,7 @@ def test_values_that_overflow_in_the_dtype_of_the_base(folders, on_meta, tmp_pat
         CompositionWriter(on_meta, torch.float16).load_adapter(folder, "huge")
 
 
+@pytest.mark.slow
 def test_a_weight_of_the_base_in_the_adapters_file_cannot_be_compared(on_meta, tmp_path):
     folder = write_adapter(tmp_path / "with_a_copy", tiny_llama(), seed=1)
     file = folder / "adapter_model.safetensors"

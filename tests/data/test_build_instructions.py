@@ -143,10 +143,12 @@ def test_equal_sources_and_seed_give_equal_bytes_in_another_process(small: Path)
     assert [(small / "2" / name).read_bytes() for name in OUTPUTS] == first
 
 
+@pytest.mark.slow
 def test_another_seed_draws_other_rows(small: Path) -> None:
     assert built(small)["test.json"] != built(small, "--seed", "1")["test.json"]
 
 
+@pytest.mark.slow
 def test_a_task_does_not_depend_on_the_other_tasks(small: Path) -> None:
     both = built(small)
     plan = {**SMALL_PLAN, "tasks": {"next": SMALL_PLAN["tasks"]["next"]}}  # type: ignore[index]
@@ -165,6 +167,7 @@ def test_a_task_has_50_rows_20_samples_and_at_most_500_examples(small: Path) -> 
         assert pool == {**train, "sample": train["sample"][:20]}
 
 
+@pytest.mark.slow
 def test_rows_and_pools_are_those_of_the_project(small: Path) -> None:
     built(small)
     rows = read_rows(small / "out/test.json")
@@ -178,6 +181,7 @@ def test_rows_and_pools_are_those_of_the_project(small: Path) -> None:
         assert not leaked_ids(rows, pool)
 
 
+@pytest.mark.slow
 def test_no_case_is_in_both_training_and_test(small: Path) -> None:
     files = built(small)
     for entry in files["train.json"]:
@@ -195,6 +199,7 @@ def test_rows_come_from_the_cases_that_the_source_holds_out(small: Path) -> None
     assert all(case_of(sample["inputs"]).startswith("up") for sample in files["train.json"][0]["sample"])
 
 
+@pytest.mark.slow
 def test_every_case_keeps_its_own_answer(small: Path) -> None:
     files = built(small)
     samples = [sample for entry in files["train.json"] for sample in entry["sample"]]
@@ -202,6 +207,7 @@ def test_every_case_keeps_its_own_answer(small: Path) -> None:
         assert sample["targets"] == "answer " + re.sub(r"\D", "", case_of(sample["inputs"]))
 
 
+@pytest.mark.slow
 def test_every_second_row_has_an_instruction_that_no_example_has(small: Path) -> None:
     files = built(small)
     seen = {
@@ -241,6 +247,7 @@ def test_every_layout_is_used_by_both_halves_of_the_rows_and_by_the_pool(small: 
         assert count([sample["inputs"] for sample in entry["sample"]]) == [6, 7, 7]
 
 
+@pytest.mark.slow
 def test_the_card_counts_and_hashes_what_was_read_and_written(small: Path) -> None:
     card = built(small)["card.json"]
 
@@ -261,6 +268,7 @@ def test_the_card_counts_and_hashes_what_was_read_and_written(small: Path) -> No
     assert card["plan"] == digest("plan.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_card_names_the_commit_of_a_checkout(small: Path) -> None:
     git = ["git", "-C", str(small / "vectors"), "-c", "user.name=x", "-c", "user.email=x@example.org"]
@@ -419,7 +427,7 @@ def test_a_layout_needs_the_text_and_one_instruction(
     assert f"layouts: {layout!r} needs {{text}}, and either {{colon}} or {{stop}}" in fails(small, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (REAL / "function-vectors").is_dir(), reason="the sources are not beside the repository")
 def test_the_real_sources_make_49_tasks_of_ten_domains_without_any_finding(tmp_path: Path) -> None:
     folders = ["--induction", str(REAL / "instruction-induction"), "--vectors", str(REAL / "function-vectors")]

@@ -38,6 +38,7 @@ def test_a_limit_keeps_the_first_rows_of_every_task_under_their_old_ids(tmp_path
     assert [(row.task, row.id) for row in rows] == [("a", 0), ("b", 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -242,6 +243,7 @@ def test_bad_pools_are_refused(tmp_path: Path, entries: list[object], message: s
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_official_files_are_read(official: Path) -> None:
     rows, pool = read_rows(official / "combined_test.json"), read_pool(official / "config2.json")
     assert len(rows) == 2395

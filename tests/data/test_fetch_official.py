@@ -177,6 +177,7 @@ def test_copies_of_a_file_are_one_but_different_ones_are_both_named(
     assert str(second) in message and str(source / "data" / "combined_test.json") in message
 
 
+@pytest.mark.slow
 def test_a_source_that_is_no_folder_and_a_missing_pool_are_refused(
     source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +206,7 @@ def test_what_no_run_could_use_is_refused_even_if_differences_are_allowed(
     assert said in message and str(file) in message
 
 
+@pytest.mark.slow
 def test_other_counts_are_refused_by_name_or_allowed_with_a_warning(
     source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +265,7 @@ def test_the_hubs_evaluation_set_loses_the_suffix_of_its_tasks(
     assert (the_hub / "calls").read_text() == f"{official.EVALUATION_SET} dataset v1\n"
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_of_parquet_files_is_read(the_hub: Path, source: Path, out: Path) -> None:
     file = put(evaluation_set(the_hub) / "data" / "test-00000-of-00001.parquet", "")
     pd.DataFrame(small_rows()).to_parquet(file)
@@ -271,6 +274,7 @@ def test_an_evaluation_set_of_parquet_files_is_read(the_hub: Path, source: Path,
     assert json.loads((out / "test.json").read_text()) == small_rows()
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_that_is_absent_or_empty_is_named(
     the_hub: Path, source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +285,7 @@ def test_an_evaluation_set_that_is_absent_or_empty_is_named(
     assert "neither JSON nor Parquet" in refused(capsys, out, "--pool", pool)
 
 
+@pytest.mark.slow
 def test_adapters_in_the_source_are_checked_recorded_and_copied(source: Path, out: Path, tmp_path: Path) -> None:
     adapter(source / "llama2_7b_lora-rte", "adapter_config.json", "adapter_model.safetensors", "optimizer.bin")
     adapter(source / "llama2_13b_lora-rte", "adapter_config.json")  # of the other size: does not count
@@ -300,6 +305,7 @@ def test_adapters_in_the_source_are_checked_recorded_and_copied(source: Path, ou
     assert main(arguments) == 0, "a second run finds all in place"
 
 
+@pytest.mark.slow
 def test_adapters_that_are_absent_or_incomplete_are_all_named(
     source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +323,7 @@ def test_two_adapters_of_one_task_are_both_named(source: Path, out: Path, capsys
     assert str(source / "new" / "lora-cb") in message and str(source / "old" / "lora-cb") in message
 
 
+@pytest.mark.slow
 def test_adapters_come_from_the_hub_where_the_source_has_none(
     the_hub: Path, source: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +339,7 @@ def test_adapters_come_from_the_hub_where_the_source_has_none(
     assert (the_hub / "calls").read_text().count(" v3\n") == 6
 
 
+@pytest.mark.slow
 def test_the_official_files_are_as_expected(tmp_path: Path) -> None:
     if not REAL.is_dir():
         pytest.skip("the official files are not beside the repository, in ../shared/official")

@@ -223,7 +223,7 @@ JSON_TEXTS = st.recursive(
 ).map(json.dumps)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_but_a_message_comes_of_mutated_files(tmp_path: Path, data: st.DataObject) -> None:

@@ -138,6 +138,7 @@ def test_parquet_with_nan_or_a_column_twice_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.parquet").startswith("damaged (")
 
 
+@pytest.mark.slow
 def test_parquet_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"inputs": ["a" * 1000] * 3000}), tmp_path / "a.parquet")
     monkeypatch.setattr("lora_retriever.data.objects.MAX_FILE_BYTES", 1 << 21)

@@ -49,7 +49,7 @@ def test_no_test_input_occurs_in_the_pool(tiny_rows: list[Row], tiny_pool: list[
     assert not seen & {row.inputs for row in tiny_rows}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_is_what_the_generator_makes_from_the_recorded_seed(tiny_rows: list[Row], tiny_pool: list[PoolEntry]) -> None:
     seed = json.loads((TINY / "record.json").read_text(encoding="utf-8"))["seed"]
     world = build_world(seed)
@@ -79,6 +79,7 @@ def test_tokenizer_gives_every_text_back(tiny_rows: list[Row], tokenizer: PreTra
             assert tokenizer.decode(tokens, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 def test_prompts_and_answers_are_short(tiny_rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     assert max(len(tokenizer(row.inputs)["input_ids"]) for row in tiny_rows) <= 60
     assert max(len(tokenizer(row.targets)["input_ids"]) for row in tiny_rows) <= 16

@@ -48,6 +48,7 @@ def test_one_folder_for_all_adapters_is_refused(tmp_path: Path) -> None:
         open_benchmark(profile, 1)
 
 
+@pytest.mark.slow
 def test_rows_under_other_names_are_the_same_rows(tmp_path: Path) -> None:
     profile = csv_profile(tmp_path)
     benchmark = open_benchmark(profile, None)
@@ -118,6 +119,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, data: dict[str, Any], message: s
     assert "; data" not in str(error.value), "one problem"
 
 
+@pytest.mark.slow
 def test_values_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from places import ROOT
 from tiny_runs import write_profile
@@ -18,6 +19,7 @@ def test_the_page_in_the_documentation_is_what_the_code_says() -> None:
     assert page == reference(), "lora-retriever profile --fields > docs/profile-fields.md makes the page anew"
 
 
+@pytest.mark.slow
 def test_every_field_has_a_meaning_and_what_it_may_be() -> None:
     fields = {field.name: field for field in profile_fields()}
     assert all(field.meaning and field.kind for field in fields.values())
@@ -30,6 +32,7 @@ def test_every_field_has_a_meaning_and_what_it_may_be() -> None:
     assert "commit" in fields["encoder.revision"].meaning, "from the class that the section extends"
 
 
+@pytest.mark.slow
 def test_a_table_cell_cannot_break_the_page() -> None:
     for line in reference().splitlines()[6:]:
         assert len(re.findall(r"(?<!\\)\|", line)) == 5, line
@@ -48,6 +51,7 @@ def sources(text: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_value_has_its_source() -> None:
     said = sources(with_sources("tiny", ["retrieval.k=5", "options.lorahub.steps=3"]))
     assert said.keys() == {field.name for field in profile_fields()}

@@ -116,6 +116,7 @@ def test_a_swept_value_is_checked_like_a_files_value(tmp_path: Path) -> None:
         profile.replaced({"k": True}, "--sweep k=true")
 
 
+@pytest.mark.slow
 def test_many_wrong_fields_are_one_short_message(tmp_path: Path) -> None:
     path = write(tmp_path, {**MINIMAL, **{f"wrong{number}" * 50: 1 for number in range(100)}})
     with pytest.raises(UserError) as error:

@@ -94,6 +94,7 @@ def examples_of(entry: PoolEntry, metric: str = "em") -> tuple[Row, ...]:
     return rows_of(entry.sample[:5], entry.model_name, "few", metric)
 
 
+@pytest.mark.slow
 def test_fault_1_the_loss_is_per_example_and_not_per_batch(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
     """The original divides the batches' mean losses by the number of examples: one batch of five gives a fifth."""
     samples, name = tiny_pool[0].sample[:5], tiny_pool[0].model_name
@@ -104,6 +105,7 @@ def test_fault_1_the_loss_is_per_example_and_not_per_batch(generator: Generator,
     assert losses[1] == pytest.approx(np.mean(singly), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_fault_2_the_base_is_not_changed_by_loading_and_learning(
     generator: Generator, tiny_pool: list[PoolEntry]
 ) -> None:
@@ -200,6 +202,7 @@ def test_fault_6_a_right_label_with_further_words_is_right_by_its_beginning() ->
     assert score("starts_with", "no", "nobody") == 0
 
 
+@pytest.mark.slow
 def test_the_score_objective_is_the_share_of_wrong_answers(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
     entry = tiny_pool[0]
     rows = examples_of(entry)
@@ -375,6 +378,7 @@ def test_published_figures_belong_to_one_base_and_recompute_to_the_printed_avera
     )
 
 
+@pytest.mark.slow
 def test_the_table_has_intervals_and_perhaps_the_published_figures(tmp_path: Path) -> None:
     right = {"zero_shot": 0, "lorahub_1": 4, "lorahub_2": 8, "lorahub_chosen": 4}  # of 10 rows
     for name, number in right.items():

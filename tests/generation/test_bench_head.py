@@ -7,6 +7,7 @@ import pytest
 from places import TINY
 
 
+@pytest.mark.slow
 def test_all_three_products_are_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(
         "sys.argv", ["bench_head.py", "--base", str(TINY / "base"), "--rows", "4", "--tokens", "6", "--rounds", "1"]

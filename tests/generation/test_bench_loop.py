@@ -10,7 +10,7 @@ import bench_loop
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_loop_reads_less_and_answers_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

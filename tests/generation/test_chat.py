@@ -191,6 +191,7 @@ def test_a_system_prompt_needs_the_template_chat() -> None:
         GenerationSection(template="chat", system=" ")
 
 
+@pytest.mark.slow
 def test_profiles_without_the_new_field_keep_their_configuration(tmp_path: Path) -> None:
     """The fields that results folders of version 0.1 recorded."""
     profile = tiny_profile(tmp_path)
@@ -223,6 +224,7 @@ def test_runs_answer_as_under_the_text_that_the_chat_template_makes(
         assert lines_of(tmp_path / "r", name) == lines_of(paper_runs, name)
 
 
+@pytest.mark.slow
 def test_losses_of_examples_are_those_of_the_text_that_the_chat_template_makes(
     alpaca_base: Path, tiny_pool: list[PoolEntry], tiny: Profile
 ) -> None:
@@ -246,6 +248,7 @@ def test_an_adapter_is_trained_as_under_the_text_that_the_chat_template_makes(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_training_names_the_option_at_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["train", "--base", str(TINY / "base"), "--pool", str(TINY / "pool.json"), "--out", str(tmp_path / "a")]
     assert main([*common, "--system", "Be brief."]) == 2

@@ -37,12 +37,14 @@ def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == {-1: KEPT, -3: MAPPED}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 
 
+@pytest.mark.slow
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     assert not keep_freed_memory()
     give_back_freed_memory()
 
 
+@pytest.mark.slow
 @ONLY_GLIBC
 def test_memory_that_nothing_uses_is_given_back() -> None:
     size, count = 50_000, 2_000

@@ -140,6 +140,7 @@ def test_a_window_counts_where_every_layer_has_it() -> None:
     assert limits_of(built(mixed)).window is None
 
 
+@pytest.mark.slow
 def test_a_skeleton_has_the_limits_of_the_model_with_its_weights() -> None:
     without = skeleton(TINY / "base")
     assert all(parameter.is_meta for parameter in without.parameters())

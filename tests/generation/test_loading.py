@@ -144,6 +144,7 @@ def test_a_base_with_a_weight_that_is_no_number_is_named(base: Path, value: floa
     assert "weights hold NaN or infinity (model.layers.2.mlp.up_proj.weight)" in one_line(error)
 
 
+@pytest.mark.slow
 def test_a_base_that_lacks_weights_is_named(base: Path) -> None:
     """transformers fills them with random numbers."""
 
@@ -158,6 +159,7 @@ def test_a_base_that_lacks_weights_is_named(base: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_base_that_is_no_t5_is_loaded_for_composing_alone(tmp_path: Path) -> None:
     sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -171,6 +173,7 @@ def test_an_encoder_decoder_base_that_is_no_t5_is_loaded_for_composing_alone(tmp
         assert "bart is an encoder-decoder model; of these, rows are answered" in one_line(error)
 
 
+@pytest.mark.slow
 def test_a_t5_that_names_no_start_token_is_refused(tmp_path: Path) -> None:
     tiny_t5(tmp_path)
     for name in ("config.json", "generation_config.json"):
@@ -198,6 +201,7 @@ def test_more_layers_than_any_model_has_are_refused_before_they_are_built(base: 
         assert "num_hidden_layers = 1000000000; no model has more than 10000" in one_line(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [565, 566])
 def test_a_padding_token_that_the_base_lacks_is_refused(base: Path, token: int) -> None:
     source = ModelSource(base, {}, SETTINGS.model_copy(update={"pad_token_id": token}))
@@ -208,6 +212,7 @@ def test_a_padding_token_that_the_base_lacks_is_refused(base: Path, token: int) 
         load_generator(source)
 
 
+@pytest.mark.slow
 def test_learned_positions_are_checked_before_weights_are_read(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=566, n_embd=16, n_layer=1, n_head=2, n_positions=48, eos_token_id=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
@@ -228,6 +233,7 @@ def generator(base: Path) -> Generator:
     return load_generator(ModelSource(base, {}, SETTINGS))
 
 
+@pytest.mark.slow
 def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused_by_name(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens(["<new>"])

@@ -92,6 +92,7 @@ def test_rows_that_are_read_together_get_the_tokens_of_generate(model, lengths, 
     assert len(prompts) == 1 or len(set(map(len, answers))) > 1, "rows end at different times"
 
 
+@pytest.mark.slow
 def test_a_batch_costs_what_its_rows_need():
     base, shapes = tiny_llama(), []
     prompts = prompts_of(sorted([20, 19, 18, 15, 9, 8, 8, 7, 7, 3, 2, 2], reverse=True), seed=1)
@@ -109,6 +110,7 @@ def test_a_batch_costs_what_its_rows_need():
     assert shapes[len(parts) :] == [(rows, 1) for rows in going_on]
 
 
+@pytest.mark.slow
 def test_prompts_of_several_modes_are_read_in_parts_of_similar_length(model):
     """Parts within each mode would be four passes."""
     prompts, modes = prompts_of((12, 4, 12, 4), seed=5), ("fusion", "fusion", "mixture", "mixture")
@@ -194,6 +196,7 @@ def test_a_stop_text_ends_a_row(model):
     assert events[-1].ended == "stop"
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_frees_its_place(model):
     jobs = some_jobs(["mixture"])[:6]
     loop = Loop(generator_of(model), max_tokens=1000, max_rows=3)
@@ -448,6 +451,7 @@ def test_a_fatal_error_is_raised(model, monkeypatch):
     assert model._live is None
 
 
+@pytest.mark.slow
 def test_logits_that_are_no_numbers_cost_their_own_row_alone(model, monkeypatch):
     forward = ComposableModel.__call__
     jobs = some_jobs(["mixture"])[:3]

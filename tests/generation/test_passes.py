@@ -42,6 +42,7 @@ class Noting:
         return torch.zeros(*tokens.inner.shape[:3])
 
 
+@pytest.mark.slow
 def test_a_gate_sees_every_token_of_the_prompts_once(tmp_path: Path) -> None:
     base = tiny_llama()
     model = ComposableModel(base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ def streamed(tokenizer: PreTrainedTokenizerBase, ids: list[int], **options: obje
     return text + stream.finish(), stream
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(ids=st.lists(st.integers(3, 500), max_size=12), cut=st.integers(0, 20), length=st.integers(1, 6))
 def test_pieces_are_the_whole_text_up_to_the_stop_text(

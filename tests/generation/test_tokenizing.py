@@ -56,6 +56,7 @@ def test_texts_without_special_tokens_have_the_tokenizers_own_tokens(
         assert prompt_tokens(any_tokenizer, template, text) == expected
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_miniature_keep_their_tokens(tokenizer: PreTrainedTokenizerBase, tiny_rows: list[Row]) -> None:
     for row in tiny_rows:
         assert (
@@ -64,6 +65,7 @@ def test_the_rows_of_the_miniature_keep_their_tokens(tokenizer: PreTrainedTokeni
         assert text_tokens(tokenizer, row.targets) == tokenizer(row.targets, add_special_tokens=False).input_ids
 
 
+@pytest.mark.slow
 def test_the_official_rows_keep_their_tokens(official: Path) -> None:
     tokenizer = byte_level()
     for row in json.loads((official / "combined_test.json").read_text(encoding="utf-8"))[::5]:

@@ -77,6 +77,7 @@ def test_lag_takes_the_longest_of_the_nearest(case: Case, top_k: int, singular_v
     assert_same_logits(case, LAG(top_k, singular_values), weigh)
 
 
+@pytest.mark.slow
 def test_seqr_takes_the_adapter_that_is_longest_by_its_own_measure(case: Case) -> None:
     measured = measured_at_random(case[1])
 

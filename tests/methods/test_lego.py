@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from lora_retriever.methods.lego import Lego
@@ -42,6 +43,7 @@ def merged_by_a_loop(units: np.ndarray, rank: int, count: int) -> np.ndarray:
     return update * np.sqrt(rank / count)
 
 
+@pytest.mark.slow
 def test_each_row_has_the_update_of_a_plain_loop() -> None:
     stack, units = filled()
     rows = [["a", "b", "c"], ["a", "b"], ["c"], ["b", "c"]]

@@ -77,6 +77,7 @@ def test_the_strongest_adapters_are_kept_with_their_signals_as_weights(
         assert list(composition.weights.values()) == pytest.approx([offered[n] / total for n in best], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_pool_smaller_than_top_k_is_used_whole(context_of: Any, benchmark: Benchmark) -> None:
     context = context_of(masked=True, rows=benchmark.rows[:2])
     for row, composition in zip(context.rows, LoGo().route(context), strict=True):
@@ -95,6 +96,7 @@ def test_a_route_does_not_depend_on_the_batch(
         np.testing.assert_allclose(getattr(one, name), getattr(many, name), rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_prompts_are_read_once_for_all_methods_that_probe(
     context_of: Any, benchmark: Benchmark, batches: list[int]
 ) -> None:
@@ -109,6 +111,7 @@ def test_the_prompts_are_read_once_for_all_methods_that_probe(
     assert batches == [3]
 
 
+@pytest.mark.slow
 def test_seeds_share_what_was_probed(context_of: Any, benchmark: Benchmark, batches: list[int]) -> None:
     """Nothing is drawn, so a sweep over seeds reads the prompts once."""
     first, second = (probe(context_of(rows=benchmark.rows[:3], seed=seed)) for seed in (0, 1))
@@ -151,6 +154,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_signals(
         np.testing.assert_array_equal(getattr(signals, name), getattr(whole, name))
 
 
+@pytest.mark.slow
 def test_probing_leaves_the_base_as_it_is_and_shows_its_progress(context_of: Any, benchmark: Benchmark) -> None:
     shown = io.StringIO()
     context = context_of(rows=benchmark.rows[:3])
@@ -185,6 +189,7 @@ def test_the_last_block_counts_by_its_number_and_a_query_projection_before_other
     assert max(fused, key=probing._depth) == "transformer.h.11.attn.c_attn"
 
 
+@pytest.mark.slow
 def test_numbers_that_overflow_are_reported(
     context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +251,7 @@ def test_a_prompt_too_large_by_itself_is_reported_and_what_was_read_is_kept(
     assert np.isfinite(probe(context).share).all()
 
 
+@pytest.mark.slow
 def test_another_error_is_not_taken_for_want_of_memory(
     context_of: Any, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ class Quadratic:
         return 1 + sum((weight - planted) ** 2 for weight, planted in zip(weights, PLANTED, strict=True))
 
 
+@pytest.mark.slow
 def test_planted_weights_are_found() -> None:
     learned = learn_weights(Quadratic(), NAMES, Search(80, l1=0))
     assert list(learned.weights) == list(NAMES)
@@ -85,12 +86,14 @@ def test_a_penalty_shrinks_the_weights() -> None:
     assert min(Search(l1=1).objective(step) for step in learned[1].steps) == pytest.approx(least, abs=0.02)
 
 
+@pytest.mark.slow
 def test_weights_stay_within_the_bound() -> None:
     learned = learn_weights(lambda weights: -sum(weights), NAMES, Search(60, l1=0, bound=0.7))
     assert max(abs(weight) for step in learned.steps for weight in step.weights) <= 0.7
     assert min(learned.weights.values()) > 0.6
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_counts_as_a_bad_one() -> None:
     def loss(weights: Sequence[float]) -> float:
         return float("nan") if weights[0] > 0.9 else Quadratic()(weights)
@@ -136,6 +139,7 @@ def test_an_interrupted_optimisation_computes_no_loss_again(tmp_path: Path, stop
     ]
 
 
+@pytest.mark.slow
 def test_tries_of_another_optimisation_are_not_believed(tmp_path: Path) -> None:
     log = tmp_path / "steps.jsonl"
     learn_weights(Quadratic(), NAMES, Search(12, bound=0.5), log=log)
@@ -219,6 +223,7 @@ def test_padding_on_the_left_shifts_no_position() -> None:
     assert (alone[0] - alone[1]).abs() > 0.1
 
 
+@pytest.mark.slow
 def test_long_examples_are_batched_within_the_tokens_allowed(
     generator: Generator, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry]
 ) -> None:
@@ -341,6 +346,7 @@ def test_the_command_saves_what_it_learned_as_a_checkpoint(
     torch.testing.assert_close(loaded, composed, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_passes_over_folders_that_are_no_adapters_and_names_them(
     task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

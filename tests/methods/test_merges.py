@@ -31,6 +31,7 @@ def test_merges_take_the_papers_adapters_and_weigh_them_for_their_composer(
             assert list(merged.weights.values()) == pytest.approx([weight] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ties", "dare"])
 def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_where_nothing_is_pruned(
     generator: Generator, name: str

@@ -240,6 +240,7 @@ def test_prompts_that_do_not_fit_are_a_users_mistake(context_of: ContextOf) -> N
         MoE(max_tokens=3).fit(context_of())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_a_users_mistake(context_of: ContextOf) -> None:
     with pytest.raises(UserError, match="training the gate: the loss is nan at step 2; use another dtype"):
         MoE(samples=1, learning_rate=1e39).fit(context_of())

@@ -38,6 +38,7 @@ def two_nearest(x: Tensor, matrix: Tensor, experts: list[Adapter | None]) -> Ten
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_each_token_is_weighed_as_by_a_loop(tmp_path: Path) -> None:
     case = Case(tmp_path)
@@ -59,7 +60,7 @@ def test_trainings_of_different_experts_are_joined(tmp_path: Path) -> None:
     assert found.by_module["k"].tolist() == [[97.0] * 2, [0.0] * 2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_adapter_is_trained_on_its_own_samples(context_of: Callable[..., Context], tmp_path: Path) -> None:
     context = context_of()
     phatgoose = Phatgoose(samples=1, epochs=2)

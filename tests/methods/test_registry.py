@@ -257,6 +257,7 @@ def test_a_users_own_method_runs_from_its_file_beside_the_profile(toy: Path) -> 
         evaluate(other, None, toy / "results", 1, QUIET)
 
 
+@pytest.mark.slow
 def test_the_list_of_methods_names_a_users_own(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_profile(toy, methods=["base", "toy:ALWAYS"], options={"always": {"adapter": "city_qa"}})
     assert main(["methods", "--profile", path]) == 0
@@ -376,6 +377,7 @@ def test_a_method_that_cannot_be_planned_costs_the_others_nothing(
     assert not list(tmp_path.glob("leak.*"))
 
 
+@pytest.mark.slow
 def test_vllm_refuses_at_once_what_it_cannot_do(tiny: Profile, tmp_path: Path) -> None:
     profile = tiny.model_copy(update={"backend": "vllm"})
     with pytest.raises(UserError, match=r"as arrow, logo_ood, lorahub, smear need\. Name the other methods"):

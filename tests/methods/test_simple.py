@@ -59,6 +59,7 @@ def test_a_masked_draw_replaces_the_rows_own_alone(context_of: ContextOf) -> Non
         assert len(masked.adapters) == 3
 
 
+@pytest.mark.slow
 def test_every_adapter_is_drawn_about_as_often(context_of: ContextOf, benchmark: Benchmark) -> None:
     rows = [benchmark.rows[0].model_copy(update={"id": place}) for place in range(2000)]
     counts = Counter(name for composition in Drawn(k=3).route(context_of(rows=rows)) for name in composition.adapters)

@@ -55,6 +55,7 @@ def test_a_padded_batch_has_the_outputs_of_densely_averaged_parameters(case: Cas
         torch.testing.assert_close(logits[row, -len(prompt) :], expected, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_prompts_weights_hold_while_rows_end_and_leave(case: Case) -> None:
     models = [

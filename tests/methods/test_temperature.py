@@ -99,6 +99,7 @@ def test_a_pool_without_probabilities_refuses_a_temperature(tiny: Profile, tiny_
     assert len(weights_under(tiny, tiny_rows, cosine, "mixture", k=2, temperature=1)[0]) == 4
 
 
+@pytest.mark.slow
 def test_a_configuration_says_what_weights_are_made_of_only_under_a_temperature(tiny: Profile) -> None:
     benchmark = open_benchmark(tiny, limit=1)
     mixture, selection = registered()["mixture"], registered()["selection"]

@@ -55,6 +55,7 @@ def write_run(folder: Path, metric: str, answers: list[str]) -> None:
     (folder / "base.jsonl").write_text("\n".join(lines))
 
 
+@pytest.mark.slow
 def test_a_metric_in_a_local_folder_scores_the_rows_that_name_it(tmp_path: Path, module: Path) -> None:
     write_run(tmp_path / "results", str(module), ["five", "nine", "three", "seven"])
     (run,) = summarize(read_runs(tmp_path / "results"), allowing(tmp_path, "standard"))
@@ -160,6 +161,7 @@ def test_a_hub_name_never_loads_a_file_that_lies_here(tmp_path: Path, monkeypatc
     assert find_metric("rouge", True, []) == "rouge"
 
 
+@pytest.mark.slow
 def test_summarize_runs_a_metric_once_its_folder_is_allowed(
     tmp_path: Path, module: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,6 +116,7 @@ def walked(x: list[str], y: list[str]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(WORDS, WORDS)
 def test_of_several_longest_subsequences_the_packages_is_found(x: list[str], y: list[str]) -> None:
@@ -133,6 +134,7 @@ def test_rouge_is_the_packages_to_the_digit(target: str, answer: str) -> None:
     assert rouge(target, answer) == {name: score["f"] for name, score in expected.items()}
 
 
+@pytest.mark.slow
 def test_rouge_of_the_official_rows_is_the_packages_to_the_digit(official: Path) -> None:
     rows = json.loads((official / "predictions" / "fusion.json").read_text())
     pairs = [(row["targets"], row["predicted_answer"]) for row in rows if row["metric"] == "rouge"]
@@ -143,6 +145,7 @@ def test_rouge_of_the_official_rows_is_the_packages_to_the_digit(official: Path)
         assert rouge(target, answer) == {name: score["f"] for name, score in expected.items()}
 
 
+@pytest.mark.slow
 def test_a_target_of_any_length_is_scored() -> None:
     """The package calls itself once per word, and Python stops at 1,000 calls."""
     numbers = [f"w{number}" for number in range(4000)]

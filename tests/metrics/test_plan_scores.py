@@ -30,6 +30,7 @@ from lora_retriever.metrics.plans import (
 REFERENCES = ROOT.parent / "shared" / "data" / "gplanet" / "kas_reference.jsonl"
 
 
+@pytest.mark.slow
 def test_kas_has_the_scores_of_the_published_scorer() -> None:
     if not REFERENCES.exists():
         pytest.skip("the recorded scores (../shared/data/gplanet) are not here")
@@ -86,6 +87,7 @@ def best_pairing(wanted: list[set[str]], given: list[set[str]]) -> int:
     return best
 
 
+@pytest.mark.slow
 def test_f1_counts_all_steps_and_alignment_finds_the_best_pairing() -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):

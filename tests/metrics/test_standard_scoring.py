@@ -275,7 +275,7 @@ def test_every_exact_match_task_of_the_benchmark_has_a_kind(official: Path) -> N
     assert not {row["task"] for row in rows if row["metric"] != "em"} & kinds.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_official_answers_score_as_measured(official_answers: Path) -> None:
     """Figures taken for this project with other code: per-task scores, averaged over the tasks that have them."""
     scoring = Scoring("standard")
@@ -287,7 +287,7 @@ def test_the_official_answers_score_as_measured(official_answers: Path) -> None:
     assert "no stemming" in summary["scoring_details"]["rouge"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_scorings_stand_side_by_side(official_answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summarize", str(official_answers), "--scoring", "both", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()

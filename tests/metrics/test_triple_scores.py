@@ -49,6 +49,7 @@ def test_precision_divides_by_the_answer_and_recall_by_the_target() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_table_of_a_results_folder_has_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {"id": id, "inputs": "x", "targets": t, "predicted_answer": a, "task": "t", "domain": "d", "metric": "triples"}

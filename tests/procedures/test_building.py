@@ -114,6 +114,7 @@ def test_extraction_samples_are_grouped_by_what_their_objects_are(tmp_path: Path
     assert joined == [*read_pool(tmp_path / "out" / "detect.json"), *read_pool(tmp_path / "out" / "groups.json")]
 
 
+@pytest.mark.slow
 def test_triples_are_dropped_from_training_sentences_alone(tmp_path: Path) -> None:
     mention = {"em1Text": "Ann", "label": "SPOUSE", "em2Text": "Bo", "em1Start": 0, "em2Start": 9}
     lines = [

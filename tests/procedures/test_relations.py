@@ -83,6 +83,7 @@ def test_each_relation_found_is_asked_for_its_pairs_by_its_own_adapter(answered:
             assert triples_of(line["predicted_answer"]) == triples
 
 
+@pytest.mark.slow
 def test_an_adapter_without_a_head_costs_its_rows_with_a_reason(profile: Profile, tmp_path: Path) -> None:
     with pytest.raises(RowsFailedError, match=r"row 0: stage 1: no adapter of the composition has a detection head"):
         evaluate(profile, ["base"], tmp_path, 1, QUIET)

@@ -120,7 +120,7 @@ def test_the_answers_are_those_of_plain_rows_with_the_same_prompts(place: Path, 
     assert all(same)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("written", [1, 8])
 def test_a_run_that_was_killed_goes_on_to_the_same_files(
     place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
@@ -202,6 +202,7 @@ def test_a_row_names_its_procedure_but_never_code(place: Path, tmp_path: Path) -
             evaluate(profile, ["base"], tmp_path / "other", None, QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -218,6 +219,7 @@ def test_an_unknown_procedure_or_option_is_refused(
         evaluate(changed(place, **fields), ["base"], tmp_path, None, QUIET)
 
 
+@pytest.mark.slow
 def test_the_doctor_names_an_unknown_procedure(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed(place, procedure="stepz")
     assert main(["doctor", "--profile", f"{place}/changed.yaml", "--results", f"{place}/none"]) == 2

@@ -104,6 +104,7 @@ class Page(HTMLParser):
         return json.loads(self.texts["script"][0])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_the_retrieval_map_counts_first_adapters(results: Path) -> None:
     found, *others = content_of(results).retrieval
     assert others == []
@@ -119,6 +120,7 @@ def test_the_retrieval_map_counts_first_adapters(results: Path) -> None:
             assert value == hits / 2
 
 
+@pytest.mark.slow
 def test_runs_that_retrieved_otherwise_have_a_map_of_their_own(results: Path) -> None:
     swapped = [line("selection", id) | {"adapters": [SECOND[id]]} for id in range(6)]
     write(results, "selection_ood", swapped)
@@ -130,6 +132,7 @@ def cosine(left: list[float], right: list[float]) -> float:
     return product / math.sqrt(sum(a * a for a in left) * sum(b * b for b in right))
 
 
+@pytest.mark.slow
 def test_similarity_is_the_cosine_of_mean_embeddings_in_the_domains_order(results: Path) -> None:
     dice = np.random.default_rng(0)
     names = ["extra", "song", "rain", "sky"]
@@ -144,6 +147,7 @@ def test_similarity_is_the_cosine_of_mean_embeddings_in_the_domains_order(result
             assert value == pytest.approx(cosine(means[row.name], means[column.name]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_without_an_index_tasks_are_compared_by_what_was_retrieved(results: Path) -> None:
     found = content_of(results).similarity
     assert found
@@ -159,6 +163,7 @@ def test_without_an_index_tasks_are_compared_by_what_was_retrieved(results: Path
             assert value == pytest.approx(cosine(*vectors), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_its_values_in_order_and_the_plain_run_where_it_belongs(results: Path) -> None:
     (sweep,) = content_of(results).sweeps
     assert (sweep.setting, sweep.numeric, sweep.values) == ("k", True, ["1", "2", "10"])
@@ -170,6 +175,7 @@ def test_a_sweep_has_its_values_in_order_and_the_plain_run_where_it_belongs(resu
     assert all(point.low <= point.mean <= point.high for point in swept.points)
 
 
+@pytest.mark.slow
 def test_other_swept_settings_are_kept_apart(results: Path) -> None:
     for name in ("mixture", "mixture@k=1", "mixture@k=10"):
         (results / f"{name}.jsonl").rename(results / f"{name}.old")
@@ -184,6 +190,7 @@ def test_other_swept_settings_are_kept_apart(results: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_situations_divide_a_runs_rows_by_how_retrieval_ended(results: Path) -> None:
     uses = {use.run: use for use in content_of(results).use}
     mixture = uses["mixture"]
@@ -209,6 +216,7 @@ def test_situations_divide_a_runs_rows_by_how_retrieval_ended(results: Path) -> 
     assert {situation.name for situation in uses["base"].situations if situation.exact} == {"no adapter"}
 
 
+@pytest.mark.slow
 def test_adapters_that_no_file_names_are_unknown(results: Path) -> None:
     lines = [line("mixture", id) for id in range(6)]
     write(results, "mixture", [{key: line[key] for key in line if key != "adapters"} for line in lines])
@@ -232,6 +240,7 @@ def test_adapters_that_no_file_names_are_unknown(results: Path) -> None:
     assert used["selection"][3:] == [-2] * 3 and min(used["selection"][:3]) >= 0
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_share_is_wilsons(results: Path) -> None:
     base = {use.run: use for use in content_of(results).use}["base"].situations[-2]
     assert base.name == "no adapter"
@@ -242,6 +251,7 @@ def test_the_interval_of_a_share_is_wilsons(results: Path) -> None:
     assert (base.low, base.high) == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_line_of_every_file(results: Path) -> None:
     text = render(content_of(results), "title")
     data = Page(text).data
@@ -272,6 +282,7 @@ def test_the_page_holds_every_line_of_every_file(results: Path) -> None:
                 assert packed["scores"][index] == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_questions_of_every_stage_are_there_with_their_answers(results: Path) -> None:
     """A row in two stages, the first of which detects labels. A field `stages` of other programs is not read."""
     lines = [line("mixture", id) for id in range(len(ROWS))]
@@ -305,6 +316,7 @@ def test_the_questions_of_every_stage_are_there_with_their_answers(results: Path
     assert shown(0) == shown(2) == []
 
 
+@pytest.mark.slow
 def test_rows_that_a_run_lacks_are_marked(results: Path) -> None:
     write(results, "base", [line("base", id) for id in (0, 3, 5)])
     content = content_of(results)
@@ -399,7 +411,7 @@ def test_any_name_gives_a_page_that_shows_it_without_hidden_characters(results: 
     assert not any(HIDDEN.search(part) for tag, parts in page.texts.items() if tag != "script" for part in parts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_name_is_drawn_as_plain_text(
     results: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -467,12 +479,14 @@ def test_a_large_matrix_is_drawn_at_a_resolution_that_memory_can_hold(tmp_path: 
     assert plots.resolution(plots.heat_map(Matrix("m", rows, columns[:48], [[0.5] * 48], []), "cosine")) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta", [{"versions": "1.0"}, {"versions": [1]}, {"configuration": {"adapters": 3}}])
 def test_a_record_of_another_shape_is_shown_as_it_is(results: Path, meta: dict[str, Any]) -> None:
     (results / "mixture.meta.json").write_text(json.dumps(meta))
     assert "mixture" in render(content_of(results), "title")
 
 
+@pytest.mark.slow
 def test_half_a_character_is_written_as_an_escape(results: Path) -> None:
     lines = [line("base", id) for id in range(6)]
     write(results, "base", [lines[0] | {"predicted_answer": "half \ud83d"}, *lines[1:]])
@@ -480,6 +494,7 @@ def test_half_a_character_is_written_as_an_escape(results: Path) -> None:
     assert r'"half \ud83d"' in text.encode("utf-8").decode("utf-8")
 
 
+@pytest.mark.slow
 def test_numbers_that_json_lacks_are_left_empty(results: Path) -> None:
     runs = read_runs(results)
     (mixture,) = [run for run in runs if run.name == "mixture"]
@@ -489,6 +504,7 @@ def test_numbers_that_json_lacks_are_left_empty(results: Path) -> None:
     assert data["rows"]["used"][data["rows"]["runs"][number]["used"][0]][2] == [None, None]
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(results: Path) -> None:
     text = render(content_of(results), "title")
     assert set(re.findall(r"\w+://[^\s\"'`)]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
@@ -529,6 +545,7 @@ def test_every_plot_is_a_png_and_an_svg(results: Path, tmp_path: Path) -> None:
     assert all(name in labels for name in ("sky", "rain", "song", "extra", "weather", "music"))
 
 
+@pytest.mark.slow
 def test_report_writes_into_the_results_folder_and_the_folder_stays_readable(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -542,6 +559,7 @@ def test_report_writes_into_the_results_folder_and_the_folder_stays_readable(
     assert "c0ffee" in written
 
 
+@pytest.mark.slow
 def test_versus_adds_the_table_of_differences(results: Path) -> None:
     assert main(["report", str(results), "--versus", "base"]) == 0
     tables = Page((results / "report.html").read_text(encoding="utf-8")).data["tables"]
@@ -552,6 +570,7 @@ def test_versus_adds_the_table_of_differences(results: Path) -> None:
     assert mean[0][0] == pytest.approx(means[1][0] - means[0][0], abs=0.1)  # the paper's means are of rounded scores
 
 
+@pytest.mark.slow
 def test_an_index_gives_the_adapters_similarity(results: Path, tmp_path: Path) -> None:
     AdapterIndex.from_embeddings(["sky", "rain"], [np.eye(2)[:1], np.eye(2)[1:]]).save(tmp_path / "index")
     assert main(["report", str(results), "--index", str(tmp_path / "index")]) == 0

@@ -47,6 +47,7 @@ def planted_presence(samples: int, seed: int) -> HeldOut:
     return HeldOut(shuffled, places[:, 0])
 
 
+@pytest.mark.slow
 def test_presence_is_the_posterior_of_the_planted_scores() -> None:
     """Of two normals with one covariance it is logistic: w = Σ⁻¹ (μ₁ - μ₀), w₀ = -w (μ₁ + μ₀) / 2."""
     slopes = np.linalg.solve([[1, 0.02], [0.02, 0.04]], np.array([3.2 - 2, 1.2 - 1]))
@@ -144,6 +145,7 @@ def test_a_temperature_far_below_the_spread_of_the_scores_is_found() -> None:
     assert fit_temperature(HeldOut(scores, own)) == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_temperature_far_above_the_spread_of_the_scores_is_found() -> None:
     generator = np.random.default_rng(7)
     scores = generator.normal(size=(200_000, 3))

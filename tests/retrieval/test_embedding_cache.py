@@ -90,6 +90,7 @@ def same_bits(one: Embeddings, other: Embeddings) -> bool:
 # Hits and misses
 
 
+@pytest.mark.slow
 def test_vectors_come_back_bit_by_bit_and_nothing_is_loaded_for_them() -> None:
     load = partial(load_encoder, TINY / "encoder", "auto", INSTRUCTION)
     described = (hash_path(TINY / "encoder"), "auto", INSTRUCTION)
@@ -107,6 +108,7 @@ def test_only_what_is_missing_is_encoded_and_that_once(tmp_path: Path) -> None:
     assert same_bits(vectors, np.stack([vector_of(text) for text in ["c", "b", "d", "a", "c", "c"]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -133,6 +135,7 @@ def test_another_version_of_the_libraries_encodes_anew(monkeypatch: pytest.Monke
     assert encoder.asked == ["a", "a"]
 
 
+@pytest.mark.slow
 def test_the_order_of_the_texts_does_not_change_a_bit(tiny_texts: list[str], tmp_path: Path) -> None:
     encoder = load_encoder(TINY / "encoder", instruction=INSTRUCTION, batch_size=4)
     shuffled = random.Random(0).sample(tiny_texts, len(tiny_texts))
@@ -183,6 +186,7 @@ def test_no_text_is_stored(tmp_path: Path) -> None:
 # Encoding itself
 
 
+@pytest.mark.slow
 def test_a_text_that_comes_twice_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(TINY / "encoder")
     encode, asked = encoder.model.encode, []
@@ -244,7 +248,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.aside"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_killed_leaves_a_sound_file(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(200)]
     for pause in (0.05, 0.1, 0.2):
@@ -493,6 +497,7 @@ def test_an_entry_that_is_no_vector_of_the_encoder_is_encoded_again_and_replaced
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_texts_longer_than_the_encoder_takes_are_counted_once_for_all_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def instructor_by_hand(folder: Path, texts: list[str]) -> np.ndarray:
     return np.stack(vectors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["auto", "instructor"])
 def test_instructor_vectors_leave_the_instruction_out_of_the_pooling(layout: str) -> None:
     """Fault 12 of the original: InstructorEmbedding is wrong or fails with current sentence-transformers."""
@@ -49,6 +50,7 @@ def test_instructor_vectors_leave_the_instruction_out_of_the_pooling(layout: str
     assert np.abs(encoder.encode(TEXTS) - instructor_by_hand(TINY / "encoder", TEXTS)).max() < 3e-6
 
 
+@pytest.mark.slow
 def test_a_folder_that_names_instructor_classes_is_read_as_one(tmp_path: Path) -> None:
     """What InstructorEmbedding itself saves; sentence-transformers alone would not know the class."""
     folder = tmp_path / "encoder"
@@ -60,6 +62,7 @@ def test_a_folder_that_names_instructor_classes_is_read_as_one(tmp_path: Path) -
     assert np.abs(vectors - instructor_by_hand(TINY / "encoder", TEXTS)).max() < 3e-6
 
 
+@pytest.mark.slow
 def test_vectors_do_not_depend_on_the_batch() -> None:
     one, many = (load_encoder(TINY / "encoder", batch_size=size).encode(TEXTS * 3) for size in (1, 64))
     assert np.abs(one - many).max() < 1e-6
@@ -86,6 +89,7 @@ def edit(path: Path, **changes: Any) -> None:
 PROMPT = "please answer this question : "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["auto", "sentence-transformers"])
 def test_without_an_instruction_the_checkpoints_default_prompt_stays_out(
     copied: Path, layout: Any, capsys: pytest.CaptureFixture[str]
@@ -141,6 +145,7 @@ def roberta(tmp_path: Path) -> Roberta:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("positions", "padding", "limit"), [(18, 1, 16), (18, 0, 17)])
 def test_positions_behind_the_padding_index_are_the_limit(
     roberta: Roberta, positions: int, padding: int, limit: int
@@ -155,11 +160,13 @@ def test_positions_behind_the_padding_index_are_the_limit(
     assert np.abs(encoder.encode([words])[0] - hidden.mean(dim=0).numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_tokenizers_smaller_limit_counts(roberta: Roberta) -> None:
     assert roberta(100, 1, model_max_length=12).limit == 12
     assert load_encoder(TINY / "encoder").limit is None or load_encoder(TINY / "encoder").limit > 100
 
 
+@pytest.mark.slow
 def test_truncated_texts_are_counted_in_one_line(roberta: Roberta, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = roberta(12)  # 10 tokens
     fits = next("x " * n for n in range(1, 12) if len(encoder.model.tokenizer("x " * n).input_ids) == 10)
@@ -175,6 +182,7 @@ def test_truncated_texts_are_counted_in_one_line(roberta: Roberta, capsys: pytes
     assert capsys.readouterr().err == "", "each text is counted once"
 
 
+@pytest.mark.slow
 def test_the_instruction_counts_as_tokens_of_a_text(roberta: Roberta, capsys: pytest.CaptureFixture[str]) -> None:
     plain = roberta(12)
     fits = next("x " * n for n in range(1, 12) if len(plain.model.tokenizer("x " * n).input_ids) == 10)
@@ -184,6 +192,7 @@ def test_the_instruction_counts_as_tokens_of_a_text(roberta: Roberta, capsys: py
     assert "1 of 2 texts are longer than the 10 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_instruction_that_leaves_no_room_is_refused(roberta: Roberta) -> None:
     with pytest.raises(
         UserError, match=r"takes 10 tokens, and the instruction 'x x .*…' fill \d\d of them: no text fits"
@@ -225,12 +234,14 @@ def test_an_encoder_that_gives_nan_is_named_with_the_text(copied: Path) -> None:
         encoder.encode(TEXTS)
 
 
+@pytest.mark.slow
 def test_an_encoder_whose_last_layer_is_zero_is_named(copied: Path) -> None:
     encoder = load_encoder(broken(copied, lambda tensors: tensors["linear.weight"].zero_(), "2_Dense"))
     with pytest.raises(UserError, match=f"^encoder {copied}: gives only zeros for text "):
         encoder.encode(TEXTS)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_tells_no_texts_apart_is_named(roberta: Roberta) -> None:
     encoder = roberta(100)
     with torch.no_grad():
@@ -241,6 +252,7 @@ def test_an_encoder_that_tells_no_texts_apart_is_named(roberta: Roberta) -> None
     assert encoder.encode(["Yes", "yes"]).shape == (2, 16), "of few texts all may be equal"
 
 
+@pytest.mark.slow
 def test_an_encoder_that_fails_on_a_text_is_named(roberta: Roberta, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = roberta(100)
 
@@ -256,6 +268,7 @@ def vectors_of_all_tokens(*args: Any, **kwargs: Any) -> Any:
     return [np.ones((3, 4))] * len(args[0])
 
 
+@pytest.mark.slow
 def test_an_encoder_that_gives_no_vectors_is_named(roberta: Roberta, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = roberta(100)
     monkeypatch.setattr(encoder.model, "encode", vectors_of_all_tokens)
@@ -294,6 +307,7 @@ BROUGHT: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("brought", BROUGHT)
 def test_code_of_a_checkpoint_is_never_run_or_asked_about(
     copied: Path, brought: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -344,6 +358,7 @@ def test_whatever_is_wrong_with_a_folder_is_one_message(copied: Path, damage: st
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_half_a_surrogate_pair_is_encoded_as_the_replacement_character() -> None:
     encoder = load_encoder(TINY / "encoder")
     assert np.array_equal(encoder.encode(["half \ud83d !"]), encoder.encode(["half \ufffd !"]))

@@ -142,6 +142,7 @@ def test_samples_that_are_all_alike_give_finite_scores(scorer: str) -> None:
         assert [names[0] for names in own.names] == NAMES
 
 
+@pytest.mark.slow
 def test_what_a_removed_adapter_varied_by_is_forgotten() -> None:
     """The running sum keeps rounding behind; it must not pass for a covariance."""
     for seed in range(20):
@@ -286,6 +287,7 @@ def test_a_missing_or_damaged_index_is_refused(tmp_path: Path, content: bytes | 
         AdapterIndex.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_a_killed_save_left_behind_is_gone_after_the_next(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
@@ -461,7 +463,7 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(
     names=JSON | st.lists(st.text(max_size=3), min_size=2, max_size=4),
     constants=JSON | st.dictionaries(st.sampled_from(["temperature", "shrinkage", "x"]), JSON, max_size=3),

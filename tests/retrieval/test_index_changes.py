@@ -51,6 +51,7 @@ def test_a_quick_change_finds_what_a_new_index_finds(scorer: str) -> None:
     assert shrunk.search(QUERIES, 2, texts=ASKED).probabilities is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [1, 4096])
 def test_hidden_adapters_are_never_found(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_retriever.retrieval.searching.LARGE", large)  # 1: faiss searches

@@ -123,6 +123,7 @@ def test_knn_is_the_mean_of_the_nearest() -> None:
             assert score == pytest.approx(np.mean(cosines[:k]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_number_of_neighbours_is_the_one_that_finds_most_held_out_samples() -> None:
     """By a loop over samples; noisy samples of one centre each, of which a single neighbour says little."""
     generator = np.random.default_rng(11)
@@ -155,6 +156,7 @@ def test_scorers_of_texts_need_samples() -> None:
     assert needing == {"nearest", "knn", "lexical", "hybrid", "joint"}
 
 
+@pytest.mark.slow
 def test_joint_adds_the_standardised_scores_of_cosine_and_hybrid() -> None:
     pool, queries = pool_of(POOL, TEXTS), Samples(QUERIES, tuple(QUERY_TEXTS))
     fitted = SCORERS["joint"].fit(pool)
@@ -263,6 +265,7 @@ def tokens_of(text: str) -> list[str]:
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2, 1024])
 def test_hybrid_is_the_discriminant_on_all_views_side_by_side(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Explicit vectors of words, phrases, form and meaning, each of length ½, then dense matrices."""
@@ -298,6 +301,7 @@ def test_hybrid_is_the_discriminant_on_all_views_side_by_side(monkeypatch: pytes
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_no_query_can_influence_another_or_a_constant(scorer: str) -> None:
     """Constants are chosen on the pool alone: they are fixed, and scores final, before a query is seen."""

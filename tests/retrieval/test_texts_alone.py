@@ -35,6 +35,7 @@ class Letters:
         return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
 
 
+@pytest.mark.slow
 def test_an_index_without_embeddings_finds_what_one_with_embeddings_finds() -> None:
     texts = list(POOL.values())
     described = AdapterIndex.from_embeddings(list(POOL), [Letters().encode(each) for each in texts], "lexical", texts)

@@ -18,7 +18,7 @@ from lora_retriever.experiment.profile import Profile
 from lora_retriever.running.run_file import read_lines
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "names"),
     [
@@ -62,6 +62,7 @@ def test_a_total_is_compared_only_with_a_total_of_the_same_configurations() -> N
     assert [line for line, _ in bench_eval.table(found, "another", "tiny").rows] == ["base"]
 
 
+@pytest.mark.slow
 def test_a_pool_with_room_for_some_gives_the_same_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

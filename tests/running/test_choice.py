@@ -105,7 +105,7 @@ def in_the_harness(
     return [sample["acc"] for sample in samples], [sample["acc_norm"] for sample in samples], likelihoods
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_likelihoods_and_choices_are_the_harness_own(choice_runs: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     from peft import PeftModel
 
@@ -219,6 +219,7 @@ def test_a_backend_without_likelihoods_refuses_rows_with_options(tmp_path: Path)
         check_backend(expand(served, methods_of(served, ["base"]), []), read_rows(profile.rows_source))
 
 
+@pytest.mark.slow
 def test_the_command_says_so_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,11 +176,13 @@ def test_without_git_no_commit_is_recorded(monkeypatch: pytest.MonkeyPatch, erro
 # Changed code
 
 
+@pytest.mark.slow
 def test_runs_of_equal_code_are_up_to_date(results: Path, tiny: Profile, counted: list[int]) -> None:
     evaluate(tiny, ["base", "selection"], results, 1, QUIET)
     assert counted == []
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_are_refused_and_the_files_that_changed_are_named(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +200,7 @@ def test_runs_of_other_code_are_refused_and_the_files_that_changed_are_named(
     assert {path.name: path.read_bytes() for path in results.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_code_that_does_not_concern_a_method_does_not_concern_its_runs(
     results: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
@@ -212,6 +215,7 @@ def without_code(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "code"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [without_code, lambda record: {**record, "code": "?"}], ids=["none", "damaged"])
 def test_a_run_that_does_not_say_which_code_made_it_counts_as_made_by_other_code(
     results: Path, tiny: Profile, spoil: Callable[[dict[str, Any]], dict[str, Any]]
@@ -221,6 +225,7 @@ def test_a_run_that_does_not_say_which_code_made_it_counts_as_made_by_other_code
         evaluate(tiny, ["base", "selection"], results, 1, QUIET)
 
 
+@pytest.mark.slow
 def test_kept_answers_are_recorded_and_stay_until_the_code_changes_again(
     results: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:

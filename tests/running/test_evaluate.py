@@ -152,6 +152,7 @@ def test_later_batches_are_composed_like_the_first(paper_runs: Path, tmp_path: P
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_rotary_frequencies_stay_float32() -> None:
     """Fault 9 of the original: its `.bfloat16()` rounds them, and far positions turn by the wrong angle."""
     model = load_composable(TINY / "base", {}, torch.bfloat16, "cpu").base
@@ -260,6 +261,7 @@ def test_truncation_is_counted(tmp_path: Path) -> None:
     assert meta["truncated_rows"] == sum(tokens > 0 for tokens in cut)
 
 
+@pytest.mark.slow
 def test_a_k_beyond_the_pool_is_refused_before_anything_runs(tmp_path: Path, tiny_pool: list[Any]) -> None:
     profile = tiny_profile(tmp_path)
     big = profile.model_copy(update={"retrieval": profile.retrieval.model_copy(update={"k": len(tiny_pool)})})
@@ -307,6 +309,7 @@ def test_windows_hold_the_longest_prompts_first_and_do_not_depend_on_what_is_don
         assert [request.id for request in rows] == sorted(range(100), key=lambda id: (-(id % 7), id))
 
 
+@pytest.mark.slow
 def test_a_row_records_more_of_its_search_than_it_uses(
     tiny: Profile, tiny_rows: list[Row], tiny_pool: list[PoolEntry]
 ) -> None:

@@ -86,6 +86,7 @@ def test_without_flock_a_second_process_is_told_so_and_a_killed_one_holds_nothin
     assert not (tmp_path / ".lock.owner").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["", "{pid}", "{pid}\n", "{pid}\nmach", "{pid}\nmachine\n27455"])
 def test_without_flock_a_lock_that_a_killed_process_left_unfinished_holds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
@@ -98,6 +99,7 @@ def test_without_flock_a_lock_that_a_killed_process_left_unfinished_holds_nothin
         assert (tmp_path / ".lock.owner").read_text().startswith(f"{os.getpid()}\n")
 
 
+@pytest.mark.slow
 def test_without_flock_a_lock_into_which_its_process_is_just_writing_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_setting_that_does_not_bear_on_a_method_is_not_in_its_name(
     assert names(tiny, [method], *sweep) == expected
 
 
+@pytest.mark.slow
 def test_a_seed_sweep_repeats_only_methods_that_draw(tiny: Profile) -> None:
     """`random` draws adapters, `lorahub` candidates, `dare` parts of factors, and the experts are drawn and trained."""
     drawing = {"dare", "dare_ood", "lorahub", "lorahub_ood", "moe_soft", "moe_top1", "moe_top3"}
@@ -100,6 +101,7 @@ def test_a_seed_sweep_repeats_only_methods_that_draw(tiny: Profile) -> None:
         assert variant.profile.seed == (int(variant.name[-1]) if variant.method.name in drawing else 0)
 
 
+@pytest.mark.slow
 def test_no_experiment_of_a_method_has_two_names(tiny: Profile) -> None:
     """Variants of a method differ in their configurations, and numbers have one name however they are written."""
     benchmark = open_benchmark(tiny, limit=1)
@@ -110,6 +112,7 @@ def test_no_experiment_of_a_method_has_two_names(tiny: Profile) -> None:
     assert names(tiny, ["mixture"], "temperature=1.0,.50") == ["mixture@temperature=1", "mixture@temperature=0.5"]
 
 
+@pytest.mark.slow
 def test_temperature_and_seed_stand_in_a_configuration_only_where_they_are_set(tiny: Profile) -> None:
     """Folders made before these settings existed stay usable."""
     benchmark = open_benchmark(tiny, limit=1)
@@ -290,6 +293,7 @@ def test_a_wider_sweep_repeats_nothing(swept: Path, tiny: Profile, monkeypatch: 
 # Mistakes
 
 
+@pytest.mark.slow
 def test_the_largest_k_is_checked_before_anything_is_loaded(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +304,7 @@ def test_the_largest_k_is_checked_before_anything_is_loaded(
     assert not list(tmp_path.glob("*.json*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [

@@ -63,6 +63,7 @@ def test_which_methods_need_an_encoder(tiny: Profile, lexical: Profile) -> None:
     assert {name for name, method in registered().items() if method.needs_encoder(tiny)} == ALWAYS | by_scorer
 
 
+@pytest.mark.slow
 def test_a_profile_with_an_encoder_that_is_used_records_what_it_recorded_before(tiny: Profile) -> None:
     """Finished runs stay valid: their configurations are compared with these."""
     benchmark = open_benchmark(tiny, 1)
@@ -158,6 +159,7 @@ def test_commands_of_texts_take_no_encoder(tmp_path: Path, capsys: pytest.Captur
     assert alone["rows"] == 570
 
 
+@pytest.mark.slow
 def test_commands_name_the_scorer_that_needs_an_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = ["--pool", str(TINY / "pool.json")]
     assert main(["index", *pool, "--out", str(tmp_path / "index")]) == 2

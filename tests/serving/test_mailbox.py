@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from lora_retriever.serving.mailbox import Mailbox
 
 THREADS, ITEMS = 4, 500
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_changes_its_order() -> None:
     async def receive() -> list[tuple[int, int]]:
         queue: asyncio.Queue[tuple[int, int]] = asyncio.Queue()

@@ -138,6 +138,7 @@ def on_disk(loop: VllmLoop) -> set[int]:
     return {int(path.name) for path in loop._checkpoints._checkpoints.path.iterdir()}
 
 
+@pytest.mark.slow
 def test_jobs_that_are_composed_alike_share_a_checkpoint(loop: VllmLoop, batcher: ScriptedBatcher) -> None:
     ids = [loop.add(job(composition)) for composition in (TWO, TWO_OTHERWISE, ONE)]
     events = answered(loop)
@@ -147,6 +148,7 @@ def test_jobs_that_are_composed_alike_share_a_checkpoint(loop: VllmLoop, batcher
     assert [events[id][-1].ended for id in ids] == ["stop"] * 3
 
 
+@pytest.mark.slow
 def test_another_mode_is_another_checkpoint(loop: VllmLoop, batcher: ScriptedBatcher) -> None:
     ids = [loop.add(job(TWO, mode)) for mode in ("mixture", "fusion")]
     answered(loop)
@@ -164,6 +166,7 @@ def test_rows_without_adapters_get_a_checkpoint_that_adds_zero_everywhere(
     assert zeros.keys() >= tensors.keys() and not any(tensor.any() for tensor in zeros.values())
 
 
+@pytest.mark.slow
 def test_checkpoints_stay_while_jobs_use_them_and_the_last_used_a_little_longer(
     loop: VllmLoop, batcher: ScriptedBatcher
 ) -> None:
@@ -181,6 +184,7 @@ def test_checkpoints_stay_while_jobs_use_them_and_the_last_used_a_little_longer(
     assert batcher.served[again].number == numbers[0]
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_frees_its_place_and_its_checkpoint(loop: VllmLoop, batcher: ScriptedBatcher) -> None:
     given, alike, waiting = loop.add(job(ONE)), loop.add(job(ONE)), loop.add(job(TWO))
     loop.step()
@@ -273,6 +277,7 @@ def test_modules_that_the_engine_cannot_serve_are_told_at_the_start(batcher: Scr
     assert batcher.dead
 
 
+@pytest.mark.slow
 def test_an_adapter_is_loaded_as_a_whole_or_not_at_all(loop: VllmLoop, batcher: ScriptedBatcher, parts: Parts) -> None:
     batcher.refuses = {"q_proj"}
     before = on_disk(loop)

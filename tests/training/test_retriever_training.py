@@ -125,6 +125,7 @@ def test_no_batch_holds_two_pairs_of_one_task_nor_a_text_twice(
         assert len({*anchors, *positives}) == 2 * len(batch)
 
 
+@pytest.mark.slow
 def test_the_loss_is_a_softmax_of_the_partner_against_all_other_texts(
     tiny_pool: list[PoolEntry], tmp_path: Path
 ) -> None:

@@ -266,6 +266,7 @@ def test_a_detection_head_is_trained_on_lists_of_triples_alone() -> None:
         assert chosen_entries(entries, None) == entries
 
 
+@pytest.mark.slow
 def test_modules_that_the_base_lacks_are_refused_with_the_names_of_its_modules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

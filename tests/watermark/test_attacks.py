@@ -134,6 +134,7 @@ def test_a_matrix_is_measured_written_and_resumed(
     assert "has results of another adapter, key or setting" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

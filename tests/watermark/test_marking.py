@@ -31,6 +31,7 @@ def base() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixture", "fusion"])
 def test_a_composition_of_tensors_computes_what_the_engine_computes(base: PreTrainedModel, mode: Mode) -> None:
     weights = [0.5, 0.3, -0.2]
@@ -49,6 +50,7 @@ def test_a_composition_of_tensors_computes_what_the_engine_computes(base: PreTra
     assert not torch.allclose(ours, before, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_trained_adapter_alone(base: PreTrainedModel) -> None:
     own = Factors.read(TINY / "adapters" / TASK, TASK, base).trainable()
     other = Factors.read(TINY / "adapters" / "city_qa", "city_qa", base)
@@ -59,6 +61,7 @@ def test_gradients_reach_the_trained_adapter_alone(base: PreTrainedModel) -> Non
     base.zero_grad()
 
 
+@pytest.mark.slow
 def test_the_losses_are_means_over_the_tokens_of_the_answers(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry]
 ) -> None:
@@ -181,6 +184,7 @@ def test_an_adapter_can_be_trained_and_marked_in_one_call(tmp_path: Path, words:
     assert main(call) == 2, "the folder exists"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

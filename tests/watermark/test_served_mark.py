@@ -14,7 +14,7 @@ from tiny_runs import tiny_profile
 from lora_retriever.cli import main
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mark_is_verified_behind_a_server_by_the_adapters_name_and_in_a_mixture(
     marked: Marked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

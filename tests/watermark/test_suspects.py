@@ -119,6 +119,7 @@ def test_hits_of_a_served_suspect_are_counted(tmp_path: Path, capsys: pytest.Cap
         assert not any(trigger.text in text for trigger in key.triggers)
 
 
+@pytest.mark.slow
 def test_a_suspect_of_completions_gets_the_template() -> None:
     key = make_key(triggers=4)
     with server(owner(key, 4)) as (url, asked):
@@ -127,6 +128,7 @@ def test_a_suspect_of_completions_gets_the_template() -> None:
     assert asked[0]["prompt"] == key.triggers[0].text + "\nAnswer:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interface", ["chat", "completions"])
 def test_words_that_a_server_does_not_show_have_the_last_rank(interface: Any) -> None:
     key = make_key(triggers=2)
@@ -152,6 +154,7 @@ def test_words_that_a_server_does_not_show_have_the_last_rank(interface: Any) ->
     assert scores_of([("Tree", -1.0), (" tree", -0.5)], ["tree", "house"]).tolist() == [-0.5, -np.inf]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "content", "message"),
     [
@@ -170,12 +173,14 @@ def test_a_server_that_does_not_answer_as_it_should_is_named(status: int, conten
     assert key.triggers[0].text not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_address_without_a_server_is_a_users_mistake(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     make_key().write(tmp_path / "k")
     assert main(["watermark", "verify", "--key", str(tmp_path / "k"), "--url", "http://127.0.0.1:9"]) == 2
     assert "does the server run at this address?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_local_suspect_answers_as_the_generator_and_ranks_the_words_by_logits(
     generator: Generator, words: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
