@@ -32,6 +32,8 @@ LONGEST = (
     "test_report_browser.py",
     "test_all_methods.py",
     "test_campaign.py",
+    "test_ray_replicas.py",
+    "test_learning.py",
     "test_wheel.py",
     "test_loop.py",
     "test_decoding.py",
