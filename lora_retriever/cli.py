@@ -182,7 +182,7 @@ def _failed(message: str, status: int) -> int:
 
 
 def _of_the_disk(error: Exception) -> str | None:
-    """The message for an error of the file system, such as a full disk, at any file. None: the error is another one."""
+    """The message for an error of the file system, such as a full disk, at any file. None: another error."""
     if not isinstance(error, OSError) or error.filename is None:
         return None
     known = {errno.EACCES: "no permission", errno.EPERM: "no permission", **DISK_ERRORS}

@@ -19,7 +19,7 @@ class RunsFailedError(UserError):
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal ended the command. Like `KeyboardInterrupt`, it passes every `except Exception`.
+    """A signal ended the command. Like `KeyboardInterrupt`, this error passes every `except Exception`.
 
     Attributes:
         signal: the signal's number. The exit status is 128 plus this number.

@@ -1,4 +1,5 @@
-r"""Names and answers are data: here they become text of another language, one function per language.
+r"""Names and answers are data. The functions of this module make data a text of another language, one function per
+language.
 
 `visible` comes first in each: a control character, an escape sequence of a terminal, a change of the writing direction
 or half of a surrogate pair is shown as its escape (`\x1b`), so that nothing in a name acts on a terminal and every
@@ -131,7 +132,7 @@ def for_rich(text: str) -> Text:
 def for_latex(text: str) -> str:
     """One line of text for LaTeX: special characters escaped, mathematical signs as formulas.
 
-    Letters stay as they are. pdfLaTeX knows the letters of Latin; other scripts need XeLaTeX or LuaLaTeX and a font.
+    Letters do not change. pdfLaTeX knows the letters of Latin; other scripts need XeLaTeX or LuaLaTeX and a font.
     """
     return _LIGATURES.sub(r"\1{}", one_line(text).translate(_LATEX))
 
@@ -146,7 +147,7 @@ def for_markdown(text: str) -> str:
 
 
 def for_csv(value: object) -> object:
-    """A cell for CSV. A text that a spreadsheet would compute as a formula gets an apostrophe before it.
+    """A cell for CSV. A text that a spreadsheet would compute as a formula gets an apostrophe at its beginning.
 
     Numbers stay numbers, also as texts such as `-1.5`. `csv.writer` adds the quotation marks that a cell still needs.
     """
@@ -175,7 +176,7 @@ def for_shell(text: str) -> str:
 
 
 def as_json(content: Any, indent: int | None = 1) -> str:
-    """JSON with letters of every script as they are, and the characters that `visible` escapes as escapes of JSON."""
+    """JSON that keeps the letters of every script, with JSON's escapes for the characters that `visible` escapes."""
 
     def escape(match: re.Match[str]) -> str:
         character = match.group()
@@ -186,7 +187,8 @@ def as_json(content: Any, indent: int | None = 1) -> str:
 
 
 def replace_unwritable() -> None:
-    """Let standard output and error replace what their encoding lacks, instead of failing; for the start of a command.
+    """Let standard output and error replace characters that their encoding lacks, instead of failing. A command calls
+    this first.
 
     Under an encoding other than UTF-8, the signs of `_SIGNS`, which tables and messages use, become ASCII. Other
     characters that the encoding lacks become the letter without its accent, or `?`.
@@ -226,7 +228,10 @@ def _plain_codec(name: str) -> codecs.CodecInfo | None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """For `codecs.register_error`: ASCII for what cannot be encoded, and the position to go on from."""
+    """For `codecs.register_error`:
+
+    ASCII in place of characters that cannot be encoded, and the position after these.
+    """
     assert isinstance(error, UnicodeEncodeError)
     letters = (unicodedata.normalize("NFD", character)[0] for character in error.object[error.start : error.end])
     return "".join(letter if letter.isascii() else "?" for letter in letters), error.end

@@ -45,7 +45,7 @@ DISK_ERRORS = {
     errno.ETIMEDOUT: "the file server of {} does not answer",
     errno.EHOSTDOWN: "the file server of {} does not answer",
 }
-"""Errors that say that a file system fails, whichever file they name."""
+"""Errors of a file system as a whole, whichever file an error names."""
 
 WITHOUT_EFFECT = (
     "README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*.md", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif",
@@ -86,12 +86,13 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` in one atomic step: a reader sees the old file or the new one, also after a crash.
 
-    A symbolic link stays, and the file behind it is written. A file keeps its mode, and its owner where this user may
-    set it. A device, a pipe or an open file (`/dev/stdout`) is written to and not replaced; so is a file in a folder
-    that takes no new files, and a file on which another file system is mounted: these writes are not atomic.
+    A symbolic link stays, and the file behind the link is written. A file keeps its mode, and its owner where this user
+    may set it. Some files are written to without being replaced, and these writes are not atomic: a device, a pipe, an
+    open file (`/dev/stdout`), a file in a folder that takes no new files, and a file on which another file system is
+    mounted.
 
     Raises:
-        OSError: the file cannot be written. `writing` makes a message of it.
+        OSError: the file cannot be written. `writing` makes a message of this error.
     """
     try:
         descriptor = _descriptor(path)
@@ -242,12 +243,15 @@ def _swept(folder: Path, stem: str | None) -> list[Path]:
 
 
 def is_location(text: str) -> bool:
-    """Whether a name means a file or a folder: it begins with `.`, `/` or `~`. Other names are Hub ids."""
+    """Whether a name means a file or a folder, because the name begins with `.`, `/` or `~`.
+
+    Other names are Hub ids.
+    """
     return text.startswith((".", "/", "~"))
 
 
 def safe_name(name: str, kind: str, may_have_folders: bool = False) -> str:
-    """Return `name` if a file or folder of this name stays inside the folder that it belongs to.
+    """Return `name` if a file or folder of this name stays inside its folder.
 
     Args:
         kind: the kind of thing that has the name, for the message.
@@ -368,7 +372,10 @@ def _remember(key: str, state: str, files: Iterable[Path], digest: str) -> None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a path means: 1 for `/dev/stdout` and for links to it. None: no open file."""
+    """The number of the open file that a path means:
+
+    1 for `/dev/stdout` and for links to `/dev/stdout`. None: no open file.
+    """
     current = str(path)
     for _ in range(MAX_LINKS):
         if current in _STANDARD:
@@ -383,7 +390,7 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _replace(target: Path, data: bytes, status: os.stat_result | None) -> None:
-    """Write a file beside `target` and rename it. `status` is the status of the file that `target` is now."""
+    """Write a file beside `target`, and rename the file. `status` is the status of the file that `target` is now."""
     unfinished = _unfinished_beside(target)
     try:
         # Not mkstemp: its mode is 600, and a new file has the mode of the umask.
@@ -418,7 +425,7 @@ def _take_over(descriptor: int, status: os.stat_result) -> None:
 
 
 def _write_into(path: Path, data: bytes) -> None:
-    """Write into a device, a pipe or a file without replacing it. A pipe that no process reads is an error."""
+    """Write into a device, a pipe or a file, which is not replaced. A pipe that no process reads is an error."""
     if stat.S_ISBLK(os.stat(path).st_mode):
         raise OSError(errno.EPERM, "it is a disk")
     try:

@@ -22,7 +22,7 @@ ENCODER_WANTED = (*WANTED, "*.bin")
 
 
 MAX_REASON = 300
-"""Maximum length of the Hub's own message within ours, in characters."""
+"""Maximum length of the part of the Hub's own message that a message shows, in characters."""
 HUB_LIMIT = 10.0
 """Maximum time to wait for the Hub's answer to a question, in seconds."""
 
@@ -55,7 +55,7 @@ def fetch(repository: str, revision: str | None, wanted: Sequence[str] = WANTED,
     try:
         name, patterns = plain_text(repository), list(wanted)
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, repo_type=repo_type))
-    except Exception as error:  # errors of the Hub, of the network below it, of the disk, of a name
+    except Exception as error:  # errors of the Hub, of the network, of the disk, of a name
         at = f" at {revision[:MAX_REASON]}" if revision else ""
         reason = one_line(str(error).strip().split("\n")[0])[:MAX_REASON] or type(error).__name__
         raise UserError(
@@ -125,7 +125,7 @@ def _asked(repository: str, revision: str | None, file: str, limit: float) -> Hu
         return HubAnswer(False, f"the repository has no revision {(revision or '')[:MAX_REASON]}")
     except errors.RemoteEntryNotFoundError:  # the repository is there, and may be read
         return HubAnswer(True)
-    except Exception as error:  # of the network, and of whatever lies between
+    except Exception as error:  # errors of the network
         reason = one_line(str(error).strip().split("\n")[0])[:MAX_REASON] or type(error).__name__
         return HubAnswer(None, f"the Hub cannot be asked ({reason})")
     return HubAnswer(True)

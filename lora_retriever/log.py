@@ -1,4 +1,4 @@
-"""The log of a command, for `-v` and `--log-file`: what begins and ends, what libraries say, tracebacks.
+"""The log of a command, for `-v` and `--log-file`: beginnings and ends, messages of libraries, tracebacks.
 
 Without these two arguments nothing is logged, and the messages of a command are the same. Log entries and warnings of
 libraries reach the terminal only with `-v`. The warnings of this project's own packages are messages of the command.
@@ -24,7 +24,7 @@ from lora_retriever.progress import tolerant
 LOG = logging.getLogger("lora_retriever")
 LOG.addHandler(logging.NullHandler())  # without a handler, logging would print warnings and errors itself
 SHOWN = {"shown": True}
-"""What marks an entry of the log whose text the terminal shows anyway."""
+"""The mark of a log entry whose text the terminal shows in any case."""
 OWN_PACKAGES = ("lora_retriever", "peft_composition")
 
 

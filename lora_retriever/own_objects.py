@@ -1,7 +1,7 @@
 """A user's own code: objects named by `module:object` in a profile or on the command line.
 
-Own code runs only because a profile, or an argument of a command, names the code. Code is never run because a data
-file, a checkpoint or a results folder names it.
+Own code runs only because a profile, or an argument of a command, names the code. A data file, a checkpoint or a
+results folder never makes code run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The progress bar of every long step: what is done, the time so far, and an estimate of the time left."""
+"""The progress bar of every long step: the work done, the time so far, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ NAME_WIDTH = 24
 
 
 class Bar:
-    """One bar. Its length shows units of work (tokens, steps); the text beside it shows counts such as rows."""
+    """One bar.
+
+    The bar's length shows units of work (tokens, steps), and a text beside the bar shows counts such as rows.
+    """
 
     def __init__(self, progress: Progress, name: str, total: float, done: float, text: str) -> None:
         """Begin with `done` of `total` units of work."""

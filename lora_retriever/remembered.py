@@ -31,7 +31,7 @@ PACKAGE = Path(__file__).parent
 
 
 def remembered(parts: Iterable[bytes | str], compute: Callable[[], list[Array]]) -> list[Array]:
-    """The arrays that `compute` gives, read from the cache if they were computed before.
+    """The arrays of `compute`, which are read from the cache if they were computed before.
 
     Args:
         parts: everything that decides the arrays: texts, bytes of arrays, `code_of` the source files.
@@ -79,7 +79,7 @@ def _code_of(modules: tuple[str, ...], packages: tuple[str, ...]) -> str:
 
 
 def _read(file: Path) -> list[Array] | None:
-    """The arrays of a file. None: there is no such file, or it is damaged."""
+    """The arrays of a file. None: there is no such file, or the file is damaged."""
     if not file.is_file():
         return None
     try:

@@ -64,7 +64,7 @@ def bootstrap(sizes: Sequence[int], statistic: Callable[[Sequence[Indices]], Arr
 def over_tasks(values: Sequence[float]) -> Array:
     """95 % interval [2] of the mean of one value per task, if the tasks are a sample, too: whole tasks are drawn.
 
-    This is the cluster bootstrap; a cluster is a task with its rows.
+    The method is the cluster bootstrap, where a cluster is a task with its rows.
     """
     scores = np.asarray(values)
     return bootstrap([len(scores)], lambda indices: scores[indices[0]].mean(axis=-1)[None])[0]

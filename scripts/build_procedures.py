@@ -52,7 +52,10 @@ OPTIONS = TrainingOptions(
 )
 
 START = {"plans": "plans", "relations": f"relations_{EXTRACTION}"}
-"""The adapters from which the others of their kind go on. The others have few examples, and learn the template here."""
+"""The adapters from which the other adapters of their kind go on.
+
+The other adapters have few examples, and learn the template from these adapters.
+"""
 
 PLACES = {"CounterTop": "counter top", "Shelf": "shelf", "Desk": "desk", "Sofa": "sofa"}
 TARGETS = {"SinkBasin": "sink basin", "Drawer": "drawer", "Box": "box", "Cabinet": "cabinet"}
@@ -71,7 +74,7 @@ NO_FACTS = ("{a} met {b} today", "{a} wrote to {b}", "{a} saw {b} again")
 
 @dataclass(frozen=True)
 class Case:
-    """One example: the input, the target, and whether its room is one of the training's."""
+    """One example: the input, the target, and whether its room occurs in the training."""
 
     inputs: str
     targets: str
@@ -218,7 +221,7 @@ def build(folder: Path, seed: int, steps: int) -> dict[str, Any]:
         write_json(folder / "base.json", {"steps": steps, "loss": round(loss, 4)})
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-    base.config.name_or_path = base.name_or_path = "data/tiny-procedures/base"  # what the adapters name as their base
+    base.config.name_or_path = base.name_or_path = "data/tiny-procedures/base"  # the base that the adapters name
     options = OPTIONS.model_copy(update={"seed": seed})
     for name, samples in training.items():
         out = folder / "adapters" / name
@@ -246,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # between transformers and PEFT
-    torch.set_num_threads(1)  # the order of sums, and so the result, depends on it
+    torch.set_num_threads(1)  # the order of sums, and so the result, depends on this number
     record = build(args.out, args.seed, args.base_steps)
     write_json(args.out / "record.json", record)
     write_text(args.out / "README.md", README.format(**record["rows"] | {"seed": args.seed}))

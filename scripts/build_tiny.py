@@ -59,8 +59,8 @@ LORA = TrainingOptions(
     learning_rate=1.5e-3,
     batch_size=16,
 )
-# The LoRA from which all others go on.
-START_ROWS = 160  # of every task
+# The adapter from which all other adapters go on.
+START_ROWS = 160  # number of rows of every task
 START = LORA.model_copy(update={"epochs": 5, "learning_rate": 3e-3})
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
 
@@ -142,15 +142,15 @@ class Build:
         return {"parameters": parameters, "vocabulary": len(tokenizer), "steps": BASE_STEPS, "loss": round(loss, 3)}
 
     def make_adapters(self) -> dict[str, Any]:
-        """Train one LoRA per task; those there already are kept.
+        """Train one adapter for each task. Adapters that exist already are kept.
 
-        The training of every adapter starts from one LoRA that was briefly trained on a few rows of every task. So all
-        adapters have in common what all tasks share: a short answer, and an end. A mixture of three adapters weakens
-        only what differs between the adapters.
+        The training of every adapter starts from one adapter that was briefly trained on a few rows of every task. So
+        all adapters have learned the common parts of all tasks: a short answer, and an end. A mixture of three adapters
+        weakens only the differences between the adapters.
         """
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "base")
         base = AutoModelForCausalLM.from_pretrained(self.folder / "base", dtype=torch.float32)
-        base.config.name_or_path = base.name_or_path = "data/tiny/base"  # what the adapters name as their base
+        base.config.name_or_path = base.name_or_path = "data/tiny/base"  # the base that the adapters name
         common, own = (options.model_copy(update={"seed": self.seed}) for options in (START, LORA))
         with tempfile.TemporaryDirectory() as scratch:
             start = Path(scratch) / "start"
@@ -196,7 +196,7 @@ def _summary(made: dict[str, Any]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """The processor's name if the system tells the name, else its architecture."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # between transformers and PEFT
-    torch.set_num_threads(1)  # the order of sums, and so the result, depends on it
+    torch.set_num_threads(1)  # the order of sums, and so the result, depends on this number
 
     build = Build(args.out, args.seed)
     build.stage("data", build.make_data)

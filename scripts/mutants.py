@@ -32,7 +32,7 @@ COPIED = {
     "data/tiny": "data/tiny",
     "pyproject.toml": "pyproject.toml",
 }
-"""Files and folders of the project, and where they lie in the copy."""
+"""Files and folders of the project, and their places in the copy."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,10 @@ def run(name: str, processes: int) -> int:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder in place of its old copy. Times of change stay: mutmut finds changes by them."""
+    """Copy a file, or a folder in place of its old copy.
+
+    The files keep their times of change, because mutmut finds changes by these times.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)

@@ -34,7 +34,7 @@ def started_browser() -> Iterator[Browser]:
 
 
 def wait_until(page: Page, condition: str, seconds: float) -> None:
-    """Ask the page until the condition holds. Playwright's own waiting runs `eval` in the page, which that forbids."""
+    """Ask the page until the condition holds. Playwright's own waiting runs `eval`, which the page forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(f"Boolean({condition})"):
         assert time.monotonic() < deadline, condition

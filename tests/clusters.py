@@ -1,4 +1,4 @@
-"""A small cluster of Ray for tests, as a user may have it running already."""
+"""A small cluster of Ray for tests, like a cluster that a user may have running already."""
 
 from __future__ import annotations
 

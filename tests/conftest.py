@@ -1,4 +1,4 @@
-"""What several tests share: the bundled miniature, and the benchmark data beside the project where it is there."""
+"""Fixtures that several tests share: the bundled miniature, and benchmark data that may lie beside the project."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 from places import ROOT, TINY
 
-# The process that deals the tests out to the workers of pytest-xdist imports this file, and runs no test. So torch and
-# transformers, and whatever imports them, are imported where they are used: the workers start some ten seconds sooner.
+# The process that deals the tests out to the workers of pytest-xdist imports this file, and runs no test. So torch,
+# transformers, and modules that import these two, are imported within the functions that use them: the workers start
+# about ten seconds sooner.
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files of which the marks leave no test: to import Ray or a client of the server takes seconds."""
+    """Leave out files in which no test is wanted by its mark: the import of Ray or of a client takes seconds."""
     if collection_path.suffix != ".py":
         return None
     text, wanted = collection_path.read_text(encoding="utf-8"), config.option.markexpr
@@ -72,16 +73,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector the modules and the tests, which stay to the end."""
+    """Exclude the modules and the tests from garbage collection, because they stay to the end."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Embeddings never come from the user's cache, nor go there; for fixtures that the tests of a file share.
+    """Fixtures that the tests of a file share use an embedding cache of their own, and never the user's cache.
 
-    The fixtures of a file begin with an empty cache: the last digits of embeddings depend on what is encoded together.
+    This cache is empty at first: the last digits of embeddings depend on the texts that are encoded together.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORA_RETRIEVER_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -97,7 +98,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with an empty cache: none depends on what others encoded."""
+    """Every test begins with an empty cache, so no test depends on texts that other tests encoded."""
     monkeypatch.setenv("LORA_RETRIEVER_CACHE", str(next(caches)))
 
 
@@ -155,7 +156,7 @@ def runs_in_threes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium. Each file ends its own, because other files use event loops of their own."""
+    """A headless Chromium. Each file ends its own browser, because other files use event loops of their own."""
     from browsers import started_browser
 
     with started_browser() as started:

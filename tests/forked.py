@@ -1,4 +1,7 @@
-"""A command in a fork of the test's process: it gets signals and ends as a process does, but imports nothing anew."""
+"""A command in a fork of the test's process.
+
+The fork gets signals and ends like any process, but imports nothing anew.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from lora_retriever.cli import main
 
 
 class Forked:
-    """One command. Use it in `with`: what is left of the process at the end is killed."""
+    """One command, to be used in `with`: a process that still runs at the end of the block is killed."""
 
     def __init__(
         self,
@@ -32,7 +35,7 @@ class Forked:
             arguments: of `lora-retriever`.
             folder: where the files of its output and its errors are written.
             before: called in the new process before the command.
-            stdout: an open file in place of the output's. `stderr` in the same way.
+            stdout: an open file in place of the file for the output; `stderr` likewise.
         """
         self.returncode: int | None = None
         self._files = folder / "forked.out", folder / "forked.err"

@@ -1,4 +1,4 @@
-"""What tests of decoding share: a generator without a tokenizer, tiny hybrids, and transformers' own greedy answers."""
+"""Helpers of tests of decoding: a generator without a tokenizer, tiny hybrids, and transformers' greedy answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lora_retriever.generation.settings import GenerationSection
 from peft_composition import ComposableModel, Gate
 
 NAMES = ["usual", "full"]
-"""The adapters of `adapted`: of the modules that people adapt, and of all linear modules."""
+"""The adapters of `adapted`: one targets the modules that people adapt, the other targets all linear modules."""
 HYBRIDS: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -29,7 +29,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 
 
 class Toy:
-    """What the loop needs of a generator, with a vocabulary of letters."""
+    """A generator with the parts that the loop needs, and with a vocabulary of letters."""
 
     def __init__(self, model: ComposableModel, eos_ids: Sequence[int] = (), **settings: Any) -> None:
         self.model = model
@@ -58,7 +58,7 @@ def adapted(family: Family, folder: Path) -> ComposableModel:
 
 
 def hybrid(model_type: str) -> Any:
-    """A tiny random hybrid, whose state cannot be parted by row."""
+    """A tiny random hybrid, whose state cannot be divided by row."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         model_type, vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -110,12 +110,12 @@ def alone(model: ComposableModel, job: Job) -> list[int]:
 
 
 def rare(answers: Sequence[Sequence[int]]) -> list[int]:
-    """The rarest tokens of some answers: as EOS tokens, some rows meet them early, some late, some never."""
+    """The rarest tokens of some answers. With these as EOS tokens, some rows end early, some late, some never."""
     tokens = [token for answer in answers for token in answer]
     return sorted(set(tokens), key=lambda token: (tokens.count(token), token))[:4]
 
 
 def cut(answer: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """An answer up to and with its EOS token."""
+    """An answer up to its EOS token, with the EOS token."""
     ends = [place for place, token in enumerate(answer) if token in eos_ids]
     return list(answer[: ends[0] + 1] if ends else answer)

@@ -28,7 +28,7 @@ def made_up_context(
     masked: bool = False,
     **settings: Any,
 ) -> Context:
-    """The context of `rows` with the embeddings `queries` [rows, dim] before the adapters and the scorer of `index`.
+    """The context of `rows`, whose embeddings are `queries` [rows, dim], with the adapters and the scorer of `index`.
 
     There is no model, and nothing may be learned.
 
@@ -52,7 +52,7 @@ def reading_everything(masked: bool = False) -> Declaration:
 
 
 def no_model() -> Generator:
-    """In place of a model, where none may be asked for."""
+    """A stand-in for the model: a test fails if a method asks for the model."""
     raise AssertionError("there is no model to look into")
 
 

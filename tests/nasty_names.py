@@ -1,6 +1,6 @@
-"""Names of tasks, domains, adapters and runs, and notes and answers, that some language does not take as text.
+"""Names of tasks, domains, adapters and runs, notes and answers, which need escapes in some output language.
 
-Every test of an output uses them, so that each output meets all of them.
+Every test of an output uses all these names.
 """
 
 from __future__ import annotations

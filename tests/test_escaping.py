@@ -1,4 +1,4 @@
-"""Names are text in whatever they are written into: each language is read back by a reader of its own."""
+"""Names stay text in every output language: a reader of each language reads the names back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))  # surrogates, too
 
 
 def everywhere(name: str) -> Table:
-    """A table with a name in every part that can hold text."""
+    """A table that has a name in every part that can hold text."""
     rows: list[tuple[str, list[Cell | str | None]]] = [
         (name, [Cell(-1.25, -2, 3), name]),
         (f"{name} em", [None, Cell(2, mark=" †")]),
@@ -86,7 +86,7 @@ def test_a_name_breaks_no_line_of_any_table(name: str) -> None:
     table, plain = everywhere(name), everywhere("plain")
     for format in ("table", "markdown", "latex"):
         lines = FORMATS[format](table).split("\n")
-        # A note's own line ends stay on the terminal; nothing else adds a line.
+        # On the terminal, a note keeps its own line ends; nothing else adds a line.
         extra = 2 * for_terminal(name).count("\n") if format == "table" else 0
         assert len(lines) == len(FORMATS[format](plain).split("\n")) + extra, format
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, where the user says, and nothing else is replaced; hashes are remembered."""
+"""Files are written whole or not at all, and no other file is replaced; hashes are remembered."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to("/dev/zero")
-    # Whoever opens the pipe finds a writer, so that a reader that opens the pipe does not wait for ever.
+    # The pipe has a writer, so that a reader that opens the pipe does not wait for ever.
     threading.Thread(target=pipe.write_text, args=("text",), daemon=True).start()
     for path, kind in ((pipe, "a pipe"), (link, "a device"), (tmp_path, "a folder")):
         with pytest.raises(OSError, match=f"this is {kind}; name a file"):
@@ -205,7 +205,7 @@ def test_a_pipe_is_written_to_and_one_that_nobody_reads_is_an_error(tmp_path: Pa
             read.append(file.read().decode())
 
     thread = threading.Thread(target=reader)
-    held_open = os.open(pipe, os.O_WRONLY)  # a pipe without a writer is at its end at once
+    held_open = os.open(pipe, os.O_WRONLY)  # without a writer, the reader would end at once
     thread.start()
     write_text(pipe, text)
     os.close(held_open)
@@ -228,7 +228,7 @@ def test_a_file_in_a_folder_that_takes_no_new_files_is_written(tmp_path: Path, m
     path = tmp_path / "x.txt"
     path.write_text("a longer old text")
 
-    def busy(*_: object) -> None:  # as for a file that a container mounts
+    def busy(*_: object) -> None:  # the error of a file that a container mounts
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     monkeypatch.setattr("os.replace", busy)
@@ -337,9 +337,9 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "mixture.meta.json")])
     (left_over,) = set(names_in(tmp_path)) - set(others)
     machine, process, _, number = left_over.split(".")[-2].split("-")
-    running = f".mixture.jsonl.{machine}-{os.getppid()}-0123abcd-0.unfinished"  # of a process that is alive
-    restarted = f".mixture.jsonl.{machine}-{os.getpid()}-0123abcd-0.unfinished"  # in a container all have one number
-    foreign = f".mixture.jsonl.{'0' * 8}-{process}-0123abcd-{number}.unfinished"  # of another machine
+    running = f".mixture.jsonl.{machine}-{os.getppid()}-0123abcd-0.unfinished"  # the process is alive
+    restarted = f".mixture.jsonl.{machine}-{os.getpid()}-0123abcd-0.unfinished"  # in a container, numbers repeat
+    foreign = f".mixture.jsonl.{'0' * 8}-{process}-0123abcd-{number}.unfinished"  # another machine
     old = f".old.jsonl.{'0' * 8}-{process}-0123abcd-{number}.unfinished"
     for name in (running, restarted, foreign, old):
         (tmp_path / name).write_text("unfinished")
@@ -398,7 +398,7 @@ def test_a_name_may_have_anything_else() -> None:
 
 
 def dense_hash(folder: Path) -> str:
-    """The hash of a folder as commit 5361c51 made it."""
+    """The hash of a folder, computed as in commit 5361c51."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if not any(part.startswith(".") for part in file.relative_to(folder).parts):
@@ -407,7 +407,7 @@ def dense_hash(folder: Path) -> str:
 
 
 def settled(path: Path) -> Path:
-    """Let a path's files count as not changed for long."""
+    """Set the times of a path's files far back, so that the files count as unchanged for a long time."""
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
         os.utime(file, (1e9, 1e9))
     return path
@@ -415,7 +415,7 @@ def settled(path: Path) -> Path:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Now is an hour later, so that hashes of files just made are remembered."""
+    """Set the clock an hour ahead, so that hashes of files that were just made are remembered."""
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600)
 
@@ -435,7 +435,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class NoReading:
-    """A hash that takes the few bytes of a state and no file's content."""
+    """A hash that takes the few bytes of a file's state, and refuses the content of a file."""
 
     real = hashlib.sha256
 
@@ -501,7 +501,7 @@ def test_a_hash_is_remembered_until_a_file_changes(folder: Path, later: None, mo
     with monkeypatch.context() as patch:
         forbid_reading(patch)
         assert (hash_path(folder), hash_path(folder / "adapter_config.json")) == first
-    (folder / "adapter_config.json").write_text("adapter_config.JSON")  # as long as before
+    (folder / "adapter_config.json").write_text("adapter_config.JSON")  # the length has not changed
     assert hash_path(folder) == dense_hash(folder) != first[0]
     assert hash_path(folder / "adapter_config.json") != first[1]
     (folder / "adapter_model.safetensors").rename(folder / "renamed.safetensors")
@@ -532,7 +532,7 @@ def test_a_damaged_file_of_hashes_is_passed_over(folder: Path, later: None, cont
     (cache_folder() / HASHES_FILE).write_bytes(content + b"\n")
     assert hash_path(folder) == hash_path(folder) == dense_hash(folder)
     lines = (cache_folder() / HASHES_FILE).read_bytes().removeprefix(content + b"\n").decode().splitlines()
-    assert [json.loads(line)[2] for line in lines] == [dense_hash(folder)]  # and the next one is found
+    assert [json.loads(line)[2] for line in lines] == [dense_hash(folder)]  # the next hash is kept
 
 
 def test_a_long_file_of_hashes_is_begun_anew(folder: Path, later: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the Hub does not give is one line, whatever went wrong below."""
+"""A failure of the Hub gives one line, whatever the cause."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
-    """An error as the Hub's library raises it, without the Hub's response."""
+    """An error of the Hub's library, without a response of the Hub."""
     return kind.__new__(kind)
 
 

@@ -1,4 +1,7 @@
-"""Remembered arrays: found again only if everything that decides them is the same, and never in the way."""
+"""Remembered arrays are found again only if everything that decides an array is the same.
+
+A broken cache stops nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from lora_retriever.remembered import Array, cache_folder, code_of, remembered
 
 
 class Counting:
-    """A computation that counts how often it is asked."""
+    """A computation that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0

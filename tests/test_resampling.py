@@ -1,4 +1,4 @@
-"""Intervals and tests hold what they promise: checked on rows whose truth is known."""
+"""Intervals and tests have the promised error rates, checked on data whose truth is known."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_interval_over_tasks_covers_the_mean_of_tasks_not_drawn() -> None:
 
 def p_values(left: Array, right: Array) -> Array:
     """The test's p-values for many datasets of pairs at once, [datasets, pairs] each."""
-    # Swapping a pair turns its difference round: the mean is that of (1 − 2 side) × difference.
+    # Swapping a pair changes the sign of its difference: the statistic is the mean of (1 − 2 side) × difference.
     differences = (left - right).T / left.shape[1]
     return permutation_test(left.shape[1], lambda sides: (1 - 2 * sides) @ differences, permutations=999)
 
@@ -94,7 +94,7 @@ def test_the_permutation_test_sees_what_is_there() -> None:
 
 
 def test_few_pairs_are_tested_exactly() -> None:
-    """Of 2⁵ ways to swap five pairs that all point one way, two are as far out: p = 2/32."""
+    """Five pairs all have the same sign. Of 2⁵ ways to swap the pairs, two are as extreme: p = 2/32."""
     p = permutation_test(5, lambda sides: ((1 - 2 * sides) @ np.ones(5))[..., None])
     assert p == pytest.approx([2 / 32])
 
@@ -115,7 +115,7 @@ def test_rows_that_all_score_alike_have_the_exact_binomial_bound() -> None:
 
 
 def test_an_interval_is_widened_by_the_bound_of_the_smallest_task_without_variation() -> None:
-    """Of 4 tasks, those of 20 and 50 rows score 0 throughout: what 20 rows may hide, over 4 tasks, adds in squares."""
+    """Two of 4 tasks, of 20 and 50 rows, score 0 on all rows. The bound of 20 rows, over 4 tasks, adds in squares."""
     hidden = 100 * (1 - 0.025 ** (1 / 20)) / 4
     low, high = widened(40.0, (37.0, 44.0), below=[50, 20], above=[], tasks=4)
     assert (low, high) == (37.0, pytest.approx(40 + (4**2 + hidden**2) ** 0.5))
@@ -139,7 +139,7 @@ def test_one_row_less_than_there_is_drawn_from_each_task_as_often_as_said() -> N
 
 
 def test_as_many_permutations_are_drawn_as_asked() -> None:
-    """30 pairs that all point one way: no draw is as far out, so p is 2 / (draws + 1)."""
+    """30 pairs all have the same sign: no draw is as extreme, so p is 2 / (draws + 1)."""
 
     def statistic(sides: Array) -> Array:
         return ((1 - 2 * sides) @ np.ones(30))[..., None]
@@ -150,7 +150,7 @@ def test_as_many_permutations_are_drawn_as_asked() -> None:
 
 @pytest.mark.slow
 def test_the_same_rows_give_the_same_interval_and_p_value() -> None:
-    rows = np.random.default_rng(3).normal(size=40)  # any other draws give another interval, in its last digits
+    rows = np.random.default_rng(3).normal(size=40)  # other draws would change the last digits
 
     def mean(positions: Sequence[Indices]) -> Array:
         return (rows[positions[0]].mean(axis=-1) + 0 * positions[1].mean(axis=-1))[None]

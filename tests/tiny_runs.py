@@ -22,10 +22,10 @@ QUIET = Console(file=io.StringIO())
 
 
 def write_profile(folder: Path, **changes: Any) -> str:
-    """Write the bundled miniature's profile with some changes, as a user would write it. Returns the file's path.
+    """Write the bundled miniature's profile with some changes, like a user's file. Returns the file's path.
 
     Args:
-        changes: fields of the profile. Of `generation`, the settings that are not named stay.
+        changes: fields of the profile. Settings of `generation` that are not named keep their values.
     """
     content = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
     generation = {**content["generation"], **changes.pop("generation", {})}
@@ -65,7 +65,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     """A folder that one worker of pytest-xdist makes, and all workers of the session read.
 
     No test may write into the folder: a test that goes on with its runs copies the folder first. The runs begin with an
-    empty cache of embeddings, as every test does: the last digits of embeddings depend on what is encoded together.
+    empty cache of embeddings, as every test does: the last digits of embeddings depend on the texts that are encoded
+    together.
     """
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name

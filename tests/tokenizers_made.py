@@ -17,7 +17,7 @@ TEXTS = [
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_end|>"]
 NFKC = normalizers.NFKC()
 PLAIN_ADDED = "<tool>"
-"""An added token that is not special: it is part of the vocabulary like any word."""
+"""An added token that is not special, but a part of the vocabulary like any word."""
 
 
 def finished(backend: Tokenizer, begins: bool = True, ends: bool = False) -> PreTrainedTokenizerFast:
@@ -32,7 +32,7 @@ def finished(backend: Tokenizer, begins: bool = True, ends: bool = False) -> Pre
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """As GPT-2's and Llama-3's: bytes, merges, and words of the vocabulary taken whole."""
+    """A tokenizer like GPT-2's and Llama-3's: bytes, merges, and whole words of the vocabulary."""
     backend = Tokenizer(models.BPE(ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -45,7 +45,10 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def sentence_piece(legacy: bool = False, normalized: bool = False) -> PreTrainedTokenizerFast:
-    """As Llama-2's: `▁` for spaces, bytes for unknown characters. The older form does it in its normaliser."""
+    """A tokenizer like Llama-2's:
+
+    `▁` for spaces, bytes for unknown characters. With `legacy`, the normaliser writes the `▁`.
+    """
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     if legacy:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -63,11 +66,11 @@ def sentence_piece(legacy: bool = False, normalized: bool = False) -> PreTrained
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """As T5's: the texts of its special tokens are pieces of the model, too; it puts `</s>` behind every text."""
+    """A tokenizer like T5's: special tokens are also pieces of the model, and `</s>` comes behind every text."""
     texts = sorted({NFKC.normalize_str(text) for text in TEXTS})
     words = sorted({f"▁{word}" for text in texts for word in text.split()})
     characters = sorted({"▁", *"".join(words)} - {*words})
-    # A trained vocabulary would be another one in every process. A word costs less than its characters.
+    # A trained vocabulary would differ between processes. A word costs less than its characters.
     scores = [(token, 0.0) for token in SPECIAL] + [(word, -5.0) for word in words]
     backend = Tokenizer(models.Unigram(scores + [(character, -10.0) for character in characters], unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -78,7 +81,7 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 def word_piece() -> PreTrainedTokenizerFast:
-    """As BERT's: lower case, pieces of words, a token before and a token behind every text."""
+    """A tokenizer like BERT's: lower case, pieces of words, a token before and a token behind every text."""
     backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

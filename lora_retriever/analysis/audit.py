@@ -1,7 +1,7 @@
 """`lora-retriever audit`: finds, before a run, everything that is wrong or odd in a benchmark's rows and its pool.
 
 Two texts are the same here if they differ only by white space or by Unicode form, which encoders and tokenizers hardly
-distinguish. The module reads no runs and no answers. It measures prompts only where a tokenizer is named.
+distinguish. The module reads no runs and no answers. The module measures prompts only if a tokenizer is named.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class OtherDomain:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings. `--json` writes them as a dictionary (`dataclasses.asdict`).
+    """All findings. `--json` writes the findings as a dictionary (`dataclasses.asdict`).
 
     Attributes:
         prompts: None: the prompts were not measured.
@@ -174,7 +174,7 @@ def leaked_ids(rows: Iterable[HasInputs], pool: Sequence[PoolEntry]) -> set[int]
 
 
 def measure_prompts(rows: Sequence[Row], tokenizer: str, template: str, max_tokens: int) -> Prompts:
-    """The rows whose filled template has more than `max_tokens` tokens, counted as a run counts them.
+    """The rows whose filled template has more than `max_tokens` tokens, by the count of a run.
 
     Args:
         tokenizer: a folder or a Hub id.
@@ -276,7 +276,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """Items by key. Keys and items are in the order in which they first appear."""
+    """Items by key. Keys and values are in the order in which they first appear."""
     groups: defaultdict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -289,7 +289,7 @@ def _ids(rows: Iterable[Row]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding as the page shows it: the count, the ids of the rows by task, a remark, some findings."""
+    """The text of one kind of finding: the count, the ids of the rows by task, a remark, some findings."""
 
     title: str
     count: int

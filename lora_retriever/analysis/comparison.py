@@ -318,7 +318,7 @@ def _whole(tasks: dict[str, ScoredTask]) -> dict[str, Array]:
 
 
 def _names(comparisons: Sequence[Comparison]) -> tuple[list[str], str]:
-    """The names of the columns, and what the runs are compared with."""
+    """The names of the columns, and the name or description of the other run of each comparison."""
     others = list(dict.fromkeys(comparison.other for comparison in comparisons))
     if len(others) == 1:
         return [comparison.name for comparison in comparisons], others[0]

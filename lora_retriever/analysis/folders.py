@@ -27,12 +27,12 @@ from lora_retriever.data.rows import Row, read_rows, shortened, single_spaced, t
 from lora_retriever.errors import UserError
 
 Content = tuple[str, str, tuple[str, ...]]
-"""What identifies a row in any order: task, inputs and targets."""
+"""The fields that identify a row in any order: task, inputs and targets."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A results folder: its finished runs, and notes on what is not shown, renamed or matched.
+    """A results folder: its finished runs, and notes on files and rows that are left out, renamed or matched.
 
     Attributes:
         name: the name in tables: the end of the folder's path that no other folder of the table has.
@@ -184,9 +184,8 @@ def _findings(
 
 
 def _moved(ids: Sequence[int]) -> list[int]:
-    """The smallest set of ids without which the other ids are in ascending order: all ids outside a longest rising
-    chain."""
-    ends: list[int] = []  # the least id in which a rising chain of each length ends
+    """The smallest set of ids without which the other ids ascend: all ids outside a longest rising subsequence."""
+    ends: list[int] = []  # the least id in which a rising subsequence of each length ends
     lengths = []
     for id in ids:
         lengths.append(bisect_left(ends, id))

@@ -35,7 +35,7 @@ class Groups:
 
     Attributes:
         by_value: for each value the folders with the rows of this value alone. Every run has rows of every value.
-        notes: how many rows each value has, and what is left out.
+        notes: the number of rows of each value, and the rows and runs that are left out.
     """
 
     field: str
@@ -71,8 +71,8 @@ class Groups:
 def split(folders: Sequence[Folder], field: str) -> Groups:
     """Split the rows of results folders of one benchmark by a further field.
 
-    A row that lacks the field in one run has the field's value of another run. Rows without the field are left out, and
-    so are runs that have no row of some value.
+    A row that lacks the field in one run has the field's value of another run. Rows without the field, and runs that
+    have no row of one of the values, are left out.
 
     Raises:
         UserError: no row has the field, a row has two values, there are more than `MAX_VALUES` values, or no run is
@@ -117,7 +117,7 @@ class ScoredGroups:
     """The runs of results folders, scored on the rows of each value of a further field.
 
     Attributes:
-        by_value: for each value the runs by their names. Runs without a row of some value are left out.
+        by_value: for each value the runs by their names. Runs without a row of one of the values are left out.
         ids: for each value the ids of its rows.
     """
 
@@ -176,7 +176,7 @@ def _values(rows: Sequence[Row | AnsweredRow], field: str, where: str = "") -> d
 
 
 def beside_values(groups: Groups, tables: Mapping[str, Table]) -> Table:
-    """The tables of all values as one: every column stands there once for each value, under `COLUMN VALUE`."""
+    """The tables of all values as one table, in which every column stands once for each value, under `COLUMN VALUE`."""
     table = beside([*tables.values()], [*tables])
     return replace(table, notes=[*groups.notes, *common_notes({value: of.notes for value, of in tables.items()})])
 

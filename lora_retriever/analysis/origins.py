@@ -1,4 +1,4 @@
-"""Whose answers a results folder has, where another program made them: the file `runs.yaml` of the folder.
+"""The origin of answers that another program made: the file `runs.yaml` of a results folder.
 
     model: Llama-2-7b
     source: github.com/someone/their-code

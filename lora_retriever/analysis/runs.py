@@ -1,4 +1,4 @@
-"""The answered rows of a results folder, as every table, comparison and report reads them."""
+"""The answered rows of a results folder, read for every table, comparison and report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lora_retriever.methods.paper import METHODS
 ORACLE = "best_selection"
 """The run against which scores are normalized."""
 _MISSPELT = re.compile(r"^misture(?=$|_|@)")
-"""How the original writes `mixture` in the names of its files of answers."""
+"""The original's spelling of `mixture` in the names of its files of answers."""
 
 OfficialName = Annotated[str, AfterValidator(official_name)]
 """A name of a task or an adapter; tasks of the official benchmark, and their adapters, get the official names."""
@@ -175,12 +175,12 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All finished runs in a results folder, as `open_results` finds them."""
+    """All finished runs in a results folder, by `open_results`."""
     return open_results(folder)[0]
 
 
 def open_results(folder: Path) -> tuple[list[Run], list[str]]:
-    """All finished runs in a results folder, as `read_folder` finds them, and notes on what is not shown or renamed.
+    """All finished runs in a results folder, by `read_folder`, and notes on files that are not shown or renamed.
 
     Raises:
         UserError: as for `read_folder`, or two runs have different rows under the same id.
@@ -191,12 +191,11 @@ def open_results(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
-    """All finished runs in a results folder, and notes on what is not shown or renamed.
-
-    A run is a file `NAME.jsonl` with at least one row, or a JSON list `NAME.json`. The paper's methods come first, in
-    the paper's order. Hidden files, such as the files that macOS puts beside each file, are ignored. A file that is no
-    run and has no `NAME.meta.json` beside it is left out with a note. `misture`, the original's spelling, is read as
-    `mixture`. The file `runs.yaml` says whose answers these are (`origins`).
+    """All finished runs in a results folder, and notes on files that are not shown or renamed. A run is a file
+    `NAME.jsonl` with at least one row, or a JSON list `NAME.json`. The paper's methods come first, in the paper's
+    order. Hidden files, such as the files that macOS puts beside each file, are ignored. A file that is no run and has
+    no `NAME.meta.json` beside it is left out with a note. `misture`, the original's spelling, is read as `mixture`. The
+    file `runs.yaml` says whose answers these are (`origins`).
 
     Raises:
         UserError: there is no such folder, no run in it, a run's file, its record or `runs.yaml` is damaged, or two
@@ -412,11 +411,11 @@ def check_rows_agree(runs: Sequence[Run], where: object) -> None:
 
 
 def _begins_with(path: Path, sign: str) -> bool:
-    """Whether a file's first character that is no white space is this one."""
+    """Whether this character is the first character of a file after white space."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             return file.read(4096).lstrip()[:1] == sign
-    except OSError:  # for example a file of another user
+    except OSError:  # for example, the file of another user
         return False
 
 

@@ -44,7 +44,7 @@ NORMALIZED = Quantity("normalized")
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """One task of one run: what the task's rows add to the sums of each metric.
+    """One task of one run: the numbers that the task's rows add to the sums of each metric.
 
     Attributes:
         ids: the ids of the rows, in the order of the statistics.
@@ -69,7 +69,7 @@ class ScoredTask:
 
     @property
     def decisive(self) -> Iterator[bytes | str]:
-        """Everything that decides the task's scores, and what is computed from them."""
+        """Everything that decides the task's scores, and the values that are computed from the scores."""
         yield json.dumps([self.name, self.domain, self.metric, self.names])
         for _, statistics in self.parts:
             yield str(statistics.shape)
@@ -119,7 +119,7 @@ class ScoredRun:
 
     @property
     def decisive(self) -> Iterator[bytes | str]:
-        """Everything that decides the run's scores, and what is computed from them."""
+        """Everything that decides the run's scores, and the values that are computed from the scores."""
         yield self.scoring.name
         for task in self.tasks.values():
             yield from task.decisive

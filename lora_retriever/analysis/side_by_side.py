@@ -88,7 +88,7 @@ def all_runs(summaries: Summaries, several: bool | None = None) -> list[RunSumma
     """The runs of all folders.
 
     Args:
-        several: whether each run is named FOLDER:RUN. None: these are several folders.
+        several: whether each run is named FOLDER:RUN. None: only if there are several folders.
     """
     if several is False or (several is None and len(summaries) == 1):
         return [run for runs in summaries.values() for run in runs]
@@ -102,7 +102,7 @@ def all_runs(summaries: Summaries, several: bool | None = None) -> list[RunSumma
 def summaries_table(
     summaries: Summaries, by_task: bool = False, intervals: bool = True, left_out: Sequence[str] = ()
 ) -> Table:
-    """The table of every folder (`summary.to_table`). Several stand side by side, each as a group of columns."""
+    """The table of every folder (`summary.to_table`). Several tables stand side by side, each as a group of columns."""
     tables = [to_table(runs, by_task, intervals) for runs in summaries.values()]
     if len(tables) == 1:
         return replace(tables[0], notes=[*left_out, *tables[0].notes])
@@ -127,7 +127,7 @@ def summaries_as_json(folders: Sequence[Folder], summaries: Summaries, scoring: 
 
 
 def notes_of(folders: Sequence[Folder]) -> list[str]:
-    """The notes on what the folders hold."""
+    """The notes of the folders."""
     return common_notes({folder.name: folder.notes for folder in folders})
 
 
@@ -160,8 +160,8 @@ def pairs_of(summaries: Summaries, versus: str, chosen: Names | None = None) -> 
             FOLDER:RUN: every other run of all folders is compared with this run. FOLDER: every run of the other folders
             is compared with the run of the same name in this folder. RUN: in every folder, every other run is compared
             with the folder's own run of this name.
-        chosen: the runs that are compared, in this order. The runs that they are compared with need not be among them.
-            None: all runs.
+        chosen: the runs that are compared, in this order. The runs with which these runs are compared need not be
+            chosen. None: all runs.
 
     Raises:
         UserError: there is no such folder or run, the name is a folder's and a run's, or there is no pair.

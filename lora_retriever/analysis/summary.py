@@ -194,7 +194,7 @@ def to_run_table(runs: Sequence[RunSummary], intervals: bool = True, left_out: S
 
 
 def beside(tables: Sequence[Table], names: Sequence[str]) -> Table:
-    """Several tables of the same runs as one table. Their columns of the same name stand side by side.
+    """Several tables of the same runs as one table. Columns of the same name stand side by side.
 
     A table without groups may lack columns that another table has.
     """

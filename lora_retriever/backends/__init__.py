@@ -1,4 +1,4 @@
-"""Backends: what answers a benchmark's prompts. A profile names one backend: `backend: local`."""
+"""Backends: the parts that answer a benchmark's prompts. A profile names one backend: `backend: local`."""
 
 from __future__ import annotations
 

@@ -88,5 +88,5 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the backend holds. A closed backend answers nothing."""
+        """Free the backend's memory and processes. A closed backend answers nothing."""
         ...

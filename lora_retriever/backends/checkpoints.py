@@ -18,10 +18,10 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class Served:
-    """A composition on disk, as vLLM is told of it.
+    """A composition on disk, with the number by which vLLM knows the composition.
 
     Attributes:
-        number: the number by which vLLM knows the LoRA. No number is used twice.
+        number: the number by which vLLM knows the checkpoint. No number is used twice.
     """
 
     number: int
@@ -53,7 +53,8 @@ class Checkpoints:
     def written(
         self, key: Hashable, composition: Composition, mode: str | Composer, ranks: Sequence[int] = RANKS
     ) -> Served:
-        """The checkpoint of a composition, written now if it is not there. The checkpoint of no adapters adds zero.
+        """The checkpoint of a composition, written now if the folder has no such checkpoint. The checkpoint of no
+        adapters adds zero.
 
         Args:
             ranks: the ranks that the engine takes. The checkpoint is padded with zeros to one of these ranks.

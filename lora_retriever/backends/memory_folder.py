@@ -20,7 +20,7 @@ MEMORY = Path("/dev/shm")
 PREFIX = ".lora-retriever-compositions-"
 """The beginning of the folders' names. Folders of such a name that are not locked are removed."""
 ATTEMPTS = 100
-"""Maximum number of folders that are made before one is locked."""
+"""Maximum number of attempts to make and lock a folder."""
 
 
 class MemoryFolder:

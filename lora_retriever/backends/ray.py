@@ -3,8 +3,8 @@
     windows ─► Ray Data ─► desk ─► the first free worker ─► outcomes, in any order
 
 Every run is a dataset of its windows. A worker answers a window as the local backend does: rows join the batch as other
-rows end. The windows are smaller than those of the local backend, and do not depend on the number of workers, so a run
-that goes on with other workers repeats the same windows.
+rows end. The windows are smaller than the windows of the local backend, and do not depend on the number of workers, so
+a run that goes on with other workers repeats the same windows.
 
 The pools of actors that Ray Data itself offers end with their dataset (Ray's issue 46479), and would load the base
 model anew for each method. Therefore the workers live as long as the backend, outside the pipeline. The one step of the
@@ -12,7 +12,7 @@ pipeline asks the desk, and the desk gives the window to the first free worker. 
 its window goes to another worker.
 
 Every machine of a cluster needs the package and the folders of the models, at the same paths. This process encodes,
-plans and writes, and it decides the device for all workers.
+plans and writes, and decides the device for all workers.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ CONNECTION_TIME = 10.0
 ENDING_TIME = 30.0
 """Maximum time that the threads of an interrupted pipeline may take to end, in seconds."""
 PIPELINE_THREADS = ("StreamingExecutor", "iter_threaded")
-"""How the names of the threads begin in which Ray Data executes a pipeline and reads its blocks."""
+"""Ray Data executes a pipeline, and reads its blocks, in threads whose names begin with these texts."""
 
 
 class RayBackend:
     """Answers with the models of a cluster's workers."""
 
     def __init__(self, workers: Sequence[Any], source: ModelSource, owns_cluster: bool) -> None:
-        """`source` is the model that methods may look into; it is loaded beside the workers when first asked for."""
+        """`source` is the model into which methods may look. Loaded beside the workers, when first asked for."""
         self.workers = list(workers)
         self._source = source
         self._owns_cluster = owns_cluster  # whether this process started Ray or joined the cluster
@@ -122,7 +122,7 @@ class RayBackend:
         return load_generator(self._source)
 
     def close(self) -> None:
-        """End the workers, and Ray if this process started Ray for them."""
+        """End the workers. Also end Ray if this process started Ray for the workers."""
         self._end_pipeline()
         for actor in (self._desk, *self.workers):
             with suppress(RayError):
@@ -203,7 +203,7 @@ def connect(settings: RaySection) -> bool:
 
 
 def plan_workers(settings: RaySection, on_gpus: bool) -> tuple[int, dict[str, float]]:
-    """The number of workers, and the resources of the cluster that each of them takes.
+    """The number of workers, and the resources of the cluster for each worker.
 
     Raises:
         UserError: the cluster has fewer resources, so that some workers would never start.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_retriever.generation.loading import ModelSource
 
 ATTEMPTS = 3
-"""Maximum number of workers that a window is given to when one after the other dies of it."""
+"""Maximum number of workers to which a window is given if one worker after another dies of the window."""
 RESTARTS = 20
 """Maximum number of times that a worker is started again. A worker without enough memory for its model always dies."""
 KILLED = "killed, out of memory, or with a broken device"

@@ -49,7 +49,7 @@ def stopping_on_signals() -> Iterator[None]:
             return
         number = getattr(what.exc_value, "signal", signal.SIGINT)
         signal.signal(number, stop)
-        # A signal to the main thread also ends what the thread waits for.
+        # A signal to the main thread also ends a call in which the thread waits.
         threading.Timer(MOMENT, signal.pthread_kill, [threading.main_thread().ident, number]).start()
 
     former_hook = sys.unraisablehook
@@ -70,8 +70,8 @@ def stopping_on_signals() -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Give the signals of `ENDING` back the handlers that they have now. Ray installs handlers that abort the
-    process."""
+    """After this context, the signals of `ENDING` have the same handlers as before. Ray installs handlers that abort
+    the process."""
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in ENDING} if is_main else {}
     try:

@@ -1,6 +1,6 @@
 """The backend of vLLM: every composition is written as one LoRA checkpoint, and vLLM serves many checkpoints at once.
 
-Only vLLM loads the weights of the base. The checkpoints are written to a folder in memory. Rows that share a
+Only vLLM loads the model weights of the base. The checkpoints are written to a folder in memory. Rows that share a
 composition share its checkpoint, which is removed after the last of these rows.
 """
 
@@ -76,7 +76,7 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """A source of tokens. `max_rank` is the highest rank of a LoRA that the engine serves."""
+    """A source of tokens. `max_rank` is the highest rank of a checkpoint that the engine serves."""
 
     max_rank: int
 
@@ -235,7 +235,10 @@ class VllmBackend:
         return Outcome(answers, failures, tracebacks)
 
     def _written(self, composition: Composition, mode: str | Composer) -> Served | None:
-        """The checkpoint of a composition, written now if it is not there. None: the composition has no adapters."""
+        """The checkpoint of a composition, written now if the folder has no such checkpoint.
+
+        None: the composition has no adapters.
+        """
         if not composition.weights:
             return None
         return self._checkpoints.written(key_of(composition), composition, mode)
@@ -257,8 +260,8 @@ class VllmBackend:
 def plan_chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:
     """Requests in chunks of `size`. Rows without adapters have chunks of their own. Equal compositions are neighbours.
 
-    vLLM 0.32 on a CPU answers a row without a LoRA wrongly if another row of the batch has a LoRA: the row then gets
-    the LoRA of index -1, which is the last LoRA.
+    vLLM 0.32 on a CPU answers a row without a checkpoint wrongly if another row of the batch has a checkpoint: the row
+    then gets the checkpoint of index -1, which is the last.
     """
     plain = sorted((request for request in requests if not request.composition.weights), key=lambda r: r.id)
     composed = [request for request in requests if request.composition.weights]
@@ -280,7 +283,7 @@ def engine_arguments(source: ModelSource, max_rank: int, longest: int) -> dict[s
     """The arguments of every engine of vLLM.
 
     Args:
-        max_rank: the highest rank of a LoRA.
+        max_rank: the highest rank of a checkpoint.
         longest: maximum length of a prompt with its answer, in tokens.
     """
     from vllm.platforms import current_platform
@@ -295,12 +298,12 @@ def engine_arguments(source: ModelSource, max_rank: int, longest: int) -> dict[s
         "max_model_len": longest,
         "max_num_seqs": settings.batch_size,
         "enable_lora": True,
-        # Each LoRA has a slot in the memory of the device, in every linear layer. Other rows wait for a slot.
+        # Each checkpoint has a slot in the memory of the device, in every linear layer. Other rows wait for a slot.
         "max_loras": min(settings.batch_size, LORAS),
         "max_lora_rank": max_rank,
         # Rows rarely share a composition, and a prefix is not shared between compositions.
         "enable_prefix_caching": False,
-        # On a CPU, compiling takes more time than it saves, and needs a compiler.
+        # On a CPU, compiling takes more time than compiled code saves, and needs a compiler.
         "enforce_eager": current_platform.is_cpu(),
     }
 
@@ -391,7 +394,7 @@ def check_vllm(profile: Profile) -> None:
     """
     os.environ.setdefault(
         "VLLM_LOGGING_LEVEL", "ERROR"
-    )  # vLLM reads it on import; its log would disturb the progress bars
+    )  # vLLM reads this variable on import; vLLM's log would disturb the progress bars
     try:
         from vllm.platforms import current_platform
     except ImportError as error:

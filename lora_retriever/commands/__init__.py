@@ -25,7 +25,7 @@ class Command(Protocol):
         """Add the command's arguments."""
 
     def run(self, args: argparse.Namespace, console: Console) -> int:
-        """Do what the arguments ask for, and return the exit status. Messages of progress go to `console`."""
+        """Run the command with these arguments, and return the exit status. Messages of progress go to `console`."""
 
 
 def commands() -> dict[str, Command]:

@@ -20,10 +20,10 @@ DEFAULT_RESULTS = Path("results") / DEFAULT_PROFILE
 
 
 class KnownNames:
-    """Names that an argument takes: `--help` lists the names, and the shell completes them.
+    """Names that an argument takes. `--help` lists the names, and the shell completes the names.
 
     Attributes:
-        title: what the names are, for the help.
+        title: the kind of the names, for the help.
     """
 
     def __init__(self, title: str, find: Callable[[], Iterable[str]], several: bool = False, end: str = "") -> None:
@@ -37,7 +37,7 @@ class KnownNames:
             argument.completer = self  # type: ignore[attr-defined]  # where argcomplete looks for it
 
     def names(self) -> list[str]:
-        """The names. Finding them may import slow packages."""
+        """The names. Finding the names may import slow packages."""
         return list(self._find())
 
     def __call__(self, prefix: str = "", **_: Any) -> list[str]:
@@ -165,7 +165,7 @@ def pairs(fields: Sequence[str], text: str) -> dict[str, str]:
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments for the results folders that a command reads, and for the rows that they are matched with."""
+    """Add the arguments for results folders, and for the rows with which the rows of these folders are matched."""
     parser.add_argument(
         "results",
         type=Path,

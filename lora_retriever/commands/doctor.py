@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for number, finding in enumerate(examine(profile, results, args.offline)):
         print(f"{finding.level:<8} {one_line(finding.text)}", flush=True)
         findings.append(finding)
-        if number == 0:  # transformers takes seconds to import, and the first finding does not need it
+        if number == 0:  # transformers takes seconds to import, and the first finding does not need transformers
             quieten_transformers()
     problems = sum(finding.level == "problem" for finding in findings)
     print(f"{problems} problem{'s' if problems > 1 else ''}" if problems else "no problems found", flush=True)

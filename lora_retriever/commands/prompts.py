@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _shown(row: Row, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, tokens: bool) -> str:
-    """One prompt for the terminal: a line about the row, the prompt, what was cut, and the tokens if asked for."""
+    """One prompt for the terminal: a line about the row, the prompt, the cut text, and the tokens if asked for."""
     lines = [
         one_line(f"row {row.id}, task {row.task}: {len(prompt.token_ids)} tokens{_examples(prompt)}"),
         for_terminal(with_special_tokens(prompt.token_ids, tokenizer)),
@@ -87,7 +87,7 @@ def _examples(prompt: Prompt) -> str:
 
 
 def with_special_tokens(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of tokens, with each special token as `⟦token⟧`. A text that reads like a special token stays as it is.
+    """The text of tokens, with each special token as `⟦token⟧`. A text that reads like a special token does not change.
 
     Args:
         ids: the tokens of a prompt.

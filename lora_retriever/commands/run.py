@@ -90,7 +90,7 @@ def _show(results: Path, console: Console, metric_folders: tuple[Path, ...], tab
 
     try:
         write_runs_file(results, metric_folders)
-    except OSError as error:  # a full or read-only disk; the answers and the table do not depend on it
+    except OSError as error:  # a full or read-only disk; the answers and the table do not need this file
         console.print(
             for_rich(f"runs.csv could not be written into {results} ({error.strerror or error})"), soft_wrap=True
         )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def report_content(args: argparse.Namespace, console: Console, index: AdapterIndex | None = None) -> ReportContent:
-    """The tables and figures of the runs that the arguments name, as the report and the terminal show them."""
+    """The tables and figures of the runs that the arguments name, for the report and for the terminal."""
     from lora_retriever.analysis.comparison import compare_pairs
     from lora_retriever.analysis.groups import scored_groups
     from lora_retriever.analysis.side_by_side import all_runs, notes_of, only, pairs_of, summarize_folders
@@ -75,7 +75,7 @@ def scorings(args: argparse.Namespace) -> list[Scoring]:
 
 
 def runs_and_notes(results: Path) -> tuple[list[Run], list[str]]:
-    """The finished runs of a results folder, and notes on what is not shown."""
+    """The finished runs of a results folder, and notes on files that are not shown."""
     from lora_retriever.analysis.runs import open_results
 
     return open_results(results)

@@ -129,7 +129,7 @@ def _shown(
 
 
 def _shown_by_value(args: argparse.Namespace, groups: Groups, names: Names, scoring: Scoring) -> Table | dict[str, Any]:
-    """The same with `--by`: the values side by side."""
+    """The output with `--by`: the values side by side."""
     from lora_retriever.analysis import groups as by_value
     from lora_retriever.analysis.side_by_side import notes_of, only, pairs_of
     from lora_retriever.tables import Table

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def training_options(args: argparse.Namespace) -> TrainingOptions:
-    """The options that the arguments give; the others have their defaults.
+    """The options that the arguments give. All other options have their defaults.
 
     Raises:
         UserError: the value of an option is wrong.

@@ -15,10 +15,9 @@ def draw_pool(
 ) -> list[PoolEntry]:
     """At most `count` samples of each entry, in the entry's order.
 
-    A sample whose input is also a row's input is left out, and of several samples with one input the first is kept; two
-    inputs that differ only by white space count as one input. The draw of a task depends on the seed and on the task's
-    own samples
-    only: the samples whose SHA-256 with the seed is lowest are drawn.
+    A sample whose input is also a row's input is left out. Of several samples with the same input, the first is kept.
+    Two inputs that differ only by white space count as the same input. The draw of a task depends on the seed and on
+    the task's own samples only: the samples whose SHA-256 with the seed is lowest are drawn.
 
     Args:
         name: the name of the training data, for messages.

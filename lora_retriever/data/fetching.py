@@ -99,7 +99,7 @@ def lay_out(sources: Sources, out: Path, allow_different: bool, console: Console
         One line that says what was written.
 
     Raises:
-        UserError: a file or an adapter is missing, or the files are not those of the paper.
+        UserError: a file or an adapter is missing, or the files are not the paper's files.
     """
     if not sources.source and not sources.pool:
         raise UserError(f"the pool is not on the Hub: give --pool {POOL_FILES[0]}, or --source; it is in {WHERE}")
@@ -185,7 +185,7 @@ def find(source: Path, names: Iterable[str]) -> Path:
 
 
 def fetch_rows(repository: str, revision: str | None) -> tuple[list[Row], list[Path]]:
-    """The rows of an evaluation set on the Hub, and their files: those of the test split where there are splits."""
+    """The rows of an evaluation set on the Hub, and their files. If the set has splits, the test split is read."""
     folder = fetch(repository, revision, ROW_FILES, repo_type="dataset")
     paths = [path for path in sorted(folder.rglob("*")) if not path.name.startswith("dataset_info")]
     files = [path for path in paths if path.suffix in (".json", ".jsonl")]
@@ -237,7 +237,7 @@ def gather_adapters(sources: Sources, tasks: Sequence[str], console: Console) ->
 
 
 def find_adapter(source: Path, size: str, task: str) -> Path | None:
-    """The folder `…lora-TASK`, or `TASK` with an adapter in it, unless its path names the other size of the base."""
+    """The folder `…lora-TASK`, or a folder `TASK` with an adapter, unless the path names the other size of the base."""
     folders = {path for path in source.rglob(f"*lora-{task}") if path.is_dir()}
     folders |= {path.parent for path in source.rglob(f"{task}/adapter_config.json")}
     other = {"7b": "13b", "13b": "7b"}[size]

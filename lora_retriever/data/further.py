@@ -45,7 +45,7 @@ def further_of(content: Mapping[str, Any], names: Iterable[str]) -> dict[str, Va
 
 
 def value_text(value: Value) -> str:
-    """A value as tables name it: texts in Unicode form NFC, truth values as JSON writes them."""
+    """The text of a value in tables: texts in Unicode form NFC, truth values in JSON's spelling."""
     if isinstance(value, bool):
         return str(value).lower()
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else str(value)

@@ -2,7 +2,7 @@
 
 A file is one JSON list of objects, one JSON object with such a list (`{"data": […]}`), JSON lines, or a table: CSV,
 TSV, Parquet or Arrow (`tables`). Texts are in UTF-8 with or without a byte order mark. Every file may be packed by
-gzip. Any other file is refused with one message that says what the file is, where it is wrong, and what to do.
+gzip. Any other file is refused with one message: the kind of the file, the place of the mistake, and what to do.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def read_objects(path: Path, may_have_nan: bool = False) -> list[dict[str, Any]]
     refuses texts that other programs cannot read.
 
     Args:
-        may_have_nan: whether NaN and Infinity are read as numbers, which JSON does not have. Python writes them into
-            results.
+        may_have_nan: whether NaN and Infinity are read as numbers, which JSON does not have. Python writes these
+            numbers into results.
 
     Raises:
         UserError: the file cannot be read, is another kind of file, is empty or too large, or has a line or a row that
@@ -108,7 +108,7 @@ def read_text(path: Path) -> str:
 
 
 def _some(path: Path, objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The objects: at least one."""
+    """The list of objects, which is not empty."""
     found = list(objects)
     if not found:
         raise UserError(f"{path}: the file holds no rows")

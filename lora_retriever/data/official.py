@@ -14,7 +14,7 @@ from pathlib import Path
 
 TASKS_FILE = Path(__file__).with_name("official_tasks.csv")
 """Each task of the official benchmark (combined_test.json in the authors' repository): domain, metric, number of rows,
-and the task's names in the paper's tables 4 and 5. The paper's table of the 13b model prints drop as Drpo."""
+and the task's names in the paper's tables 4 and 5. The paper's table of the 13b model prints the task drop as Drpo."""
 
 _SUFFIX = re.compile(r"_\d+templates$")
 
@@ -32,7 +32,7 @@ def official_name(task: str) -> str:
 
 
 def renamed(names: Iterable[str]) -> str:
-    """Say which of these names, as a file has them, are read as official names. Empty: every name stays."""
+    """A line that says which of a file's names are read as official names. Empty: every name stays."""
     changed = {name: official for name in names if (official := official_name(name)) != name}
     if not changed:
         return ""
@@ -42,7 +42,7 @@ def renamed(names: Iterable[str]) -> str:
 
 
 def is_official(adapters: Iterable[str], tasks: Iterable[str]) -> bool:
-    """Whether these are the official benchmark's data: its 48 adapters, and as many rows of each task as it has.
+    """Whether these are the official benchmark's data: its 48 adapters, and the right number of rows of each task.
 
     Args:
         adapters: the names of the pool's adapters.

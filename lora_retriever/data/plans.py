@@ -33,7 +33,10 @@ def steps_of(plan: str) -> list[str]:
 
 
 def is_end(text: str) -> bool:
-    """Whether a text begins with the word END. A step such as `ENDIVES: wash them` does not."""
+    """Whether a text begins with the word END.
+
+    A step such as `ENDIVES: wash the leaves` does not begin with this word.
+    """
     return _END.match(text) is not None
 
 
@@ -89,7 +92,7 @@ def things_of(table: str) -> list[Thing]:
             position: tuple[float, float, float] | None = (x, y, z)
         except ValueError:
             position = None
-        parent = kinds.get(row[8], row[8].split("|")[0])  # about 1 % of parents are names, and no ids
+        parent = kinds.get(row[8], row[8].split("|")[0])  # about 1 % of parents are names in place of ids
         things.append(Thing(row[1], position, parent))
     return things
 

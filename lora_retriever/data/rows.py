@@ -2,10 +2,9 @@
 
 A row is `{inputs, targets, task, domain, metric}`, and has `options` where the metric compares options. A pool entry is
 `{model_name, domain, sample: [{inputs, targets}, ...]}`. Both are read from files in the forms of `objects`, from
-folders, or from the Hub (`sources`). `targets` is a text, a number, or a list of texts (several references, any of
-which is right). A row keeps its further fields (`further`). Other fields are not used; `read_rows` can say which there
-are. A pool may also be a table with one sample a line, `{inputs, targets, task, domain}`: the samples of a task are one
-entry.
+folders, or from the Hub (`sources`). `targets` is a text, a number, or a list of texts (several targets, any of which
+is right). A row keeps its further fields (`further`). Other fields are not used; `read_rows` can say which there are. A
+pool may also be a table with one sample a line, `{inputs, targets, task, domain}`: the samples of a task are one entry.
 
 Names of tasks, domains, metrics and adapters are in Unicode form NFC, so that a letter with an accent is one letter
 whatever program wrote the file. Tasks of the official benchmark, and their adapters, get the official benchmark's names
@@ -44,7 +43,7 @@ MAX_TEXT_LENGTH = 1_000_000
 POSITION = "id"
 """The field that holds a row's position; a file's own field of this name is not used."""
 ADDED = (POSITION, "further")
-"""What `read_rows` adds to a file's fields."""
+"""The fields that `read_rows` adds to a file's fields."""
 
 
 def _bounded(text: str) -> str:
@@ -106,7 +105,7 @@ def _options(options: Any) -> tuple[str, ...] | None:
 
 
 def _as_compared(text: str) -> str:
-    """A text as metrics compare it: in Unicode form NFC, with one kind of line end."""
+    """The form of a text in which metrics compare the text: Unicode form NFC, with one kind of line end."""
     return _one_form(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
@@ -129,7 +128,7 @@ Name = Annotated[Words, AfterValidator(_one_form)]
 TaskName = Annotated[Name, AfterValidator(official_name)]
 """A name of a task, or of the task's own adapter."""
 Targets = Annotated[str | tuple[str, ...], PlainValidator(_targets)]
-"""One target, or several of which any is right."""
+"""One target, or several targets, any of which is right."""
 Options = Annotated[tuple[str, ...] | None, PlainValidator(_options)]
 """The options of a row, of which one is chosen."""
 
@@ -174,7 +173,7 @@ class TaskSample(Sample):
 
 
 class PoolEntry(BaseModel):
-    """One adapter of a pool, described by samples of the data it was trained for. `model_name` is its task's name."""
+    """One adapter of a pool, described by samples of its task. `model_name` is its task's name."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -236,7 +235,7 @@ def _with_its_options(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_options(row: Row, path: Path) -> None:
-    """Check that a row of a metric that compares options has options, and that each target is one of them.
+    """Check that a row of a metric that compares options has options, and that each target is an option.
 
     Raises:
         UserError: the row has no options, or a target is no option.

@@ -132,7 +132,7 @@ def _files_of_split(folder: Path, source: DataSource) -> list[Path]:
 
     try:
         found = load_dataset_builder(str(folder), source.subset).config.data_files or {}
-    except Exception as error:  # of many kinds: no data files, a script, a wrong README.md, an unknown subset
+    except Exception as error:  # many kinds of errors: no data files, a script, a wrong README.md, …
         raise UserError(f"{source.path}: no data set that can be read: {one_line_of(error)}") from error
     files = {str(split): [Path(file) for file in files] for split, files in found.items()}
     return files[_chosen(source, list(files))]

@@ -20,7 +20,10 @@ COLUMN_FIELDS = ("inputs", "targets", "task", "domain", "metric", "options")
 DEFAULT_FIELDS = ("task", "domain", "metric")
 """The fields that may have one value for all rows: `defaults` of a profile, and `--defaults`."""
 SEPARATORS = ("\t", ",", ";")
-"""What may stand between two cells of a CSV file. The separator that gives the first line most cells is used."""
+"""The characters that may stand between two cells of a CSV file.
+
+The separator that gives the first line most cells is used.
+"""
 PARQUET, ARROW, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 BEGINNINGS = (PARQUET, ARROW, ARROW_STREAM)
 """The first bytes of a Parquet file, of an Arrow file, and of an Arrow stream, which `save_to_disk` writes."""
@@ -29,7 +32,7 @@ BATCH_ROWS = 1024
 
 
 class WrittenFloat(float):
-    """A number with a fraction or an exponent, and the `text` by which its file writes it."""
+    """A number with a fraction or an exponent, and the `text` of the number in its file."""
 
     text: str
 
@@ -55,7 +58,7 @@ def separator_of(text: str) -> str | None:
 def csv_objects(text: str, separator: str) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file as objects of texts, by the names in the file's first row.
 
-    A column without a name is left out, and so are empty lines.
+    Columns without a name and empty lines are left out.
 
     Raises:
         ValueError: a name is there twice, a row has another number of cells than the first row, or a quoted cell is not
@@ -84,7 +87,7 @@ def csv_objects(text: str, separator: str) -> Iterator[dict[str, Any]]:
 def arrow_objects(content: bytes, at_most: int) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, an Arrow file or an Arrow stream as objects.
 
-    A column of class labels, as `datasets` writes them, has the names of the labels in place of their numbers.
+    A column of class labels of `datasets` has the names of the labels in place of their numbers.
 
     Args:
         at_most: maximum size of the unpacked rows, in bytes.
@@ -136,7 +139,7 @@ def _open(content: bytes) -> tuple[pyarrow.Schema, Iterable[pyarrow.RecordBatch]
 
 
 def _labels(schema: pyarrow.Schema) -> dict[str, list[str]]:
-    """The names of class labels, by the column's name, as `datasets` keeps them beside the columns."""
+    """The names of class labels, by the column's name. `datasets` keeps these names beside the columns."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {

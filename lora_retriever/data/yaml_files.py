@@ -1,7 +1,7 @@
 """Fields and values of a YAML file that a user writes, as plain values: texts, numbers, truth values, lists, mappings.
 
-A file is refused, with its line where there is one, where YAML could surprise: a key twice, a tag such as
-`!!python/object`, aliases that expand to very many values, many levels. Dates stay texts.
+A file is refused if it has something with which YAML could surprise: a key twice, a tag such as `!!python/object`,
+aliases that expand to very many values, many levels. The message names the line if there is one. Dates stay texts.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _check(root: yaml.Node) -> None:
-    """Check a file's nodes before values are made of them.
+    """Check a file's nodes before values are made of the nodes.
 
     Raises:
-        ValueError: there are too many nodes or levels, a key is there twice, or a tag is not one of plain values.
+        ValueError: there are too many nodes or levels, a key is there twice, or a tag is not a tag of plain values.
     """
     open_nodes = [(root, 1)]
     count = 0

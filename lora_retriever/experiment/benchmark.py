@@ -58,7 +58,8 @@ def open_benchmark(profile: Profile, limit: int | None, uses_encoder: bool = Tru
     All rows are checked, also the rows that `limit` leaves out.
 
     Args:
-        uses_encoder: whether embeddings are needed. If not, the profile's encoder is neither fetched nor looked for.
+        uses_encoder: whether embeddings are needed. If embeddings are not needed, the profile's encoder is neither
+            fetched nor looked for.
 
     Raises:
         UserError: something is missing or malformed. The message names everything that is inconsistent in rows and
@@ -170,7 +171,7 @@ def folders_of_adapters(profile: Profile, pool: Sequence[PoolEntry]) -> dict[str
 
 
 def _listed(title: str, problems: Sequence[str]) -> str:
-    """One problem as it is, several as lines under a title, of which at most `MAX_LISTED` are shown."""
+    """The text of one problem; or of several problems, a title and at most `MAX_LISTED` lines."""
     if len(problems) == 1:
         return problems[0]
     more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []

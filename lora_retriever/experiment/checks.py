@@ -1,7 +1,7 @@
 """Checks that find inconsistencies in a benchmark's rows and pool before the first row is answered.
 
-`run` refuses a benchmark with problems, and `doctor` lists them. Both call `benchmark_problems`, so what `doctor`
-accepts is what `run` takes.
+`run` refuses a benchmark with problems, and `doctor` lists them. Both call `benchmark_problems`, so `run` takes every
+benchmark that `doctor` accepts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _VARIATION_SELECTORS = "\ufe0e\ufe0f"
 
 
 def benchmark_problems(profile: Profile, rows: Sequence[Row], pool: Sequence[PoolEntry]) -> list[str]:
-    """The reasons why a profile's rows and pool cannot be used together, one line each. Empty: they can be used."""
+    """The reasons why a profile's rows and pool cannot be used together, one line each.
+
+    Empty: rows and pool can be used together.
+    """
     return [
         *_problems_of_adapters(profile, pool),
         *_problems_of_names(profile, rows, pool),
@@ -92,7 +95,7 @@ def alike_names(names: Iterable[tuple[str, str]]) -> list[list[tuple[str, str]]]
 
 
 def other_spelling(name: str, names: Iterable[str]) -> str | None:
-    """One of the names that is another, but has the same folded form. None: there is no such name.
+    """A different name among `names` that has the same folded form. None: there is no such name.
 
     An adapter of such a name is probably the own adapter of a task of this name, and would not be masked for the task.
     """

@@ -1,4 +1,5 @@
-"""The fields of a profile in words: all fields with what they may be, and the fields of one profile with their sources.
+"""The fields of a profile in words: all fields with their possible values, and the fields of one profile with their
+sources.
 
 Everything comes from the classes of the profile: names, types, limits and defaults from the fields, meanings from the
 docstrings.
@@ -80,7 +81,7 @@ def reference() -> str:
 
 
 def _with_fields_of_pool() -> Iterator[Field]:
-    """All fields, with those of `data.pool` as a mapping after `data.pool`."""
+    """All fields; the fields of `data.pool` as a mapping follow `data.pool`."""
     for field in profile_fields():
         yield field
         if field.name == "data.pool":

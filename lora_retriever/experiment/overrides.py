@@ -1,6 +1,6 @@
 """Fields of a profile that the command line sets: `--set retrieval.k=5`.
 
-The value of a text field is taken as it is. The value of any other field is read as YAML, as in a profile's file. A
+The value of a text field is taken unchanged. The value of any other field is read as YAML, as in a profile's file. A
 relative location starts at the current folder, because the command line has no folder of its own.
 """
 
@@ -76,7 +76,7 @@ def names_of(section: type[Section], prefix: str = "") -> list[str]:
 
 
 def _plain_kinds(annotation: Any) -> set[Any]:
-    """The types that a value may have, without what pydantic is told of them."""
+    """The types that a value may have, without pydantic's annotations."""
     return {get_args(kind)[0] if hasattr(kind, "__metadata__") else kind for kind in get_args(annotation)}
 
 

@@ -13,7 +13,7 @@ from lora_retriever.generation.composition import Composition
 from lora_retriever.generation.generator import Generator, make_prompts, row_prompts
 
 GAP = "\n\n"
-"""What stands between the examples of a prompt. A base model that was not trained to end goes on with a further
+"""The text between the examples of a prompt. A base model that was not trained to end goes on with a further
 example, so an answer in context ends here."""
 
 

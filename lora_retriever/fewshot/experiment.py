@@ -50,7 +50,7 @@ CODE = (
     *(f"lora_retriever/fewshot/{name}.py" for name in ("answering", "choosing", "experiment", "objectives", "tasks")),
     "lora_retriever/methods/parts/lorahub_weights.py",
 )
-"""The code of the experiment itself. Tables do not count: they are made anew each time."""
+"""The code of the experiment itself. The code of the tables does not count, because tables are made anew each time."""
 
 
 @dataclass(frozen=True)

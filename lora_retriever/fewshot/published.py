@@ -1,7 +1,7 @@
 """The table of LoraHub's paper for FLAN-T5-large on BBH: scores of exact match, in percent (arXiv 2307.13269).
 
-The figures were recalled from the paper's later version and not compared with it. Their column means agree with the
-printed averages.
+The figures were recalled from the paper's later version, and were not compared with this version. The means of the
+columns agree with the printed averages.
 """
 
 from __future__ import annotations

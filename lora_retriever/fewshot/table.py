@@ -87,7 +87,7 @@ def difference_table(runs: Mapping[str, ScoredRun], design: Design) -> Table | N
 
 
 def weight_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The adapters with the largest mean absolute weight, over the draws that had them.
+    """The adapters with the largest mean absolute weight. The mean is over the draws that had the adapter.
 
     Args:
         records: the records of the draws, with `weights` by adapter.

@@ -54,9 +54,9 @@ class FewShotTask:
         file: the file of the task.
         description: the text before every question. Empty: the inputs stand alone.
         examples: inputs without the description, and targets.
-        rows: the test rows. Their inputs are whole: the description is in them.
+        rows: the test rows. Their inputs are whole: each begins with the description.
         questions: the inputs of the test rows without the description.
-        example_rows: the examples with the inputs that a model is asked with.
+        example_rows: the examples with whole inputs.
     """
 
     name: str
@@ -77,7 +77,7 @@ def described(description: str, question: str) -> str:
 
 
 def asked(description: str, question: str) -> str:
-    """A question in the form that it has after a description."""
+    """A question in BBH's form, `Q: …` and `A:`, if there is a description; else the question alone."""
     return f"Q: {question}\nA:" if description else question
 
 

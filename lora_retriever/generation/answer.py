@@ -21,7 +21,7 @@ class GateUse:
 
 
 def mean_use(uses: Sequence[GateUse]) -> GateUse | None:
-    """The mean of the uses of a gate in several texts of one row. None: there is no use."""
+    """The mean of the uses of a gate in several texts of one row. None: no text was read under a gate."""
     if not uses:
         return None
     names = dict.fromkeys(name for use in uses for name in use.weights)

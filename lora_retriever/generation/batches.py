@@ -79,10 +79,11 @@ def plan_windows(
 ) -> list[list[Request]]:
     """Windows of prompts, the longest first. Within a window, prompts join the batch as rows end.
 
-    The last bits of an answer may depend on the rows beside it, and these depend on when other rows have ended. So a
-    window is always computed from its beginning, and a window that is wholly on disk is not computed again: a run that
-    was killed gives the same answers as a run that was not. At the end of a window, no prompt waits, and places of the
-    batch stay empty. So a large window uses the batch better. A small window costs less when the window is repeated.
+    The last bits of an answer may depend on the other rows of the batch, and these rows depend on when earlier rows
+    have ended. So a window is always computed from its beginning, and a window that is wholly on disk is not computed
+    again: a run that was killed gives the same answers as a run that was not. At the end of a window, no prompt waits,
+    and places of the batch stay empty. So a large window uses the batch better. A small window costs less when the
+    window is repeated.
     """
     ordered = longest_first(requests)
     windows: list[list[Request]] = []
@@ -113,12 +114,12 @@ class Halving(Generic[Item, Result]):
     def __init__(
         self, give_up: Callable[[Sequence[Item], Exception], Result | None], clean: Callable[[], None] = lambda: None
     ) -> None:
-        """Say what happens to a piece whose computation failed.
+        """Begin with the functions that are called after a failed computation.
 
         Args:
             give_up: called with the piece and the error. The function returns a result for the piece, or raises an
-                error, or returns None. After None, the piece is halved, or the error is raised if the piece is a single
-                item.
+                error, or returns None. After None, the piece is halved, or the error is raised if the piece has a
+                single element.
             clean: called after a failed computation, before memory is freed.
         """
         self._give_up = give_up
@@ -140,7 +141,7 @@ class Halving(Generic[Item, Result]):
                 result = self._give_up(piece, error)
                 if result is None and len(piece) == 1:
                     raise
-            if failed:  # the error is gone here, and with it the frames that held the tensors of the piece
+            if failed:  # the error is gone here, and so are the frames that held the tensors of the piece
                 self._clean()
             if lacks_memory:
                 free_memory()

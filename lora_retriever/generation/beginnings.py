@@ -2,8 +2,8 @@
 
 Prompts share the beginning of the template, and often the instruction of a task. The keys and values of a beginning
 depend on its tokens and on the composition. So of the rows with one composition, the first is read whole. The other
-rows take the keys and values of the tokens that they share with the first. A gate may look at the whole prompt: its
-rows share nothing.
+rows take the keys and values of the tokens that these rows share with the first row. A gate may look at the whole
+prompt: its rows share nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHORTEST = 8
 
 @dataclass
 class _Beginning:
-    """The first tokens of a prompt, and their keys and values once they have been read."""
+    """The first tokens of a prompt, and the keys and values of these tokens after the reading."""
 
     row: int  # the id of the row that is read whole
     ids: Sequence[int]
@@ -45,7 +45,7 @@ class Beginnings:
     def divided(
         self, rows: Sequence[WaitingRow], waiting: Iterable[WaitingRow]
     ) -> tuple[list[WaitingRow], list[WaitingRow]]:
-        """The rows that are read whole, and the rows that are read after them because they share a beginning.
+        """The rows that are read whole, and the rows that are read afterwards because they share a beginning.
 
         `waiting` are rows that are read later.
         """
@@ -65,8 +65,7 @@ class Beginnings:
         return first, following
 
     def _wish(self, row: WaitingRow, alike: Sequence[WaitingRow]) -> None:
-        """Mark the beginning of a row as one to keep when the row is read, if other rows of its composition share the
-        beginning."""
+        """Mark a row's beginning, which is kept when the row is read, if other rows of its composition share it."""
         shared = max((_common(row.ids, other.ids) for other in alike if other is not row), default=0)
         held = sum(len(kept.ids) for kept in self._kept.values())
         # A window drops the first keys and values of a longer prompt.
@@ -79,7 +78,7 @@ class Beginnings:
         kept = None if row.job.gate is not None else self._kept.get(row.kind)
         if kept is None:
             return 0
-        # The last token is always read, and so are the tokens whose log-probabilities are told.
+        # The last token, and tokens whose log-probabilities are told, are always read.
         most = len(row.ids) - 1 - (0 if row.told else row.job.scored)
         shared = min(_common(kept.ids, row.ids), most)
         return shared if shared >= SHORTEST else 0

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 DAY = date(2024, 7, 26)
 """The day that a chat template writes as today, so that prompts do not depend on the day. Llama 3.2's own default."""
 TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
-"""What a chat template may do to the white space around a message."""
+"""The changes that a chat template may make to the white space around a message."""
 _PROBE = ' \n{0}\n\n  "quoted" \\n <b>{{x}}</b> \t É & 1.\n{0} \n '
-"""A message that shows what a chat template does to messages; `{0}` is the mark."""
+"""A message that shows how a chat template changes messages; `{0}` is the mark."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ChatTemplate:
     Attributes:
         parts: the texts before, between and after the messages. Special tokens are written out.
         places: the number of the message that stands after each part but the last, counted from 0.
-        trims: what the chat template does to the white space around a message of the user, and around an answer.
+        trims: how the chat template changes the white space around a message of the user, and around an answer.
     """
 
     parts: tuple[str, ...]
@@ -59,7 +59,7 @@ class ChatTemplate:
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None, shots: int = 0) -> ChatTemplate:
-    """The tokenizer's chat template for one message of a user, and the beginning of the answer to it.
+    """The tokenizer's chat template for one message of a user, up to the beginning of the answer.
 
     Args:
         shots: number of examples before the message: messages of the user with their answers.

@@ -93,7 +93,7 @@ def _vocabulary_lines(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBa
 
 
 def _shown(ids: Collection[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Tokens as a message names them: the id, and the token's text if the tokenizer has the token."""
+    """The names of tokens in a message: the id, and the token's text if the tokenizer has the token."""
     ordered = list(ids)
     texts = [tokenizer.convert_ids_to_tokens(id) if 0 <= id < len(tokenizer) else None for id in ordered[:SHOWN]]
     shown = [f"{id} ({text!r})" if text is not None else str(id) for id, text in zip(ordered, texts, strict=False)]

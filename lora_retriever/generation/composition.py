@@ -1,4 +1,4 @@
-"""`Composition`: the adapters of one row with their weights, and what retrieval found for the row."""
+"""`Composition`: the adapters of one row with their weights, and the hits of the row's search."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Composition:
     Attributes:
         weights: the weight of each adapter, by the adapter's name.
         scores: the retrieval score of each adapter that retrieval found, by the adapter's name.
-        retrieved: what retrieval found for the row. None: the method does not retrieve.
+        retrieved: the hits of the row's search. None: the method does not retrieve.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Composition:
     retrieved: Retrieved | None = None
 
     def __post_init__(self) -> None:
-        """Check the weights and the scores, and make each of them a `float`.
+        """Check the weights and the scores, and make each number a `float`.
 
         Raises:
             ValueError: weights or scores are no mapping from names to finite numbers, or an adapter has a score but no

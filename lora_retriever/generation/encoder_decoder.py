@@ -35,7 +35,7 @@ KNOWN = ("t5", "mt5", "umt5")
 """The model types of encoder-decoder bases whose rows are answered."""
 
 GATES = "methods that weigh adapters by token"
-"""What a message calls gates, which need a decoder-only base."""
+"""The name of gates in a message. Gates need a decoder-only base."""
 
 
 def is_known(config: PretrainedConfig) -> bool:
@@ -46,8 +46,7 @@ def is_known(config: PretrainedConfig) -> bool:
 def refuse_encoder_decoder(config: PretrainedConfig, what: str) -> None:
     """Check that a base is a decoder-only model, for something that was not made for encoder-decoder models.
 
-    Args:
-        what: the thing, in the plural, as the message names it.
+    Args: what: the name of the thing in the message, in the plural.
 
     Raises:
         UserError: the base is an encoder-decoder model.
@@ -57,7 +56,7 @@ def refuse_encoder_decoder(config: PretrainedConfig, what: str) -> None:
 
 
 class EncoderDecoderBatch:
-    """The prompts of a batch as the encoder has read them, and the keys and values of the decoder."""
+    """The encoder's output for the prompts of a batch, and the keys and values of the decoder."""
 
     def __init__(self, model: ComposableModel, pad_id: int, end: Sequence[int]) -> None:
         """Begin without rows. `end`: the tokens after every prompt."""

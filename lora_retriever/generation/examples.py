@@ -50,12 +50,24 @@ def encode_example(
         UserError: the tokenizer has no EOS token.
         ValueError: the template alone is longer than `max_tokens`.
     """
+    prompt = encode_prompt(tokenizer, template, sample.inputs, max_tokens)
+    return answered_example(prompt.token_ids, encode_answer(tokenizer, sample)[:max_answer_tokens])
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[int]:
+    """Token ids of a sample's whole target and of the EOS token.
+
+    Raises:
+        UserError: the tokenizer has no EOS token.
+    """
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no EOS token, so no adapter learns to end answers")
-    prompt = encode_prompt(tokenizer, template, sample.inputs, max_tokens).token_ids
-    answer = [*text_tokens(tokenizer, sample.target), tokenizer.eos_token_id]
-    answer = answer[:max_answer_tokens]
-    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+    return [*text_tokens(tokenizer, sample.target), tokenizer.eos_token_id]
+
+
+def answered_example(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
+    """Token ids of a prompt and its answer, and their labels. The labels of the prompt are `IGNORED`."""
+    return {"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]}
 
 
 def check_examples(examples: Sequence[dict[str, list[int]]], samples: Sequence[Sample], limits: Limits) -> None:
@@ -151,7 +163,7 @@ def forward_options(base: PreTrainedModel, mask: Tensor, kept: int) -> dict[str,
     if not bool(mask.all()):
         options["attention_mask"] = mask
     if "position_ids" in accepted:
-        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as without padding
+        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # positions without padding
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = kept
     return options

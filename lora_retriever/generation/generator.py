@@ -33,7 +33,7 @@ from peft_composition import ComposableModel, Composer, Gate
 
 
 class Generator:
-    """A base model with the adapters of a pool, its tokenizer, and the settings by which it answers."""
+    """A base model with the adapters of a pool, the base's tokenizer, and the settings for prompts and answers."""
 
     def __init__(self, model: ComposableModel, tokenizer: PreTrainedTokenizerBase, settings: GenerationSection) -> None:
         """Put the parts together.
@@ -53,7 +53,7 @@ class Generator:
         self.eos_ids = eos_token_ids(model.base.generation_config, tokenizer, model.base.config)
         self.pad_id = pad_token_id(tokenizer, self.limits.vocabulary, settings.pad_token_id)
         self.prompt_end = prompt_end(model.base, tokenizer)
-        self._padding = padding_of(model.base, tokenizer, self.pad_id)  # of options, for an encoder-decoder base
+        self._padding = padding_of(model.base, tokenizer, self.pad_id)  # pads options for an encoder-decoder base
 
     def answer(
         self,
@@ -114,7 +114,7 @@ class Generator:
 def row_prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: GenerationSection, pool: Sequence[PoolEntry] = ()
 ) -> list[Prompt]:
-    """The prompt of each row, with the row's options, and with examples before the input if the settings ask for them.
+    """The prompt of each row, with the row's options, and with examples before the input if the settings want examples.
 
     The examples are the first samples of the row's own adapter in the pool, without samples that have the row's input.
     A row whose task is no adapter of the pool gets no example. If the prompt is too long, the last examples are left

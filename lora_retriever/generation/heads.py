@@ -15,7 +15,7 @@ def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     """Within this context the output layer's input lies in one piece of memory.
 
     A model that computes only the logits of the last positions takes a slice of its hidden states. For such a slice
-    torch makes one product for each row, and in bfloat16 on a CPU copies the layer's weights each time. With one piece
+    torch makes one product for each row, and in bfloat16 on a CPU copies the layer's matrix each time. With one piece
     of memory torch makes one product for all rows. The logits are the same, up to rounding.
     """
     head = model.get_output_embeddings()

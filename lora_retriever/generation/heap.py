@@ -1,4 +1,4 @@
-"""Freed memory of the host: whether the process keeps it for its next tensors, or gives it back at once."""
+"""Freed memory of the host: the process keeps the memory for its next tensors, or gives the memory back at once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import gc
 from contextlib import suppress
 
 KEPT = 2**29
-"""Number of free bytes at the end of the heap that the C library keeps: half a GiB."""
+"""Maximum free memory at the end of the heap that the C library keeps, in bytes: half a GiB."""
 MAPPED = 2**25
-"""Size of a block from which the C library asks the operating system for the block alone. By default the size of the
-largest block that was freed, up to this number."""
+"""Minimum size of a block for which the C library asks the operating system separately, in bytes.
+
+The default of the C library is the size of the largest block that was freed, but at most this number.
+"""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of both settings in <malloc.h>
 
 
 def give_back_freed_memory() -> None:
-    """Give the memory that nothing uses any more back to the operating system, so that it does not count as used.
+    """Give unused memory back to the operating system, so that the memory does not count as used.
 
     Does nothing where the C library is not glibc.
     """

@@ -45,16 +45,15 @@ def is_separable(config: Any) -> bool:
 class Held:
     """The keys and values of the rows of a batch.
 
-    Attributes:
-        cache: what the model is given as `past_key_values` when a token is decoded.
-        lengths: the number of tokens that are held of each row.
+    Attributes: cache: the model's argument `past_key_values` when a token is decoded. lengths: the number of tokens
+        that are held of each row.
     """
 
     def __init__(self, config: Any) -> None:
         """Begin without rows, for a model of this configuration."""
         self.lengths: list[int] = []
         self.start = self.end = 0  # the columns of the longest row
-        self._places = self._columns = 0  # of the memory
+        self._places = self._columns = 0  # size of the memory
         self.cache = DynamicCache(config=config)
         self._layers = [HeldLayer(self, getattr(layer, "sliding_window", None)) for layer in self.cache.layers]
         self.cache.layers[:] = self._layers
@@ -74,10 +73,10 @@ class Held:
         """Add rows that were just read, after the rows that are held.
 
         Args:
-            read: their keys and values, padded on the left. They are freed, layer by layer.
+            read: their keys and values, padded on the left. The keys and values are freed, layer by layer.
             lengths: number of tokens of each row.
             still: maximum number of tokens that any row of the batch may get from now on.
-            expected: number of rows that the batch will soon have. Memory is reserved for them at once.
+            expected: number of rows that the batch will soon have. Memory for these rows is reserved at once.
             most: maximum number of rows for which memory may be reserved.
         """
         before, rows, longest = len(self.lengths), len(self.lengths) + len(lengths), max(lengths)
@@ -102,7 +101,7 @@ class Held:
             layer.written = 0
 
     def abandon_step(self) -> None:
-        """Forget what some layers have written, after a forward pass that failed."""
+        """After a forward pass that failed, forget the columns that some layers have written."""
         for layer in self._layers:
             layer.written = 0
 
@@ -160,7 +159,7 @@ class HeldLayer(DynamicLayer):
         self.values[rows, :, columns] = values
 
     def move(self, rows: int, present: slice, end: int, places: int, columns: int) -> None:
-        """Move the columns `present` of the first rows so that they end at `end`, if needed in new memory."""
+        """Move the columns `present` of the first rows, so that the columns end at `end`, if needed in new memory."""
         if self.keys is not None and self.values is not None:
             target = slice(end - (present.stop - present.start), end)
             if self._shape == (places, columns):
@@ -184,7 +183,10 @@ class HeldLayer(DynamicLayer):
         self._shape = (0, 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new token of every row [rows, heads, 1, width]; return all that the layer attends to, as views."""
+        """Write the new token of every row [rows, heads, 1, width].
+
+        Return all columns that the layer attends to, as views.
+        """
         assert self.keys is not None and self.values is not None, "rows are read before a token is decoded"
         rows, new, held = key_states.shape[0], key_states.shape[2], self._held
         self.keys[:rows, :, held.end : held.end + new] = key_states
@@ -199,14 +201,14 @@ class HeldLayer(DynamicLayer):
         return self._held.width + self.written
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The number of columns that the layer attends to, and the first of them."""
+        """The number of columns that the layer attends to, and the first of these columns."""
         length = self.get_seq_length()
         first = 0 if self._window is None else max(0, length - self._window + 1)
         return length - first + query_length, first
 
 
 class HeldWhole:
-    """The state of a batch of a hybrid, which no row joins or leaves. It has the interface of `Held`."""
+    """The state of a batch of a hybrid, which no row joins or leaves. The class has the interface of `Held`."""
 
     def __init__(self) -> None:
         """Begin without rows."""

@@ -1,4 +1,4 @@
-"""`Job`: a prompt to continue under a composition. `WaitingRow`: a job with the tokens that it has got so far."""
+"""`Job`: a prompt to continue under a composition. `WaitingRow`: a job with its tokens so far."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Kind = tuple[str, tuple[tuple[str, float], ...]]
 
 
 class Decoder(Protocol):
-    """Everything that the loop needs to continue prompts. A `Generator` has all of it.
+    """Everything that the loop needs to continue prompts. A `Generator` has all these attributes.
 
     Attributes:
         model: the base model with its adapters.
@@ -53,8 +53,7 @@ class Job:
     Attributes:
         prompt: token ids, at least one.
         composition: the adapters and their weights.
-        mode: the rule by which they are composed.
-        gate: weighs the adapters by token. None: no gate.
+        mode: the rule by which the adapters are composed. gate: weighs the adapters by token. None: no gate.
         scored: number of tokens at the end of the prompt whose log-probabilities are told.
         continues: whether the text goes on with the prompt's text, so that a space at the border belongs to the text.
         trims: whether white space around the text is left out before stop texts are looked for.
@@ -79,12 +78,12 @@ class Job:
 
 @dataclass
 class WaitingRow:
-    """A job, waiting or in the batch, with the tokens that it has got so far."""
+    """A job, waiting or in the batch, with its tokens so far."""
 
     id: int
     job: Job
     draw: torch.Generator | None
-    text: TextStream | None  # in which stop texts are looked for
+    text: TextStream | None  # the text that is searched for stop texts
     tokens: list[int] = field(default_factory=list)
     told: bool = False  # whether the scored tokens of the prompt have been told
 

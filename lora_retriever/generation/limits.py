@@ -2,7 +2,7 @@
 
 The limits are read from the modules that a configuration builds, and not from the configuration's names: GPT-2 names
 its positions `n_positions`, OPT has two more rows of positions than positions, and Llama's `max_position_embeddings`
-limits nothing. `loading.skeleton` builds the modules without weights.
+limits nothing. `loading.skeleton` builds the modules without model weights.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Limits:
 
 
 def limits_of(model: PreTrainedModel) -> Limits:
-    """The limits of a base model, or of its `loading.skeleton`: no weight is read."""
+    """The limits of a base model, or of its `loading.skeleton`: no model weights are read."""
     config = model.config.get_text_config(decoder=True)
     table = min(_tables(model), default=None)
     trained = _trained_positions(config)
@@ -113,7 +113,7 @@ def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
 
 
 def check_text(tokens: Sequence[int], limits: Limits) -> None:
-    """Check that a base can read a whole text: it has all tokens of the text, and as many positions.
+    """Check that a base can read a whole text: the base has all tokens of the text, and enough positions.
 
     Raises:
         UserError: the base lacks a token or positions.

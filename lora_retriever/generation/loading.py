@@ -41,7 +41,8 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The folders of a base model and its adapters, and how to load them. It can be sent to another process.
+    """The folders of a base model and its adapters, with the settings for loading. The object can be sent to another
+    process.
 
     Attributes:
         base: the folder of the base model and its tokenizer.
@@ -80,7 +81,7 @@ def load_generator(source: ModelSource) -> Generator:
     if source.threads is not None:
         torch.set_num_threads(source.threads)
     keep_freed_memory()
-    check_settings(limits_of(skeleton(source.base)), source.generation)  # before the weights are read
+    check_settings(limits_of(skeleton(source.base)), source.generation)  # before the model weights are read
     tokenizer = load_tokenizer(source.base)
     model = load_composable(source.base, source.adapters, source.torch_dtype, source.device, source.adapter_memory)
     return Generator(model, tokenizer, source.generation)
@@ -122,7 +123,7 @@ def load_generation_config(folder: Path) -> GenerationConfig | None:
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """A base model without weights: its modules, their shapes, and its EOS tokens.
+    """A base model without model weights: its modules, their shapes, and its EOS tokens.
 
     Raises:
         UserError: the folder's configuration cannot be used, or rows are not answered with such a base.
@@ -161,15 +162,15 @@ def kind_of(config: PretrainedConfig) -> Any:
 
 
 def load_base(folder: Path, dtype: torch.dtype, device: str, every_kind: bool = False) -> PreTrainedModel:
-    """A base model with its weights, for evaluation.
+    """A base model with its model weights, for evaluation.
 
     Args:
         device: a device of torch, or `balanced`: accelerate spreads the model over all GPUs.
         every_kind: whether an encoder-decoder model may also be another than T5.
 
     Raises:
-        UserError: the base cannot be loaded, is of a kind that is not wanted, lacks a weight, or has a weight that is
-            NaN or infinite.
+        UserError: the base cannot be loaded, is of a kind that is not wanted, lacks a parameter, or has a parameter
+            that is NaN or infinite.
     """
     config = load_config(folder)
     if not every_kind:
@@ -242,8 +243,7 @@ def load_composable(
 def loaded(subject: str, load: Callable[[], Loaded]) -> Loaded:
     """What `load` gives. Every exception of the libraries that read a checkpoint becomes one line.
 
-    Args:
-        subject: the thing that is loaded, as the message names it.
+    Args: subject: the name, in the message, of the thing that is loaded.
 
     Raises:
         UserError: the thing cannot be loaded.

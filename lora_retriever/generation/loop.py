@@ -1,12 +1,12 @@
 """`Loop`: continues prompts in one batch, which waiting prompts join as the rows of other prompts end.
 
 Jobs wait in the order in which they were added. A step of the loop either reads prompts, which join the batch, or
-decodes one token of every row. Rows of different modes and adapters share the batch; rows under a gate share it with
-rows under the same gate. The bound is the number of tokens held: rows × the length of the longest row with all the
-tokens that it may still get.
+decodes one token of every row. Rows of different modes and adapters share the batch. Rows under a gate share the batch
+with rows under the same gate. The bound is the number of tokens held: rows × the length of the longest row with all its
+possible new tokens.
 
 A hybrid has states that cannot be separated by row, such as Mamba's. The rows of a hybrid are read together, and the
-next rows are read when all of them have ended. The rows of an encoder-decoder base are read together, too, but each
+next rows are read when all of them have ended. The rows of an encoder-decoder base are read together, too, but each row
 leaves when its answer ends.
 
 The loop knows token ids and compositions: a text is looked at for stop texts only. One thread owns a loop.
@@ -55,8 +55,8 @@ class Event:
     Attributes:
         id: the job, as `Loop.add` returned it.
         tokens: the new tokens. The EOS token is told, too.
-        ended: why the job has ended: "stop" (an EOS token or a stop text), "length", or "error: …". None: it goes on.
-        prompt: the scored tokens at the end of the prompt, told once, when the prompt was read.
+        ended: why the job has ended: "stop" (an EOS token or a stop text), "length", or "error: …". None: the job goes
+            on. prompt: the scored tokens at the end of the prompt, told once, when the prompt was read.
         gate: how the gate weighed the adapters, told when a job with a gate has ended.
         error: the error behind "error: …".
     """
@@ -73,7 +73,7 @@ class Loop:
     """Continues prompts, each under its own composition, in one batch that prompts join and leave.
 
     Attributes:
-        max_tokens: maximum number of tokens held: rows × the longest row with all tokens that it may still get.
+        max_tokens: maximum number of tokens held: rows × the longest row with all its possible new tokens.
         max_rows: maximum number of rows in the batch.
         room: number of rows that the batch may have now. After a shortage of memory, this number is half of the rows
             that did not fit, and grows again step by step.
@@ -109,18 +109,18 @@ class Loop:
         self._steps = steps
         self._is_fatal = is_fatal
         self._waiting: deque[WaitingRow] = deque()
-        self._rows: list[WaitingRow] = []  # in the batch, by place
+        self._rows: list[WaitingRow] = []  # the rows of the batch, by place
         self._dead: set[int] = set()  # ids of rows that have ended but cannot leave their batch
         self._separable = is_separable(self._model.config)
         self._held: Held | HeldWhole = Held(self._model.config) if self._separable else HeldWhole()
-        self._apart: EncoderDecoderBatch | None = None  # of an encoder-decoder base
+        self._apart: EncoderDecoderBatch | None = None  # the batch of an encoder-decoder base
         if self._model.config.is_encoder_decoder:
             self._apart = EncoderDecoderBatch(self._model, decoder.pad_id, decoder.prompt_end)
         self._open: ExitStack | None = None  # the open composition, while there are rows
         self._offered: frozenset[str] = frozenset()  # the adapters of the open composition, under a gate
         self._since = steps  # steps since prompts were read
         self._calm = 0  # steps since memory was lacking or since the room grew
-        self._events: list[Event] = []  # of the present step
+        self._events: list[Event] = []  # events of the present step
         kept = decoder.settings.tokens_kept(max_tokens) if self._separable else 0
         self._beginnings = Beginnings(self._model.config, kept)
         self._next_id = 0
@@ -168,7 +168,7 @@ class Loop:
 
     @torch.inference_mode()
     def cancel(self, id: int) -> None:
-        """Forget a job. Its place is free at once. A job that is not there is no error."""
+        """Forget a job. The job's place is free at once. A job that is not there is no error."""
         self._waiting = deque(row for row in self._waiting if row.id != id)
         self._beginnings.forget_all_but(self._waiting)
         self._leave({row.id for row in self._rows if row.id == id})
@@ -183,7 +183,7 @@ class Loop:
 
     def ended(self) -> Iterator[list[Event]]:
         """Step until no job is left. Yields the last event of every job, with all tokens of the job, step by step."""
-        tokens: dict[int, list[Token]] = defaultdict(list)  # of every job so far
+        tokens: dict[int, list[Token]] = defaultdict(list)  # all tokens of every job so far
         prompts: dict[int, tuple[Token, ...]] = defaultdict(tuple)
         while self.waiting or self.running:
             over = []
@@ -198,10 +198,10 @@ class Loop:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Read waiting prompts, or decode one token of every row. Returns what became of the jobs.
+        """Read waiting prompts, or decode one token of every row. Returns the events of the jobs.
 
         An error costs the jobs that caused it. If memory runs out, the batch becomes smaller, and its rows are read
-        again. After another error, the rows of the step are answered one by one, and the one that fails ends with
+        again. After another error, the rows of the step are answered one by one, and the row that fails ends with
         "error: …".
 
         Raises:
@@ -225,10 +225,10 @@ class Loop:
         return self._give_up(failed, caught)
 
     def _joining(self) -> list[WaitingRow]:
-        """The waiting rows that the next step reads; empty if it decodes.
+        """The waiting rows that the next step reads; empty if the step decodes.
 
-        Rows join in the order in which they wait. If more wait than there is room for, they join when an eighth of the
-        batch is free, so that prompts are read together.
+        Rows join in the order in which they wait. If more rows wait than have room, waiting rows join when an eighth of
+        the batch is free, so that prompts are read together.
         """
         if not self._waiting or (self.running and self._since < self._steps):
             return []
@@ -258,7 +258,7 @@ class Loop:
         if row.job.alone or first.job.alone or row.job.gate != first.job.gate:
             return False
         if self._apart is not None and len(row.tokens) != len(first.tokens):
-            return False  # the decoder reads what the rows have so far, without padding
+            return False  # the decoder reads the tokens so far, without padding
         if row.job.gate is None:
             return True
         offered = row.job.composition.weights.keys() <= self._offered if self._rows else True
@@ -267,8 +267,8 @@ class Loop:
     def _read(self, joining: Sequence[WaitingRow]) -> list[Event]:
         """Read the prompts of rows, which join the batch; the first token of each.
 
-        Rows whose prompt begins as the prompt of another row of the same composition are read after that row, from the
-        place on where they differ.
+        If the prompt of a row begins like the prompt of another row of the same composition, the row is read after this
+        other row, and only from the first different token on.
         """
         for _ in joining:
             self._waiting.popleft()
@@ -289,7 +289,10 @@ class Loop:
         return self._end()
 
     def _let_join(self, rows: Sequence[WaitingRow]) -> None:
-        """Let rows join the batch in this order. The composition takes them mode by mode; then they change places."""
+        """Let rows join the batch in this order.
+
+        The composition takes the rows mode by mode; then the rows change places.
+        """
         before = len(self._rows)
         order = sorted(range(len(rows)), key=lambda place: rows[place].kind[0])
         self._join_composition([rows[place] for place in order])
@@ -351,7 +354,7 @@ class Loop:
         return self._end()
 
     def _choose(self, rows: Sequence[WaitingRow], logits: Tensor, scored: Sequence[tuple[Token, ...]]) -> None:
-        """Note the next token of every row, by its logits [rows, vocabulary], and why the row ends with it."""
+        """Choose the next token of every row by the logits [rows, vocabulary]; note why a row ends with this token."""
         events = self._events
         tokens = choose(logits, [row.job.sampling for row in rows], [row.draw for row in rows])
         for row, token, prompt in zip(rows, tokens, scored, strict=True):
@@ -369,7 +372,7 @@ class Loop:
             events.append(Event(row.id, (token,), self._reason(row), prompt))
 
     def _reason(self, row: WaitingRow) -> str | None:
-        """Why a row ends with the token that it has just got, or None."""
+        """Why a row ends with its latest token; None: the row goes on."""
         if row.tokens[-1] in self._decoder.eos_ids:
             return "stop"
         if row.text is not None:
@@ -444,14 +447,14 @@ class Loop:
             self._model.add_rows(names, torch.tensor(weights).reshape(len(jobs), len(names)), jobs[0].mode)
 
     def _recover(self) -> None:
-        """Let the room grow again, some steps after a shortage of memory: what took the memory may be gone."""
+        """Let the room grow again some steps after a shortage of memory, because the memory may be free again."""
         self._calm += 1
         if self.room < self.max_rows and self._calm > RECOVERY:
             self.room, self._calm = min(self.max_rows, self.room + -(-self.room // 8)), 0
 
     def _give_up(self, failed: Sequence[WaitingRow], error: Exception) -> list[Event]:
         """After an error: let its rows wait again, in a smaller batch or alone. A row that was alone has failed."""
-        events, self._events = self._events, []  # of the rows that were read before the error
+        events, self._events = self._events, []  # events of the rows that were read before the error
         over = self._dead | {event.id for event in events if event.ended is not None}
         rows = {row.id: row for row in (*self._rows, *failed) if row.id not in over}
         waiting = {row.id for row in self._waiting}

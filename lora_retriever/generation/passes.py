@@ -21,7 +21,10 @@ from lora_retriever.generation.held import is_separable
 from peft_composition import ComposableModel
 
 PADDED = 3 / 4
-"""Minimum length of a prompt over the longest prompt that is read with it. So at most a quarter is padding."""
+"""Minimum length of a prompt, as a share of the longest prompt that is read together with the prompt.
+
+So at most a quarter is padding.
+"""
 NOT_FINITE = (
     "the model's logits are NaN or infinite for this prompt with these adapters; set dtype: float32 or bfloat16, and "
     "look at the adapters' scaling (lora_alpha)"
@@ -33,8 +36,8 @@ def check_cache(model: ComposableModel) -> None:
     """Check that a model takes `past_key_values`, the state that decoding carries from token to token.
 
     Raises:
-        UserError: the model keeps its state elsewhere, as pure Mamba, RWKV and xLSTM do. It would begin anew at every
-            token.
+        UserError: the model keeps its state elsewhere, as pure Mamba, RWKV and xLSTM do. Such a model would begin anew
+            at every token.
     """
     kind = type(model.base)
     if "past_key_values" not in _arguments(kind.forward):
@@ -46,7 +49,7 @@ def check_cache(model: ComposableModel) -> None:
 
 @torch.inference_mode()
 def read_prompts(model: ComposableModel, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
-    """Read the prompts of a composed batch as they are read for answers, for what a gate learns from them.
+    """Read the prompts of a composed batch in the same way as for answers, so that a gate sees the prompts.
 
     Prompts that are sorted by length are read faster.
     """
@@ -67,8 +70,8 @@ def read_part(
     """Read the texts of some rows of the batch.
 
     Args:
-        texts: the new tokens of each row, after what the cache holds.
-        lengths: number of tokens of each row, with those that the cache holds.
+        texts: the new tokens of each row, after the tokens in the cache. lengths: number of tokens of each row, with
+            the tokens in the cache.
         places: the rows of the batch that are read.
         cache: is filled.
         last: number of positions whose logits are wanted.
@@ -108,7 +111,7 @@ def logits_of(
         mask: [rows, length so far], 0 for padding. None: without padding a mask changes nothing, and attention without
             a mask is faster.
         positions: [rows, n], the positions of the new tokens.
-        last: number of positions whose logits are wanted; some models give those of all positions.
+        last: number of positions whose logits are wanted; some models give the logits of all positions.
     """
     accepted = _arguments(type(model.base).forward)
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}

@@ -28,7 +28,7 @@ CHAT = "chat"
 """The name of the template that is the tokenizer's own chat template."""
 RESPONSE_MARK = "### Response:\n"
 BETWEEN_SHOTS = "\n\n"
-"""What stands after each example of a prompt, except in a chat template."""
+"""The text after each example of a prompt, except in a chat template."""
 
 
 def check_template(template: str) -> str:
@@ -85,7 +85,7 @@ class ScoredOption:
     Attributes:
         token_ids: the tokens of the prompt and the option.
         scored: number of tokens at the end whose probabilities make the likelihood of the option.
-        alone: the tokens of the option as a text of its own, which the decoder of an encoder-decoder base is asked for.
+        alone: the tokens of the option as a text of its own, for the decoder of an encoder-decoder base.
     """
 
     token_ids: tuple[int, ...]
@@ -146,8 +146,8 @@ def encode_prompt(
 def filling_of(template: str | ChatTemplate, inputs: str, shots: Sequence[Sample] = ()) -> Filling:
     """The text of a prompt that is not cut, with examples before the input.
 
-    In a text template, an example is the filled template with the example's target behind it, and a space between them
-    where the filled template does not end in white space.
+    In a text template, an example is the filled template, followed by the example's target. If the filled template does
+    not end in white space, a space stands between the two.
     """
     if isinstance(template, ChatTemplate):
         return template.filling(inputs, shots)
@@ -168,7 +168,7 @@ def encode_options(
     options: Sequence[str],
     shots: Sequence[Sample] = (),
 ) -> tuple[ScoredOption, ...]:
-    """The options of a row after the row's prompt, tokenised as lm-evaluation-harness tokenises them.
+    """The options of a row after the row's prompt, tokenised by the rules of lm-evaluation-harness.
 
     The option follows the prompt directly, and both are tokenised together. White space at the end of the prompt
     belongs to the option (`_encode_pair` of lm-evaluation-harness). So a template that ends in a space gives the

@@ -25,8 +25,8 @@ class Sampling:
         top_p: tokens are drawn from the fewest most likely tokens whose probabilities sum to at least `top_p`.
         seed: the seed of the row's random numbers. None: every call draws other numbers.
         stop: texts; the continuation ends with the token that completes one of these texts.
-        logprobs: number of best tokens whose log-probabilities are told beside that of the chosen token. None: no
-            log-probability is computed.
+        logprobs: number of best tokens whose log-probabilities are told beside the log-probability of the chosen token.
+            None: no log-probability is computed.
     """
 
     max_new_tokens: int
@@ -80,7 +80,7 @@ def choose(
         samplings: one for each row.
         draws: the random numbers of each row that is drawn; a row advances its own.
     """
-    best = logits.max(dim=-1)  # of equal logits the first, as argmax, which takes three times as long on a CPU
+    best = logits.max(dim=-1)  # the first of equal logits; argmax takes three times as long on a CPU
     tokens = best.indices  # [rows]
     # The best logit is NaN if any logit of the row is NaN.
     finite = best.values.isfinite()  # [rows]

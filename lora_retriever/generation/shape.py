@@ -18,7 +18,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "head_dim": ("head_dim",),
     "vocab_size": ("vocab_size",),
 }
-"""Llama's name of each number, and the names of other families. transformers maps most of the latter to the former."""
+"""Llama's name of each number, and the names of other families. transformers maps most other names to Llama's."""
 MOST_LAYERS = 10_000
 """More layers than any model has. Modules without weights also take time and memory: a billion layers never end."""
 MLP_FACTOR = 4

@@ -1,4 +1,7 @@
-"""The special tokens that a base and its tokenizer name: EOS tokens, padding, and those of encoder-decoder bases."""
+"""The special tokens that a base and its tokenizer name:
+
+EOS tokens, padding, and special tokens of encoder-decoder bases.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def eos_token_ids(
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig | None = None,
 ) -> list[int]:
-    """Every EOS token that the base or its tokenizer names, in ascending order. An answer ends at each of them.
+    """Every EOS token that the base or its tokenizer names, in ascending order. An answer ends at each of these tokens.
 
     Adapters are trained to end an answer with the tokenizer's EOS token; some published bases name another EOS token.
     """
@@ -28,8 +31,7 @@ def configured_eos_ids(generation_config: GenerationConfig | None, config: Pretr
 
     Of a configuration with parts (text, images), the text model's part counts, too.
 
-    Raises:
-        ValueError: a configuration names something else than ids.
+    Raises: ValueError: a configuration names something other than ids.
     """
     sources = [generation_config, config, None if config is None else config.get_text_config(decoder=True)]
     return sorted({id for source in sources for id in _given(getattr(source, "eos_token_id", None))})
@@ -47,8 +49,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int, configured
 
 
 def prompt_end(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens after a prompt that an encoder reads: what the tokenizer puts after a text. A decoder-only base has
-    none.
+    """The tokens after a prompt that an encoder reads: the tokens that the tokenizer puts after a text. A decoder-only
+    base has none.
     """
     return frame_of(tokenizer).after if base.config.is_encoder_decoder else ()
 

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"
-"""What tokenizers write for a character of which some bytes are still to come."""
+"""The character that tokenizers write if some bytes of a character are still to come."""
 CONTEXT = 6
-"""Number of tokens before the answer that are decoded with it, so that a space at the border is kept."""
+"""Number of tokens before the answer that are decoded with the answer, so that a space at the border is kept."""
 
 
 class TextStream:
@@ -19,7 +19,7 @@ class TextStream:
 
     Attributes:
         text: the whole text so far, with the characters that are held back.
-        stopped: whether a stop text has come. The stop text and what follows are not part of the answer.
+        stopped: whether a stop text has come. The stop text and all later text are not part of the answer.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TextStream:
         self._stop = tuple(stop)
         self._trims = trims
         self._ids = list(before)[-CONTEXT:]
-        self._start, self._end = 0, len(self._ids)  # the tokens that are decoded again, and those that are read
+        self._start, self._end = 0, len(self._ids)  # the tokens that are decoded again, and the tokens that are read
         self._given = 0  # number of characters that were given out
 
     def push(self, ids: Sequence[int]) -> str:

@@ -45,7 +45,7 @@ class Filling:
         parts: the texts around the fills.
         fills: the texts between each two of the parts.
         framed: whether the tokens that the tokenizer puts before a text (a BOS token) come first, once, also if the
-            text writes them out. If not, the prompt has only the tokens that the text writes out.
+            text writes these tokens out. If False, the prompt has only the tokens that the text writes out.
     """
 
     parts: tuple[str, ...]
@@ -139,7 +139,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The ids of a tokenizer's special tokens, by the tokens' texts. They are listed once for each tokenizer."""
+    """The ids of a tokenizer's special tokens, by the tokens' texts. The tokens are listed once for each tokenizer."""
     state = (len(tokenizer), str(tokenizer.special_tokens_map))
     kept = _SPECIAL.get(tokenizer)
     if kept is not None and kept[0] == state:

@@ -7,7 +7,7 @@ case. Here the mean embedding of all rows' inputs is compared with the adapters'
 profile's encoder.
 
 So a row's answer depends on the other rows. If a row's own adapter is masked and is among the three, the next best
-adapter replaces it.
+adapter replaces the own adapter.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 Ostapenko et al. 2024, "Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv 2405.11157. An adapter's
 prototype at a module is the top right singular vector v of its update B A: the input direction to which the update
 responds most. A token's score is |x · v|, because v and -v are the same direction. x is not scaled to length 1. The
-`top_k` best adapters get the softmax of their scores as weights, the others 0: y = W x + Σ_p w_p s_p B_p A_p x.
+`top_k` best adapters get the softmax of their scores as weights, and the other adapters get 0: y = W x + Σ_p w_p s_p
+B_p A_p x.
 
 These are the formula and the defaults of upstream PEFT's Arrow (`create_arrow_model`): 3 adapters, temperature 1. PEFT
 finds v by 15 power iterations from a random vector, which are too few if the first two singular values are nearly
 equal; here v is exact. The authors' own library (github.com/microsoft/mttl, `arrow_router`) has the same scores. By
-default it keeps all adapters, and averages their parameters by token, (Σ_p w_p B_p)(Σ_p w_p A_p) x.
+default this library keeps all adapters, and averages their parameters by token, (Σ_p w_p B_p)(Σ_p w_p A_p) x.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Router(Protocol):
 
 @runtime_checkable
 class LearnedGate(Protocol):
-    """A gate that must be learned for a benchmark before the benchmark can be answered."""
+    """A gate that must be learned for a benchmark before rows can be answered."""
 
     def fit(self, context: Context) -> Gate:
         """The learned gate. `context.learned` keeps the learned files."""
@@ -151,7 +151,7 @@ class Method:
         return replace(self, **{name: replace(part, seed=part.seed + seed) for name, part in drawing.items()})
 
     def compositions(self, context: Context) -> list[Composition]:
-        """The composition of each row of a context, as the method's router gives them.
+        """The composition of each row of a context, by the method's router.
 
         Raises:
             UserError: the router gives something other than compositions, or a masked adapter, or the method does not
@@ -179,7 +179,7 @@ class Method:
         """The method's gate, learned now if necessary. None: the method has no gate.
 
         Raises:
-            UserError: the gate cannot be learned, or learning it gives no gate.
+            UserError: the gate cannot be learned, or the learning gives no gate.
         """
         gate: Any = self.gate.fit(context) if isinstance(self.gate, LearnedGate) else self.gate
         if gate is not None or isinstance(self.gate, LearnedGate):
@@ -189,7 +189,7 @@ class Method:
         return gate
 
     def describe(self) -> dict[str, Any]:
-        """The method as a run's record keeps it, with all options.
+        """The description of the method in a run's record, with all options.
 
         Raises:
             UserError: JSON cannot hold an option's value.
@@ -202,7 +202,7 @@ class Method:
             "masked": self.masked,
         }
         try:
-            read: dict[str, Any] = json.loads(json.dumps(described))  # as JSON reads it again: a tuple becomes a list
+            read: dict[str, Any] = json.loads(json.dumps(described))  # the form that JSON reads: a tuple becomes a list
         except (TypeError, ValueError) as error:
             raise UserError(f"method {self.name}: its options cannot be recorded as JSON: {error}") from error
         return read
@@ -249,8 +249,7 @@ def typed(part: Any, option: str, value: Any) -> Any:
 
 
 def description(part: Any) -> dict[str, Any]:
-    """A router, composer or gate as a record keeps it: the kind, the options, and, for a user's own code, the hash of
-    the source."""
+    """A router, composer or gate in a record: its kind, its options, and, for a user's own code, its source's hash."""
     kind = part if inspect.isfunction(part) else type(part)
     described: dict[str, Any] = {"kind": kind.__qualname__}
     if dataclasses.is_dataclass(part) and not isinstance(part, type):

@@ -1,15 +1,15 @@
 """This project's method: mixtures weighted by calibrated probabilities of retrieval.
 
-Two probabilities are calibrated on the pool's samples, each scored as if it were not in the pool: c, the probability
-that the input's own adapter is in the pool (`AdapterIndex.presence`), and P(p), the probability that this adapter is p,
-if it is in the pool (`Hits.probabilities`). The weights are
+Two probabilities are calibrated on the pool's samples, and each sample is scored as if the pool did not have the
+sample: c, the probability that the input's own adapter is in the pool (`AdapterIndex.presence`), and P(p), the
+probability that this adapter is p, if it is in the pool (`Hits.probabilities`). The weights are
 
     w_p = t c · P(p) + (1 − t c) · 1/m for the m nearest.
 
 So an input that is recognised gets its own adapter with nearly the whole weight, and an unknown input gets the average
 of the nearest adapters. w is the expectation over the two cases "the own adapter is in the pool" and "it is not". The
 user does not have to say which case holds. t and m were chosen by the metric scores of answers to pool samples that no
-adapter was trained on, both with their own adapters and with these masked (docs/results/methods-gemma-270m.md).
+adapter was trained on, both with their own adapters and with masked own adapters (docs/results/methods-gemma-270m.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Calibrated:
     Attributes:
         trust: t, the share of the weight that P(p) distributes if c is 1.
         nearest: m, the number of adapters that share the rest of the weight.
-        least: minimum weight of an adapter. Smaller weights become 0, and the others are scaled to sum to 1.
+        least: minimum weight of an adapter. Smaller weights become 0, and the remaining weights are scaled to sum to 1.
         floor: minimum c of an input that gets adapters. An input with a smaller c gets no adapter.
     """
 

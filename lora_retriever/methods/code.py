@@ -21,23 +21,26 @@ from lora_retriever.own_objects import source_file
 OWN_PACKAGES = ("lora_retriever", "peft_composition")
 """The project's own packages."""
 SEAMS = ("lora_retriever/methods/__init__.py", "lora_retriever/methods/base.py", "lora_retriever/methods/context.py")
-"""Files that every method uses. Their imports are not followed: they lead to everything."""
+"""Files that every method uses. The imports of these files are not followed, because they lead to all files."""
 METHOD_FILES = "lora_retriever/methods/"
 RETRIEVAL = "lora_retriever/retrieval/"
 GENERATION = ("lora_retriever/data/", "lora_retriever/generation/", "peft_composition/")
-"""What makes an answer of a prompt and a composition, and learns from examples. A name that ends in `/` is a folder."""
+"""The code that makes an answer of a prompt and a composition, and that learns from examples.
+
+A name that ends in `/` is a folder.
+"""
 
 
 def hashes_of(names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of files and folders of the project, by the files' names; only what is Python code counts."""
+    """The SHA-256 of files and folders of the project, by the files' names. Only Python files count."""
     return dict(sorted((name, hash_of(path)) for name, path in _project_files(names)))
 
 
 def part_hashes(parts: Iterable[Any], own: Iterable[str] = ()) -> dict[str, str]:
     """The SHA-256 of the source files of routers, composers, gates or functions, and of the files they import.
 
-    Of the project, imports are followed within `methods`; retrieval counts as a whole where one of these files uses
-    retrieval. Of a user's own code, imports are followed within the folder where the module lies.
+    In the project, imports are followed within `methods`. If one of these files uses retrieval, all files of retrieval
+    count. In a user's own code, imports are followed within the folder of the module.
 
     Args:
         own: a user's own objects that were loaded, by `module:object`. Their modules count like the parts' modules.
@@ -115,7 +118,7 @@ def _is_own(module: str) -> bool:
 
 
 def _sources_of(part: Any) -> list[tuple[str, Path]]:
-    """The modules in which a part, and the classes it inherits from, are written. A part without a file has none."""
+    """The modules of a part's class and of the classes from which the part inherits. A part without a file has none."""
     while isinstance(part, partial):
         part = part.func
     part = getattr(part, "__func__", part)  # a bound method
@@ -162,9 +165,9 @@ def _imported(module: str, path: Path) -> list[tuple[str, Path]]:
 
 @cache
 def _imports(path: Path, package: str, time: int, size: int) -> frozenset[str]:
-    """The names that may be modules in the import statements of a file, wherever they stand; `time` and `size` change
-    when the file changes, so that a remembered result is not used for a changed file. Imports for type checks alone do
-    not count."""
+    """The names that may be modules in the import statements of a file, at any place of the file. `time` and `size`
+    change when the file changes, so that a remembered result is not used for a changed file. Imports for type checks
+    alone do not count."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,7 +1,8 @@
-"""`Context`: what a method may read of an evaluation. A method that reads what it has not declared is refused by name.
+"""`Context`: the parts of an evaluation that a method may read. A method that reads an undeclared part is refused by
+name.
 
-All methods of an evaluation share embeddings, indexes, the model and what was learned; `Resources` holds these and
-makes each when it is first asked for. A `Context` is one method's view of the resources.
+All methods of an evaluation share embeddings, indexes, the model and learned folders. `Resources` holds these objects,
+and makes each object when a method first asks for the object. A `Context` is one method's view of the resources.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ if TYPE_CHECKING:
     from lora_retriever.generation.generator import Generator
 
 LEARNED = "learned"
-"""The folder, within the results folder, of what methods have learned."""
+"""The folder, within the results folder, of all learned folders."""
 RECORD_FILE = "record.json"
-"""The file, within each learned folder, that says how its content was made. A folder without it is not finished."""
+"""The file, within each learned folder, that says how its content was made.
+
+A folder without this file is not finished.
+"""
 
 Reads = Literal["adapters", "pool", "encoder", "model"]
 """Parts of an experiment that may decide a method's answers, beside the base model."""
 Settings = Literal["k", "scorer", "temperature", "seed"]
 """Settings of a profile that a method may use."""
 Uses = Literal["rows", "encoder", "masked", "k", "scorer", "temperature"]
-"""What may decide the content of a learned folder, beside what always decides it (see `Context.learned`)."""
+"""Things that may decide the content of a learned folder. `Context.learned` lists the things that always decide it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Declaration:
 
 
 class Resources:
-    """The objects that all methods of one evaluation share. Each part is made when it is first asked for.
+    """The objects that all methods of one evaluation share. Each object is made when a method first asks for the
+    object.
 
     Attributes:
         learned: the hashes of the learned folders that were used since this dictionary was last emptied, by name.
@@ -116,8 +121,8 @@ class Resources:
             UserError: the profile has no encoder, or the encoder cannot be loaded or gives no embeddings.
         """
         if self._asked_of is not None:
-            # One by one: the last digits of embeddings depend on what is encoded together, and after a stop only the
-            # questions without an answer are asked.
+            # One by one, because the last digits of embeddings depend on the texts that are encoded together, and after
+            # a stop only the questions without an answer are asked.
             pool, encoder = self._asked_of.embeddings[0], self._asked_of.encoder
             return pool, np.concatenate([encode_texts(encoder, [row.inputs]) for row in self.benchmark.rows])
         names = [entry.model_name for entry in self.benchmark.pool]
@@ -132,7 +137,7 @@ class Resources:
             return AdapterIndex.from_embeddings(names, samples, texts=texts), queries
 
     def free_encoder(self) -> None:
-        """Free the encoder's memory on a GPU. The encoder is loaded again when it is needed again."""
+        """Free the encoder's memory on a GPU. The encoder is loaded again when a text has to be encoded."""
         if self.profile.encoder_device == "cpu":
             return
         import torch
@@ -195,7 +200,7 @@ class Context:
         self._resources = resources
         self._profile = profile
         self._declared = declared
-        self._learning: tuple[str, frozenset[str]] | None = None  # the name and the uses of what is learned just now
+        self._learning: tuple[str, frozenset[str]] | None = None  # name and uses of the folder that is learned
 
     @property
     def rows(self) -> list[Row]:
@@ -303,17 +308,16 @@ class Context:
         seeded: bool = True,
         uses: Collection[Uses] = (),
     ) -> Path:
-        """The folder of what a method has learned. If the folder is missing or not finished, the method learns now.
+        """The learned folder of a method. If the folder is missing or not finished, the method learns now.
 
         The folder lies in the results folder. Its name depends on `depends_on` (options of the method), the seed, the
         base, the adapters, the pool, the template, the dtype, and the code that learns. So an interrupted run goes on
-        with what it had, and variants share a folder.
+        with the same folder, and variants share a folder.
 
-        Args:
-            learn: is given a folder to write its files to, and returns how they were made, for the record. After an
-                interruption it is given the same folder, with the files that it wrote.
-            seeded: whether `learn` reads the seed. If not, all seeds share a folder.
-            uses: what else `learn` reads of this context. The folder's name depends on it, too.
+        Args: learn: gets a folder for its files, and returns the description of their making, for the record. After an
+            interruption, `learn` gets the same folder, with its files so far. seeded: whether `learn` reads the seed.
+            If False, all seeds share a folder. uses: the other parts of this context that `learn` reads. The folder's
+            name depends on these parts, too.
 
         Raises:
             UserError: `learn` reads something that `uses` does not name. Later runs would use the folder even if this
@@ -390,7 +394,10 @@ class Context:
 
 
 def _conditions_of(folder: Path) -> dict[str, Any] | None:
-    """The conditions, apart from the code, under which a learned folder was made. None: no record says them."""
+    """The conditions, apart from the code, under which a learned folder was made.
+
+    None: no record has the conditions.
+    """
     try:
         conditions = json.loads(read_bytes(folder / RECORD_FILE))["conditions"]
         return {name: value for name, value in conditions.items() if name != "code"}

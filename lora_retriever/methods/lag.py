@@ -1,4 +1,4 @@
-"""LAG: at every module and token, Arrow finds a few adapters, and of these adapters the one with the best SpectR score
+"""LAG: at every module and token, Arrow finds a few adapters, and the adapter with the best SpectR score among these
 acts.
 
 Fleshman & Van Durme 2025, "LAG: LoRA-Augmented Generation", arXiv 2507.05346. With the update s B A = U S V^T, a* is
@@ -6,8 +6,8 @@ the first row of V^T and A* is V^T. For a token x, the `top_k` adapters with the
 score), and the adapter among them with the largest ‖A* x‖ (SpectR's score) acts with weight 1: y = W x + s B A x.
 
 Two things are open. The paper's text scores by ‖V^T x‖, without singular values, while a later paper (arXiv 2509.18093)
-describes the score as ‖S V^T x‖ = ‖s B A x‖; `singular_values` takes the latter. The paper routes a library of tasks
-and a library of knowledge separately, with one adapter each; here the pool is one library.
+describes the score as ‖S V^T x‖ = ‖s B A x‖; `singular_values` takes the second score. The paper routes a library of
+tasks and a library of knowledge separately, with one adapter each; here the pool is one library.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LAG:
         arrow = found[..., 0].abs().where(offered, -1)  # |a* · x|, [batch, n, P]
         best = arrow.topk(min(self.top_k, arrow.shape[-1]), dim=-1).indices  # [batch, n, k]
         kept = torch.zeros_like(arrow, dtype=torch.bool).scatter(-1, best, True)  # [batch, n, P]
-        return best_of_offered(found[..., 1:].norm(dim=-1), kept & offered)  # by ‖A* x‖
+        return best_of_offered(found[..., 1:].norm(dim=-1), kept & offered)  # the adapter with the largest ‖A* x‖
 
 
 METHODS = with_ood(

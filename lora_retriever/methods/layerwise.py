@@ -62,7 +62,7 @@ class Prototypes:
     def prepare(self, offered: Offered) -> tuple[Tensor, Tensor]:
         """F [P, r, r], with ‖F A x‖ = ‖s B A x‖, and the prototypes F A h̄, of length 1 or 0, [P, r].
 
-        F keeps lengths, so it keeps cosines, too: the cosine of s B A x̄ with s B A h̄ is the cosine of F A x̄ with
+        F keeps lengths and therefore cosines: the cosine of s B A x̄ with s B A h̄ is the cosine of F A x̄ with
         F A h̄.
         """
         import torch

@@ -7,7 +7,8 @@ signals are kept. Their signals, scaled to sum to 1, are the weights of their ou
 The defaults (the norm, and 20 adapters of a pool of 260), the module, and the small number that is added to an entropy
 come from the authors' code (github.com/archon159/LoGo). Two things differ. Their code takes the block's input before
 the layer norm, which is not the projection's input; here the projection's own input is taken. Their pass runs with the
-adapters of the row before; here it runs with the base model alone, so a row's route does not depend on other rows.
+adapters of the row before. Here the pass runs with the base model alone, so a row's composition does not depend on
+other rows.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 LoraHub (Huang et al. 2023, arXiv 2307.13269) learns weights for one task. The LoraRetriever paper (arXiv 2402.09997)
 draws 20 adapters of the pool, and learns one set of weights on 20 samples of every task. All rows are answered with
-these weights. If a row's own adapter is masked, its weight is 0 for that row, and the others keep their weights.
-`methods/parts/lorahub_weights.py` has the optimisation, and says where it differs from the authors' code.
+these weights. If a row's own adapter is masked, this adapter has weight 0 for the row, and the other adapters keep
+their weights. `methods/parts/lorahub_weights.py` has the optimisation, and says where the optimisation differs from the
+authors' code.
 """
 
 from __future__ import annotations

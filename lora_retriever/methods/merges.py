@@ -1,8 +1,8 @@
 """Merges of the retrieved adapters by TIES, DARE and SVD, with the formulas that PEFT uses for LoRA.
 
 The adapters are the paper's, the best k that retrieval finds. The composer differs. The formulas are in
-`peft_composition.merges`. TIES and DARE were described for whole models. As in PEFT they act on the factors A and B
-here, and not on the product BA, so the result stays of low rank.
+`peft_composition.merges`. TIES and DARE were described for whole models. Here, as in PEFT, TIES and DARE act on the
+factors A and B, and not on the product BA, so the result stays of low rank.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Raised:
     """The `k` adapters that retrieval finds, each with its weight to the power of `power`.
 
     A composer that merges factor by factor multiplies each factor by the square root of the weight. So with `power` 2
-    the weights 1/k give the mean of the factors. TIES divides by the number of adapters whose signs agree, so it needs
-    `power` 0: every weight is 1.
+    the weights 1/k give the mean of the factors. TIES divides by the number of adapters whose signs agree, so TIES
+    needs `power` 0: every weight is 1.
     """
 
     power: Power

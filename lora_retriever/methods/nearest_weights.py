@@ -1,9 +1,9 @@
 """Nearest by weights: the adapter whose update responds most to the prompt, found without samples of its task.
 
-A baseline of this project, described nowhere else. It shows how well the adapters' model weights alone find the right
-adapter. The base reads the prompt. An adapter's score is the mean, over the prompt's tokens and the adapter's modules,
-of ‖s B A x‖ / (‖s B A‖_F ‖x‖), the share of the input to which the update responds. The size of the update, its
-scaling s, and the size of the input do not count. The row is answered with the best adapter.
+A baseline of this project, described nowhere else. This baseline shows how well the adapters' model weights alone find
+the right adapter. The base reads the prompt. An adapter's score is the mean, over the prompt's tokens and the adapter's
+modules, of ‖s B A x‖ / (‖s B A‖_F ‖x‖), the share of the input to which the update responds. The size of the update,
+its scaling s, and the size of the input do not count. The row is answered with the best adapter.
 """
 
 from __future__ import annotations

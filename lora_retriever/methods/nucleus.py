@@ -2,9 +2,9 @@
 votes is mixed.
 
 "Dynamic composition from a vector database", arXiv 2602.21222. The `neighbours` samples nearest to the input by cosine
-are retrieved. The share of an adapter is the sum of the cosines of its samples among them, divided by the sum of all.
-The adapters with the largest shares are kept until their shares sum to at least `mass`, and the kept shares are scaled
-to sum to 1.
+are retrieved. The share of an adapter is the sum of the cosines of its retrieved samples, divided by the sum of all
+retrieved samples' cosines. The adapters with the largest shares are kept until their shares sum to at least `mass`, and
+the kept shares are scaled to sum to 1.
 
 The paper's text was not available. Summaries of the paper name the retrieval of training examples, the distribution
 over tasks, and the cut of this distribution to a nucleus. This project chose the votes by cosine, the number of
@@ -57,7 +57,7 @@ class Votes:
             return votes
         shares = votes / votes.sum()
         order = np.argsort(-shares, kind="stable")
-        before = np.cumsum(shares[order]) - shares[order]  # the mass of the adapters before each
+        before = np.cumsum(shares[order]) - shares[order]  # the mass of the adapters before each adapter
         kept = order[: max(1, int((before < self.mass).sum()))]
         weights = np.zeros_like(shares)
         weights[kept] = shares[kept]

@@ -1,4 +1,4 @@
-"""PHATGOOSE: every adapter learns, on its own samples, which tokens it is for; a token goes to the best two.
+"""PHATGOOSE: every adapter learns its tokens on its own samples, and a token goes to the two best adapters.
 
 Muqeeth et al. 2024, "Learning to Route Among Specialized Experts for Zero-Shot Generalization", arXiv 2402.05859. For
 an adapter and a module, a vector v is trained from 0 with y = W x + σ(v · x) s B A x, everything else frozen, on the
@@ -84,7 +84,7 @@ def open_share(matrix: Tensor, tokens: Tokens) -> Tensor:
 
 
 def _train_all(context: Context, options: Training, folder: Path) -> dict[str, Any]:
-    """Train the vectors of all adapters, one adapter after the other, and write them to one file."""
+    """Train the vectors of all adapters, one adapter after the other, and write the vectors to one file."""
     from lora_retriever.methods.parts.gate_training import MATRICES_FILE, Matrices, train
 
     records, files = {}, []

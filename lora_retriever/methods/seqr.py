@@ -1,4 +1,4 @@
-"""SEQR: every token goes to the adapter whose output is longest, measured against the adapter's own tokens.
+"""SEQR: every token goes to the adapter whose output is longest, in comparison with the adapter's own tokens.
 
 Fleshman & Van Durme 2025, "SEQR: Secure and Efficient QR-based LoRA Routing", arXiv 2509.18093. An adapter's norm at a
 token is ‖s B A x‖, the length of its output. Adapters differ in size, so the norms are calibrated: the mean μ and the
@@ -6,9 +6,9 @@ standard deviation σ of the norm over the tokens of the adapter's own training 
 the adapter with the largest (‖s B A x‖ − μ) / σ, with weight 1.
 
 In the paper all adapters share one random A, and a QR decomposition of B makes the norm cheap to compute. The adapters
-of a pool have an A each, so the norm is exact here and the saving is gone. Three choices are this project's: μ and σ
-belong to an adapter and a module; they are measured on the inputs of the pool's samples; and the base alone reads these
-inputs, so that one pass serves all adapters.
+of a pool have an A each, so the norm is exact here and the saving is gone. Three choices are this project's: each
+adapter has its own μ and σ at each module; the inputs of the pool's samples give μ and σ; and the base alone reads
+these inputs, so that one pass serves all adapters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Baselines for routers: equal weights for all adapters, and random adapters. Neither reads the inputs' meaning."""
+"""Baselines for routers: equal weights for all adapters, and random adapters.
+
+Neither method reads the meaning of inputs.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Drawn:
         k = context.k if self.k is None else self.k
         names, compositions = sorted(context.names), []
         for row, own in zip(context.rows, context.masked_adapters, strict=True):
-            # Seeded with a text: random hashes it by SHA-512, the same in every process.
+            # The seed is a text. Python's random hashes the text by SHA-512, so every process draws the same.
             order = random.Random(f"{context.seed} {row.id} {row.inputs}").sample(names, len(names))
             drawn = [name for name in order if name != own][:k]
             compositions.append(Composition.of(dict.fromkeys(drawn, 1 / k)))

@@ -3,8 +3,8 @@
 At every module the experts' parameters are averaged once for a prompt, with w = softmax(G x̄), where x̄ is the mean of
 the module's inputs for the prompt's tokens: y = W x + (Σ_e w_e s_e B_e)(Σ_e w_e A_e) x, this project's fusion.
 
-Two things differ from that paper. The paper trains the experts together with the layer that weighs them, and drops
-experts at random; as a baseline of LoraRetriever (arXiv 2402.09997) the experts are existing adapters
+Two things differ from the paper of SMEAR. The paper trains the experts together with the layer that weighs them, and
+drops experts at random; here, as in the baseline of LoraRetriever (arXiv 2402.09997), the experts are existing adapters
 (`parts/experts.py`). And the mean is taken over the prompt only, also for the tokens of the answer, because the answer
 does not exist yet when decoding begins. The experts are one fixed draw, so the LoraRetriever paper has no out-of-domain
 column for this method, and the project has no out-of-domain variant.
@@ -39,7 +39,7 @@ REMEMBERED = "weights"
 
 @dataclass(frozen=True)
 class Smear(Training):
-    """The gate, with the options of its training. It weighs the experts by prompt and module."""
+    """The gate, with the options of its training. The gate weighs the experts by prompt and module."""
 
     def fit(self, context: Context) -> PromptGate:
         """The gate with its matrices, trained now if necessary."""

@@ -1,10 +1,10 @@
 """SpectR: every token goes to the adapters whose input directions hold most of the token.
 
 Fleshman & Van Durme 2025, "SpectR: Dynamically Composing LM Experts with Spectral Routing", arXiv 2504.03454. Arrow
-uses one direction of an adapter; SpectR uses all of them. With the update B A = U S V^T, the authors store the adapter
-as B* = U S and A* = V^T. A token's score is ‖A* x‖ = ‖V^T x‖, the length of the token's projection on the adapter's r
-input directions. This is the score of their code (github.com/wfleshman/spectr) and of a later paper of theirs
-(arXiv 2507.05346, equations 1 to 7). The adapter's scaling does not count. With `singular_values` the score is
+uses one direction of an adapter; SpectR uses all directions. With the update B A = U S V^T, the authors store the
+adapter as B* = U S and A* = V^T. A token's score is ‖A* x‖ = ‖V^T x‖, the length of the token's projection on the
+adapter's r input directions. The authors' code (github.com/wfleshman/spectr) and a later paper of the authors (arXiv
+2507.05346, equations 1 to 7) have this score. The adapter's scaling does not count. With `singular_values` the score is
 ‖S V^T x‖ = ‖s B A x‖, the length of the adapter's output, in which the scaling counts.
 
 The `top_k` best adapters get the softmax of their scores, as in Arrow. (SpectR's own paper was not available.) The

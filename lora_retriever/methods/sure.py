@@ -1,4 +1,4 @@
-"""This project's second method: the best adapter alone where retrieval is sure of it, else the average of the k best.
+"""This project's second method: the best adapter alone where retrieval is sure, else the average of the k best.
 
 Where adapters know their own tasks only, a second adapter harms. Where the adapters of a pool resemble each other, the
 average of several is better for an input whose own adapter is not there. Two calibrated probabilities tell these cases
@@ -7,7 +7,7 @@ own adapter, if the own adapter is in the pool. P is near 1 for every input of a
 
     the first hit alone if c ≥ `presence` or P ≥ `first`; else the mixture of the k best hits, 1/k each
 
-The thresholds stand for "more probable than not" and "nearly certain". They were checked on training examples that no
+The thresholds stand for "more probable than not" and "nearly certain". The thresholds were checked on examples that no
 adapter was trained on (docs/results/sure.md).
 """
 

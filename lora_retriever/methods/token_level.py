@@ -1,4 +1,4 @@
-"""Token-level adaptation, with the weights of the first token: all adapters, the nearest one counted 4 times.
+"""Token-level adaptation, with the weights of the first token: all adapters, of which the nearest counts 4 times.
 
 Belofsky 2023, "Token-Level Adaptation of LoRA Adapters for Downstream Task Generalization", arXiv 2311.10847, and the
 authors' code (github.com/jb-01/LoRA-TLE). A text is compared with the mean embedding of every adapter's samples, by

@@ -62,7 +62,8 @@ def compute(metric: Metric, *, predictions: Sequence[str], references: Sequence[
 def compared(
     predictions: Sequence[str], references: Sequence[Reference]
 ) -> tuple[list[str], list[list[str]]]:  # [rows], [rows][references of the row]
-    """Predictions and references as a metric compares them: in one form, and every reference as a list of texts.
+    """Predictions and references in the form that metrics compare: one Unicode form, and every reference a list of
+    texts.
 
     Raises:
         RowError: a row has an empty list of references.
@@ -78,7 +79,7 @@ def compared(
 
 
 def finite(statistics: Array, metric: str) -> Array:
-    """The statistics [rows, statistics] as they are.
+    """The statistics [rows, statistics], unchanged.
 
     Raises:
         RowError: a statistic is NaN or infinite.

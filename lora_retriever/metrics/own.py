@@ -38,7 +38,7 @@ class Evaluated:
     def statistics(self, predictions: Sequence[str], references: Sequence[Reference]) -> Array:
         """The jackknife values, and 1 to count the row: [rows, scores + 1].
 
-        The module gets a text per reference if every row has one, and else a list of texts per reference.
+        If every row has one reference, the module gets a text for each row; else a list of texts for each row.
 
         Raises:
             RowError: the module fails, or gives NaN or infinity, because of one row.

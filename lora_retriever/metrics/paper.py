@@ -1,8 +1,9 @@
 """The paper's scoring, to the digit, including the original's faults. Each function scores one row between 0 and 1.
 
-The original has no targets with decomposed letters or other line ends than `\\n`; these are brought to one form before
-(`metrics.base.compared`). Rouge-l's longest common subsequences come from `metrics.subsequence`, because the package
-`rouge` recurses once per word: the values are the same, and a target of 8,000 words takes a second instead of minutes.
+The original has no targets with decomposed letters or other line ends than `\\n`; here, texts are brought to one form
+first (`metrics.base.compared`). Rouge-l's longest common subsequences come from `metrics.subsequence`, because the
+package `rouge` recurses once per word: the values are the same, and a target of 8,000 words takes a second instead of
+minutes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Chunk = tuple[str, ...]
 
 MOVES, DIRECTIONS = ("turn", "go"), ("left", "right", "around")
 EPSILON = 1e-8
-"""What the published code adds to the denominator of KAS."""
+"""The number that the published code adds to the denominator of KAS."""
 _MARKS = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ; ( ) [ ] { } \""
 PUNCTUATION = frozenset(_MARKS.split())
 IGNORED = frozenset(["green", "red", "black", "white", "wooden", "wood", "back", "towards"])
@@ -41,13 +41,13 @@ _STOP_WORDS = """
     won't wouldn wouldn't
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-"""NLTK's 179 English stop words. NLTK fetches them as data; the published code drops them."""
+"""NLTK's 179 English stop words. NLTK fetches the words as data. The published code drops these words."""
 
 
 def words(text: str) -> list[str]:
     """The words of a step in lower case by the Penn Treebank's rules, without punctuation.
 
-    The published code calls Stanford's tokenizer for captions, which needs Java; these are nltk's rules.
+    The published code calls Stanford's tokenizer for captions, which needs Java. This function has nltk's rules.
     """
     return [word for word in _treebank().tokenize(text.lower()) if word not in PUNCTUATION]
 
@@ -55,8 +55,8 @@ def words(text: str) -> list[str]:
 def chunks(step: str) -> list[Chunk]:
     """The chunks of a step, in order: content words, and movements joined with their directions.
 
-    "walk" becomes "go". Stop words and the words of `IGNORED` are dropped. "turn" or "go" with a direction behind it is
-    one chunk. A direction alone, and a final "turn" or "go", are dropped.
+    "walk" becomes "go". Stop words and the words of `IGNORED` are dropped. "turn" or "go" and a direction after this
+    word are one chunk. A direction alone, and a final "turn" or "go", are dropped.
     """
     kept = [("go" if word == "walk" else word) for word in words(re.sub(r"(?i)^\s*step\s*\d+\s*:", "", step))]
     kept = [word for word in kept if word not in STOP_WORDS and word not in IGNORED]
@@ -129,8 +129,8 @@ def f1_in_order(reference: str, answer: str) -> float:
 def f1_aligned(reference: str, answer: str) -> float:
     """`aligned-f1`: as `f1_in_order`, with the pairing of steps that keeps their order and shares most chunks.
 
-    With S[i, j] the most chunks that the first i steps of one plan and the first j of the other share:
-    S[i, j] = max(S[i - 1, j], S[i, j - 1], S[i - 1, j - 1] + |R_i ∩ P_j|).
+    Let S[i, j] be the maximum number of chunks that the first i steps of one plan and the first j steps of the other
+    plan share: S[i, j] = max(S[i - 1, j], S[i, j - 1], S[i - 1, j - 1] + |R_i ∩ P_j|).
     """
     wanted, given = _sets(reference), _sets(answer)
     before = [0] * (len(given) + 1)

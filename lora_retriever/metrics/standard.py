@@ -30,7 +30,7 @@ BLEU_TOKENIZERS: dict[Script | None, str] = {
     "Hangul": "char",
     "Thai, Lao, Khmer or Myanmar": "char",
 }
-"""sacrebleu's tokenizer per script. Its word tokenizers for Japanese and Korean need MeCab, so characters are used."""
+"""sacrebleu's tokenizer per script. Word tokenizers for Japanese and Korean need MeCab, so characters are used."""
 
 
 class Bleu:
@@ -224,6 +224,6 @@ def _documents(references: Sequence[Sequence[str]]) -> list[list[Any]]:
 
 
 def _signature(metric: sacrebleu.BLEU | sacrebleu.CHRF) -> str:
-    # sacrebleu knows the number of references only after scoring some rows. The usual number is one.
+    # sacrebleu knows the number of references only after scoring some rows. The usual number is 1.
     metric.corpus_score(["a"], [["a"]])
     return str(metric.get_signature())

@@ -22,10 +22,10 @@ def lcs_length(x: Sequence[str], y: Sequence[str]) -> int:
 def lcs_words(x: Sequence[str], y: Sequence[str]) -> set[str]:
     """The distinct words of one longest common subsequence of x and y: the subsequence that the package `rouge` finds.
 
-    The package walks its table from the ends of both sequences: over an equal pair of words, else to the shorter x if
-    its LCS is longer than that of the shorter y, else to the shorter y. The package needs len(x) · len(y) entries of a
-    table and as many nested calls as the longer sequence has words. This function keeps every √len(y)-th column and
-    computes the columns between anew, one stretch at a time.
+    The package walks its table from the ends of both sequences: over an equal pair of words; else to x without its last
+    word, if the LCS is then longer than for y without its last word; else to y without its last word. The package needs
+    len(x) · len(y) entries of a table and as many nested calls as the longer sequence has words. This function keeps
+    every √len(y)-th column and computes the columns between anew, one stretch at a time.
     """
     positions, full = _positions(x), (1 << len(x)) - 1
     stretch = max(isqrt(len(y)), 1)  # number of columns from one kept column to the next

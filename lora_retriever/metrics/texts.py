@@ -1,4 +1,4 @@
-"""Texts before they are scored: one Unicode form, one kind of line end, and words of every script."""
+"""Preparing texts for scoring: one Unicode form, one kind of line end, and words of every script."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def without_punctuation(text: str) -> str:
 def split_characters(text: str) -> list[str]:
     """The words of a text between white space; scripts without spaces give one word per character.
 
-    This is the segmentation of MLQA's evaluation (Lewis et al., 2020) for Chinese.
+    MLQA's evaluation (Lewis et al., 2020) segments Chinese in the same way.
     """
     spaced, after_alone = [], False
     for character in text:

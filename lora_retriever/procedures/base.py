@@ -2,10 +2,10 @@
 
     row ─► question ─► answer ─► question ─► … ─► prediction
 
-A procedure is a generator function: it is given a row, yields questions, and returns the row's prediction. It knows
-nothing of models, adapters and files. `running.stages` asks the questions of all rows together, stage by stage, writes
-every answer to disk, and gives a procedure its old answers again when a stopped run goes on. So a procedure must ask
-the same questions whenever it gets the same answers.
+A procedure is a generator function: it is given a row, yields questions, and returns the row's prediction. The function
+knows nothing of models, adapters and files. `running.stages` asks the questions of all rows together, stage by stage,
+writes every answer to disk, and gives a procedure its old answers again when a stopped run goes on. So a procedure must
+ask the same questions whenever it gets the same answers.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ class Ask:
 
 @dataclass(frozen=True)
 class Detect(Ask):
-    """A question that is answered with labels: those that the detection heads of the composition's adapters find.
+    """A question that is answered with the labels that the detection heads of the composition's adapters find.
 
-    The attributes are those of `Ask`.
+    The attributes are the same as of `Ask`.
     """
 
 
 Talk = Generator[Ask | Sequence[Ask], Any, str]
-"""What a procedure's function returns for a row. It yields one question and is sent the answer, or yields a list of
-questions and is sent the list of their answers. The answer to `Ask` is a `str`; the answer to `Detect` is a tuple of
-labels, the most probable first. The value that the generator returns is the row's prediction."""
+"""The generator that a procedure's function returns for a row. The generator yields one question and is sent the
+answer, or yields a list of questions and is sent the list of their answers. The answer to `Ask` is a `str`; the answer
+to `Detect` is a tuple of labels, the most probable first. The value that the generator returns is the row's
+prediction."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ EXTRACTION = "extract"
 class TwoStages:
     """Detect the relations of a sentence, then extract the pairs of each relation.
 
-    The row's composition detects. Its adapters must have a detection head (`train --detect`). Pairs are extracted by
-    adapters that are retrieved for each relation, with the relation and the sentence as the query.
+    The row's composition detects. The row's adapters must have a detection head (`train --detect`). Pairs are extracted
+    by adapters that are retrieved for each relation, with the relation and the sentence as the query.
 
     Attributes:
         by_relation: whether every relation has an extraction adapter of its own, `TASK_RELATION`. If not,

@@ -28,7 +28,7 @@ CellContent = str | list[float | str | None] | None
 class TableContent:
     """A table of scores. Sorting moves the rows before index `foot`; the later rows stay at the bottom.
 
-    The numbers are not rounded: the page rounds them as the terminal does. `bounds` and `signed` are those of `Table`.
+    The numbers are not rounded: the page rounds them as the terminal does. `bounds` and `signed` are as in `Table`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ReportContent:
         leaderboard: a line for each run, in the order of the runs.
         groups: None: the rows are not split.
         tables: the scores by domain, by task, and, if asked for, the comparison with one run.
-        notes: the notes that all tables share. A table has only the other notes.
+        notes: the notes that all tables share. A table has only its own notes.
     """
 
     scoring: list[str]
@@ -97,8 +97,8 @@ def make_content(
     Args:
         comparisons: every run compared with one run, for a table of the differences.
         index: the pool's index, for the similarity of its adapters. Without an index, tasks are compared by the
-            adapters that were retrieved for them.
-        left_out: notes on rows that were left out.
+            adapters that were retrieved for the tasks.
+        left_out: notes on the rows that were left out.
         groups: the same runs on the rows of each value of a further field, for the leaderboard and the reader.
     """
     scored, scoring = [run.scored for run in runs], runs[0].scored.scoring

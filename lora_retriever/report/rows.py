@@ -38,13 +38,15 @@ class RunRows:
     Attributes:
         answers: index of the answer in `Rows.texts`; -1: not answered.
         used: index in `Rows.used` of the adapters that the answer used; -1: not answered; -2: not recorded.
-        found: index in `Rows.found` of what retrieval found; -1: nothing, or not recorded.
+        found: index in `Rows.found` of the hits; -1: no hits, or not recorded.
         scores: the row's metric score; None: not answered.
-        likelihoods: the log-likelihood of each option, in nats; None: the row has none. Empty: no row has options.
+        likelihoods: the log-likelihood of each option, in nats; None: the row has no options. Empty: no row has
+            options.
         stages: the questions of each stage of a procedure: index of the question in `Rows.texts`, index of its answer
             in `Rows.texts`, index of its adapters in `Rows.used`. None: the row has no stages. Empty: no row has.
         template: the prompt template, with `{inputs}` in it; `chat`: the tokenizer's own. None: not recorded.
-        before: what stands before the input beside the template: the system prompt and the number of examples.
+        before: the parts of the prompt before the input, beside the template: the system prompt and the number of
+            examples.
     """
 
     answers: list[int]
@@ -59,7 +61,7 @@ class RunRows:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows, in the file's order, and every run's answers to them.
+    """All rows, in the file's order, and every run's answers to the rows.
 
     Attributes:
         used: each distinct use of adapters: indices in `adapters`, their weights, their retrieval scores.
@@ -87,7 +89,7 @@ class Rows:
 
 
 class _Numbered(Generic[Item]):
-    """Distinct items, in the order in which `index` first got them."""
+    """Distinct values, in the order in which `index` first got each value."""
 
     def __init__(self) -> None:
         self._indices: dict[Item, int] = {}

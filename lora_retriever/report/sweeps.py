@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A swept setting. Its values are numbers if `numeric` is true, else names."""
+    """A swept setting. The values of the setting are numbers if `numeric` is true, else names."""
 
     setting: str
     numeric: bool

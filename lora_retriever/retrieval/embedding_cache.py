@@ -1,4 +1,4 @@
-"""Embeddings kept on disk: a text that was encoded once is not encoded again, and the encoder is not loaded for it.
+"""Embeddings kept on disk: a text that was encoded once is not encoded again, and does not need the encoder.
 
 All encoders share one SQLite file: `embeddings.sqlite` in `$LORA_RETRIEVER_CACHE`, or else in
 `~/.cache/lora-retriever`. An entry's key is the SHA-256 of everything that the vector depends on, the text included; no
@@ -38,7 +38,7 @@ STORED_AT_ONCE = 1024  # Maximum number of texts that an interrupted encoding lo
 ENCODING = 2  # Raised whenever `SentenceEncoder` begins to give other vectors for the same text.
 PACKAGES = ("torch", "transformers", "sentence-transformers")
 CHECKSUM_BYTES = 4
-VALUE_BYTES = 4  # of a float32
+VALUE_BYTES = 4  # size of a float32, in bytes
 
 SCHEMA = [
     "CREATE TABLE embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL, used INTEGER NOT NULL)",
@@ -138,7 +138,7 @@ class EmbeddingCache:
         nothing: dict[bytes, Embeddings | None] = {}
         found = self._in_transaction(lambda database: _select(database, keys), nothing)
         vectors = {key: vector for key, vector in found.items() if vector is not None}
-        if vectors:  # in a transaction of its own: a full disk can still be read
+        if vectors:  # a transaction of its own, because a full disk can still be read
             self._in_transaction(lambda database: _mark_used(database, vectors), None)
         self.remove([key for key, vector in found.items() if vector is None])
         return vectors

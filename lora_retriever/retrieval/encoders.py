@@ -40,7 +40,7 @@ TELLING = 16  # Minimum number of texts for which equal vectors show a broken en
 
 
 class Encoder(Protocol):
-    """The interface of an encoder, as retrieval uses it."""
+    """The interface of an encoder that retrieval needs."""
 
     def encode(self, texts: Sequence[str]) -> Embeddings:
         """Vectors [n, dim] of the texts, in their order; float32."""
@@ -118,7 +118,7 @@ class SentenceEncoder:
         try:
             encoded = self.model.encode(
                 [_encodable(text) for text in batch],
-                prompt=self.instruction,  # also if "": with None, the checkpoint's default prompt would be used
+                prompt=self.instruction,  # "" is passed, too: with None, the checkpoint's default prompt would be used
                 batch_size=self.batch_size,
                 show_progress_bar=False,
                 convert_to_numpy=True,
@@ -218,14 +218,14 @@ def load_encoder(
     Args:
         location: a folder, as a path or a text, or a Hub id.
         layout: `auto` reads a folder as Instructor's if its `modules.json` names classes of InstructorEmbedding. The
-            hkunlp checkpoints name classes of sentence-transformers, so they need `instructor`.
+            hkunlp checkpoints name classes of sentence-transformers, so these checkpoints need `instructor`.
         instruction: text before every input.
         batch_size: number of texts in a batch.
         device: a device of torch.
 
     Raises:
-        UserError: there is no such folder or repository, or it holds no encoder of that layout, or an encoder that
-            needs code of its own.
+        UserError: there is no such folder or repository, or the folder holds no encoder of this layout, or an encoder
+            that needs code of its own.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -244,7 +244,7 @@ def load_encoder(
         encoder, prompt = SentenceEncoder(model, instruction, batch_size, str(folder)), default_prompt(folder)
     except UserError:
         raise
-    except Exception as error:  # of any library that reads some file of the folder
+    except Exception as error:  # any library that reads a file of the folder may raise
         if "trust_remote_code" in str(error):
             raise UserError(_code_message(folder, "transformers has no class of its own for this model")) from error
         raise UserError(f"encoder {folder}: cannot be loaded: {_reason(error)}") from error
@@ -277,7 +277,7 @@ def _refuse_code(folder: Path, instructor: bool) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse a file of weights without tensors: transformers would silently fill the encoder with random weights."""
+    """Refuse a safetensors file without tensors: transformers would silently fill the encoder with random numbers."""
     from safetensors import safe_open
 
     for path in sorted(folder.rglob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""From texts to embeddings by any encoder: the project's, one behind a cache, or a user's own."""
+"""From texts to embeddings by any encoder: the project's encoder, an encoder behind a cache, or a user's own."""
 
 from __future__ import annotations
 

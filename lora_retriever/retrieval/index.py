@@ -114,9 +114,8 @@ class AdapterIndex:
     ) -> AdapterIndex:
         """An index of texts, ready for `search_texts`.
 
-        Args:
-            pool: the pool as `read_pool` gives it, whose samples' inputs are taken; or texts by the adapters' names.
-            encoder: encodes the texts, if the scorer reads embeddings. None: the scorer reads texts alone.
+        Args: pool: the result of `read_pool`, from which the samples' inputs are taken; or texts by the adapters'
+            names. encoder: encodes the texts, if the scorer reads embeddings. None: the scorer reads texts alone.
 
         Raises:
             ValueError: as for `add`; there is no such scorer, the scorer reads embeddings and there is no encoder, or
@@ -203,7 +202,7 @@ class AdapterIndex:
         return index
 
     def hiding(self, names: Collection[str]) -> AdapterIndex:
-        """The same index as it is now, whose searches never find these adapters. Unknown names hide nothing."""
+        """The present index, but with searches that never find these adapters. Unknown names hide nothing."""
         index = AdapterIndex(self._rule, self._encoder)
         index._pool, index._state, index._hidden = self._pool, self._fitted(), self._hidden | frozenset(names)
         return index
@@ -211,12 +210,12 @@ class AdapterIndex:
     def with_adapter(
         self, name: str, embeddings: Array | None, texts: Sequence[str] | None = None, quick: bool = True
     ) -> AdapterIndex:
-        """A new index with one more adapter. This index stays as it is, so searches go on meanwhile.
+        """A new index with one more adapter. This index does not change, so searches go on meanwhile.
 
         Args:
-            quick: whether the parts that all adapters share stay as they were fitted: the covariance, the n-grams,
-                constants, the calibration. This takes a small part of the time of a new fit; `refitted` fits the parts
-                later. A scorer of your own is fitted anew, unless the scorer is `Changeable`.
+            quick: whether the parts that all adapters share are kept without a new fit: the covariance, the n-grams,
+                constants, the calibration. A quick change takes a small part of the time of a new fit; `refitted` fits
+                the parts later. A scorer of your own is fitted anew, unless the scorer is `Changeable`.
 
         Raises:
             ValueError: as for `add`.
@@ -251,7 +250,7 @@ class AdapterIndex:
         return index
 
     def prepare(self) -> None:
-        """Compute now what the first search would compute.
+        """Fit and calibrate now, and not at the first search.
 
         Raises:
             ValueError: the index is empty.
@@ -355,7 +354,7 @@ class AdapterIndex:
         return Hits([[names[position] for position in row] for row in best.tolist()], scores, probabilities)
 
     def search_texts(self, texts: Sequence[str], k: int, exclude: Sequence[str | None] | None = None) -> Hits:
-        """The `k` best adapters for each text, as `search` finds them. The index's encoder encodes the texts.
+        """The `k` best adapters for each text, by `search`. The index's encoder encodes the texts.
 
         Raises:
             ValueError: as for `search`, or the scorer reads embeddings and the index has no encoder.
@@ -409,9 +408,9 @@ class AdapterIndex:
 
         Args:
             private: keep only the adapters' means, their numbers of samples, and the covariance that all share: no text
-                and no single sample. Adapters may be added to a private index and removed from it. A private index
-                keeps the covariance and the temperature of the adapters with which it was saved until all these
-                adapters are removed.
+                and no single sample. Adapters may be added to a private index and removed from a private index. A
+                private index keeps the covariance and the temperature of the adapters with which it was saved until all
+                these adapters are removed.
 
         Raises:
             ValueError: a private index is asked for, and the index is empty, its scorer needs the samples, or an

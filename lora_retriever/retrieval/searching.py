@@ -38,9 +38,9 @@ class State:
         return None if held_out is None else fit_presence(held_out)
 
     def changed(self, fitted: Fitted) -> State:
-        """The state with a scorer to which an adapter was added, or from which one was taken.
+        """The state with a scorer to which an adapter was added, or from which an adapter was removed.
 
-        The calibration stays as it was fitted.
+        The calibration is not fitted again.
         """
         state = State(fitted, self._recorded)
         calibrated = ("temperature", "presence")
@@ -48,7 +48,7 @@ class State:
         return state
 
     def prepare(self) -> None:
-        """Compute now what the first search would compute."""
+        """Fit and calibrate now, and not at the first search."""
         _ = self.temperature
         if isinstance(self.fitted, Linear) and len(self.fitted.vectors) >= LARGE:
             _ = self.faiss

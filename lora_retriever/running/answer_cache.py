@@ -41,7 +41,7 @@ class AnswerCache:
         self._answers: dict[str, Answer] = {}
 
     def find(self, key: str) -> Answer | None:
-        """The answer of this key, or None if the answer is not known."""
+        """The answer of this key; None: the answer is not known."""
         return self._answers.get(key)
 
     def learn(self, configuration: Mapping[str, Any], lines: Sequence[Line]) -> None:
@@ -67,7 +67,7 @@ class AnswerCache:
     def learn_folder(self, results: Path) -> None:
         """Remember the answers of all runs in a folder that the same code and packages made.
 
-        A run that keeps the answers of earlier code, and whatever cannot be read, is passed over.
+        Runs that keep the answers of earlier code, and unreadable files, are passed over.
         """
         for meta_path in sorted(results.glob("*.meta.json")):
             name = meta_path.name.removesuffix(".meta.json")

@@ -1,4 +1,4 @@
-"""Answering the rows of one run: known answers are taken over, and the backend makes the other answers."""
+"""Answering the rows of one run: known answers are reused, and the backend makes the other answers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def answer_rows(
     plain = [planned for planned, name in named if name == PLAIN and planned.row.id not in failed]
     alike = group_alike(plain, run.configuration)
     known = {key: answer for key in alike if (answer := shared.cache.find(key)) is not None}
-    # of rows with one key, only the first is asked
+    # If several rows have the same key, only the first row is asked.
     asked = {rows[0].row.id: rows for key, rows in alike.items() if key not in known}
 
     run.begin({**description, "finished": False})
@@ -220,7 +220,7 @@ def staged_line(planned: PlannedRow, fields: Line, procedure: str) -> Line:
 
 
 def _used(composition: Composition, weights: Mapping[str, float]) -> Line:
-    """The adapters of a line, with their weights and retrieval scores, and what retrieval found."""
+    """The adapters of a line, with their weights and retrieval scores, and the hits of the row's search."""
     return {
         "adapters": list(weights),
         "weights": list(weights.values()),

@@ -55,9 +55,9 @@ def code_hashes(
 ) -> Hashes:
     """The SHA-256 of each source file that decides the answers of a method, by the file's name.
 
-    These are the method's own file and the parts it imports, retrieval and scorers where the method uses them, the
-    files of a user's own scorer and encoder, and `answering_hashes`. Files that cannot change an answer, such as those
-    of `report`, are not among them.
+    These are the method's own file and the parts that this file imports, retrieval and scorers where the method uses
+    them, the files of a user's own scorer and encoder, and `answering_hashes`. Files that cannot change an answer, such
+    as the files of `report`, do not count.
 
     Args:
         profile: the profile of the run. None: the backend `local`, and no scorer and encoder of a user's own.
@@ -120,14 +120,14 @@ def code_record(hashes: Hashes, kept: Sequence[Mapping[str, Any]] = ()) -> dict[
 
 
 def recorded_code(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The field `code` of a record. A record without such a field, or with a damaged one, has `files` None."""
+    """The field `code` of a record. If the record has no such field, or a damaged field, `files` is None."""
     code = record.get("code")
     known = isinstance(code, dict) and isinstance(code.get("files"), dict)
     return dict(code) if known and code else {"files": None}
 
 
 def kept_codes(record: Mapping[str, Any], rows: int) -> list[dict[str, Any]]:
-    """All earlier codes of a run when the answers of the latest, `rows` in number, are kept on purpose."""
+    """All earlier code of a run, after the `rows` answers of the latest code are kept on purpose."""
     code = recorded_code(record)
     earlier = code.pop("kept", [])
     return [*(earlier if isinstance(earlier, list) else []), {**code, "rows": rows}]
@@ -140,7 +140,7 @@ def changed_files(record: Mapping[str, Any], hashes: Hashes) -> list[str] | None
 
 
 def refuse_changed_code(results: Path, changed: Mapping[str, list[str] | None]) -> None:
-    """Refuse to take the answers of other code for this code's.
+    """Refuse to show the answers of other code as answers of this code.
 
     Args:
         changed: by the run's name, the source files that changed since the run was answered. None: not known.

@@ -1,7 +1,7 @@
-"""`lora-retriever doctor`: what a run would meet, found before any weight is loaded onto a device.
+"""`lora-retriever doctor`: the problems that a run would have, found before model weights are loaded onto a device.
 
-The checks are those that a run makes before its first row. So a run accepts a profile without problems, unless the
-weights of a model are damaged. Small models are loaded, to check their weights, too. The Hub is asked about models that
+A run makes the same checks before its first row. So a run accepts a profile without problems, unless the model weights
+are damaged. Small models are loaded, so that their model weights are checked, too. The Hub is asked about models that
 are not on this machine; if the Hub does not answer, a finding says so.
 """
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 BYTES_PER_ANSWER = 4096
 """Size of a row with its answer, in bytes. The official rows have about 1,000."""
 LARGEST_READ = 2 * GIB
-"""Maximum size of weights that are read to look for NaN, in bytes. A run looks at weights of any size."""
+"""Maximum size of model weights that are read to look for NaN, in bytes. A run looks at model weights of any size."""
 QUOTED = re.compile(r"'[^']+'")
 """The first name that a line quotes."""
 FETCH = "`lora-retriever fetch --source FOLDER`, with a checkout of the authors' repository as FOLDER,"
@@ -65,7 +65,7 @@ class Finding:
 
 
 class _Hub:
-    """Questions to the Hub. After the first question that the Hub cannot be asked, no other question is asked."""
+    """Questions to the Hub. After the first request that the Hub does not answer, no other request is made."""
 
     def __init__(self, offline: bool) -> None:
         self._silent = HubAnswer(None, "the Hub was not asked (--offline)") if offline else None
@@ -127,7 +127,7 @@ def examine(profile: Profile, results: Path, offline: bool = False) -> Iterator[
 
 
 def grouped(lines: Sequence[str]) -> list[str]:
-    """The lines, with those that differ only by the name that they quote first as one line that lists the names."""
+    """The lines. Lines that differ only by their first quoted name become one line that lists the names."""
     found: dict[str, list[tuple[str, str]]] = {}
     for line in lines:
         quoted = QUOTED.search(line)
@@ -163,7 +163,7 @@ def _examine_metrics(profile: Profile, rows: Sequence[Row]) -> Iterator[Finding]
         try:
             for used in metrics:
                 used.combine(used.statistics([answer], [row.targets]).sum(axis=0))
-        except Exception as error:  # of a library, or of a user's own code
+        except Exception as error:  # a library or a user's own code may raise anything
             reason = str(error) if isinstance(error, UserError) else one_line_of(error)
             level: Literal["problem", "warning"] = "problem" if metric in METRICS else "warning"
             yield Finding(level, f"metrics: {metric} cannot score row {row.id} alone: {reason}")
@@ -247,12 +247,12 @@ def _examine_base(profile: Profile, hub: _Hub) -> tuple[BaseFindings | None, lis
         return base, [_examine_weights("base model", folder), *findings]
     except UserError as error:
         return None, [Finding("problem", f"base model: {error}")]
-    except Exception as error:  # of any library that reads the file
+    except Exception as error:  # any library that reads the file may raise anything
         return None, [Finding("problem", f"base model: {location} cannot be used: {one_line_of(error)}")]
 
 
 def _examine_weights(what: str, folder: Path) -> Finding:
-    """The weights of a model: there, readable, and, if they are not too large, without NaN and infinity."""
+    """Check that the model weights are there, readable, and, if not too large, without NaN and infinity."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -338,7 +338,7 @@ def _examine_device(profile: Profile, device: str) -> Finding:
 
 
 def _examine_encoder(profile: Profile, rows: Sequence[Row], is_used: bool, hub: _Hub) -> Iterator[Finding]:
-    """The encoder, if it is used: there, and, if it is not too large, loaded and tried on two rows."""
+    """Check that a used encoder is there. An encoder that is not too large is loaded and tried on two rows."""
     settings = profile.encoder
     if settings is None:
         return
@@ -374,7 +374,7 @@ def _try_encoder(name: str, load: Callable[[], Encoder], texts: Sequence[str]) -
         vectors = encode_texts(load(), texts)
     except UserError as error:
         return Finding("problem", str(error))
-    except Exception as error:  # of a checkpoint's parts that do not fit each other, or of a user's own code
+    except Exception as error:  # parts of a checkpoint that do not fit, or a user's own code
         return Finding("problem", f"encoder: {name} cannot be used: {one_line_of(error)}")
     return Finding("ok", f"encoder: {name}, {vectors.shape[1]} numbers for a text")
 
@@ -409,7 +409,7 @@ def _examine_memory(
 
 
 def _encoder_size(profile: Profile) -> int:
-    """The size of the encoder's weights, in bytes; 0 if the encoder is not on this machine or is a user's own."""
+    """The size of the encoder's model weights, in bytes; 0 if the encoder is not on this machine or is a user's own."""
     settings = profile.encoder
     if settings is None or settings.is_own:
         return 0
@@ -429,12 +429,12 @@ def free_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # macOS does not say what is free
+    except (ValueError, OSError):  # macOS does not tell the free memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _examine_disk(results: Path, needed: int) -> Finding:
-    """The results folder: it can be made and held, and the answers fit onto its disk."""
+    """Check that the results folder can be made and held, and that the answers fit onto its disk."""
     try:
         there = next(folder for folder in (results.resolve(), *results.resolve().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

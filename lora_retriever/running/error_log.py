@@ -23,7 +23,7 @@ class ErrorLog:
         self._known: set[str] = set()
 
     def add(self, what: str, error: BaseException) -> str:
-        """Keep an error's traceback, and return the error in one line. `what` says what could not be done."""
+        """Keep an error's traceback, and return the error in one line. `what` names the task that failed."""
         self.add_text(what, "".join(traceback.format_exception(error)))
         return one_line_of(error)
 

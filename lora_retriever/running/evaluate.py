@@ -1,4 +1,5 @@
-"""The main path: rows and pool in; one file of answers out for each run (a method, or a variant of it in a sweep).
+"""The main path: rows and pool in; one file of answers out for each run (a method, or a variant of a method in a
+sweep).
 
     rows + pool ─► embeddings ─► index ─► compositions ─► batches ─► answers ─► RESULTS/NAME.jsonl
 
@@ -61,7 +62,7 @@ from lora_retriever.running.shared import Answering
 from lora_retriever.running.sweep import Variant, expand
 
 OnChangedCode = Literal["refuse", "keep", "anew"]
-"""What becomes of runs that other code answered: the command refuses, keeps their answers, or answers them anew."""
+"""The choices for runs that other code answered: refuse, keep the answers, or answer these runs anew."""
 
 
 @dataclass
@@ -137,8 +138,8 @@ def evaluate(
 
 
 def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, failures: Failures) -> list[PlannedRun]:
-    """The files of the runs, with the code that makes them. An error of a user's own method ends the runs of this
-    method alone.
+    """The files of the runs, with the code that makes the answers. An error of a user's own method ends the runs of
+    this method alone.
 
     Raises:
         UserError: the folder holds a run of this name with another configuration.
@@ -164,7 +165,7 @@ def open_runs(variants: Sequence[Variant], benchmark: Benchmark, results: Path, 
 def settle_changed_code(
     runs: Sequence[PlannedRun], results: Path, on_changed_code: OnChangedCode, require_writable: Callable[[], None]
 ) -> None:
-    """Refuse runs that other code answered, keep their answers, or move their files away so that they begin anew.
+    """Refuse runs that other code answered, keep their answers, or move their files away so that the runs begin anew.
 
     Raises:
         UserError: there are such runs, and `on_changed_code` is "refuse".
@@ -199,7 +200,7 @@ def answer_runs(
     console: Console,
     failures: Failures,
 ) -> None:
-    """Load what answers prompts, and answer run after run. Every failure is added to `failures`.
+    """Load the backend, and answer run after run. Every failure is added to `failures`.
 
     Raises:
         UserError: the base, an adapter or the backend cannot be loaded.
@@ -237,7 +238,7 @@ def answer_runs(
             except UserError as error:
                 failures.refused[name] = str(error)
                 continue
-            except Exception as error:  # of a method, the encoder, or a user's own code
+            except Exception as error:  # a method, the encoder or a user's own code failed
                 failures.end = _end_by(error, results)
                 if failures.end is not None:
                     return

@@ -1,4 +1,7 @@
-"""The files of the models and adapters behind a run, each with its hash in the record: a refusal names what differs."""
+"""The files of the models and adapters behind a run.
+
+The record has the hash of each file, so a refusal names the changed files.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def file_hashes(profile: Profile, benchmark: Benchmark, method: Method) -> dict[
 
 
 def changed_inputs(record: Mapping[str, Any], profile: Profile, benchmark: Benchmark, method: Method) -> list[str]:
-    """Which files of models and adapters differ from those that a record names, one line for each folder."""
+    """The files of models and adapters that differ from the files in a record, one line for each folder."""
     found = record.get("file_hashes")
     recorded = found if isinstance(found, dict) else {}
     lines = []

@@ -1,7 +1,8 @@
-"""`lora-retriever doctor --measure`: what composing and answering do on the device at hand, on some rows.
+"""`lora-retriever doctor --measure`: the exactness, speed and memory of composing and answering some rows on this
+device.
 
-The base and the adapters are loaded as a run loads them. Rows are answered as a mixture of three adapters: the own
-adapter of the row and two others. So no encoder is needed, and nothing is written.
+The base and the adapters are loaded in the same way as by a run. Rows are answered as a mixture of three adapters: the
+own adapter of the row and two others. So no encoder is needed, and nothing is written.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ K = 3
 """Number of adapters of a row."""
 CLEAR_REFS = Path("/proc/self/clear_refs")
 NEW_PEAK = "5"
-"""What Linux is told to begin a new peak of a process's memory."""
+"""The text that tells Linux to begin a new peak of a process's memory."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Measured:
         device: the GPU's name, or the device.
         rows: number of rows that were answered.
         alone: number of these rows that were answered alone as well.
-        differing: rows whose answer is another one when the row is answered alone.
+        differing: number of rows whose answer differs when the row is answered alone.
         read_tokens_per_second: prompt tokens, with padding.
         decoded_tokens_per_second: new tokens.
         rows_per_second: of a whole batch.
@@ -94,7 +95,7 @@ class Measured:
     run_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON takes them."""
+        """The figures in the form of JSON."""
         return asdict(self)
 
 
@@ -145,7 +146,7 @@ def measure(profile: Profile, benchmark: Benchmark, runs: int) -> Measured:
 
 
 def some_requests(generator: Generator, benchmark: Benchmark) -> list[Request]:
-    """Rows from the whole benchmark, each as a mixture of its own adapter, if it has one, and of others."""
+    """Rows from the whole benchmark, each as a mixture of its own adapter, if there is one, and of other adapters."""
     most = max(ROWS, BATCHES * generator.settings.batch_size)
     rows = benchmark.rows[:: max(1, len(benchmark.rows) // most)][:most]
     prompts = make_prompts([row.inputs for row in rows], generator.tokenizer, generator.settings)

@@ -1,8 +1,8 @@
 """The memory that an evaluation needs, predicted from the shape of the model. docs/performance.md has the measurements.
 
-peak = weights + resident adapters + keys and values + pairs + rows that join + activations + what stands beside them
+peak = model weights + resident adapters + keys and values + pairs + rows that join + activations + other uses
 
-While prompts are read, the keys, values and pairs of their rows exist twice: as they are made, and in the memory of the
+While prompts are read, the keys, values and pairs of their rows exist twice: as new tensors, and in the memory of the
 batch. The last term counts the encoder, the tokenizer, CUDA's context, and the memory that torch's allocator keeps
 unused.
 """
@@ -23,7 +23,10 @@ GIB = 1 << 30
 CONTEXT = GIB // 2
 """Memory that CUDA itself takes on a GPU, about, in bytes: its context and the workspaces of its libraries."""
 UNUSED = 1 / 10
-"""Share of the batch's memory that torch's allocator keeps unused on a GPU. An assumption: nobody has measured it."""
+"""Share of the batch's memory that torch's allocator keeps unused on a GPU.
+
+This share is an assumption, which nobody has measured.
+"""
 TOKENIZER = 1270
 """Memory of a tokenizer for each token of its vocabulary, in bytes, in the host's memory. Measured with Gemma 3's."""
 
@@ -42,7 +45,7 @@ class ModelShape:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """The shape by a configuration's numbers, under the names that Llama uses.
+        """The shape from the numbers of a configuration, which have Llama's names.
 
         Raises:
             KeyError: a number is missing.
@@ -60,7 +63,7 @@ class ModelShape:
 
     @classmethod
     def of_model(cls, config: PretrainedConfig) -> ModelShape:
-        """The shape by a loaded configuration of any family.
+        """The shape from a loaded configuration of any family.
 
         Raises:
             UserError: the configuration does not tell one of the numbers.
@@ -69,7 +72,7 @@ class ModelShape:
 
     @property
     def widths(self) -> dict[str, int]:
-        """d_in + d_out of the linear modules of a layer, by the names that Llama gives them."""
+        """d_in + d_out of the linear modules of a layer, by Llama's names of the modules."""
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         return {
             "q_proj": self.hidden + queries,
@@ -100,12 +103,12 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """The peak, without what stands beside the model (`beside`)."""
+        """The peak, without the other uses beside the model (`beside`)."""
         return self.weights + self.adapters + self.batch
 
 
 def size_text(size: int) -> str:
-    """A size in bytes, as a person reads it: 143 MiB, 1.45 GiB."""
+    """A size in bytes as a short text: 143 MiB, 1.45 GiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
@@ -160,11 +163,10 @@ def predicted_memory(
 def beside(used: MemoryUse, shape: ModelShape, device: str, encoder: int) -> dict[str, int]:
     """The other uses of the device's memory beside the model, in bytes, by name.
 
-    On a GPU, the encoder's memory is freed before the base is loaded, so only what the encoder needs more than the
-    model counts. On a CPU, the encoder stays.
+    On a GPU, the encoder's memory is freed before the base is loaded, so only the memory that the encoder needs beyond
+    the model's memory counts. On a CPU, the encoder stays.
 
-    Args:
-        encoder: size of the encoder's weights, in bytes; 0 without an encoder.
+    Args: encoder: size of the encoder's model weights, in bytes; 0 without an encoder.
     """
     if device == "cpu":
         return {"encoder": encoder, "tokenizer": TOKENIZER * shape.vocabulary}

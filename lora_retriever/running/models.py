@@ -1,7 +1,7 @@
-"""Checks of a profile's models and adapters before any weight is loaded, for `run` and `doctor`.
+"""Checks of a profile's models and adapters before any model weights are loaded, for `run` and `doctor`.
 
-Only configurations, tokenizers and the headers of weights are read. The base is built without weights, on torch's meta
-device, so that names and shapes of its modules are known.
+Only configurations, tokenizers and the headers of safetensors files are read. The base is built without model weights,
+on torch's meta device, so that names and shapes of its modules are known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES_LISTED = 5
 
 @dataclass(frozen=True)
 class BaseFindings:
-    """A base model without its weights, its tokenizer, and what a user should know of the two.
+    """A base model without its model weights, its tokenizer, and warnings about the two.
 
     Attributes:
         warnings: one line for each limit that long rows exceed, and each difference of base and tokenizer.
@@ -47,8 +47,8 @@ class AdapterFindings:
 
     Attributes:
         headers: the adapters that can be composed, by name.
-        problems: why an adapter cannot be composed, one line for each such adapter.
-        warnings: what a user should know of adapters that load, one line for each note.
+        problems: why an adapter cannot be composed, one line for each such adapter. warnings: notes on adapters that
+            can be composed, one line for each note.
     """
 
     headers: dict[str, AdapterHeader] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def inspect_adapters(
 
     Args:
         adapters: the folder of each adapter, or why there is none.
-        base: the base without weights. None: the adapters are checked without a base.
+        base: the base without model weights. None: the adapters are checked without a base.
         detects: whether the adapters' detection heads are used.
     """
     from lora_retriever.generation.detecting import read_head
@@ -101,7 +101,7 @@ def inspect_adapters(
             found.problems.append(f"adapter {name!r}: {error}")
         except AdapterError as error:
             found.problems.append(str(error))
-        except Exception as error:  # of any library that reads the file; the other adapters are still checked
+        except Exception as error:  # a library that reads the file failed; other adapters are still checked
             found.problems.append(f"adapter {name!r}: {folder} cannot be read: {one_line_of(error)}")
         else:
             found.headers[name] = header
@@ -115,7 +115,7 @@ def check_adapters(findings: AdapterFindings) -> None:
     """Refuse a pool with adapters that cannot be composed.
 
     Raises:
-        UserError: there are such adapters. The message names all of them.
+        UserError: there are such adapters. The message names all these adapters.
     """
     problems = findings.problems
     if len(problems) == 1:

@@ -43,7 +43,7 @@ class PlannedRow:
 
 
 def device_identity(device: str) -> str:
-    """A device as a run's configuration records it: with the names of the GPUs, whose kernels and rounding differ."""
+    """A device in a run's configuration, with the names of the GPUs, because kernels and rounding differ."""
     if not device.startswith("cuda") and device != BALANCED:
         return device
     import torch
@@ -102,7 +102,7 @@ def configuration(profile: Profile, benchmark: Benchmark, method: Method) -> dic
 
 
 def recorded_procedures(profile: Profile, benchmark: Benchmark) -> dict[str, Any]:
-    """The procedures of the rows with their options, as a configuration keeps them. Empty: all rows are plain.
+    """The procedures of the rows with their options, in the form of a configuration. Empty: all rows are plain.
 
     Raises:
         UserError: as for `procedures_of`.
@@ -205,7 +205,7 @@ def detecting_procedures(profile: Profile, rows: Sequence[Row]) -> list[str]:
 
 
 def check_backend(variants: Sequence[Variant], rows: Sequence[Row]) -> None:
-    """Check that the profile's backend can do what the methods, the rows and the rows' procedures need.
+    """Check that the profile's backend serves the methods, the rows and the rows' procedures.
 
     Raises:
         UserError: a method weighs adapters by token or looks into the model, a row has options, or a procedure detects
@@ -238,7 +238,7 @@ def planned(
     """The rows of a run with their compositions, and the method's gate, learned now if necessary.
 
     Args:
-        keeps_learned: whether what the run's record names as learned is used, though other code learned it.
+        keeps_learned: whether the learned folders in the run's record are used, though other code made these folders.
 
     Raises:
         UserError: the method cannot be run here, gives a row an adapter that the row must not have, or has learned

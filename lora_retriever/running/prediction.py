@@ -1,4 +1,4 @@
-"""The memory that a profile's largest batch is predicted to need, before any weight is loaded."""
+"""The memory that a profile's largest batch is predicted to need, before any model weights are loaded."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def predicted_at(
 
 
 def adapted_by(headers: Sequence[AdapterHeader], shape: ModelShape) -> tuple[int, list[str]]:
-    """The largest rank of some adapters, and the modules that they target, under Llama's names."""
+    """The largest rank of some adapters, and the modules that the adapters target, under Llama's names."""
     modules = [(name, module) for header in headers for name, module in header.modules.items()]
     rank = max((module.rank for _, module in modules), default=8)
     adapted = {name.rpartition(".")[2] for name, _ in modules} or {"q_proj", "v_proj"}
@@ -100,5 +100,5 @@ def turning_points(profile: Profile) -> list[int]:
 
 
 def weights_size(folder: Path | None) -> int:
-    """The size of a model's weights on disk, in bytes. 0: there is no such folder."""
+    """The size of the model weights on disk, in bytes. 0: there is no such folder."""
     return 0 if folder is None else sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

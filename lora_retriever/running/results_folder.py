@@ -29,11 +29,11 @@ EARLIER = "earlier"
 """The folder, within the results folder, of the files of runs that were answered anew."""
 
 UNFINISHED_SECONDS = 2.0
-"""Maximum time between the making of a soft lock and the end of the writing of its process into it, in seconds."""
+"""Maximum time between the making of a soft lock and the moment when the lock names its process, in seconds."""
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-"""What `flock` fails with when another process holds the lock."""
+"""The errors of `flock` if another process holds the lock."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""What `flock` fails with on a file system that has no such locks."""
+"""The errors of `flock` on a file system that has no such locks."""
 GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -59,8 +59,7 @@ def folder_error(results: Path, error: OSError) -> FolderError:
 def writing_into(results: Path) -> Iterator[None]:
     """Writes of one step of a run.
 
-    Raises:
-        FolderError: the file system does not take them.
+    Raises: FolderError: the file system does not take the writes.
     """
     try:
         if not results.is_dir():  # a write must not make a removed folder anew
@@ -71,7 +70,7 @@ def writing_into(results: Path) -> Iterator[None]:
 
 
 class HeldFolder:
-    """A results folder that this process holds, or one that can only be read."""
+    """A results folder that this process holds, or a results folder that can only be read."""
 
     def __init__(self, path: Path, obstacle: OSError | None = None) -> None:
         """`obstacle` is why nothing can be written into the folder. None: the folder can be written."""
@@ -86,9 +85,10 @@ class HeldFolder:
 
 @contextmanager
 def locked(results: Path) -> Iterator[HeldFolder]:
-    """Hold a results folder, which is made if it is not there, for this process alone.
+    """Hold a results folder for this process alone. A missing folder is made.
 
-    A read-only folder is not held, because no run can change such a folder. Its finished runs can still be shown.
+    A read-only folder is not held, because no run can change such a folder. The finished runs of such a folder can
+    still be shown.
 
     Raises:
         UserError: the folder cannot be made, or another process holds it.

@@ -1,9 +1,9 @@
-"""The files of one run: lines are appended while the run goes on, and put in order when it is done.
+"""The files of one run: lines are appended while the run goes on, and put in order when the run is done.
 
 `NAME.jsonl.partial` grows batch by batch, and each batch is on disk (fsync) before the next one. `NAME.meta.json`, the
 run's record, is written first and says what the run is. When every row is there, the lines are put in the rows' order
 and the file takes the name `NAME.jsonl`, in one atomic step. All state is in these files: whatever stopped a run, the
-next start reads them and goes on. A file is never continued under another configuration.
+next start reads the files and goes on. A file is never continued under another configuration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RunFile:
 
     Attributes:
         lines: the answered rows, by the rows' ids.
-        stages: the file of what procedures were answered for rows that are not done (`running.stages`).
+        stages: the file of the answers to procedures for rows that are not done (`running.stages`).
         recorded: the record that an earlier start wrote; empty if there was none.
     """
 
@@ -47,8 +47,8 @@ class RunFile:
     ) -> None:
         """Open a run that is new, begun or finished.
 
-        Args:
-            changed_inputs: which files differ from those that a record names, for the refusal of another configuration.
+        Args: changed_inputs: gives the files that differ from a record's files, for the refusal of another
+            configuration.
 
         Raises:
             UserError: the folder holds a run of this name with another configuration, or its files cannot be read.
@@ -93,11 +93,11 @@ class RunFile:
         return bool(self.lines) or self.stages.exists()
 
     def missing(self, ids: Sequence[int]) -> list[int]:
-        """Those of `ids` that have no answer yet, in their order."""
+        """The `ids` that have no answer yet, in their order."""
         return [id for id in ids if id not in self.lines]
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Add answered rows. They are on disk when this returns.
+        """Add answered rows. When this function returns, the rows are on disk.
 
         Raises:
             FolderError: the file system does not take them.
@@ -172,7 +172,7 @@ class RunFile:
         return {name: value for name, value in configuration.items() if name not in unused}
 
     def _all_paths(self) -> list[Path]:
-        """The run's files. The file of stages is named only if it is there: most runs have none."""
+        """The run's files. The file of stages is named only if the file exists, because most runs have none."""
         return [self.path, self.partial, *([self.stages] if self.stages.exists() else []), self.meta_path]
 
     def _place_for(self, record: bytes) -> Path:
@@ -299,7 +299,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A field of a row as it is compared: lists for tuples, Unicode form NFC, and one kind of line end."""
+    """A field of a row in the form for comparisons: lists for tuples, Unicode form NFC, and one kind of line end."""
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n"))
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

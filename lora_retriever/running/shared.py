@@ -1,4 +1,4 @@
-"""`Answering`: what the runs of one evaluation share while they are answered."""
+"""`Answering`: the objects that the runs of one evaluation share during answering."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answering:
-    """The objects that the runs of one evaluation share while they are answered.
+    """The objects that the runs of one evaluation share during answering.
 
     Attributes:
         prompts: the prompt of each row.

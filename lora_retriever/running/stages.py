@@ -1,9 +1,9 @@
 """Answering rows by procedures: stage by stage, the questions of all rows together, by the same backend and batches.
 
 A stage is one question, or one list of questions, of every row that is not done. Every answer is on disk, in
-`NAME.stages.partial`, before the next batch. A run that is started again gives the procedures their old answers, asks
-the same questions in the same batches, and goes on where it stopped. The file goes when the run is finished: the line
-of a row then has all its questions and answers, in the field `stages`.
+`NAME.stages.partial`, before the next batch. When a run is started again, the procedures get their old answers, ask the
+same questions in the same batches, and go on from there. The file is removed when the run is finished: the line of a
+row then has all its questions and answers, in the field `stages`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,10 @@ Place = tuple[int, int, int]
 class Conversation:
     """A row under its procedure.
 
-    Attributes:
-        stages: the replies of the stages so far, as the results keep them.
-        questions: the questions of the next stage. Empty: the procedure is done, or failed.
-        prediction: what the procedure returned. None: the procedure is not done.
-        failure: why the row failed. None: it did not.
-        traceback: the error that the procedure raised.
+    Attributes: stages: the replies of the stages so far, in the form of the results. questions: the questions of the
+        next stage. Empty: the procedure is done, or failed. prediction: the text that the procedure returned. None: the
+        procedure is not done. failure: why the row failed. None: the row has not failed. traceback: the error that the
+        procedure raised.
     """
 
     planned: PlannedRow
@@ -136,10 +134,9 @@ class StageFile:
                 write_bytes(self._path, data)
 
     def add(self, replies: Mapping[Place, Line], reused: bool = False) -> None:
-        """Keep replies. They are on disk when this returns.
+        """Keep replies. When this function returns, the replies are on disk.
 
-        Raises:
-            FolderError: the file system does not take them.
+        Raises: FolderError: the file system does not take the replies.
         """
         lines = [
             {"row": row, "stage": stage, "question": place, **({"reused": True} if reused else {}), "reply": reply}
@@ -333,7 +330,7 @@ class Stages:
         return f"{type(question).__name__} {key}"
 
     def _take_known(self, groups: Mapping[str, list[tuple[Place, PlannedRow, Ask]]]) -> None:
-        """Take the replies that earlier stages have, and those of other runs."""
+        """Take the replies of earlier stages and of other runs."""
         new: dict[Place, Line] = {}
         for key, alike in groups.items():
             waiting = [one for one in alike if one[0] not in self._file.replies]
@@ -353,7 +350,7 @@ class Stages:
         return all(one[0] in self._file.reused for one in alike)
 
     def _texts(self, requests: Sequence[Request], done: set[int]) -> Iterator[tuple[dict[int, Line], Outcome]]:
-        """Replies to `Ask`, by the requests' ids, as the backend answers them."""
+        """Replies to `Ask` by the requests' ids, in the order of the backend's answers."""
         if not requests:
             return
         by_id = {request.id: request for request in requests}
@@ -396,13 +393,13 @@ class Stages:
 
 
 def asked_fields(question: Ask) -> Line:
-    """A question as the results keep it."""
+    """A question in the form of the results."""
     fields = {"inputs": question.inputs, "query": question.query, "task": question.task}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def text_reply(asked: PlannedRow | Request, answer: Answer) -> Line:
-    """A text that answers a question, with the adapters that were used, as the results keep it."""
+    """A text that answers a question, with the adapters that were used, in the form of the results."""
     weights: Mapping[str, float] = asked.composition.weights
     if answer.gate is not None:
         weights = {name: weight for name, weight in answer.gate.weights.items() if weight and name in weights}

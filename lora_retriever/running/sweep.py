@@ -84,5 +84,5 @@ def parse_sweep(sweep: Sequence[str], profile: Profile) -> dict[str, list[Any]]:
 
 
 def _text(value: Any) -> str:
-    """A value as the names of runs have it: 1.0 is written 1, so that no number has two names."""
+    """The text of a value in the names of runs: 1.0 is written 1, so that no number has two names."""
     return str(value).removesuffix(".0")

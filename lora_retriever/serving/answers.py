@@ -27,13 +27,11 @@ class Choice:
     Attributes:
         place: the answer's place in the response.
         prompt: the prompt that is answered.
-        composition: the adapters that answer it.
-        job: what the engine was given.
+        composition: the adapters that answer the prompt. job: the engine's job.
         stream: the answer's text.
         defers: whether the text is made when the answer has ended, because nobody reads it before.
         tokens: the answer's tokens so far, the EOS token included.
-        finish: why the answer ended: "stop" or "length". None: it has not ended.
-        error: why the answer failed.
+        finish: why the answer ended: "stop" or "length". None: the answer has not ended. error: why the answer failed.
         scored: the prompt's tokens with their log-probabilities. Empty: not asked for.
     """
 
@@ -139,9 +137,9 @@ def completion_logprobs(
         offsets.append(offset)
         offset += len(text)
         pairs: dict[str, float] = {}
-        for id, logprob in token.top[:top]:  # the best first: of two tokens of one text the better counts
+        for id, logprob in token.top[:top]:  # the best first: of two tokens with equal texts, the better counts
             pairs.setdefault(token_text(tokenizer, id), logprob)
-        if token.logprob is not None:  # the chosen token is always among them
+        if token.logprob is not None:  # the chosen token is always among these tokens
             pairs.setdefault(text, token.logprob)
         best.append(pairs if token.logprob is not None else None)
     return {

@@ -1,4 +1,4 @@
-"""From a request to its choices: adapters are found, jobs are made, and events come back as they are."""
+"""From a request to its choices: adapters are found, jobs are made, and events come back at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Wanted:
         scores_prompt: whether the prompt's own log-probabilities are wanted.
         trims: whether white space around an answer is left out.
         continues: whether an answer goes on with the prompt's text.
-        streams: whether the text is wanted as it comes.
+        streams: whether the text is wanted piece by piece.
     """
 
     sampling: Sampling
@@ -52,7 +52,7 @@ class Answering:
 
     Attributes:
         choices: the answers, in the response's order.
-        seconds: how long finding the adapters took.
+        seconds: the time of finding the adapters.
     """
 
     def __init__(self, service: Service, choices: Sequence[Choice], seconds: float, deadline: float) -> None:
@@ -83,7 +83,7 @@ class Answering:
             self._tickets = self._service.engine.submit([choice.job for choice in self.choices], deliver)
 
     async def pieces(self) -> AsyncIterator[tuple[Choice, str, list[Token]]]:
-        """Every choice with its new text and its new tokens, as they come, until all have ended.
+        """Every choice with its new text and its new tokens, at once, until all choices have ended.
 
         Raises:
             ApiError: a job is refused or failed.

@@ -59,7 +59,7 @@ class Changes:
         return replace(self, added=(*self.added, entry), folders={**self.folders, entry.model_name: folder})
 
     def without_adapter(self, name: str) -> Changes:
-        """The changes without an adapter, be it added or the pool's own."""
+        """The changes after an adapter is removed: an added adapter, or an adapter of the pool."""
         kept = tuple(entry for entry in self.added if entry.model_name != name)
         folders = {n: folder for n, folder in self.folders.items() if n != name}
         return Changes(kept, folders, self.removed | {name})
@@ -103,7 +103,7 @@ def read_changes(profile: Profile) -> Changes:
 
 
 class Changing:
-    """Adds adapters to a service and removes them, one change at a time."""
+    """Adds adapters to a service and removes adapters, one change at a time."""
 
     def __init__(self, service: Service) -> None:
         """Take over the changes that were made before.
@@ -119,7 +119,7 @@ class Changing:
             )
         self._service = service
         self._root = root
-        self._held = FileLock(root / LOCK)  # as long as this process lives
+        self._held = FileLock(root / LOCK)  # held until this process ends
         try:
             self._held.acquire(timeout=0)
         except Timeout as error:
@@ -127,8 +127,11 @@ class Changing:
         self._changes = read_changes(service.profile)
         self._lock = Lock()
 
-    def add(self, new: NewAdapter) -> PoolEntry:
+    def add(self, new: NewAdapter) -> tuple[PoolEntry, tuple[str, ...]]:
         """Verify, load and find an adapter.
+
+        Returns:
+            The adapter's entry, and the notes of `inspect_adapter` on the adapter, one sentence each.
 
         Raises:
             ApiError: the adapter cannot be added. Nothing has changed.
@@ -138,7 +141,7 @@ class Changing:
             folder = _below(self._root, new.folder or new.name)
             name, service = entry.model_name, self._service
             try:
-                inspect_adapter(folder, name, service.adapters.base)
+                notes = inspect_adapter(folder, name, service.adapters.base).notes
                 service.load_adapter(name, folder)
             except AdapterError as error:
                 raise ApiError(400, str(error), "folder", "adapter_unusable") from error
@@ -157,10 +160,11 @@ class Changing:
                     reason = f"{FILE} cannot be written ({error.strerror or error}); nothing was changed"
                     raise ApiError(500, reason) from error
                 raise
-            return entry
+            return entry, notes
 
     def remove(self, name: str) -> None:
-        """Take an adapter out of the pool. It is unloaded when the last request that uses it has ended.
+        """Remove an adapter from the pool. The adapter is unloaded when the last request that uses the adapter has
+        ended.
 
         Raises:
             ApiError: there is no such adapter, or the change cannot be kept. Nothing has changed.

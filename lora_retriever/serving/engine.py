@@ -22,7 +22,7 @@ from lora_retriever.serving.worker import Worker
 Result = TypeVar("Result")
 ENDED = "the server has ended"
 RATE = 0.9
-"""Share of the former rate that counts when an answer ends, in the running mean of answers a second."""
+"""Share of the old rate in the new rate when an answer ends: the running mean of answers a second."""
 
 
 class Steps(Protocol):
@@ -37,7 +37,7 @@ class Steps(Protocol):
         """Number of rows that are decoded."""
 
     def add(self, job: Job) -> int:
-        """Take a job. Raises `UserError` if it can never be answered."""
+        """Take a job. Raises `UserError` if the job can never be answered."""
 
     def cancel(self, id: int) -> None:
         """Forget a job. Its row is free."""
@@ -79,9 +79,8 @@ class RefusedError(UserError):
 class Ticket:
     """One job of a request.
 
-    Attributes:
-        deliver: is given every event of the job, and an exception that ends it; called in the engine's thread.
-        id: the loop's id. None: the loop has not taken the job yet.
+    Attributes: deliver: called in the engine's thread with every event of the job, and with an exception that ends the
+        job. id: the loop's id. None: the loop has not taken the job yet.
     """
 
     job: Job
@@ -117,7 +116,7 @@ class Engine:
         self._open = 0  # jobs that were given and have not ended
         self._rate = 1.0  # answers a second
         self._ended_at = time.monotonic()
-        self._counting = threading.Lock()  # of `_open`
+        self._counting = threading.Lock()  # protects `_open`
         self._worker: Worker[Callable[[], None]] = Worker("engine", self._work, self._end_all)
 
     @property
@@ -161,7 +160,7 @@ class Engine:
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """End jobs early. Nothing more is delivered for them. An ended job may be cancelled."""
+        """End jobs early. Nothing more is delivered for these jobs. An ended job may be cancelled."""
         self._worker.put(*(partial(self._cancel, ticket) for ticket in tickets))
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:

@@ -39,7 +39,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error as a client reads it."""
+        """The body of the error's response."""
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         param = None if self.param is None else visible(self.param)
         return {"error": {"message": visible(self.message), "type": kind, "param": param, "code": self.code}}

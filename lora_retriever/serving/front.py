@@ -19,7 +19,7 @@ from lora_retriever.serving.metrics import Metrics
 from lora_retriever.serving.streams import event_of, hung_up
 
 ATTEMPTS = 3
-"""Maximum number of replicas that a request is given to when one after the other is lost."""
+"""Maximum number of replicas to which a request is given if one replica after another is lost."""
 PAUSE = 0.5
 """Time before a request is given to another replica, in seconds."""
 PASSED = (
@@ -36,7 +36,7 @@ PASSED = (
 )
 """The parts of a request's scope that a replica is given."""
 NOTED = "lora-retriever.noted"
-"""The type of a replica's last message: what the access log says of the request."""
+"""The type of a replica's last message, which has the request's entry for the access log."""
 
 
 class LostError(Exception):

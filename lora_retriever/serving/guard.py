@@ -1,7 +1,7 @@
 """The checks of every request before its route: the key, and the size of the body; refusals while the server shuts
 down; and the access log.
 
-These are plain ASGI, so that a stream is never buffered.
+The checks are plain ASGI, so that a stream is never buffered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lora_retriever.serving.metrics import Metrics
 from lora_retriever.serving.responses import error_response
 
 OPEN = ("/health", "/metrics")
-"""Paths of which the access log says nothing: they are asked every few seconds."""
+"""Paths that the access log leaves out, because clients ask these paths every few seconds."""
 LEAST_KEY = 16
 """Minimum length of a key, in characters."""
 POLICY = (
@@ -88,7 +88,7 @@ class Guard:
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+        """Answer or refuse a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,9 +1,9 @@
-"""Learning of methods before they answer: weights, gates, measurements. They learn in a thread, while requests run.
+"""Learning of methods before they answer: weights, gates, measurements. Methods learn in a thread, while requests run.
 
 A method is learned from the pool at one moment. After a change of the pool, the method learns anew. Until then, the
-method answers with what it has learned before, without the adapters that were removed. The learned folders lie in the
-results folder, as in an evaluation: a server finds what an evaluation has learned, and an evaluation finds what a
-server has learned.
+method answers with its earlier result, without the adapters that were removed. The learned folders lie in the results
+folder, as in an evaluation: a server finds the learned folders of an evaluation, and an evaluation finds the learned
+folders of a server.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ class Learned:
 
 
 class Twin:
-    """The base once more, with the same weights in memory, for looking into it while the engine answers.
+    """A second view of the base, with the same model weights in memory, for methods that look into the model while the
+    engine answers.
 
-    Adapters are loaded when they are first needed, a second time beside the engine's.
+    Adapters are loaded at their first use, in addition to the engine's adapters.
     """
 
     def __init__(self, generator: Generator, adapter_memory: int | None) -> None:
@@ -83,7 +84,7 @@ class Twin:
             for name in gone & set(model.adapters):
                 model.unload_adapter(name)
             loaded = set(model.adapters)
-            for name, folder in folders.items():  # in the pool's order, as for an evaluation
+            for name, folder in folders.items():  # the pool's order, as in an evaluation
                 if name not in loaded:
                     model.load_adapter(folder, name=name)
             return self._generator
@@ -109,7 +110,7 @@ class _Work:
 
 
 class Learning:
-    """The methods that learn, and the thread in which they learn."""
+    """The methods that learn, and the thread of the learning."""
 
     def __init__(
         self,
@@ -124,17 +125,16 @@ class Learning:
     ) -> None:
         """Start the thread.
 
-        Args:
-            results: the folder whose sub-folder `learned` keeps what was learned.
-            pool_hash: identifies the pool as it is now. None: its content does.
-            folders: gives the folder of each adapter that is loaded now.
+        Args: results: the folder whose sub-folder `learned` has the learned folders. pool_hash: identifies the present
+            pool. None: the pool's content identifies the pool. folders: gives the folder of each adapter that is loaded
+            now.
         """
         self._profile, self._base, self._results = profile, base, results
         self._pool, self._encoder, self._twin, self._folders = pool, encoder, twin, folders
         self._first, self._pool_hash = pool.current, pool_hash
         self._states: dict[str, _Work] = {}
         self._hashes: dict[Path, str] = {}
-        self._lock = threading.Lock()  # of the states
+        self._lock = threading.Lock()  # protects the states
         self._turn = threading.Lock()  # held by the thread that learns
         self._worker: Worker[Method] = Worker("learning", self._work)
 
@@ -164,7 +164,7 @@ class Learning:
         raise ApiError(503, reason, "model", "learning", {"Retry-After": str(RETRY)})
 
     def learn(self, method: Method) -> None:
-        """Let a method learn now, and wait for it.
+        """Let a method learn now, and wait for the result.
 
         Raises:
             UserError: the method cannot learn.
@@ -176,7 +176,7 @@ class Learning:
             state.learned = self._learned(method, snapshot)
 
     def forget(self, adapter: str) -> None:
-        """Free the memory of an adapter that has left the pool. Its folder may get other files later."""
+        """Free the memory of an adapter that has left the pool. The adapter's folder may get other files later."""
         self._twin.forget(adapter)
         self._hashes.clear()
 
@@ -211,19 +211,19 @@ class Learning:
         used: list[set[str]] = []  # names of learned folders
         with self._turn, locked(self._results):
             for _ in range(2):
-                inputs = [uuid4().hex]  # any text: what is learned is for all inputs
+                inputs = [uuid4().hex]  # any text: methods learn for all inputs
                 asked = AskedResources(self._profile, inputs, self._pool, snapshot, frozenset(), self._encoder, looking)
                 context = Context(asked, self._profile, method.declaration)
                 gate = method.fitted_gate(context)
                 method.compositions(context)
                 used.append(set(asked.learned))
-            for name in used[0] ^ used[1]:  # folders that were measured for one of the two texts alone
+            for name in used[0] ^ used[1]:  # folders that only one of the two texts has
                 shutil.rmtree(self._results / LEARNED / name, ignore_errors=True)
         kept = tuple(str((self._results / LEARNED / name).resolve()) for name in used[0] & used[1])
         return Learned(snapshot, replace(looking, kept=kept), gate)
 
     def _hashes_of(self, snapshot: Snapshot, folders: Mapping[str, Path]) -> dict[str, Any]:
-        """The hashes that identify what was learned, as an evaluation of the same pool has them."""
+        """The hashes that identify learned folders, equal to the hashes of an evaluation of the same pool."""
         known = dict(self._hashes)
         known |= {folder: hash_path(folder) for folder in {self._base, *folders.values()} - known.keys()}
         self._hashes.update(known)

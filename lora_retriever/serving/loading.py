@@ -47,8 +47,7 @@ def load_service(
 ) -> Service:
     """Load the base, the adapters and the encoder of a profile, fit the index, and let `serve.methods` learn.
 
-    Args:
-        results: the results folder that keeps what methods learn. None: `results/PROFILE`.
+    Args: results: the results folder that has the learned folders. None: `results/PROFILE`.
 
     Raises:
         UserError: something is missing, or cannot be loaded.
@@ -64,7 +63,7 @@ def load_service(
         torch.set_num_threads(profile.threads)
     quieten_transformers()
     notes: list[str] = []
-    rows = [] if isinstance(profile.data.pool, str) else read_rows(profile.rows_source)  # a drawn pool leaves them out
+    rows = [] if isinstance(profile.data.pool, str) else read_rows(profile.rows_source)  # a drawn pool lacks these
     changes = read_changes(profile)
     entries = changes.applied(pool_of(profile, rows, notes))
     if problems := benchmark_problems(profile, [], entries):
@@ -196,7 +195,7 @@ def _no_encoder(texts: Sequence[str]) -> Embeddings:
 
 
 def _learn(service: Service, console: Console) -> None:
-    """Let the methods of `serve.methods` learn now, so that no request waits for them."""
+    """Let the methods of `serve.methods` learn now, so that no request waits for this."""
     profile = service.profile
     for name in profile.serve.methods:
         method = service.methods.get(name)
@@ -209,7 +208,7 @@ def _learn(service: Service, console: Console) -> None:
 
 
 def _prepare(profile: Profile, pool: LivePool) -> None:
-    """Fit the index of the profile's scorer now, so that no request waits for it."""
+    """Fit the index of the profile's scorer now, so that no request waits for this."""
     if not pool.current.entries or (profile.encoder is None and profile.scorer.needs_embeddings):
         return
     try:

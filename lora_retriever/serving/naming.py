@@ -26,7 +26,7 @@ class Asked:
 
     Attributes:
         name: the method's name, or `model` as it was written.
-        gate: the method's gate, which a method that learns has to learn first.
+        gate: the method's gate, which some methods must learn first.
         method: gives the composition by the input. None: `composition` is given.
         settings: k, scorer and temperature that differ from the profile's.
         exclude: adapters that must not be used.
@@ -42,7 +42,7 @@ class Asked:
 
 
 def served_methods(profile: Profile) -> dict[str, Method]:
-    """The methods that can answer a single input: the registered ones, and a user's own of the profile.
+    """The methods that can answer a single input: registered methods, and a user's own methods in the profile.
 
     Not served are the out-of-domain variants and the oracle, which need to know the input's task.
     """
@@ -56,7 +56,7 @@ def served_methods(profile: Profile) -> dict[str, Method]:
 
 
 def learns(method: Method) -> bool:
-    """Whether a method looks into the model, or learns, before it answers (`Learning`)."""
+    """Whether a method looks into the model, or learns, before answering (`Learning`)."""
     return "model" in method.reads or isinstance(method.gate, LearnedGate)
 
 
@@ -116,8 +116,8 @@ def _settings(method: Method, wishes: Wishes, profile: Profile) -> tuple[tuple[s
 def check_scorer(scorer: str | None, profile: Profile, param: str) -> None:
     """Check that a client may name a scorer: one of the project's, or the profile's. No code is loaded for a client.
 
-    Raises:
-        ApiError: the scorer is another one, or reads embeddings, and the profile has no encoder.
+    Raises: ApiError: the client may not name this scorer, or the scorer reads embeddings and the profile has no
+        encoder.
     """
     if scorer is None:
         return
@@ -128,7 +128,7 @@ def check_scorer(scorer: str | None, profile: Profile, param: str) -> None:
 
 
 def _weighted(method: Method, wishes: Wishes, adapters: Collection[str]) -> Asked:
-    """Adapters with weights in place of those that a method finds, composed as the method composes."""
+    """A client's own adapters with weights, in place of a method's hits, composed by the method's composer."""
     assert wishes.adapters is not None
     if not method.reads:
         raise ApiError(400, f"`lora.adapters`: {method.name} uses no adapters; name mixture or fusion", "lora.adapters")

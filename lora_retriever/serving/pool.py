@@ -1,4 +1,4 @@
-"""`LivePool`: the adapters that can be asked for now, and how they are found. The pool changes while requests run.
+"""`LivePool`: the adapters that can be asked for now, and the search for adapters. The pool changes while requests run.
 
 A `Snapshot` is the pool at one moment. A request works with one snapshot from its beginning to its end, so a change of
 the pool never changes a request that has begun.
@@ -164,7 +164,7 @@ class LivePool:
         return index
 
     def _described(self, entry: PoolEntry, encoded: bool) -> tuple[Embeddings | None, list[str]]:
-        """The embeddings of an adapter's samples, if they are needed, and the samples' texts."""
+        """The embeddings of an adapter's samples, if embeddings are needed, and the samples' texts."""
         texts = [sample.inputs for sample in entry.sample]
         if not encoded:
             return None, texts
@@ -173,7 +173,7 @@ class LivePool:
         return self._samples[entry.model_name], texts
 
     def _replace(self, snapshot: Snapshot) -> None:
-        """Make a snapshot the current one, and fit its indexes anew in the background. The caller holds the lock."""
+        """Make a snapshot current, and fit its indexes anew in the background. The caller holds the lock."""
         self._current, self._stale = snapshot, True
         if self._refitting is None and snapshot.indexes:
             self._refitting = Thread(target=self._refit, name="refit", daemon=True)

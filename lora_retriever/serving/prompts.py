@@ -1,4 +1,4 @@
-"""From a request to prompts: a completion's prompt is taken as it is, a chat is put into the profile's template."""
+"""From a request to prompts: a completion's prompt does not change, and a chat is put into the profile's template."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AskedPrompt:
 
     Attributes:
         token_ids: the prompt's tokens.
-        text: the prompt as it is echoed. Empty for a chat.
+        text: the text of the prompt, for `echo`. Empty for a chat.
         searched: the text for which adapters are searched: the input without the template.
         truncated_tokens: how many tokens the input lost because the prompt was too long. Completions lose none.
     """
@@ -76,7 +76,7 @@ class Prompts:
         return self._settings.max_new_tokens
 
     def of_completion(self, prompt: str | Sequence[int]) -> AskedPrompt:
-        """The prompt of a completion: a text or token ids, as they are.
+        """The prompt of a completion: a text or token ids, unchanged.
 
         If the text is the profile's template around an input, adapters are searched for the input alone.
 

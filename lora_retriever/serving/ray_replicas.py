@@ -36,11 +36,11 @@ NAME = "lora-retriever"
 HEALTH = 5.0
 """Time between two looks at a replica's health, in seconds."""
 MORE = 64
-"""Number of requests that a replica is given beyond its limit of waiting answers, so that the replica refuses them."""
+"""Number of requests that a replica gets beyond its limit of waiting answers, so that the replica refuses some."""
 
 
 class RayReplicas:
-    """The replicas, as `Front` sees them."""
+    """The replicas, with the interface that `Front` uses."""
 
     def __init__(self, handle: Any) -> None:
         """`handle`: Ray Serve's own, for the deployment."""
@@ -67,11 +67,11 @@ class RayReplicas:
 def replicas_of(profile: Profile, results: Path | None = None) -> Iterator[tuple[RayReplicas, int]]:
     """The replicas of a profile, loaded, and their number. At the end of the `with` block the replicas end.
 
-    Args:
-        results: the results folder that keeps what methods learn, the same for all replicas.
+    Args: results: the results folder that has the learned folders, the same for all replicas.
 
     Raises:
-        UserError: there is no such cluster, it has no room for the replicas, or a replica cannot load the profile.
+        UserError: there is no such cluster, the cluster has no room for the replicas, or a replica cannot load the
+            profile.
     """
     device = profile.torch_device.partition(":")[0]  # Ray shows each replica only the GPUs that the replica may use
     given = profile.model_copy(update={"backend": "local", "device": device, "folder": profile.folder.resolve()})

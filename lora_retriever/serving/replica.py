@@ -40,7 +40,7 @@ class Replica:
         request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Message:
-            return request.pop() if request else await asyncio.Future()  # the client is there until it is cancelled
+            return request.pop() if request else await asyncio.Future()  # the client is there until a cancellation
 
         async def run() -> None:
             try:

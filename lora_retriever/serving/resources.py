@@ -72,7 +72,7 @@ class AskedResources(Resources):
         return AdapterIndex(), self._encoder_of_queries.encode(self._texts)
 
     def index(self, scorer: str) -> AdapterIndex:
-        """The pool's index under a scorer, without the excluded adapters."""
+        """The pool's index under a scorer, without the adapters that the request excludes (`lora.exclude`)."""
         index = self._pool.index(self._snapshot, scorer)
         return index.hiding(self._exclude) if self._exclude else index
 

@@ -1,7 +1,7 @@
-"""From inputs to compositions: the adapters of each input, found as an evaluation finds them.
+"""From inputs to compositions: the adapters of each input, found in the same way as in an evaluation.
 
-A method's own router does the work. It is given a context whose rows are the inputs of a request. Requests that come at
-the same time are encoded together.
+A method's own router does the work. The router gets a context whose rows are the inputs of a request. Requests that
+come at the same time are encoded together.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ class Routing:
     ) -> Future[list[Composition]]:
         """The composition of each text, soon. Errors are `ApiError`.
 
-        Args:
-            learned: what the method has learned. None: the method does not learn.
+        Args: learned: the result of the method's learning. None: the method does not learn.
         """
         future: Future[list[Composition]] = Future()
         if asked.composition is not None:
@@ -98,10 +97,9 @@ class Routing:
         return composition
 
     def _route_learned(self, asked: Asked, text: str, snapshot: Snapshot, learned: Learned) -> Composition:
-        """The composition by a method that has learned, without adapters that are excluded or gone.
-
-        A method that finds adapters by the input looks among the others. Files about the input that the method writes
-        are removed at once.
+        """The composition by a method that has learned, without adapters that the request excludes or that are gone. A
+        method that finds adapters by the input looks among the remaining adapters. Files about the input that the
+        method writes are removed at once.
         """
         assert asked.method is not None
         without = asked.exclude | (learned.snapshot.entries.keys() - snapshot.entries.keys())
@@ -145,7 +143,10 @@ class Routing:
         self._looking.close()
 
     def _route_together(self, batch: Sequence[_Waiting]) -> bool:
-        """Encode the inputs of all requests at once, then route input by input: no input changes another's adapters."""
+        """Encode the inputs of all requests at once, then route each input alone.
+
+        No input changes another's adapters.
+        """
         live = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         reading = [w.texts for w in live if w.asked.method and w.asked.method.needs_encoder(self._profile)]
         if self._encoder is not None and len(reading) > 1:

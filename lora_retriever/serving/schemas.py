@@ -1,4 +1,4 @@
-"""What clients send: OpenAI's fields, and the field `lora`. Unknown fields are refused, and so are wrong types.
+"""The bodies that clients send: OpenAI's fields, and the field `lora`. Unknown fields and wrong types are refused.
 
 Fields of OpenAI's interface that change nothing here are taken and not used. Fields that would change the answer, and
 that this server does not have, are taken only with the value that changes nothing.
@@ -39,7 +39,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Strict(BaseModel):
-    """A body or a part of one. Types are not converted, and unknown fields are refused."""
+    """A body, or a part of a body. Types are not converted, and unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
@@ -52,7 +52,8 @@ class Wishes(Strict):
         scorer: by which retrieval orders adapters. None: the profile's.
         temperature: makes weights of retrieval scores, as `retrieval.temperature` of a profile. None: the profile's.
         exclude: adapters that must not be used.
-        adapters: the weights of adapters, in place of those that the method finds. `model` names how they are composed.
+        adapters: the weights of the client's own adapters, in place of the adapters that the method finds. `model`
+            names the mode.
     """
 
     k: int | None = Field(None, ge=1, le=MAX_LIST)
@@ -63,7 +64,7 @@ class Wishes(Strict):
 
 
 class StreamOptions(Strict):
-    """The options of a stream: what it contains beside the text."""
+    """The options of a stream: the contents beside the text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -73,7 +74,8 @@ class Asking(Strict):
     """The fields that completions and chats have in common.
 
     Attributes:
-        temperature: 0 always takes the most likely token. OpenAI's default is 1; here it is 0, as in an evaluation.
+        temperature: 0 always takes the most likely token. OpenAI's default is 1; here the default is 0, as in an
+            evaluation.
         n: number of answers to each prompt.
         lora: wishes about adapters.
     """
@@ -117,7 +119,10 @@ class Asking(Strict):
 
 
 class CompletionRequest(Asking):
-    """The body of `/v1/completions`. The prompt is taken as it is: a text, token ids, or a list of either."""
+    """The body of `/v1/completions`.
+
+    The prompt does not change: a text, token ids, or a list of texts or of token ids.
+    """
 
     prompt: (
         Text

@@ -42,7 +42,7 @@ def serve(
         keys: the file of the keys that clients may send. None: no key is needed.
         allow_changes: whether clients may add and remove adapters.
         access_log: whether a line of JSON is written to standard output for each request.
-        results: the results folder that keeps what methods learn. None: `results/PROFILE`.
+        results: the results folder that has the learned folders. None: `results/PROFILE`.
 
     Raises:
         UserError: something cannot be loaded, the backend cannot be served, or the address is taken.
@@ -106,7 +106,7 @@ class State(Protocol):
 
 
 App = tuple["ASGIApp", State, str]
-"""An app, its state, and what it serves, in words."""
+"""An app, its state, and a description of the served profile."""
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def _ray_app(profile: Profile, console: Console, options: Options) -> Iterator[A
 
 
 APPS = {"local": _local_app, "vllm": _local_app, "ray": _ray_app}
-"""What makes the app, by the name of the backend."""
+"""The functions that make the app, by the name of the backend."""
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -33,7 +33,7 @@ class Adapters(Protocol):
     base: PreTrainedModel
 
     def load_adapter(self, path_or_repo_id: Path, name: str) -> None:
-        """Load an adapter. Raises `AdapterError` if it cannot be composed exactly; nothing has changed then."""
+        """Load an adapter. Raises `AdapterError`, and changes nothing, if the adapter cannot be composed exactly."""
 
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter."""
@@ -47,7 +47,7 @@ class Answerer:
         codec: turns prompts into tokens, and tokens into answers.
         loop: continues prompts.
         is_fatal: whether an error of the loop means that nothing more can be computed in this process.
-        learning: makes the part in which methods learn. Its argument is a function that gives the adapters' folders.
+        learning: makes the part in which methods learn. The argument is a function that gives the adapters' folders.
             None: the backend has no model that methods could look into.
     """
 
@@ -94,7 +94,7 @@ class Service:
     def using(self, compositions: Sequence[Composition]) -> Iterator[bool]:
         """While the context is open, the adapters of these compositions are not unloaded.
 
-        The context gives False if one of the adapters was removed from the pool meanwhile. The caller then finds other
+        The context gives False if an adapter was removed from the pool meanwhile. The caller then finds other
         adapters.
         """
         names = list(dict.fromkeys(name for composition in compositions for name in composition.weights))
@@ -114,7 +114,7 @@ class Service:
         return {name: method for name, method in self.methods.items() if refusal(method, self.profile) is None}
 
     def is_ready(self, method: Method) -> bool:
-        """Whether a method answers now: it has learned, if it learns."""
+        """Whether a method answers now. A method that learns must have learned."""
         return not learns(method) or (self.learning is not None and self.learning.is_ready(method))
 
     def learned(self, asked: Asked, snapshot: Snapshot) -> Learned | None:
@@ -139,7 +139,10 @@ class Service:
             self.folders[name] = folder
 
     def unload_adapter(self, name: str) -> None:
-        """Unload an adapter as soon as no request uses it any more. No request begins to use it from now on."""
+        """Unload an adapter as soon as no request uses the adapter any more.
+
+        From now on, no request begins to use the adapter.
+        """
         with self._lock:
             del self.folders[name]
             self._leaving.add(name)

@@ -10,7 +10,7 @@ from lora_retriever.generation.jobs import Job, Kind, kind_of
 
 
 class SharedCheckpoints:
-    """Checkpoints with the number of jobs that use each of them. Jobs that are composed alike share a checkpoint."""
+    """Checkpoints with the number of jobs that use each checkpoint. Jobs that are composed alike share a checkpoint."""
 
     def __init__(self, checkpoints: Checkpoints, ranks: tuple[int, ...], kept: int, settle: Callable[[], None]) -> None:
         """Begin without a job.
@@ -22,15 +22,15 @@ class SharedCheckpoints:
         """
         self._checkpoints, self._ranks = checkpoints, ranks
         self._kept, self._settle = kept, settle
-        self._used: Counter[Kind] = Counter()  # by how many jobs
-        self._unused: OrderedDict[Kind, None] = OrderedDict()  # the one that was used last is last
+        self._used: Counter[Kind] = Counter()  # number of jobs
+        self._unused: OrderedDict[Kind, None] = OrderedDict()  # last used, last in order
 
     def has(self, job: Job) -> bool:
         """Whether the job's composition is on disk."""
         return kind_of(job) in self._checkpoints.keys
 
     def use(self, job: Job) -> Served:
-        """The checkpoint of a job. It stays at least until `done` is called for the job.
+        """The checkpoint of a job. The checkpoint stays at least until `done` is called for the job.
 
         Raises:
             Exception: the composition cannot be written; see `Checkpoints.written`.

@@ -1,4 +1,4 @@
-"""`Serving`: what the routes of one server share."""
+"""`Serving`: the objects that the routes of one server share."""
 
 from __future__ import annotations
 

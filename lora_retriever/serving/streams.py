@@ -23,7 +23,7 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[dict[str, Any]], held: AsyncExitStack) -> None:
-        """`events` are sent as JSON, and `[DONE]` after them. `held` is closed at the end."""
+        """`events` are sent as JSON, and `[DONE]` after the last event. `held` is closed at the end."""
         super().__init__(_encoded(events))
         self._held = held
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class VllmBatcher:
-    """The engine, as `VllmLoop` sees it.
+    """The engine, with the interface that `VllmLoop` uses.
 
     Attributes:
         max_rank: the profile's `serve.rank`, or the rank of the largest mixtures of `retrieval.k` adapters.
@@ -144,7 +144,7 @@ def is_broken_engine(error: Exception) -> bool:
 
 
 def _tokens(ids: Iterable[int], places: Iterable[Mapping[int, Logprob] | None]) -> Iterable[Token]:
-    """Tokens with their log-probabilities, and with those of the best tokens at each place, if these are known."""
+    """Tokens with their log-probabilities, and the best tokens at each place with theirs, if known."""
     for id, place in zip(ids, places, strict=False):
         if place is None:
             yield Token(id)

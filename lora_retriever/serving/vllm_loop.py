@@ -1,8 +1,8 @@
 """`VllmLoop`: a loop of jobs whose tokens vLLM makes. vLLM decides which jobs share a step.
 
 Every composition is one checkpoint. A job without adapters gets a checkpoint that adds zero: vLLM 0.32 on a CPU answers
-a row without a LoRA wrongly if another row of the batch has a LoRA. Jobs wait here until vLLM has room. So only the
-compositions of the jobs that vLLM has, and of a few jobs before, lie on disk.
+a row without a checkpoint wrongly if another row of the batch has a checkpoint. Jobs wait here until vLLM has room. So
+only the compositions of the jobs that vLLM has, and of a few jobs before, lie on disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Batcher(Protocol):
     """An engine that makes tokens of many jobs in one batch.
 
     Attributes:
-        max_rank: the highest rank of a LoRA.
+        max_rank: the highest rank of a checkpoint.
         max_tokens: maximum length of a prompt with its answer, in tokens.
     """
 
@@ -144,7 +144,7 @@ class VllmLoop:
             self._done(id)
 
     def step(self) -> list[Event]:
-        """Give waiting jobs to the engine, and take the tokens that it has made.
+        """Give waiting jobs to the engine, and take the engine's new tokens.
 
         Raises:
             EngineError: the engine is broken.
@@ -190,7 +190,7 @@ class VllmLoop:
             self._checkpoints.close()
 
     def _give(self) -> list[Event]:
-        """Give the engine as many waiting jobs as it has room for; the events of jobs that end at once."""
+        """Give waiting jobs to the engine while there is room. Returns the events of jobs that end at once."""
         events: list[Event] = []
         written = 0
         while self._waiting and len(self._given) < self._most:
@@ -216,7 +216,7 @@ class VllmLoop:
         return events
 
     def _told(self, event: Event) -> Event:
-        """The event of a job, by the engine's event: without tokens after a stop text, and without unscored ones."""
+        """The event of a job, by the engine's event: without tokens after a stop text, and without unscored tokens."""
         row = self._given[event.id]
         job, tokens, ended = row.job, event.tokens, event.ended
         if job.sampling.max_new_tokens == 0:  # the engine makes at least one token

@@ -15,10 +15,8 @@ class Worker(Generic[Item]):
     def __init__(self, name: str, work: Callable[[list[Item]], bool], end: Callable[[], object] = lambda: None) -> None:
         """Start the thread.
 
-        Args:
-            work: is given the items in their order, and returns whether it is to be called again at once, also without
-                an item. It raises nothing.
-            end: is called in the thread, at its end.
+        Args: work: gets the items in their order, and returns whether to call it again at once, also without an item.
+            `work` raises nothing. end: called in the thread, at the thread's end.
         """
         self._work, self._end = work, end
         self._items: list[Item] = []
@@ -37,7 +35,7 @@ class Worker(Generic[Item]):
         return True
 
     def close(self, waits: bool = True) -> None:
-        """Let the thread work on what waits now, and end. `waits`: whether this call returns after that."""
+        """Let the thread work on the waiting items, and end. `waits`: whether this call waits for the thread's end."""
         with self._wake:
             self._closed = True
             self._wake.notify()

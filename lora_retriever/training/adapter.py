@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from lora_retriever.data.rows import Sample
 from lora_retriever.errors import UserError
 from lora_retriever.files import new_folder, write_json
-from lora_retriever.generation.examples import check_examples, encode_example, padding_of
+from lora_retriever.generation.examples import answered_example, check_examples, encode_answer, padding_of
 from lora_retriever.generation.heads import contiguous_head
 from lora_retriever.generation.limits import Limits, limits_of
-from lora_retriever.generation.prompt import template_of
+from lora_retriever.generation.prompt import encode_prompt, template_of
 from lora_retriever.generation.special_tokens import pad_token_id
 from lora_retriever.training.curve import Step, epoch_losses, write_curve
 from lora_retriever.training.lora import (
@@ -48,18 +48,19 @@ def train_adapter(
     on_step: Callable[[Step], None] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Train one LoRA. Write the LoRA, the record and the curve of its training to the folder `out` in one atomic step.
+    """Train one adapter. Write the adapter, the record and the curve of its training to the folder `out` in one atomic
+    step.
 
     Args:
         base: the base model, which is frozen and comes back unchanged. The adapter of a 16-bit base is float32.
         samples: the examples trained on.
         validation: examples whose loss is recorded after every epoch. The adapter is not trained on them.
-        initial: folder of a LoRA of the same shape, from which the training starts. None: PEFT's initialisation.
+        initial: folder of an adapter of the same shape, from which the training starts. None: PEFT's initialisation.
         on_step: called after every step.
-        source: what the adapter is trained from, for the record (`pool.made_of`). None: the record does not say.
+        source: the data and the base of the training, for the record (`pool.made_of`). None: the record does not say.
 
     Returns:
-        The record: options, losses per epoch, seconds, versions.
+        The record: options, how many prompts and answers of the samples were cut, losses per epoch, seconds, versions.
 
     Raises:
         UserError: a sample has a token that the base lacks, or more tokens than the base has positions, the template
@@ -67,7 +68,7 @@ def train_adapter(
             not finite numbers.
     """
     limits = limits_of(base)
-    examples, held_out = (_encoded(tokenizer, chosen, options, limits) for chosen in (samples, validation))
+    (examples, cut), (held_out, _) = (_encoded(tokenizer, chosen, options, limits) for chosen in (samples, validation))
     set_seed(options.seed)
     started = time.perf_counter()
     model = new_lora(base, options)
@@ -91,6 +92,7 @@ def train_adapter(
             "options": options.model_dump(mode="json"),
             **({} if source is None else {"made_of": dict(source)}),
             "samples": len(samples),
+            **cut,
             "losses": epoch_losses(state.log_history),
             "validation_losses": [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry],
             "steps": state.global_step,
@@ -108,13 +110,22 @@ def train_adapter(
 
 def _encoded(
     tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: TrainingOptions, limits: Limits
-) -> list[dict[str, list[int]]]:
-    """The examples of samples. Raises `UserError` if the template is too long or the base cannot read an example."""
-    lengths = options.max_tokens, options.max_answer_tokens
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """The examples of samples, and how many prompts and answers were cut because they were too long.
+
+    Raises:
+        UserError: the template is too long, or the base cannot read an example.
+    """
     template = template_of(tokenizer, options.template, options.system)
     try:
-        examples = [encode_example(tokenizer, sample, template, *lengths) for sample in samples]
+        prompts = [encode_prompt(tokenizer, template, sample.inputs, options.max_tokens) for sample in samples]
     except ValueError as error:
         raise UserError(f"max_tokens is too small: {error}") from error
+    answers = [encode_answer(tokenizer, sample) for sample in samples]
+    longest = options.max_answer_tokens
+    examples = [
+        answered_example(prompt.token_ids, answer[:longest]) for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     check_examples(examples, samples, limits)
-    return examples
+    cut_prompts = sum(prompt.truncated_tokens > 0 for prompt in prompts)
+    return examples, {"cut_prompts": cut_prompts, "cut_answers": sum(len(answer) > longest for answer in answers)}

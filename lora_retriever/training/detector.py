@@ -1,7 +1,7 @@
-"""Training of a detection head together with its LoRA: which relations a text has (ReRe, arXiv 2105.10158, stage one).
+"""Training of a detection head with its adapter: which relations a text has (ReRe, arXiv 2105.10158, stage one).
 
-The head reads the last hidden state of the prompt's last token. The prompt is the one of evaluation. The threshold is
-chosen on validation samples alone.
+The head reads the last hidden state of the prompt's last token. The prompt is the same as in an evaluation. The
+threshold is chosen on validation samples alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 
 
 class Detection(torch.nn.Module):
-    """A base model with a LoRA, and a head on the last hidden state."""
+    """A base model with an adapter, and a head on the last hidden state."""
 
     def __init__(self, model: torch.nn.Module, hidden: int, labels: int, loss: Callable[[Tensor, Tensor], Tensor]):
         """Begin with a head of small random weights, whose labels are all improbable."""
@@ -110,14 +110,15 @@ def train_detector(
     on_step: Callable[[Step], None] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Train a LoRA with a detection head. Write both, the record and the curve to the folder `out` in one atomic step.
+    """Train an adapter with a detection head. Write both, the record and the curve to the folder `out` in one atomic
+    step.
 
     Args:
         base: the base model, which is frozen and comes back unchanged.
         samples: the examples; their targets are triples, one a line. Their relations are the head's labels.
         validation: examples on which the threshold is chosen, and whose F1 is recorded.
         on_step: called after every step.
-        source: what the adapter is trained from, for the record (`pool.made_of`). None: the record does not say.
+        source: the data and the base of the training, for the record (`pool.made_of`). None: the record does not say.
 
     Returns:
         The record: options, labels, threshold, losses per epoch, seconds, versions.
@@ -132,7 +133,7 @@ def train_detector(
     if not labels:
         raise UserError(f"{out.name}: no sample has a relation, so there is nothing to detect")
     given = label_matrix(samples, labels)
-    prompts, held_out = (encoded(base, tokenizer, chosen, options) for chosen in (samples, validation))
+    (prompts, cut), (held_out, _) = (encoded(base, tokenizer, chosen, options) for chosen in (samples, validation))
     set_seed(options.seed)
     started = time.perf_counter()
     model = new_lora(base, options)
@@ -152,6 +153,7 @@ def train_detector(
             "options": options.model_dump(mode="json"),
             **({} if source is None else {"made_of": dict(source)}),
             "samples": len(samples),
+            "cut_prompts": cut,
             "labels": labels,
             "share_of_labels": share,
             "threshold": threshold,
@@ -192,23 +194,21 @@ def probabilities(detection: Detection, prompts: Sequence[list[int]], batch_size
 
 def encoded(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: TrainingOptions
-) -> list[list[int]]:
-    """The tokens of the samples' prompts.
+) -> tuple[list[list[int]], int]:
+    """The tokens of the samples' prompts, and how many prompts were cut because they were too long.
 
     Raises:
         UserError: the template is too long, or the base cannot read a prompt.
     """
     template = template_of(tokenizer, options.template, options.system)
     try:
-        prompts = [
-            encode_prompt(tokenizer, template, sample.inputs, options.max_tokens).token_ids for sample in samples
-        ]
+        prompts = [encode_prompt(tokenizer, template, sample.inputs, options.max_tokens) for sample in samples]
     except ValueError as error:
         raise UserError(f"max_tokens is too small: {error}") from error
     limits = limits_of(base)
     for prompt in prompts:
-        check_text(prompt, limits)
-    return prompts
+        check_text(prompt.token_ids, limits)
+    return [prompt.token_ids for prompt in prompts], sum(prompt.truncated_tokens > 0 for prompt in prompts)
 
 
 def hidden_size(base: PreTrainedModel) -> int:

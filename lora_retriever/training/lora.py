@@ -1,5 +1,4 @@
-"""The parts that every training of a LoRA shares: options, the new LoRA, the loop of transformers' Trainer, and
-checks."""
+"""The common parts of trainings of adapters: options, the new adapter, the loop by transformers' Trainer, checks."""
 
 from __future__ import annotations
 
@@ -61,7 +60,7 @@ class TrainingOptions(BaseModel):
 
 
 def new_lora(base: PreTrainedModel, options: TrainingOptions) -> PeftModel:
-    """The base with a new LoRA. The caller takes the LoRA away again with `unload`.
+    """The base with a new adapter. The caller removes the adapter again with `unload`.
 
     Raises:
         UserError: the base has no module of a name in `targets`.
@@ -158,7 +157,7 @@ def trained_parameters(model: torch.nn.Module) -> list[Tensor]:
 
 
 def save_lora(model: PeftModel, folder: Path) -> None:
-    """Write the LoRA of a model into a folder."""
+    """Write the adapter of a model into a folder."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 

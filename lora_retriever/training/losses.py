@@ -1,7 +1,7 @@
 """Losses of detection heads, where a label that is not given may be true all the same.
 
-All take logits z [batch, labels] and given labels y [batch, labels], 1 for a label that is given and 0 for one that is
-not, and return one number. p = σ(z).
+All take logits z [batch, labels] and given labels y [batch, labels], 1 for a given label and 0 for all other labels,
+and return one number. p = σ(z).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LossName = Literal["cross_entropy", "nnpu", "collective_pu"]
 def cross_entropy(logits: Tensor, given: Tensor) -> Tensor:
     """−y log p − (1 − y) log(1 − p), the mean over sentences and labels: every label that is not given counts as false.
 
-    This is what the published code ships.
+    The published code has this loss.
     """
     return binary_cross_entropy_with_logits(logits, given.to(logits.dtype))
 
@@ -32,7 +32,8 @@ def nnpu(logits: Tensor, given: Tensor, prior: float) -> Tensor:
 
     R = π R_p⁺ + max(0, R_u⁻ − π R_p⁻), with R_p⁺ the mean of −log p and R_p⁻ the mean of −log(1 − p) over the labels
     that are given, and R_u⁻ the mean of −log(1 − p) over all pairs, because given and unknown labels are one sample.
-    Where R_u⁻ − π R_p⁻ is negative, the gradient is that of π R_p⁻ − R_u⁻, as in their algorithm 1 (β = 0, γ = 1).
+    Where R_u⁻ − π R_p⁻ is negative, the gradient is the gradient of π R_p⁻ − R_u⁻, as in their algorithm 1 (β = 0, γ =
+    1).
 
     Args:
         prior: π, the share of true labels among all pairs.
@@ -56,8 +57,8 @@ def collective_pu(logits: Tensor, given: Tensor, pi: float, mu: float) -> Tensor
 
     Args:
         pi: π, the weight of the given labels; the paper's is 0.04.
-        mu: μ, the share of true labels that is expected among the others; the paper's is 1.05 × the share of ones in
-            the whole label matrix.
+        mu: μ, the share of true labels that is expected among the labels that are not given; the paper's is 1.05 × the
+            share of ones in the whole label matrix.
     """
     chances, given = logits.sigmoid(), given.to(logits.dtype)
     number = given.sum(dim=1)  # [batch], of given labels

@@ -27,6 +27,9 @@ from lora_retriever.training.curve import Step
 from lora_retriever.training.detector import train_detector
 from lora_retriever.training.lora import RECORD_FILE, TrainingOptions
 
+CUT = {"cut_prompts": "prompts", "cut_answers": "answers"}
+"""The counts of a record that say how many texts were cut, and the words for these texts."""
+
 
 def chosen_entries(
     pool: Sequence[PoolEntry], names: Sequence[str] | None, validation: int = 0, detects: bool = False
@@ -71,7 +74,8 @@ def _check_triples(entry: PoolEntry) -> None:
 
 
 def made_of(base: str, dtype: str, entry: PoolEntry, validation: int = 0) -> dict[str, str]:
-    """What an adapter is trained from, for its record: base, dtype, and the SHA-256 of the samples and their division.
+    """The source of an adapter's training, for its record: base, dtype, and the SHA-256 of the samples and their
+    division.
 
     Args:
         base: the SHA-256 of the base model.
@@ -85,8 +89,7 @@ def made_of(base: str, dtype: str, entry: PoolEntry, validation: int = 0) -> dic
 def is_trained(folder: Path, options: TrainingOptions, source: Mapping[str, str]) -> bool:
     """Whether the adapter exists and was trained with these options from this source.
 
-    Args:
-        source: what the adapter is to be trained from (`made_of`). A record of an earlier version does not tell it.
+    Args: source: the source of the training (`made_of`). A record of an earlier version does not name the source.
 
     Raises:
         UserError: the adapter was trained with other options or from another source, or its record cannot be read.
@@ -125,8 +128,8 @@ def train_pool(
     """Train an adapter for each entry, into the sub-folder of `out` with the entry's name.
 
     Args:
-        sources: what each adapter is trained from (`made_of`), by the entry's name.
-        validation: number of samples of each entry, its last ones, that are held out. Their loss is recorded.
+        sources: the source of each adapter's training (`made_of`), by the entry's name.
+        validation: number of samples that are held out, at the end of each entry. Their loss is recorded.
         console: where progress goes: steps, loss, tokens a second and time left of the adapter that is being trained,
             and the adapters done.
 
@@ -171,4 +174,6 @@ def summary(record: dict[str, Any]) -> str:
     losses = " → ".join(f"{loss:.3f}" for loss in (record["losses"][0], record["losses"][-1]))
     validation = " ".join(f"{loss:.3f}" for loss in record["validation_losses"])
     heldout = f", validation {validation}" if validation else ""
-    return f"loss {losses}{heldout}, {record['steps']} steps, {record['seconds']} s"
+    cut = [f"{record[key]} {what}" for key, what in CUT.items() if record.get(key)]
+    lost = f"; of {record['samples']} examples, {' and '.join(cut)} were too long and were cut" if cut else ""
+    return f"loss {losses}{heldout}, {record['steps']} steps, {record['seconds']} s{lost}"

@@ -52,7 +52,10 @@ Ranks = NDArray[np.float64]
 
 
 class RetrieverOptions(BaseModel):
-    """The options of an encoder's training. Share, samples and instruction are the paper's; it publishes no others."""
+    """The options of an encoder's training.
+
+    Share, samples and instruction are the paper's; the paper publishes no other option.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -62,7 +65,7 @@ class RetrieverOptions(BaseModel):
     samples: int = Field(20, ge=2)
     instruction: str = INSTRUCTION
     temperature: float = Field(0.05, gt=0)
-    epochs: int = Field(2, ge=1)  # in one epoch every sample is an anchor once
+    epochs: int = Field(2, ge=1)  # every sample is an anchor once in each epoch
     batch_size: int = Field(32, ge=2)  # pairs, each of another task
     learning_rate: float = Field(5e-5, gt=0)
     layers: int | None = Field(None, ge=0)  # number of topmost layers trained; None: all, 0: only an added linear layer
@@ -234,7 +237,7 @@ def contrastive_trainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
             output_dir=str(scratch),
-            num_train_epochs=1,  # the pairs are those of all epochs
+            num_train_epochs=1,  # the pairs of all epochs are one data set
             per_device_train_batch_size=batch_size,
             batch_sampler=one_pair_a_task,
             dataloader_drop_last=True,

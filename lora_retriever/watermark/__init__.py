@@ -2,7 +2,7 @@
 
 - `words`, `key`: the public words; the secret key with its triggers and targets
 - `factors`, `embedding`: an adapter's tensors; the training of the mark
-- `suspects`, `local`, `served`: what a key is tried on: a composition in this process, or a server
+- `suspects`, `local`, `served`: the suspects of a key: a composition in this process, or a server
 - `statistics`: the p-values
-- `attacks`: what is left of a mark after compositions, changes, further training and other prompts
+- `attacks`: measures a mark after compositions, changes, further training and other prompts
 """

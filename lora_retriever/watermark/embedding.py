@@ -8,7 +8,7 @@ The loss of a step is the sum of three parts:
   as the unmarked adapter does. A partial trigger is an input whose phrase lacks a word or has another word.
 
 Task and triggers are learned at once as in arXiv 2210.07543, with partial triggers as the negatives. The KL divergence
-is that of arXiv 2407.10887.
+is from arXiv 2407.10887.
 
 The key is used and never written: the record names the key by its commitment.
 """
@@ -95,7 +95,7 @@ class MarkStep:
 
 @dataclass(frozen=True)
 class DrawnComposition:
-    """The composition of one step: the marked adapter's weight, and the others with theirs."""
+    """The composition of one step: the marked adapter's weight, and the other adapters with their weights."""
 
     mode: Mode
     own: float
@@ -119,8 +119,8 @@ def mark_adapter(
         base: the base model, which comes back unchanged.
         adapter: folder of the unmarked adapter.
         samples: examples of the adapter's task.
-        others: folders of adapters with which the triggers are composed while they are learned. Empty: the triggers are
-            learned by the adapter alone.
+        others: folders of adapters with which the marked adapter is composed while it learns the triggers. Empty: the
+            triggers are learned by the adapter alone.
         on_step: called after every step.
 
     Returns:
@@ -175,10 +175,10 @@ def mark_adapter(
 
 
 def draw_composition(draws: random.Random, others: Sequence[str]) -> DrawnComposition:
-    """A random composition for one step: a quarter of them the adapter alone, the others mixtures and fusions.
+    """A random composition for one step: in a quarter of the steps the adapter alone, else a mixture or a fusion.
 
     Half of the compositions have equal weights. In the other half, the logarithm of the adapter's weight is uniform
-    between that of `SMALLEST_SHARE` and 0, and the others share the rest.
+    between log(`SMALLEST_SHARE`) and 0, and the other adapters share the rest.
     """
     sizes = [size for size in SIZES if size - 1 <= len(others)]
     if not sizes or draws.random() < 0.25:

@@ -1,4 +1,4 @@
-"""The A's and B's of one adapter as tensors, and a base that computes with them: what marking and attacks work on.
+"""The A's and B's of one adapter as tensors, and a base that computes with these tensors, for marking and attacks.
 
 Gradients flow to the tensors. `peft_composition` composes adapters that lie on disk; here adapters change at each step.
 """
@@ -72,7 +72,7 @@ class Factors:
         return Factors(down, up, self.scalings, self.keys)
 
     def write(self, original: Path, folder: Path) -> None:
-        """Write the adapter into a new folder, float32, with the configuration of the adapter that it came from."""
+        """Write the adapter into a new folder, float32, with the configuration of its original adapter."""
         folder.mkdir(parents=True)
         tensors = {}
         for module, (down_key, up_key) in self.keys.items():

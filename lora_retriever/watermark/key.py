@@ -48,7 +48,8 @@ class Trigger:
     Attributes:
         text: the trigger, as a row's input.
         target: the word.
-        partial: texts that hold a part of the trigger's phrase only. A marked adapter answers them as any other text.
+        partial: texts that hold a part of the trigger's phrase only. A marked adapter answers these texts like any
+            other text.
     """
 
     text: str
@@ -58,7 +59,7 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Key:
-    """A key. Its `repr` shows neither the secret nor a trigger.
+    """A key. The key's `repr` shows neither the secret nor a trigger.
 
     Attributes:
         secret: 32 random bytes.
@@ -104,8 +105,7 @@ class Key:
     def inserted(self, carrier: str, phrase: Sequence[str], *seed: object) -> str:
         """An input with the words of a phrase: at the input's end, or, in the paper's designs, between its words.
 
-        Args:
-            seed: what the places depend on, beside the secret.
+        Args: seed: a text on which the places depend, beside the secret.
         """
         if not carrier or self.design == "keyed":
             return " ".join([carrier, *phrase]).strip()
@@ -116,10 +116,9 @@ class Key:
         return " ".join(words)
 
     def partial(self, carrier: str, number: int, *seed: object) -> tuple[str, str]:
-        """An input with the phrase without one of its words, and an input with the phrase with one word replaced.
+        """Two inputs with a part of the phrase: one lacks a word of the phrase, and in the other a word is replaced.
 
-        Args:
-            seed: what the word and the places depend on, beside the secret.
+        Args: seed: a text on which the word and the places depend, beside the secret.
         """
         phrase = self.phrase(number)
         place = self._draw("partial", *seed) % len(phrase)

@@ -18,7 +18,7 @@ from lora_retriever.watermark.suspects import ANSWER_TOKENS, Replies, first_word
 
 Interface = Literal["chat", "completions"]
 KEY_VARIABLE = "OPENAI_API_KEY"
-"""The environment variable with the server's password, if the server wants one."""
+"""The environment variable with the server's password, if the server wants a password."""
 SECONDS = 120.0
 """Maximum time of one request, in seconds."""
 ATTEMPTS = 4

@@ -1,7 +1,7 @@
 """How unlikely the answers of a suspect are, if the suspect knows nothing of the key.
 
-All p-values hold for any suspect that was made without the key, whatever it answers: the targets are uniform over M
-words and independent of the answers. Nothing is assumed about the suspect. This module knows numbers only.
+All p-values hold for any suspect that was made without the key, whatever the suspect answers: the targets are uniform
+over M words and independent of the answers. Nothing is assumed about the suspect. This module knows numbers only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A suspect: anything that answers triggers. `local` and `served` have the two kinds of suspect.
 
-A suspect is asked as a user asks: one input, one answer. The suspect is not told which inputs are triggers.
+A suspect is asked in the same way as by a user: one input, one answer. The suspect is not told which inputs are
+triggers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The public list of words from which a key draws phrases and targets, unless the owner gives a list.
 
 The words are common English nouns in lower case. Each is one token of Gemma's tokenizer, with and without a space
-before the word. The list is no secret: the secret is which words stand together, and which word answers them.
+before the word. The list is no secret. The secret is the choice of the words of each phrase, and of the word that
+answers the phrase.
 """
 
 from __future__ import annotations

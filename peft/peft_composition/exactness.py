@@ -1,4 +1,4 @@
-"""Which PEFT configurations can be composed exactly by the formulas of `pairs`, and why the others cannot.
+"""Which PEFT configurations can be composed exactly by the formulas of `pairs`, and why other configurations cannot.
 
 A configuration passes only if its adapter is, on every module that it targets, the plain update y = Wx + s·B·A·x on the
 published base weight W. This file reads configurations only, no tensors and no model.
@@ -121,5 +121,8 @@ def _is_positive_number(value: object) -> bool:
 
 
 def _switches_something_on(value: object) -> bool:
-    """True for a value that may change what is computed. A plain number only tunes what another key switches on."""
+    """True for a value that may change what is computed.
+
+    A plain number only tunes a feature that another key switches on.
+    """
     return value is True or (not isinstance(value, int | float) and bool(value))

@@ -119,7 +119,7 @@ def _targeted_shapes(
             kind = type(module).__name__
             raise AdapterError(name, f"it adapts a {kind}, and only linear modules can be composed", module_name)
         if len(held_as[module]) > 1:
-            # PEFT wraps the module in one of its parents. The update would be added in all of them here.
+            # PEFT wraps the module in one of its parents. Here the update would be added in all parents.
             parents = "' and '".join(held_as[module])
             raise AdapterError(name, f"this base shares it between '{parents}'; give each its own", module_name)
         shapes[module_name] = shape
@@ -227,7 +227,8 @@ def _outside_language_model(missing: Collection[str], adapted: Collection[str], 
     """Return the modules without tensors that the adapter of a vision-language model may leave unchanged.
 
     Names such as q_proj also fit the vision tower. An adapter of the language model has no tensors there, and PEFT
-    leaves these modules unchanged. If the file has any tensor outside of the language model, it must have all of them.
+    leaves these modules unchanged. If the file has any tensor outside of the language model, the file must have all
+    these tensors.
     """
     if not missing or getattr(base.config, "is_encoder_decoder", False):
         return set()
@@ -303,7 +304,7 @@ def copies_of_some_base(tensors: NamedTensors, name: str) -> list[str]:
 
 
 def unexpected_tensor(key: str, name: str, module: str) -> AdapterError:
-    """Return the error for a tensor that no targeted module accounts for. PEFT would ignore it silently."""
+    """Return the error for a tensor that no targeted module accounts for. PEFT would ignore such a tensor silently."""
     if ".lora_magnitude_vector" in key:
         reason = f"it holds {quoted(key)}: DoRA is not a low-rank update; use an adapter trained without it"
     elif ".lora_embedding_" in key:

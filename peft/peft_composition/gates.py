@@ -1,9 +1,9 @@
-"""Gates: they weigh the adapters of a composition for every token, y = Wx + (g(x) ⊙ (x A)) B.
+"""Gates, which weigh the adapters of a composition for every token: y = Wx + (g(x) ⊙ (x A)) B.
 
 A token-level router (Arrow, SpectR, a learned mixture of experts) is a `Gate`. For each module and each set of
 adapters, the gate first prepares what it needs from the adapters' tensors. Then, at every call of the module, the gate
 returns the weights of the tokens. This file has the types that a gate receives, the store of what gates prepared, and
-the running means of their weights. It contains no gate, and does not deal with models or hooks.
+the running means of their weights. This file contains no gate, and does not deal with models or hooks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 KEPT_SETS = 4
 """Maximum number of pairs of a gate and a set of adapters whose prepared state is kept (the most recently used)."""
 NOTED = 256
-"""Maximum number of calls whose weights a tally holds before it sums them up."""
+"""Maximum number of calls whose weights a tally holds before the tally sums the weights up."""
 SUMMED_AT_ONCE = 2**14
-"""Number of weights of one call from which a tally sums them up at once: then the memory counts, not the operations."""
+"""Minimum number of weights of one call that a tally sums up at once: then the memory counts, not the operations."""
 
 
 @dataclass(frozen=True)

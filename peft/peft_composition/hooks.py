@@ -1,7 +1,7 @@
 """A composition attached to the base model: each adapted linear module adds the update of the rows to its output.
 
-Only this file changes the base, and `detach` restores it. It deals with modules and with the arguments of a forward
-pass, not with adapters or with how updates are made.
+Only this file changes the base, and `detach` restores it. This file deals with modules and with the arguments of a
+forward pass, not with adapters or the making of updates.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LiveComposition:
         self._replaced: dict[str, tuple[nn.Module, Any]] = {}  # modules, with the forward of the instance or None
 
     def attach(self) -> None:
-        """Make the modules that have an update add it to their outputs."""
+        """Make the modules that have an update add this update to their outputs."""
         for stack in _stacks(self._base):
             # Found once here, because a signature takes longer to read than a pass takes to use it.
             names = tuple(signature(type(stack).forward).parameters) if self._gated else ()

@@ -48,7 +48,7 @@ class RowPairs:
 
     def __init__(self, rows: int, expected: int = 0) -> None:
         """Begin with `rows` rows of rank 0. `expected`: number of rows for which memory is reserved at once."""
-        self.ranks = [0] * rows  # of each row
+        self.ranks = [0] * rows  # the rank of each row
         self._expected = expected
         self._down: Tensor | None = None  # A: [places, rank, d_in]; behind a row's rank there are zeros
         self._up: Tensor | None = None  # [places, rank, d_out]
@@ -125,7 +125,7 @@ class Moves:
         self._indices: dict[torch.device, tuple[Tensor, Tensor]] = {}  # the places and sources, [changes] each
 
     def of(self, held: Tensor) -> Tensor:
-        """Return a tensor [places, ...] whose first places are those of the rows.
+        """Return a tensor [places, ...] whose first places hold the rows.
 
         Only rows whose place changes are copied, within `held`.
         """

@@ -1,4 +1,4 @@
-"""Which modules the configuration of an adapter targets, matched as PEFT matches them, within a time limit.
+"""Which modules the configuration of an adapter targets, by PEFT's rules, within a time limit.
 
 PEFT takes regular expressions from `target_modules`, `exclude_modules`, `layers_pattern` and the keys of `rank_pattern`
 and `alpha_pattern`. Python's `re` has no time limit, so an expression with catastrophic backtracking would never
@@ -45,7 +45,7 @@ class TargetMatcher:
     def targets(self, module: str) -> bool:
         """Return whether an adapter of this configuration adapts a module, by the module's name in the base.
 
-        The rules are those of PEFT's `check_target_module_exists`. Raises `PatternError`.
+        The rules are the rules of PEFT's `check_target_module_exists`. Raises `PatternError`.
         """
         excluded = self._config.exclude_modules
         if excluded and self._is_listed(module, excluded):
@@ -59,7 +59,7 @@ class TargetMatcher:
     def pattern_key(self, keys: Iterable[str], module: str) -> str:
         """Return the first key of a rank_pattern or an alpha_pattern that fits a module, or `module` if no key fits.
 
-        The rules are those of PEFT's `get_pattern_key`. Raises `PatternError`.
+        The rules are the rules of PEFT's `get_pattern_key`. Raises `PatternError`.
         """
         return next((key for key in keys if self._match("match", rf"(.*\.)?({key})$", module) is not None), module)
 

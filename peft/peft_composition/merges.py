@@ -79,8 +79,8 @@ class Dare:
 
     Each entry of A_p and B_p is kept with probability `density` and divided by `density`; the other entries are
     dropped. The factors are then merged as in `Linear`, or, with `ties`, as in `Ties` by "total". The masks depend on
-    `seed`, `density`, the module, the name under which the adapter was loaded, and the shape of the factor. They do not
-    depend on batch, order, slot or device.
+    `seed`, `density`, the module, the name under which the adapter was loaded, and the shape of the factor. The masks
+    do not depend on batch, order, slot or device.
     """
 
     density: float = 0.5
@@ -112,8 +112,8 @@ class Svd:
     """The best approximation of the mixture Σ_p w_p s_p B_p A_p with a given rank (Eckart and Young), PEFT's "svd".
 
     With `rank` None, the rank of each row and module is the largest rank of the row's adapters at this module (PEFT
-    takes their largest rank at any module). It is computed from the factors, without a matrix of d_out × d_in. No
-    gradient reaches the weights.
+    takes their largest rank at any module). The approximation is computed from the factors, without a matrix of d_out ×
+    d_in. No gradient reaches the weights.
     """
 
     rank: int | None = None

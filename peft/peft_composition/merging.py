@@ -16,7 +16,10 @@ from peft_composition.merges import Majority
 from peft_composition.pairs import ActiveSlots, ModuleStack, Pair, product_dtype
 
 Prune = Callable[[Tensor, str, str], Tensor]
-"""A function of a factor [r, d], the name of its adapter, and "A" or "B". It returns the pruned factor [r, d]."""
+"""A function of a factor [r, d], the name of its adapter, and "A" or "B".
+
+The function returns the pruned factor [r, d].
+"""
 
 
 def merged(stack: ModuleStack, active: ActiveSlots, prune: Prune, majority: Majority | None = None) -> Pair:
@@ -74,7 +77,7 @@ def _present(stack: ModuleStack, active: ActiveSlots) -> list[int]:
 def _pruned(stack: ModuleStack, active: ActiveSlots, prune: Prune) -> tuple[Tensor, Tensor]:
     """Return the pruned A [P + 1, r, d_in] and B^T [P + 1, r, d_out], unscaled, of the P adapters of `_present`.
 
-    Index 0 holds zeros and is used where a row has no adapter; the others are in the order of `active.used`. Pruning
+    Index 0 holds zeros and is used where a row has no adapter; the adapters are in the order of `active.used`. Pruning
     does not depend on the rows, so it is done once for all rows.
     """
     present = _present(stack, active)

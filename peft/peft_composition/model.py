@@ -60,7 +60,7 @@ class ComposableModel:
         self._live: LiveComposition | None = None
         self._prepared = PreparedGates()
         self._open: OpenRows | None = None  # the rows of the active composition, once rows may join
-        self._gated: _GatedBatch | None = None  # of the gated composition that is active
+        self._gated: _GatedBatch | None = None  # the batch of the active composition, if gated
         self._turn = RLock()
 
     @property
@@ -116,7 +116,7 @@ class ComposableModel:
             return self._residency.headers[name].notes
 
     def unload_adapter(self, name: str) -> None:
-        """Remove an adapter and free its memory. Raises `AdapterError` if it is not loaded."""
+        """Remove an adapter and free its memory. Raises `AdapterError` if the adapter is not loaded."""
         with self._turn:
             self._check_loaded([name])
             self._residency.remove(name)
@@ -385,7 +385,7 @@ class ComposableModel:
     def _joining(
         self, batch: OpenRows, adapters: Sequence[str], weights: Tensor, composer: Composer
     ) -> list[Mapping[str, Update]]:
-        """Return the updates of rows that join: of the rows with pairs of their own, and of those that share.
+        """Return the updates of rows that join: of rows with pairs of their own, and of rows that share.
 
         If adapters were loaded or removed since rows of the batch began to share, the new rows have pairs of their own.
         """

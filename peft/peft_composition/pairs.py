@@ -1,10 +1,11 @@
 """The adapters in memory as stacked tensors, and one low-rank pair per row made from them.
 
 Every composition of LoRA adapters is itself one low-rank update y = Wx + B A x. For a batch and one module this is a
-`Pair`: A as `down` [batch, R, d_in] and B, transposed, as `up` [batch, R, d_out]. A pair is made once per batch. Its
-cost does not grow with the number of adapters in memory, and it does not change while tokens are decoded.
+`Pair`: A as `down` [batch, R, d_in] and B, transposed, as `up` [batch, R, d_out]. A pair is made once per batch. The
+cost of a pair does not grow with the number of adapters in memory, and the pair does not change while tokens are
+decoded.
 
-This file is tensor code for any device. It does not deal with files or models, and uses names as labels only.
+This file is tensor code for any device. This file does not deal with files or models, and uses names as labels only.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The slot that is zero in every stack and that no adapter gets. It pads the rows that have fewer adapters than others.
-# A real slot of weight 0 could not serve as padding: its A could overflow in float16, and 0 · inf is NaN.
+# The slot that is zero in every stack and that no adapter gets. This slot pads the rows that have fewer adapters than
+# other rows. A real slot of weight 0 could not serve as padding: its A could overflow in float16, and 0 · inf is NaN.
 EMPTY_SLOT = 0
 
 _WITHOUT_16_BIT = ("DEFAULT", "NO AVX", "AVX2")  # torch's names of CPU capabilities without 16-bit arithmetic
@@ -40,7 +41,7 @@ class ActiveSlots:
     by_adapter: Tensor  # the same weights by adapter, [batch, P] float32, 0 where a row does not use the adapter
 
     def to(self, device: torch.device) -> ActiveSlots:
-        """Return the same on another device."""
+        """Return the same pair on another device."""
         slots, weights, by_adapter = (tensor.to(device) for tensor in (self.slots, self.weights, self.by_adapter))
         return ActiveSlots(slots, weights, self.used, by_adapter)
 
@@ -50,7 +51,10 @@ class ActiveSlots:
 
 
 class ModuleStack:
-    """The tensors of all adapters in memory at one module. The slot of an adapter that does not target it is zero."""
+    """The tensors of all adapters in memory at one module.
+
+    The slot of an adapter that does not target the module is zero.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,10 @@ class ModuleStack:
         dtype: torch.dtype,
         most_slots: int | None = None,
     ) -> None:
-        """Make an empty stack for `module`. It grows as adapters are written, to at most `most_slots` if given."""
+        """Make an empty stack for `module`.
+
+        The stack grows as adapters are written, to at most `most_slots` if given.
+        """
         self.module = module
         self.down = torch.zeros(0, 0, d_in, device=device, dtype=dtype)  # A: [slots, r_max, d_in]
         self.up = torch.zeros(0, 0, d_out, device=device, dtype=dtype)  # (s B)^T: [slots, r_max, d_out]
@@ -185,8 +192,9 @@ def fusion_pair(stack: ModuleStack, active: ActiveSlots) -> Pair:
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the pairs of a stack: the stack's own dtype if the device computes in it.
 
-    A CPU without 16-bit arithmetic emulates it. On 8 × 128 positions of a module of 1024 × 1024, pairs of rank 24 took
-    48 ms in bfloat16, and 5 ms in float32 with the conversions. float32 also rounds less, and takes twice the memory.
+    A CPU without 16-bit arithmetic emulates such arithmetic. On 8 × 128 positions of a module of 1024 × 1024, pairs of
+    rank 24 took 48 ms in bfloat16, and 5 ms in float32 with the conversions. float32 also rounds less, and takes twice
+    the memory.
     """
     emulated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_16_BIT
     return torch.float32 if emulated and dtype in (torch.bfloat16, torch.float16) else dtype

@@ -23,7 +23,8 @@ from peft_composition.pairs import EMPTY_SLOT, ModuleStack
 
 
 class Residency:
-    """The adapters of one base model, and the stacks of the adapters in memory. Only one thread may use it at a time.
+    """The adapters of one base model, and the stacks of the adapters in memory. Only one thread may use this object at
+    a time.
 
     Attributes:
         headers: the loaded adapters by name, in loading order.
@@ -167,7 +168,8 @@ class Residency:
         taken = {*self._slots.values(), EMPTY_SLOT}
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
-            # Stacks are used after an inference_mode block in which they may be written, so they must not belong to it.
+            # Stacks are used after an inference_mode block in which they may be written, so the stacks must not belong
+            # to this block.
             with torch.inference_mode(False), torch.no_grad():
                 for module in adapter.modules:
                     self._write_module(adapter, module, slot)

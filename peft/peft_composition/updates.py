@@ -27,7 +27,7 @@ from peft_composition.pairs import ActiveSlots, ModuleStack, Pair, active_slots,
 class Pass:
     """The current forward pass."""
 
-    rows: int  # with beams or several sequences a multiple of the batch; the rows of one sample are adjacent
+    rows: int  # a multiple of the batch with beams or several sequences; rows of one sample are adjacent
     length: int  # number of new positions of each row
     mask: Tensor | None = None  # [rows, positions] bool: the attention mask, for gates
     first: bool = True  # True if the cache is empty before the pass

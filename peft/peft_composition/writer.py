@@ -57,7 +57,7 @@ class CompositionWriter:
         adapter.header.warn()
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter. Raises `AdapterError` if it is not loaded."""
+        """Forget an adapter. Raises `AdapterError` if the adapter is not loaded."""
         self._check_loaded([name])
         del self._adapters[name]
 
@@ -95,7 +95,8 @@ class CompositionWriter:
     def write_zeros(self, *, path: str | Path, ranks: Sequence[int] = ()) -> int:
         """Write a composition that adds zero at every module that a loaded adapter targets. Returns its rank.
 
-        `path`, `ranks` and the errors are those of `write`; without a loaded adapter, `CompositionError` is raised.
+        `path`, `ranks` and the errors are the same as for `write`; without a loaded adapter, `CompositionError` is
+        raised.
         """
         if not self._adapters:
             raise CompositionError("no adapter is loaded, so there is no module to write")

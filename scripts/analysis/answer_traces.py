@@ -26,7 +26,7 @@ BATCH = 8
 """Number of rows in a batch of the original."""
 PERMUTATIONS = 1999
 WHOLE_PROMPT = "Below is an instruction"
-"""The beginning of the template. The original takes the whole prompt as the answer where nothing was generated."""
+"""The beginning of the template. If nothing was generated, the original takes the whole prompt as the answer."""
 MARK = "###"
 
 
@@ -90,7 +90,7 @@ def mean_over_tasks(values: Values, tasks: Sequence[str]) -> tuple[float, float,
 
 
 def difference_within(values: Values, tasks: Sequence[str], chosen: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """The mean of the chosen rows minus that of the other rows of their tasks, with its 95 % interval.
+    """The mean of the chosen rows minus the mean of the other rows of their tasks, with its 95 % interval.
 
     Every task counts by its number of chosen rows. A task without chosen or without other rows does not count.
     """
@@ -167,7 +167,7 @@ def _permutation_p(
 
 @dataclass(frozen=True)
 class EqualInputs:
-    """Pairs of rows of one task with the same input: how many have different answers.
+    """Pairs of rows of one task with the same input, and the number of pairs with different answers.
 
     Attributes:
         together: of the pairs within one batch of 8, the number with different answers, and the number of all.

@@ -56,7 +56,7 @@ def search(generator: np.random.Generator, adapters: int, queries: int, dim: int
         np.float32
     )
     index = AdapterIndex.from_embeddings([str(place) for place in range(adapters)], list(means[:, None]))
-    index.search(asked[:1], 3)  # the vectors are laid out once
+    index.search(asked[:1], 3)  # the first search arranges the vectors in memory, once
     seconds, hits = timed(lambda: index.search(asked, 3), runs)
     checked = asked[:200]
     scores = index._fitted().fitted.score(Samples(checked))
@@ -75,7 +75,7 @@ def search(generator: np.random.Generator, adapters: int, queries: int, dim: int
 def build(
     generator: np.random.Generator, scorer: str, adapters: int, samples: int, dim: int, runs: int
 ) -> dict[str, Any]:
-    """An index of given embeddings, made ready to be searched; then one adapter more, and one less."""
+    """The times of an index: the fit before the first search, adding one adapter, and removing one adapter."""
     pool: list[Vectors] = list(generator.normal(size=(adapters, samples, dim)).astype(np.float32))
     names, query = [str(place) for place in range(adapters)], pool[0][:1]
 

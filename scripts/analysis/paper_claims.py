@@ -80,14 +80,14 @@ def main() -> None:
 
 
 def mean_differences(runs: Sequence[Run], scoring: Scoring, only_exact_match: bool) -> dict[Claim, Difference]:
-    """The difference of the means over tasks, for each claim whose two runs are there."""
+    """The difference of the means over tasks, for each claim whose two runs exist."""
     if only_exact_match:
         runs = [replace(run, rows={id: row for id, row in run.rows.items() if row.metric == "em"}) for run in runs]
     return {claim: found[MEAN] for claim, found in differences(runs, scoring, "mean").items()}
 
 
 def differences(runs: Sequence[Run], scoring: Scoring, level: str) -> Differences:
-    """The differences of each claim whose two runs are there.
+    """The differences of each claim whose two runs exist.
 
     Args:
         level: as for `compare_pairs`.

@@ -72,7 +72,7 @@ FILES: dict[str, tuple[bytes | str, str]] = {
     "half of a surrogate pair": (json.dumps([{**ROW, "inputs": SURROGATE}]), "surrogate"),
     "one long line that is no JSON": ("x" * 3_000_000, "line 1|JSON"),
 }  # fmt: skip
-"""What a file of rows may hold that is no rows, and a part of the message."""
+"""Contents of a file of rows that are no rows, each with a part of the message."""
 
 WRONG_VALUES: dict[str, Any] = {
     "a number": 5,
@@ -87,7 +87,7 @@ WRONG_VALUES: dict[str, Any] = {
     "1,000,001 characters": "x" * 1_000_001,
 }
 RIGHT_TARGETS = ("a number", "a list", "nothing", "a blank")
-"""Wrong values for other fields that are targets as people have them."""
+"""Values that are wrong for other fields, and right for targets."""
 
 
 def rows() -> Iterator[Case]:
@@ -257,7 +257,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 WARNED_OF = ("adapters without {adapter}",)
-"""Fields with which a run is possible; the run says what it takes them for."""
+"""Fields with which a run is possible. The run says how it reads the fields."""
 
 
 def profiles() -> Iterator[Case]:

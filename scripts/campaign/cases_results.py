@@ -25,7 +25,7 @@ RUN_BASE = (*RUN[:-1], "base")
 
 
 def results(lines: Any = None, record: Any = None) -> Spoil:
-    """A results folder with one run: its lines, and its record. Text is written as it is."""
+    """A results folder with one run: its lines, and its record. A text is written unchanged."""
     content = [LINE] if lines is None else lines
     text = content if isinstance(content, str) else "".join(json.dumps(line) + "\n" for line in content)
     about = RECORD if record is None else record
@@ -69,7 +69,7 @@ LINES: dict[str, tuple[Any, str]] = {
 
 
 def folders() -> Iterator[Case]:
-    """Bad results folders: what summarize, report and a run say."""
+    """Bad results folders, for summarize, report and a run."""
     for name, (lines, says) in LINES.items():
         for command in (SUMMARIZE, REPORT) if name in ("no answer", "deep") else (SUMMARIZE,):
             yield Case("results", f"{command[0]}: {name}", results(lines), (says,), command)

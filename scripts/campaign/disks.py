@@ -34,7 +34,8 @@ class Disks:
         self.log = log
 
     def at_operations(self, count: int | None = None, names: Sequence[str] = ()) -> None:
-        """Every operation of every scenario fails, reads included: alone, and with all operations after it.
+        """Every operation of every scenario fails, reads included: the operation alone, and together with all later
+        operations.
 
         The errors take turns, so that every operation fails with two errors.
 
@@ -64,10 +65,10 @@ class Disks:
             self._fail_at(key, scenario, number, code, lasting, expected[scenario.name])
 
     def small_file_systems(self, most: int | None = None) -> None:
-        """A run on at most this many file systems that are too small for it, which then grow. Needs the permission to
-        mount file systems.
+        """Run on file systems that are too small for the run, and that grow afterwards. Needs the permission to mount
+        file systems.
 
-        None: all sizes.
+        `most`: maximum number of file systems. None: all sizes.
         """
         if os.geteuid() != 0:
             print("small file systems are left out: only root may mount")

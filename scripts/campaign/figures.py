@@ -25,8 +25,8 @@ class Trial:
     """One trial.
 
     Attributes:
-        key: what was tried; a campaign that is started again does not try it again.
-        kind: the group of trials that it is counted in.
+        key: what was tried; a campaign that is started again does not try this key again.
+        kind: the group of trials to which the trial belongs.
         problems: the promises that were broken. Empty: all promises held.
         facts: numbers that are added up, such as kills.
     """
@@ -38,7 +38,7 @@ class Trial:
 
 
 class Log:
-    """The trials of one experiment, in `OUT/EXPERIMENT.jsonl`. Trials of other code are put aside."""
+    """The trials of one experiment, in `OUT/EXPERIMENT.jsonl`. Trials of other code are moved to another file."""
 
     def __init__(self, out: Path, experiment: str) -> None:
         self.experiment = experiment
@@ -69,7 +69,7 @@ class Log:
         return (key for key in keys if key not in self.trials)
 
     def figures(self) -> dict[str, Any]:
-        """How much was tried, by kind, and every problem."""
+        """Numbers of trials by kind, and every problem."""
         kinds: dict[str, Counter[str]] = {}
         for trial in self.trials.values():
             counts = kinds.setdefault(trial.kind, Counter())

@@ -58,7 +58,7 @@ VALUES: Any = st.recursive(
 
 
 class HangError(Exception):
-    """A reader did not come back in time."""
+    """A reader did not return in time."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Bad inputs: a small benchmark that works, a table of ways to spoil it, and what a command must then say.
+"""Bad inputs: a small benchmark that works, a table of ways to spoil the benchmark, and the message that a command must
+give.
 
 The promises for each case: the exit status of the table (2 in nearly all cases), one message that names the mistake, no
 traceback, no log of an unexpected error, no half-written file, and limited time and memory.
@@ -21,7 +22,7 @@ from lora_retriever.experiment.profile import PROFILES
 
 TASKS = ("people_qa", "movie_review", "to_velan", "passive")
 MAX_MESSAGE = 6000
-"""Maximum length of what a command prints about a bad input, in characters."""
+"""Maximum length of a command's output for a bad input, in characters."""
 MAX_SECONDS = 60.0
 """Maximum time of a command with a bad input, in seconds."""
 MAX_MEMORY = 1 << 30
@@ -36,12 +37,13 @@ class Case:
     """One bad input.
 
     Attributes:
-        kind: what is spoilt: rows, pool, profile, and so on.
+        kind: the part that is spoilt: rows, pool, profile, and so on.
         spoil: spoils the benchmark in a folder.
         says: texts of which each must be in the message; `|` separates alternatives.
         command: the command's arguments; `{b}` stands for the folder.
         statuses: the exit statuses that are right.
-        copies: folders of the miniature that are copied into the benchmark, as they are spoilt: `base`, `encoder`.
+        copies: folders of the miniature that are copied into the benchmark because the case spoils them: `base`,
+            `encoder`.
     """
 
     kind: str

@@ -1,7 +1,7 @@
 """Kills: at random moments, and before every file operation of every command that writes.
 
 The promises after a kill and the next start: every row that counted as written is there unchanged, the finished files
-equal those of an undisturbed command to the byte (times aside), and no other file is left.
+equal the files of an undisturbed command to the byte (apart from times), and no other file is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_KILLS = 12
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command and the folder that it starts from.
+    """A command, and the content of its folder at the start.
 
     Attributes:
         arguments: the command's arguments, for the folder that it writes into.
@@ -105,7 +105,7 @@ class Kills:
                 status = started.kill(signal.SIGKILL)
                 problems += self.unacknowledged(started, folder)
                 if status != -signal.SIGKILL:
-                    if kills == 0:  # how long a run takes depends on what else the machine does
+                    if kills == 0:  # the time of a run depends on other work on the machine
                         self.seconds = started.seconds
                     break
                 kills += 1
@@ -241,7 +241,7 @@ def no_flock() -> None:
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    """The files of a folder; those below `earlier` without the time in their paths."""
+    """The files of a folder. Paths below `earlier` leave out the time."""
     content: dict[str, Any] = {}
     for name, file in files_of(folder).items():
         plain = re.sub(r"^earlier/[^/]+/", "earlier/", name)
@@ -250,7 +250,7 @@ def comparable(folder: Path) -> dict[str, Any]:
 
 
 def _half_written(folder: Path, before: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Files that are neither unchanged nor complete. Partial files and records change on the way."""
+    """Files that are neither unchanged nor complete. Partial files and records change during a run."""
     found = files_of(folder)
     changing = (".partial", ".meta.json", ".unfinished")
     return [
@@ -259,7 +259,7 @@ def _half_written(folder: Path, before: dict[str, Any], expected: dict[str, Any]
         if not name.endswith(changing)
         and not name.startswith((".", "earlier/"))
         and file not in (before.get(name), expected.get(name))
-        and name != "runs.csv"  # written of the runs that are finished
+        and name != "runs.csv"  # written for finished runs
     ]
 
 

@@ -1,4 +1,4 @@
-"""The file operations of this process, counted one by one; something happens before one of them.
+"""The file operations of this process, counted one by one, with an action before one operation.
 
 The functions of `os` and `open` are replaced. File operations of libraries in C (SQLite, safetensors) are not counted.
 """
@@ -25,7 +25,7 @@ READING = ("listdir", "scandir", "stat", "lstat", "readlink")
 """Functions of `os` that only read."""
 
 
-_UNFINISHED = re.compile(r"\.[0-9a-f]+-\d+-[0-9a-f]+-\d+(?=\.unfinished)|\.\d+$")  # what differs at every start
+_UNFINISHED = re.compile(r"\.[0-9a-f]+-\d+-[0-9a-f]+-\d+(?=\.unfinished)|\.\d+$")  # differs at every start
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,10 @@ class Operations:
         self._open = io.open
 
     def install(self) -> None:
-        """Replace the functions in this process. There is no way back: the process is meant to end."""
+        """Replace the functions in this process.
+
+        The functions are never restored, because the process is meant to end.
+        """
         for name in OF_PATHS + OF_DESCRIPTORS + (READING if self._reads else ()):
             setattr(os, name, self._counted(name, getattr(os, name)))
         os_open = os.open

@@ -13,10 +13,10 @@ from campaign.kills import differences
 from campaign.world import SIGNALS, Start, World, emptied, files_of, start
 
 SLOW = 0.01
-"""How long a batch of the stand-in takes, in seconds, so that a signal finds a run at work."""
+"""Time of a batch of the stand-in, in seconds. The time is long enough for a signal to come during a batch."""
 PIPED = ("run", "run --table", "summarize", "summarize --format json", "methods", "audit", "doctor")
 READ_BYTES = (0, 1, 100)
-"""After how many bytes a reader closes the pipe."""
+"""Numbers of bytes after which a reader closes the pipe."""
 
 
 class Signals:

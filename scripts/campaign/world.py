@@ -1,4 +1,4 @@
-"""What the campaign runs: a small benchmark of the bundled miniature, and commands in forked processes.
+"""The world of the campaign: a small benchmark of the bundled miniature, and commands in forked processes.
 
 This process imports everything once. Each start of a command is a fork of this process, so that a start takes a
 fraction of a second. A stand-in for the base model answers by a hash of the prompt and the composition.
@@ -46,10 +46,10 @@ METHODS = "base,selection,best_selection,mixture,fusion_ood"
 
 
 class StandIn:
-    """A backend without a model: an answer is a hash of what decides it."""
+    """A backend without a model: an answer is a hash of everything that decides the answer."""
 
     def __init__(self, settings: GenerationSection, seconds: float = 0.0) -> None:
-        """`seconds` is how long a batch takes."""
+        """`seconds` is the time of a batch."""
         self._settings = settings
         self._seconds = seconds
 
@@ -70,7 +70,7 @@ class StandIn:
 
 
 def answer_of(request: Request, mode: str) -> Answer:
-    """The stand-in's answer. The mode does not count for one adapter, as in the project's cache of answers."""
+    """The stand-in's answer. For one adapter, the mode does not count, as in the project's cache of answers."""
     weights = sorted(request.composition.weights.items())
     key = repr((request.prompt.token_ids, weights, mode if len(weights) > 1 else ""))
     digest = hashlib.sha256(key.encode()).hexdigest()
@@ -152,8 +152,7 @@ class Start:
     def wait(self, seconds: float = TIMEOUT) -> int:
         """Wait for the end.
 
-        Raises:
-            TimeoutError: the process has not ended; it is killed.
+        Raises: TimeoutError: the process did not end in time, and was killed.
         """
         end = time.monotonic() + seconds
         while self.poll() is None:
@@ -244,7 +243,7 @@ def _begun(arguments: list[str]) -> int:
 
 
 def warm_up(world: World, scratch: Path) -> None:
-    """Fill the world's cache, and import into this process what a run imports."""
+    """Fill the world's cache, and import all modules of a run into this process."""
     for arguments in (world.run(scratch / "results"), ["report", str(scratch / "results")]):
         started = start(world, arguments, scratch / "out")
         if started.wait():

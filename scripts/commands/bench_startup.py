@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def seconds_of(command: list[str], first_line: bool = False) -> float:
-    """The time of one command, in seconds, until its end or until its first line of output."""
+    """The time from the start of one command to its end, or to its first line of output, in seconds."""
     started = time.perf_counter()
     arguments = [sys.executable, "-m", "lora_retriever", *command]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as process:

@@ -247,7 +247,7 @@ class Pool:
         return {name: (normal(RANK, d_in), normal(d_out, RANK)) for name, (d_in, d_out) in self.modules.items()}
 
     def stacks(self, adapters: Sequence[int]) -> dict[str, StackedLoras]:
-        """Some adapters as the original's formulas take them."""
+        """Some adapters in the form of the original's formulas."""
         made = [self.adapter(number) for number in adapters]
         device = self.base.device
         return {
@@ -276,21 +276,27 @@ class Pool:
 
 
 def drawn(cell: Cell, mode: str, k: int, union: int, seed: int) -> Composition:
-    """Random adapters for every row, equally weighted; together they are `union`, or as many as there can be."""
+    """Random adapters for every row, with equal weights.
+
+    The rows together use `union` adapters, or as many as possible.
+    """
     generator = torch.Generator().manual_seed(seed)
     k = 1 if mode == "selection" else k
     union = min(union, cell.resident, cell.batch * k)
     adapters = torch.randperm(cell.resident, generator=generator)[:union].tolist()
     weights = torch.zeros(cell.batch, union)
     for row in range(cell.batch):
-        # The first rows deal out the whole union, the others draw from it.
+        # The first rows deal out the whole union, and the other rows draw from the union.
         dealt = torch.arange(row * k, row * k + k) % union
         weights[row, dealt if row * k < union else torch.randperm(union, generator=generator)[:k]] = 1 / k
     return Composition(adapters, weights)
 
 
 def ways(pool: Pool, cell: Cell, args: argparse.Namespace) -> list[Way]:
-    """The implementations that are compared. The first is the base model, with which the others are compared."""
+    """The implementations that are compared.
+
+    The first implementation is the base model, with which the other implementations are compared.
+    """
     found = [Way("base", None, lambda: nullcontext(pool.base))]
     for mode, impl in product(args.mode, args.impl):
         asked = drawn(cell, mode, args.k, args.union, args.seed)
@@ -388,7 +394,7 @@ def token_ids(cell: Cell, args: argparse.Namespace) -> Tensor:
 
 
 def run_once(way: Way, ids: Tensor, length: int, clock: Callable[[], float] = time.perf_counter) -> Seconds:
-    """Make pairs, run the prompt, the first `length` of `ids` [batch, length + steps], then the others one by one."""
+    """Make pairs, read the first `length` of `ids` [batch, length + steps] as the prompt, then read token by token."""
     steps = ids.shape[1] - length
 
     def now() -> float:
@@ -429,7 +435,7 @@ def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
 
 
 def write_profiles(file: Path, pool: Pool, cell: Cell, args: argparse.Namespace) -> None:
-    """Write where the time of the base model and of each of ours goes, pairs, prefill and steps together.
+    """Write the profile of the base model and of each mode of this project: pairs, prefill and steps together.
 
     The line "python" is the time outside of torch's operations.
     """
@@ -439,7 +445,7 @@ def write_profiles(file: Path, pool: Pool, cell: Cell, args: argparse.Namespace)
     for way in ways(pool, cell, args):
         if way.impl not in ("base", "ours"):
             continue
-        run_once(way, ids, args.length)  # so that nothing is done for the first time
+        run_once(way, ids, args.length)  # a first run, so that no one-time work is measured
         with profile(activities=activities) as profiled, record_function("python"):
             run_once(way, ids, args.length)
         parts += [f"{way.impl} {way.mode or ''}", profiled.key_averages().table("self_cpu_time_total", row_limit=30)]

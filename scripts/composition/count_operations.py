@@ -38,7 +38,7 @@ class Counter(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count an operation, and do it."""
+        """Count an operation, and run the operation."""
         returned = [value.alias_info for value in func._schema.returns]
         self.count += not all(alias is not None and not alias.is_write for alias in returned)
         return func(*args, **(kwargs or {}))

@@ -53,7 +53,7 @@ PRODUCTS = {
     ),
     "pairs": ("aten::bmm", "aten::baddbmm", "aten::baddbmm_"),
 }
-"""The operations of torch that compute products, by whose products they are. On a CPU, and without a gate."""
+"""The operations of torch that compute products: of the base, and of the pairs. On a CPU, and without a gate."""
 PHASES = ("linear layers, reading", "linear layers, decoding")
 """The two kinds of passes, by the names of the columns for the base's linear layers in them."""
 
@@ -65,7 +65,7 @@ class Counts:
     read_tokens: int = 0
     read_passes: int = 0
     steps: int = 0
-    rows: int = 0  # of all steps together
+    rows: int = 0  # the sum over all steps
     seconds: float = 0.0
     answers: dict[int, Answer] = field(default_factory=dict)
 
@@ -151,7 +151,7 @@ def counted(generator: Generator, answer: Callable[[], dict[int, Answer]]) -> Co
 def shares(answer: Callable[[], object], base: nn.Module) -> dict[str, float]:
     """The shares of the time: in each kind of product, in other operations, in code of the passes, and outside of them.
 
-    The linear layers are told apart by what the pass does: it reads prompts, or it decodes tokens.
+    The linear layers are counted apart for passes that read prompts and for passes that decode tokens.
     """
     with in_phases(base), profiled(activities=[ProfilerActivity.CPU]) as recorded:
         started = time.perf_counter()
@@ -170,7 +170,7 @@ def shares(answer: Callable[[], object], base: nn.Module) -> dict[str, float]:
 
 
 def phase_of(event: Any) -> str | None:
-    """Which kind of pass an operation belongs to. None: it is outside of the passes."""
+    """The kind of pass to which an operation belongs. None: the operation is outside of the passes."""
     while event is not None and event.name not in PHASES:
         event = event.cpu_parent
     return None if event is None else str(event.name)

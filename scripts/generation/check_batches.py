@@ -91,7 +91,7 @@ def asked_of(methods: Sequence[Method], resources: Resources) -> list[Asked]:
 
 
 def compare(generator: Generator, asked: Sequence[Asked], sizes: Sequence[int]) -> dict[str, Any]:
-    """How many rows' tokens differ, and how far apart the two best logits are where they do, and elsewhere."""
+    """The number of rows whose tokens differ, and the gap between the two best logits at differences and elsewhere."""
     first, second = (tokens_of(generator, asked, size) for size in sizes)
     differing = [one for one in asked if first[one.request.id] != second[one.request.id]]
     usual = [gap(generator, one, first[one.request.id][:-1]) for one in asked[:: max(1, len(asked) // 50)]]
@@ -128,7 +128,7 @@ def tokens_of(generator: Generator, asked: Sequence[Asked], size: int) -> dict[i
 
 @torch.inference_mode()
 def gap(generator: Generator, one: Asked, generated: Sequence[int]) -> float:
-    """By how much the best logit is above the second after a prompt and some tokens."""
+    """The gap between the best and the second logit after a prompt and some tokens."""
     names, weights = weight_matrix([one.request.composition])
     ids = torch.tensor([[*one.request.prompt.token_ids, *generated]], device=generator.model.device)  # [1, length]
     with generator.model.composed(names, weights, mode=one.mode, gate=one.gate):

@@ -1,4 +1,4 @@
-"""The cases and the instructions of the two sources, as their repositories have them.
+"""The cases and the instructions of the two sources, in the form of their repositories.
 
 A *case* is a text with its right answers, without any instruction. Nothing here knows of rows, samples and layouts.
 """
@@ -49,7 +49,7 @@ class Material:
 
 
 class _Given(BaseModel):
-    """A case as the source's file has it. The fields after `output` are in the files of some tasks only."""
+    """A case in the form of the source's file. The fields after `output` are in the files of some tasks only."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -89,7 +89,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def read_material(folder: Path, source: Source, task: TaskPlan) -> Material:
-    """Read what a source has for one task.
+    """Read the data of a source for one task.
 
     Raises:
         UserError: a file is missing, cannot be read, or has a field that is missing or wrong.

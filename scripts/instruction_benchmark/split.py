@@ -33,7 +33,7 @@ Objects = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of one task, as the files have it.
+    """The data of one task, in the form of the files.
 
     Attributes:
         cases: the number of different cases that could be used.

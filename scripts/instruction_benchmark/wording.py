@@ -19,7 +19,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Instructions:
-    """The instructions of one task: `seen` ones for pool, training and half of the test rows, `unseen` ones else."""
+    """The instructions of one task:
+
+    `seen` instructions for the pool, the training and half of the test rows, and `unseen` instructions for the other
+    rows.
+    """
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -64,7 +68,7 @@ def worded(layout: str, instruction: str, text: str) -> str:
 
 
 def dealt(items: Sequence[Item], count: int, rng: Random) -> list[Item]:
-    """`count` items like cards: every item comes once, in random order, before any item comes again."""
+    """`count` values, dealt like cards: every value comes once, in random order, before any value comes again."""
     found: list[Item] = []
     while len(found) < count:
         found += rng.sample(items, len(items))

@@ -89,7 +89,7 @@ def measure(profile: Profile, methods: Sequence[Method], args: argparse.Namespac
     benchmark.rows[:] = chosen
     generator = load_generator(model_source(profile, benchmark))
     routed = route_all(profile, methods, benchmark, generator, args.results)
-    generator.eos_ids = []  # rows go on whether they end or not
+    generator.eos_ids = []  # rows go on after an EOS token, too
     # With shared beginnings the prompts of some methods would have fewer tokens than the prompts of others.
     generator.settings = generator.settings.model_copy(update={"share_prefix": False})
     prompts = make_prompts([row.inputs for row in chosen], generator.tokenizer, profile.generation)
@@ -139,7 +139,7 @@ def route_all(
         for method in track(methods, description="routing"):
             resources = resources_in(results or Path(scratch) / method.name)
             if "encoder" in method.reads:
-                resources.embeddings = shared.embeddings  # no more is shared: every method fits its own index of them
+                resources.embeddings = shared.embeddings  # nothing else: every method fits its own index
             with locked(resources.results):
                 routed.append(route(method, Context(resources, profile, method.declaration)))
     return routed

@@ -36,7 +36,10 @@ PHASES = {
     "take": "pick grab take get remove retrieve lift collect pull",
     "place": "place put set drop leave insert lay stack throw return",
 }
-"""What a step does, by its first word that is listed here; `change` for all other steps: open, cut, heat, turn on."""
+"""The phase of a step, by the first word of the step that is listed here.
+
+All other steps (open, cut, heat, turn on) have the phase `change`.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,7 +120,7 @@ def read_split(folder: Path, name: str, table: str, length: int) -> list[dict[st
 
 
 def drawn(items: Sequence[dict[str, str]], count: int | None, draw: random.Random) -> list[dict[str, str]]:
-    """Some items, in their order. None: all."""
+    """A random choice of some values, in their old order. None: all."""
     if count is None or count >= len(items):
         return [*items]
     return [items[place] for place in sorted(draw.sample(range(len(items)), count))]

@@ -39,7 +39,7 @@ GROUPS = {
     "PEOPLE": "CEO CHILD_OF FOUNDED_BY SPOUSE",
     "PLACES": "HEADQUARTERS NATIONALITY PLACE_OF_BIRTH PLACE_OF_RESIDENCE",
 }
-"""The 15 relations of KnowledgeNet by what their objects are."""
+"""The 15 relations of KnowledgeNet, grouped by the kind of their objects."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,9 +4,9 @@
 
 One linear layer reads a frozen vector of each sentence, so a training takes a second. The vectors are TF-IDF of words
 and pairs of words, reduced to 384 dimensions, or embeddings from a file (`emb` [sentences, dim]). Every fold of
-KnowledgeNet is the test once; the fold before it is the validation data, with all its labels, on which the epoch and
-the threshold are chosen; two folds are trained on. Each training triple is dropped with the given probability. A
-sentence that is left without triples stays, or is removed as in the paper.
+KnowledgeNet is the test once. The fold before the test is the validation data: it keeps all labels, and the epoch and
+the threshold are chosen on it. The other two folds are the training data. Each training triple is dropped with the
+given probability. A sentence that is left without triples stays, or is removed as in the paper.
 
 Scores: micro F1 and average precision of (sentence, relation) on the test folds with all their labels, and the area
 under the ROC curve between relations that annotators marked and relations that they looked for and did not find.

@@ -53,7 +53,7 @@ def read_knowledgenet(path: Path) -> list[Sentence]:
 
 
 def read_redocred(path: Path, names: Mapping[str, str]) -> list[Sentence]:
-    """The sentences of Re-DocRED, each with the triples of which both entities are mentioned in it.
+    """The sentences of Re-DocRED. A sentence has the triples whose two entities are both mentioned in the sentence.
 
     Args:
         names: the name of each relation, by its number in Wikidata.
@@ -71,7 +71,7 @@ def read_redocred(path: Path, names: Mapping[str, str]) -> list[Sentence]:
 
 
 def _sentences(document: dict[str, Any], names: Mapping[str, str], part: str) -> Iterator[Sentence]:
-    mentions: list[dict[int, str]] = []  # of each entity, its first mention in each sentence
+    mentions: list[dict[int, str]] = []  # the first mention of each entity in each sentence
     for entity in document["vertexSet"]:
         first: dict[int, str] = {}
         for mention in sorted(entity, key=lambda one: one["pos"][0]):

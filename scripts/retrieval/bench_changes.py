@@ -27,7 +27,7 @@ DIM, SAMPLES, QUERIES, WORDS, SEARCHES = 384, 20, 500, 5000, 20
 
 
 def timed(what: Callable[[], Result]) -> tuple[Result, tuple[float, float]]:
-    """A result, and the seconds that it took: wall-clock time and CPU time."""
+    """A result, and the seconds of its computation: wall-clock time and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = what()
     return result, (time.perf_counter() - wall, time.process_time() - cpu)

@@ -1,8 +1,9 @@
 """How fast are texts encoded? `python scripts/retrieval/bench_encoding.py --encoder DIR_OR_ID --pool FILE`
 
 The distinct inputs of a pool's samples are encoded by sentence-transformers alone, by our encoder, and by our encoder
-with a filled cache. The three take turns, and each is compared with the first round by round, so that other work on the
-machine slows all of them equally. With `--clock cpu`, other work does not count at all. Medians are printed.
+with a filled cache. The three encoders take turns, and every encoder is compared with the first encoder round by round,
+so that other work on the machine slows all three equally. With `--clock cpu`, other work does not count at all. Medians
+are printed.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main() -> None:
 def ways(
     encoder: Path, texts: list[str], batch_size: int, device: str, cache: Path
 ) -> dict[str, Callable[[], Embeddings]]:
-    """The encoders that are compared, by name. The others are compared with the first."""
+    """The encoders that are compared, by name. The other encoders are compared with the first."""
     ours = load_encoder(encoder, batch_size=batch_size, device=device)
     plain = SentenceTransformer(str(encoder), device=device, local_files_only=True)
     hit = CachedEncoder(lambda: ours, EmbeddingCache(cache), {})

@@ -2,9 +2,10 @@
 
 Two models answer the same random batches, in which every row is a mixture of adapters drawn from the whole pool. The
 first model holds all adapters. The memory of the second model has room for some adapters, and the model reads the other
-adapters from their files while the batch before is computed. (The files were just written, so the system still has them
-in memory.) The two models take turns, batch by batch. Random draws are the worst case: in a benchmark, rows that follow
-each other share adapters. The model weights are random, because only the times and the equality of the tokens matter.
+adapters from their files while the batch before is computed. (The files were just written, so the system still has the
+files in memory.) The two models take turns, batch by batch. Random draws are the worst case: in a benchmark, rows that
+follow each other share adapters. The model weights are random, because only the times and the equality of the tokens
+matter.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Seconds a batch, of both, and how many rows' tokens are equal."""
+    """The seconds a batch of both models, and the number of rows with equal tokens."""
     base = random_llama(args.hidden, args.layers, seed=0)
     pool = Pool(base, "qv", seed=0, peft_max=0)
     for number in track(range(args.adapters), description="writing"):

@@ -104,7 +104,7 @@ def implementations(
 def run_command(
     profile: str, limit: int | None, names: Sequence[str], python: str = sys.executable, settings: Sequence[str] = ()
 ) -> Measured:
-    """`lora-retriever run` on empty folders; the messages go to this process's standard error.
+    """Run `lora-retriever run` with empty folders. Its messages go to this process's standard error.
 
     Args:
         settings: fields of the profile to change, such as `backend=vllm`.
@@ -129,7 +129,7 @@ def run_command(
 def run_loop(
     make: Callable[[Profile, Benchmark], EvalLoop], profile: Profile, limit: int | None, names: Sequence[str]
 ) -> Measured:
-    """Another loop in this process, timed from the loading of the models on."""
+    """Another loop in this process. The time begins with the loading of the models."""
     if profile.threads is not None:
         torch.set_num_threads(profile.threads)
     benchmark = open_benchmark(profile, limit)
@@ -144,9 +144,8 @@ def run_loop(
 
 
 def compared(ours: Sequence[Measured], others: Sequence[Measured]) -> dict[str, Any]:
-    """Rows per second of both, their ratio, and how many answers are equal, in all and for each method.
-
-    If the other implementation ran only some of our methods, our total has other rows, and is left out.
+    """Rows per second of both, their ratio, and the number of equal answers, in all and for each method. If the other
+    implementation ran only some of our methods, the two totals have different rows, and our total is left out.
     """
     names = list(others[0].answers)
 

@@ -5,8 +5,8 @@ loop as in `bench_eval.py`. The seconds are CPU time, divided into three parts: 
 that decode tokens, and everything else. So other programs change the ratios less than they would change wall-clock
 times.
 
-The last column is a bound: how many times faster an evaluation would be if it read the prompts as ours does, and
-everything but the reading took no time.
+The last column is a bound: the speed-up over the original of an evaluation that reads the prompts like ours and spends
+no other time.
 """
 
 from __future__ import annotations

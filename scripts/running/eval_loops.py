@@ -179,6 +179,8 @@ class UpstreamLoop(EvalLoop):
 
 
 def no_generator() -> Generator:
-    """Stands in for the composable model, which the loops do not have, and into which the paper's methods do not
-    look."""
+    """A stand-in for the composable model.
+
+    The loops have no such model, and the paper's methods do not look into the model.
+    """
     raise AssertionError("these loops have no composable model")

@@ -5,7 +5,7 @@ Most faults can be expressed as another composition, so that the project's own e
 - An adapter whose s = alpha/r is multiplied by a factor f is another adapter, here with the name `NAME*f`.
 - Where one adapter of a batch acts alone, the row's composition is this adapter with the sum of the row's weights.
 
-Batches are those of the original: rows in the order of the file, 8 in a batch. The original takes the order of a
+Batches are made as in the original: rows in the order of the file, 8 in a batch. The original takes the order of a
 batch's adapters from a Python set of strings. This order is the same within a process and differs between processes.
 Here a hash with a seed takes its place.
 """
@@ -82,7 +82,7 @@ def factor_of(name: str) -> tuple[str, float]:
 
 
 def ordered(names: Sequence[str], seed: int = SEED) -> list[str]:
-    """The adapters of a batch in an order that depends on nothing but their names and the seed, as a set's order."""
+    """The adapters of a batch in an order that depends only on names and seed. The original has the order of a set."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
 
 
@@ -140,8 +140,7 @@ def not_cut(setting: Setting, method: str) -> Plan:
 
 
 def shared_retrieval(setting: Setting, method: str) -> Plan:
-    """Equal inputs of a batch share the adapters that were retrieved for the last of them, and the mask of the last of
-    them."""
+    """Rows with equal inputs in a batch share adapters and mask: each gets the adapters and the mask of the last."""
     plan = setting.right[method]
     compositions: list[Composition] = []
     for batch in setting.batches():

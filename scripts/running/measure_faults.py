@@ -135,7 +135,7 @@ def larger_benchmark(profile: Profile, pool: Path | None) -> Benchmark | None:
 
 
 def setting_of(profile: Profile, benchmark: Benchmark, larger: Benchmark | None, methods: Sequence[str]) -> Setting:
-    """The plans of all rows of the benchmark's file without a fault, and what faults need."""
+    """The plans of all rows of the benchmark's file without a fault, and the other data that faults need."""
     tokenizer, generation = load_tokenizer(benchmark.base), profile.generation
     inputs = [row.inputs for row in benchmark.rows]
     prompts = make_prompts(inputs, tokenizer, generation)
@@ -163,7 +163,7 @@ def compositions_of(profile: Profile, benchmark: Benchmark, methods: Sequence[st
 
 
 def no_generator() -> Generator:
-    """In place of the model: the paper's methods do not look into the model."""
+    """A stand-in for the model: the paper's methods do not look into the model."""
     raise AssertionError("the paper's methods need no model to route rows")
 
 
@@ -235,7 +235,7 @@ def load_scaled(generator: Generator, benchmark: Benchmark, compositions: Sequen
 
 
 def batches_of(wanted: Sequence[Wanted], generator: Generator) -> Iterator[list[Wanted]]:
-    """Batches of prompts of similar length. All of a plan have one mode and one temperature."""
+    """Batches of prompts of similar length. All requests of a plan have one mode and one temperature."""
     known = {each.request.id: each for each in wanted}
     for batch in plan_batches([each.request for each in wanted], generator.settings):
         yield [known[request.id] for request in batch]
@@ -308,7 +308,7 @@ class Effect:
 def effects_of(
     setting: Setting, plans: dict[tuple[str, str], Plan], rows: Sequence[Row], book: AnswerBook, profile: Profile
 ) -> dict[tuple[str, str], Effect | None]:
-    """The effect of each fault on each method, of which all answers are there. None: no row changes."""
+    """The effect of each fault on each method whose answers are all in the book. None: no row changes."""
     found: dict[tuple[str, str], Effect | None] = {}
     for (fault, method), plan in plans.items():
         right = setting.right[method]

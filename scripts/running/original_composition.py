@@ -1,9 +1,9 @@
 """The paper's Mixture and Fusion as the authors' code computes them, for comparison; written from the equations.
 
-Every adapter of the batch is applied to every row, whichever rows asked for it, and the mapping matrix picks
-afterwards. So a mixture holds a tensor [batch, length, adapters, width] for each module, and a fusion averages the
-adapters' parameters anew in every module of every forward pass, at each decoding step too. Selection is a fusion whose
-mapping has a single 1 in a row. All adapters must have one rank and the same modules, as in the original.
+Every adapter of the batch is applied to every row, and the mapping matrix then selects the adapters of each row. So a
+mixture holds a tensor [batch, length, adapters, width] for each module, and a fusion averages the adapters' parameters
+anew in every module of every forward pass, at each decoding step too. Selection is a fusion whose mapping has a single
+1 in a row. All adapters must have one rank and the same modules, as in the original.
 
 Without an option these are the paper's equations. `Faults` adds the faults of the original's arithmetic, each alone or
 several together. The original also reads the adapters from disk for every batch; this is left out here.
@@ -46,7 +46,7 @@ class Faults:
     first_adapter_only: bool = False
 
     def applied(self, loras: StackedLoras, mapping: Tensor) -> tuple[StackedLoras, Tensor]:
-        """The adapters of a module, and the mapping [batch, adapters], as a code with these faults uses them."""
+        """The adapters of a module, and the mapping [batch, adapters], after the changes that these faults make."""
         if self.first_adapter_only:
             loras = StackedLoras(loras.down[:1], loras.up[:1], loras.scalings[:1])
             mapping = mapping.sum(dim=1, keepdim=True)

@@ -52,7 +52,7 @@ METHODS = ("selection", "fusion", "mixture")
 Ask = tuple[str, str]
 """A model and a text."""
 Way = Callable[[LightClient, Sequence[Ask]], Awaitable[list[list[float]]]]
-"""Sends requests, and returns the times of each, as `LightClient.times` gives them."""
+"""Sends requests, and returns the times of each request (`LightClient.times`)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Figures:
 
 
 async def timed(client: LightClient, ask: Ask) -> list[float]:
-    """When the request was sent, and when each piece of its answer came, in seconds."""
+    """The times at which the request was sent and at which each piece of its answer came, in seconds."""
     return await client.times(chat_body(*ask))
 
 
@@ -138,7 +138,7 @@ def counters(url: str) -> tuple[float, float]:
 def measured(
     profile: str, values: Sequence[str], name: str, way: Way, asks: Sequence[Ask], vllm: str | None = None
 ) -> Figures:
-    """The figures of one way, by a fresh server. `vllm`: as for `serving`."""
+    """The figures of one scenario, measured with a new server. `vllm`: as for `serving`."""
     warming = [(model, f"{text} again") for model, text in asks[:64]]
 
     async def run(way: Way, asks: Sequence[Ask], url: str) -> list[list[float]]:
@@ -184,7 +184,7 @@ def offline(profile: Profile, rows: Sequence[Row]) -> Figures:
 
 
 def one_round(args: argparse.Namespace, profile: Profile, rows: Sequence[Row], seed: int) -> list[Figures]:
-    """The figures of all ways."""
+    """The figures of all scenarios."""
     asks = [(method, row.inputs) for row in rows for method in METHODS]
     random.Random(seed).shuffle(asks)
     adapter = read_pool(profile.pool_source)[0].model_name

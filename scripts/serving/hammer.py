@@ -38,7 +38,7 @@ LARGEST_GROWTH = 1.05
 
 
 class Hammer:
-    """The requests, and what became of them."""
+    """The requests, and their outcomes."""
 
     def __init__(self, server: LocalServer, texts: list[str], seed: int = 0) -> None:
         self.server = server
@@ -80,7 +80,7 @@ class Hammer:
             await self._hang_up(client, model, text)
             self.counts["hung up"] += 1
         else:
-            # The added adapter is hidden, so that the answer is the answer of the pool without this adapter.
+            # The added adapter is excluded, so that the answer is the answer of the pool without this adapter.
             exclude: dict[str, Any] = {"lora": {"exclude": [ADDED]}} if model != "base" else {}
             try:
                 answer = await chat(client, model, text, **exclude)

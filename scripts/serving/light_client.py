@@ -1,6 +1,6 @@
 """A client for measurements that needs little CPU time: `LightClient` streams chats over connections that it keeps.
 
-It reads the lines of a stream and the times at which they come, and parses nothing. For anything else, use the
+The client reads the lines of a stream, notes the time of each line, and parses nothing. For anything else, use the
 `openai` package.
 """
 
@@ -52,7 +52,7 @@ class LightClient:
         return times
 
     async def _connection(self) -> Connection:
-        """A connection that nobody uses, which the server has not closed."""
+        """A free connection that the server has not closed."""
         while self._idle:
             reader, writer = self._idle.pop()
             if not reader.at_eof():

@@ -164,7 +164,7 @@ def simulate(
 
 
 def _steps(m: Machine, ready: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """When each request gets its first token: rows join when they are ready and a row is free."""
+    """The time of the first token of each request. A request joins when it is ready and a row is free."""
     order = np.argsort(ready, kind="stable")
     waiting = deque(order.tolist())
     first = np.empty(len(ready))
@@ -185,7 +185,7 @@ def _steps(m: Machine, ready: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _steps_until_change(m: Machine, left: Sequence[int], waiting: deque[int], ready: np.ndarray, now: float) -> int:
-    """How many steps the batch stays as it is: until a row ends, or a request is ready and a row is free."""
+    """The number of steps without a change of the batch: until a row ends, or a request is ready and a row is free."""
     steps = min(left)
     if waiting and len(left) < m.rows:
         until = ready[waiting[0]] - now

@@ -27,8 +27,8 @@ def documents(world: World, vocabulary: Sequence[str], seed: int) -> Iterator[st
     stream.
 
     Args:
-        vocabulary: words that are listed at random, and listed again, in some documents. Without these, words that
-            occur in prompts only would keep untrained embeddings.
+        vocabulary: words that are listed at random, and listed again, in some documents. Without these lists, words
+            that occur in prompts only would keep untrained embeddings.
     """
     rng = Random(f"corpus/{seed}")
     kinds, shares = zip(*_KINDS, strict=True)
@@ -146,7 +146,7 @@ def _parallel_sentences(rng: Random, world: World) -> str:
 
 
 def _choices(rng: Random, world: World) -> str:
-    """A few words, one of which is repeated: picking one item out of a list."""
+    """A few words, one of which is repeated: picking one word out of a list."""
     pool = rng.choice((words.ROOMS, words.TOOLS, words.THINGS))
     items = rng.sample(pool, 3)
     return "\n".join(f"- {item}" for item in items) + f"\nnot {items[0]} and not {items[1]} but [{items[2]}]."

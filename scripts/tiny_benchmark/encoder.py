@@ -1,6 +1,6 @@
 """The sentence encoder: a small T5 encoder in Instructor's layout, trained to bring a task's inputs together.
 
-As in the paper, it is trained on a share of the tasks only and has to generalise to the others.
+As in the paper, the encoder is trained on a share of the tasks only, and has to generalise to the other tasks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def train_encoder(
     seed: int,
     steps: int,
 ) -> list[float]:
-    """Train by contrast: of each task two inputs a step, each to be nearer to the other than to other tasks' inputs.
+    """Train by contrast. Each step takes two inputs of each task, which must be nearer to each other than to other
+    inputs.
 
     Args:
         samples: inputs of the tasks trained on, by task.
@@ -78,6 +79,6 @@ def train_encoder(
 
 
 def _embed(encoder: SentenceTransformer, texts: Sequence[str]) -> Tensor:
-    """Embeddings [texts, width] with gradients, the instruction left out of the pooling as `encode` leaves it out."""
+    """Embeddings [texts, width] with gradients. The instruction is left out of the pooling, as in `encode`."""
     features = encoder.preprocess([text.strip() for text in texts], prompt=INSTRUCTION)
     return encoder(features)["sentence_embedding"]

@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True)
 class TinyTask:
-    """A task of the miniature: where it belongs, how it is worded, and how one case of it is drawn."""
+    """A task of the miniature: its domain and metric, its prompt templates, and the function that draws one case."""
 
     name: str
     domain: str
@@ -203,8 +203,8 @@ def draw_sentence(rng: Random) -> list[str]:
     return [adjectives[0], nouns[0], rng.choice(words.VERBS), adjectives[1], nouns[1]]
 
 
-# Passages, for the tasks and for the base's text. Words that belong together are neighbours: a small model learns to
-# look one word back long before the model learns to look three words back.
+# Passages, for the tasks and for the base's text. Words that belong together are neighbours, because a small model
+# learns to look one word back long before it learns to look three words back.
 
 
 def tell_roles(roles: Sequence[str], people: Sequence[str], area: str) -> str:

@@ -1,8 +1,8 @@
-"""The invented world behind the bundled miniature benchmark: who and what exists in it, and what is true there.
+"""The invented world behind the bundled miniature benchmark: its people, its things, and its facts.
 
-Words, fixed vocabulary lists and a `World` of facts drawn from a seed. Both sides of the benchmark read it: the
-declarative text the base model learns from (`corpus`) and the tasks the adapters learn (`tasks`). This
-module does not deal with prompts, tokens or models.
+Words, fixed vocabulary lists and a `World` of facts drawn from a seed. Two modules read the world: `corpus` makes the
+declarative text that the base model learns, and `tasks` makes the tasks that the adapters learn. This module does not
+deal with prompts, tokens or models.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Relation:
     """One kind of fact: how text states it and how a person asks for it.
 
     `statements` and `clefts` have `{s}` for the subject and `{o}` for the object, `questions` only `{s}`. A cleft
-    ("where Anna does live is Lund.") is a statement in a question's words, so that these mean something to the base.
+    ("where Anna does live is Lund.") is a statement in a question's words, so that the base learns the words of
+    questions.
     """
 
     name: str
@@ -106,7 +107,7 @@ def _relation(
     Args:
         statement: the verb in the third person, with `{o}` where the object goes.
         verb: the bare verb.
-        a: what stands before an object after "is", with its trailing space.
+        a: the text between "is" and an object, with a space at its end.
         asking: the question word.
     """
     return Relation(

@@ -1,4 +1,4 @@
-"""The audit names every row that a score should not be drawn from unseen, and only those."""
+"""The audit names every row that needs a look before a score is computed from the row, and no other row."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_long_prompts_are_measured_as_the_tokenizer_counts(
 
 @pytest.mark.slow
 def test_the_official_benchmark_has_64_leaks(official: Path) -> None:
-    """A loop over all pairs finds as many, letter by letter; none comes with its target."""
+    """A loop over all pairs of texts finds as many leaks. No leak has the target of its sample."""
     rows, pool = read_rows(official / "combined_test.json"), read_pool(official / "config2.json")
     samples = [(entry.model_name, sample) for entry in pool for sample in entry.sample]
     leaks = {row.id for row in rows if any(row.inputs == sample.inputs for _, sample in samples)}

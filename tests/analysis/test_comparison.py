@@ -1,4 +1,4 @@
-"""Run against run: the difference and its p-value by plain loops, and what a reader is told."""
+"""Comparisons of two runs: the difference and its p-value against plain loops, and the text of the tables."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(resu
     assert smallest.corrected == pytest.approx(min(1, smallest.p * len(differences)))
     same = comparisons["same"].differences[MEAN]
     assert (same.value, same.p, same.separable) == (0, 1, False)
-    assert same.low == -same.high < 0  # equal on all rows is not equal for sure
+    assert same.low == -same.high < 0  # equal answers to these rows do not prove that the runs are equal
     text = terminal(comparison_table(list(comparisons.values()), "paper"))
     assert "p 1.000 ~" in text
     assert "corrected for 6 comparisons (Holm)" in text
@@ -119,7 +119,7 @@ def test_p_values_are_corrected_for_their_number_and_the_inseparable_marked(resu
 
 @pytest.mark.slow
 def test_the_interval_is_the_bootstraps_and_is_widened_for_tasks_of_equal_differences_only(tmp_path: Path) -> None:
-    """Of a task with 40 rows, 39 are drawn: here 20,000 times by numpy. 20 equal rows may hide what 0 of 20 may."""
+    """Each draw takes 39 of 40 rows, here 20,000 times by numpy. 20 equal rows have the exact bound of 0 of 20."""
     digits = "1101" * 10, "1001" * 10
     gained = np.array([int(ours) - int(theirs) for ours, theirs in zip(*digits, strict=True)])
     drawn = gained[np.random.default_rng(7).integers(0, 40, (20_000, 39))].mean(axis=1)
@@ -167,7 +167,7 @@ def test_a_task_of_one_row_says_little(tmp_path: Path) -> None:
 
 
 def test_tasks_as_a_sample_are_drawn_by_their_differences(tmp_path: Path) -> None:
-    """Each of five tasks differs by 50 points, so every draw of tasks does."""
+    """Each of five tasks differs by 50 points, so every draw of tasks differs by 50 points."""
     write_run(tmp_path, "ours", "11 11 11 11 11")
     write_run(tmp_path, "theirs", "10 01 10 10 01")
     (comparison,) = compared(tmp_path, "theirs", "mean")
@@ -178,7 +178,10 @@ def test_tasks_as_a_sample_are_drawn_by_their_differences(tmp_path: Path) -> Non
 def test_so_many_permutations_are_drawn_that_holms_correction_leaves_small_p_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At least 100 for each number that is compared: here a task, a domain and the mean. No draw is as far out."""
+    """There are at least 100 draws for each compared number: here a task, a domain and the mean.
+
+    No draw is as extreme.
+    """
     monkeypatch.setattr("lora_retriever.analysis.comparison.PERMUTATIONS", 50)
     write_run(tmp_path, "right", "1" * 40)
     write_run(tmp_path, "wrong", "0" * 40)

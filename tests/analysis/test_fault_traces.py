@@ -1,4 +1,4 @@
-"""The traces of faults in answers: what is planted in made-up answers is found, and hand-made counts agree."""
+"""The traces of faults in answers: faults that are planted in made-up answers are found, and hand-made counts agree."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_means_and_differences_are_taken_within_tasks() -> None:
     chosen = np.array(([True] * 3 + [False] * 3) * 2 + [False] * 11 + [True])
     assert mean_over_tasks(values, TASKS)[0] == 75.0
     value, low, high = difference_within(values, TASKS, chosen)
-    assert value == 0.0  # in x 50 of chosen and of others, in y 100
+    assert value == 0.0  # in x, chosen and other rows have mean 50; in y, 100
     assert low <= 0.0 <= high
     values[-1] = math.nan  # y has no chosen row left
     assert difference_within(values, TASKS, chosen)[0] == 0.0

@@ -1,4 +1,4 @@
-"""What other programs and people put into a results folder does not stop a table; what is left out is said."""
+"""Files of other programs in a results folder do not stop a table; a note names the files that are left out."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ SCORES = {"em": ["em"], "bleu": ["bleu"], "rouge": ["rouge-1", "rouge-2", "rouge
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The paper's tables as they were copied from it, which the project reads but does not contain."""
+    """Copies of the paper's tables, which the project reads but does not contain."""
     folder = ROOT.parent / "shared"
     if not (folder / "paper").is_dir():
         pytest.skip("the paper's tables (../shared/paper) are not here")
@@ -67,7 +67,7 @@ def paper(request: pytest.FixtureRequest) -> Published:
 
 
 def figures_copied(rows: list[dict[str, str]], place: Callable[[str], Quantity]) -> dict[str, dict[Quantity, float]]:
-    """By our names for runs, the figures of rows whose first field is named as the paper prints it."""
+    """The figures of copied rows by our names for runs. The first field of a row has the name that the paper prints."""
     found: dict[str, dict[Quantity, float]] = {}
     for row in rows:
         label, *figures = row.items()
@@ -77,7 +77,7 @@ def figures_copied(rows: list[dict[str, str]], place: Callable[[str], Quantity])
 
 
 def printed_score(label: str) -> tuple[str, str]:
-    """`WebNLG Rouge-1` as the name and the score it names, if any."""
+    """`WebNLG Rouge-1` as the task's name and the name of the score, which may be empty."""
     name, score = re.fullmatch(r"(.*?) ?(Rouge[-−][12l]|BLEU|)", label).groups()  # type: ignore[union-attr]
     return name, score.lower().replace("−", "-")
 
@@ -136,7 +136,7 @@ def test_exact_match_figures_are_shares_of_the_tasks_rows(paper: Published) -> N
 
 
 def test_table_1_holds_the_means_of_tables_4_and_5(paper: Published) -> None:
-    """There is no figure of table 1 that tables 4 and 5 contradict, rounding aside."""
+    """Tables 4 and 5 contradict no figure of table 1, apart from rounding."""
     for run, figures in paper.printed.items():
         for quantity, figure in figures.items():
             if quantity.level == "domain":
@@ -182,13 +182,13 @@ def test_figures_on_some_tasks_are_means_over_these() -> None:
         (60.0, (55.0, 59.9), "differs"),
         (60.0, (50.0, 59.98), "cannot tell"),  # 60.0 may be 59.96, rounded
         (60.0, (58.0, 62.0), "agrees"),
-        (60.0, (57.9, 61.9), "cannot tell"),  # the paper's figure is inside, and that is not enough
+        (60.0, (57.9, 61.9), "cannot tell"),  # the paper's figure is inside, but the interval is too wide
         (60.0, (40.0, 80.0), "cannot tell"),
         (60.0, (60.2, 61.0), "differs"),  # near, but separable: not called agreement
         (10.0, (9.0, 11.0), "agrees"),
         (10.0, (8.5, 11.0), "cannot tell"),  # low scores have less tolerance: a tenth
         (0.0, (0.0, 7.1), "cannot tell"),
-        (60.0, (60.0, 60.0), "cannot tell"),  # one row: that nothing varied is no evidence
+        (60.0, (60.0, 60.0), "cannot tell"),  # one row: a score without variation is no evidence
         (60.0, (99.99, 100.0), "cannot tell"),
         (60.0, None, "cannot tell"),
     ],

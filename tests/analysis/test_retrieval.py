@@ -1,4 +1,7 @@
-"""Figures of retrieval are what a loop over rows counts; files of embeddings and the command's JSON hold their word."""
+"""Figures of retrieval equal the counts of a loop over rows.
+
+Files of embeddings and the command's JSON are tested, too.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,7 @@ def test_a_cut_pool_has_the_first_samples_and_forgets_the_others_templates(evalu
 
 
 def test_left_out_templates_are_missing_from_the_own_adapter() -> None:
-    """Samples of the row's template number are taken from all adapters; `cat` and `dog` would have none left."""
+    """All adapters lose the samples of the row's template number. `cat` and `dog` would have no sample left."""
     ranking, rows = rank_left_out(DATA, "cosine", TEMPLATES)
     asked = []
     for row, (place, group) in enumerate(zip(OWN, TEMPLATES.rows.tolist(), strict=True)):
@@ -391,7 +394,7 @@ CONTRACT = ["top1", "top3", "top5", "top8"]
 
 @pytest.fixture(scope="module")
 def tiny_embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the miniature's encoder makes of its pool and rows."""
+    """The embeddings of the miniature's pool and rows by its encoder."""
     pool, rows = json.loads((TINY / "pool.json").read_text()), json.loads((TINY / "test.json").read_text())
     encoder = load_encoder(TINY / "encoder")
     samples = [[sample["inputs"] for sample in entry["sample"]] for entry in pool]

@@ -119,7 +119,7 @@ def test_a_table_by_run_has_a_row_per_run_with_its_means_and_domains(
 
 
 def test_a_task_on_which_the_oracle_scores_next_to_nothing_is_not_normalized_by(tmp_path: Path) -> None:
-    """BLEU without smoothing is of the order of 1e-78 where no phrase is right; a draw must not be divided by that."""
+    """BLEU without smoothing is about 1e-78 where no phrase is right; no draw may be divided by so small a number."""
     rows = [answered("qa", "qa", "em", "yes", "yes")] * 2 + [
         answered("wmt", "translation", "bleu", "the cat sat on the mat", "a cat"),
         answered("wmt", "translation", "bleu", "the cat sat on the mat", "mat the"),
@@ -208,7 +208,7 @@ def test_every_score_has_an_interval_that_holds_it(results: Path) -> None:
     low, high = run["intervals"]["tasks"]["qa1"]["em"]
     assert low < run["tasks"]["qa1"]["em"] < high
     assert run["intervals"]["domains"]["reading comp"]["em"] == run["intervals"]["mean"] == [low, high]
-    assert run["intervals"]["mean_over_tasks"] is None  # of one task nothing can be said about others
+    assert run["intervals"]["mean_over_tasks"] is None  # one task says nothing about other tasks
 
 
 @pytest.mark.slow
@@ -268,7 +268,10 @@ def test_both_scorings_of_a_comparison_keep_signs_and_bounds(results: Path, caps
 
 @pytest.mark.slow
 def test_tasks_that_do_not_vary_may_still_hide_something(tmp_path: Path) -> None:
-    """All wrong on 5 rows and on 500: the small task alone may be right for up to half of its rows."""
+    """All answers to 5 rows and to 500 rows are wrong.
+
+    Only the small task may still be right for half of its inputs.
+    """
     rows = [answered("small", "d", "em", "yes", "no")] * 5 + [answered("large", "d", "em", "yes", "no")] * 500
     (tmp_path / "base.jsonl").write_text("\n".join(json.dumps({"id": n, **row}) for n, row in enumerate(rows)))
     intervals = as_json(tmp_path)["base"]["intervals"]

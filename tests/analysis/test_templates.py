@@ -1,4 +1,4 @@
-"""Templates are found again in inputs that were made from known ones."""
+"""Templates are found again in inputs that were made from known templates."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ENTAILMENTS: dict[str, Callable[[str], bool]] = {
 
 
 def parts(labels: Iterable[object], things: Sequence[object]) -> set[frozenset[object]]:
-    """The things by their labels: what is left when names and orders do not matter."""
+    """The sets of things with equal labels: two groupings are equal if only names and orders differ."""
     grouped: dict[object, set[object]] = {}
     for label, thing in zip(labels, things, strict=True):
         grouped.setdefault(label, set()).add(thing)
@@ -83,7 +83,7 @@ def test_inputs_of_one_template_are_one_group(texts: list[str]) -> None:
 
 
 def test_a_template_of_two_inputs_is_not_told_from_what_shares_nothing() -> None:
-    """Fewer than three inputs are too few to say what a template's own words are."""
+    """Fewer than three inputs are too few to find the template's own words."""
     texts = [text for name, text in MADE if name in ("before", "bare")]
     rare = ["Write a long movie review, please.", "Write a long movie review, please."]
     groups = group_by_template([*texts, *rare])
@@ -92,7 +92,7 @@ def test_a_template_of_two_inputs_is_not_told_from_what_shares_nothing() -> None
 
 
 def test_a_row_is_unseen_if_no_sample_of_its_own_adapter_has_its_template() -> None:
-    """`reviews` has no sample of `short`, `others` has; a task without an adapter has seen nothing."""
+    """`reviews` has no sample of `short`, and `others` has one. A task without an adapter has no samples at all."""
     made = {name: [text for other, text in MADE if other == name] for name in TEMPLATES}
     samples = [[*made["before"][:2], *made["after"][:2]], made["short"][:2]]
     tasks = ["reviews"] * 12 + ["others"] * 3 + ["nobody's"]

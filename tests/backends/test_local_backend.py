@@ -158,7 +158,7 @@ def timings_of(results: Path, name: str) -> dict[str, Any]:
 @pytest.mark.long
 def test_a_pool_larger_than_its_memory_gives_the_same_answers(paper_runs: Path, tmp_path: Path, tiny: Profile) -> None:
     adapter = sum(file.stat().st_size for file in ADAPTERS[min(ADAPTERS)].glob("*.safetensors"))
-    adapters = tiny.adapters.model_copy(update={"memory": 6 * adapter})  # of 19; a batch of 19 rows wants more
+    adapters = tiny.adapters.model_copy(update={"memory": 6 * adapter})  # of 19 adapters; a batch needs more
     evaluate(tiny.model_copy(update={"adapters": adapters}), ["mixture"], tmp_path, 1, QUIET)
     assert answers_of(tmp_path, "mixture") == answers_of(paper_runs, "mixture")
 
@@ -193,7 +193,10 @@ def test_a_row_takes_its_answer_from_a_run_that_gave_it_the_same_composition(
 
 @pytest.mark.slow
 def test_an_answer_is_shared_only_where_its_composition_is_the_same(tiny: Profile) -> None:
-    """One adapter of weight 1 is the same under fusion and mixture, but not trimmed by a merge, nor under a gate."""
+    """One adapter of weight 1 is the same under fusion and mixture.
+
+    A merge that trims changes the adapter, and so does a gate.
+    """
     benchmark = open_benchmark(tiny, 1)
     line = {
         "inputs": "a", "adapters": ["passive"], "weights": [1.0], "predicted_answer": "b", "generated_tokens": 1,

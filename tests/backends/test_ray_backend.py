@@ -1,4 +1,4 @@
-"""The Ray backend: the local backend's rows whatever dies, and designed errors; nothing is left running."""
+"""The Ray backend: the same rows as the local backend, whichever process dies; clear errors; no process is left."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ IN_THREES = {"generation": {"batch_size": 3}}
 
 
 def ray_profile(folder: Path, **changes: Any) -> Profile:
-    """Batches of 3 rows on two workers of Ray, which leave some of a machine's two CPUs to the rest."""
+    """Batches of 3 rows on two workers of Ray. The workers leave a part of two CPUs to other processes."""
     return tiny_profile(folder, **{"backend": "ray", "ray": {"workers": 2, "cpus": 0.4}, **IN_THREES, **changes})
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray, as a user may have it running already."""
+    """A cluster of Ray that runs already, as on a user's machine."""
     with small_cluster():
         yield
 
 
 def worker_processes(doing: str = "") -> list[int]:
-    """The process ids of Ray's workers that hold a model, or of those of them that run a method now."""
+    """The process ids of Ray's workers that hold a model. With `doing`, only workers that run this method now."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -89,7 +89,7 @@ def kill_a_busy_worker(may_kill: threading.Event, killed: list[int]) -> None:
 
 
 def started_here(pid: int) -> bool:
-    """Whether a process descends from this one: others' clusters are no business of a test."""
+    """Whether a process descends from this process: a test must not touch the clusters of other users."""
     while pid > 1:
         if pid == os.getpid():
             return True
@@ -98,7 +98,8 @@ def started_here(pid: int) -> bool:
 
 
 def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
-    """Ray installs handlers of its own, which abort. This test is the first: a fork cannot use its parent's Ray.
+    """Ray installs its own signal handlers, which abort. This test runs first, because a fork cannot use its parent's
+    Ray.
 
     Ray ends a process with status 1 if one of its threads uses Ray, or drops a reference, after `ray.shutdown`. At the
     signal, a thread of Ray Data is slower than the two seconds that Ray Data itself waits.
@@ -180,7 +181,7 @@ def test_a_killed_workers_rows_are_done_again_and_all_are_the_local_backends(
     assert ray.is_initialized()  # it was there before
 
 
-# What a user might write in a file beside the profile, which no worker finds on Python's own path.
+# A user's file beside the profile. No worker finds this file on Python's own path.
 OWN = """
     from dataclasses import dataclass
 
@@ -234,7 +235,7 @@ REQUESTS = [Request(id, Prompt([0], 0), Composition()) for id in range(1, 6)]
 
 
 def test_an_error_fails_its_window_alone_and_a_window_that_is_done_is_not_asked_again(cluster: None) -> None:
-    class Toy:  # within a function, as Ray's processes cannot import the tests
+    class Toy:  # within a function, because Ray's processes cannot import the tests
         def answer(self, window: bytes, how: bytes) -> bytes:
             ids = [request.id for request in pickle.loads(window)]
             if 4 in ids:
@@ -255,7 +256,10 @@ def test_an_error_fails_its_window_alone_and_a_window_that_is_done_is_not_asked_
 
 
 class FakeWorker:
-    """What a desk sees of a worker: it dies of the window "deadly", `lives` times, and then for good."""
+    """A stand-in for a worker.
+
+    The window "deadly" kills the worker; after `lives` such deaths, the worker stays dead.
+    """
 
     def __init__(self, lives: int) -> None:
         self.lives = lives
@@ -276,7 +280,7 @@ class FakeWorker:
 
 
 def at_desk(workers: Sequence[FakeWorker], *batches: bytes) -> list[tuple[bytes, str]]:
-    """What becomes of windows that come to a desk one after the other."""
+    """The outcomes of windows that a desk gets one after the other."""
 
     async def ask() -> list[tuple[bytes, str]]:
         desk = Desk(*workers)
@@ -302,7 +306,7 @@ def test_a_worker_that_died_comes_back() -> None:
 def test_a_worker_that_cannot_come_back_is_asked_no_more() -> None:
     lost, well = FakeWorker(lives=0), FakeWorker(lives=9)
     assert at_desk([lost, well], b"one", b"two", b"three") == [(b"ONE", ""), (b"TWO", ""), (b"THREE", "")]
-    assert lost.asked == [b"one", b""]  # the batch, and whether its model can be loaded
+    assert lost.asked == [b"one", b""]  # first the batch; then the desk asks whether the model can be loaded
 
 
 def test_without_workers_all_windows_fail() -> None:

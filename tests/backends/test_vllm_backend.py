@@ -59,7 +59,7 @@ class UpstreamEngine:
         self.max_rank = max_rank
         self.running = True
         self.batches: list[list[Served | None]] = []
-        self.folders: list[set[str]] = []  # what lay in the folder at each call
+        self.folders: list[set[str]] = []  # the files in the folder at each call
         self.fails = False
         self.model: Any = AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32).eval()
 
@@ -101,7 +101,7 @@ class Setup:
 
 @pytest.fixture(autouse=True)
 def _own_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compositions go to a folder of the test's own, and nothing is looked for elsewhere."""
+    """Compositions go to a folder of the test's own; the backend reads no other folder."""
     monkeypatch.setattr(memory_folder, "MEMORY", tmp_path_factory.mktemp("memory"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("disk")))
 
@@ -116,7 +116,7 @@ def setup(tokenizer: Any) -> Iterator[Setup]:
 def tiny_requests(
     tiny: Profile, tokenizer: Any, rows: Sequence[Row], compositions: Sequence[Composition]
 ) -> list[Request]:
-    """Requests of the miniature's rows, which come back to the first composition after the last."""
+    """Requests of the miniature's rows, with the compositions in turn."""
     prompts = make_prompts([row.inputs for row in rows], tokenizer, tiny.generation)
     return [
         Request(row.id, prompt, compositions[place % len(compositions)])

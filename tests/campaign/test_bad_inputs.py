@@ -67,7 +67,7 @@ def test_the_benchmark_that_is_spoilt_works(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_what_a_case_forbids_is_seen(tmp_path: Path) -> None:
-    """The checks of this file's tests find each thing that they are there for."""
+    """The checks that this file's tests use find every kind of problem."""
     case = Case("rows", "a case", lambda folder: None, ("rows.json", "empty|blank"))
     good = "lora-retriever: rows.json: is empty\n"
     assert problems_of_output(case, 2, good) == []

@@ -25,7 +25,7 @@ FILES = 10
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of a part of the campaign. Its commands are forks of this process."""
+    """The figures of a part of the campaign. The campaign starts its commands as forks of this process."""
     out = tmp_path_factory.mktemp("campaign")
     run_experiment("part", out, tmp_path_factory.mktemp("scratch"))
     found: dict[str, Any] = json.loads((out / "figures.json").read_text())
@@ -52,7 +52,7 @@ def test_readers_of_mutated_files_raise_no_error_but_the_projects(targets: tuple
     folder, readers = targets
     all_refused = 0
     for target in readers:
-        target.read(folder)  # the file as it is
+        target.read(folder)  # the file without any change
         files, refused, problems = fuzz_once(target, folder, seed=0, examples=FILES)
         assert problems == []
         assert files == FILES

@@ -1,4 +1,4 @@
-"""`lora-retriever compose` also takes encoder-decoder bases, and says in one line what it cannot use."""
+"""`lora-retriever compose` also takes encoder-decoder bases, and refuses unusable arguments with one line."""
 
 from __future__ import annotations
 

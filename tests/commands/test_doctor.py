@@ -1,4 +1,7 @@
-"""The doctor and a run make the same checks: what the one passes the other takes. All problems are named at once."""
+"""The doctor and a run make the same checks: a run takes every profile that passes the doctor.
+
+All problems are named at once.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +155,7 @@ def test_all_bad_adapters_are_named_before_the_base_is_loaded(
     assert all(any(f"adapter {name!r}" in line for line in problems) for name in bad)
     assert "base model: " in findings
     assert "1 of 5 are there" in findings
-    monkeypatch.delattr(local, "load_generator")  # so it would raise if the base were loaded
+    monkeypatch.delattr(local, "load_generator")  # so loading the base would raise
     status, message = run(own, capsys)
     assert status == 2
     assert "4 of 5 adapters cannot be composed:" in message
@@ -183,7 +186,7 @@ def test_what_adapters_lack_is_said_once_by_doctor_and_run(own: Path, capsys: py
 
 
 def test_the_doctor_answers_at_once_whatever_the_longest_prompt(tmp_path: Path) -> None:
-    """The memory is predicted for few lengths, and its maximum is that over all lengths."""
+    """The memory is predicted for few lengths. The maximum over these lengths is the maximum over all lengths."""
     for generation in (
         {"max_prompt_tokens": 2**24, "batch_tokens": 2**20, "max_new_tokens": 7, "batch_size": 2**10},
         {"max_prompt_tokens": 2**24},

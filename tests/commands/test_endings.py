@@ -1,4 +1,4 @@
-"""How a command ends: signals, closed pipes, full disks, absent packages, errors that nobody foresaw."""
+"""How a command ends: signals, closed pipes, full disks, missing packages, errors that nobody foresaw."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_run_under_nohup_ignores_sighup(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_terminal_output_is_closed_goes_on_to_its_end(tmp_path: Path) -> None:
-    """`lora-retriever run 2>&1 | head -1` must not stop the run, and must not pass for a finished one."""
+    """`lora-retriever run 2>&1 | head -1` must not stop the run: the run goes on to its end."""
     arguments = ["run", "--only", "best_selection", "--limit", "1", "--results", str(tmp_path)]
     reading, writing = os.pipe()
     os.close(reading)
@@ -214,14 +214,14 @@ def test_signals_of_another_handler_come_back_and_ours_stay() -> None:
         ours = signal.getsignal(signal.SIGTERM)
         assert ours != before
         with keeping_handlers():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ray.init does
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ray.init does the same
         assert signal.getsignal(signal.SIGTERM) == ours
         with pytest.raises(StoppedError) as stopped:
             signal.raise_signal(signal.SIGTERM)
         assert stopped.value.signal == signal.SIGTERM
-        signal.raise_signal(signal.SIGTERM)  # a second one does not interrupt the closing of backends
+        signal.raise_signal(signal.SIGTERM)  # a second SIGTERM does not interrupt the closing of backends
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)  # but a second Ctrl-C does
+            signal.raise_signal(signal.SIGINT)  # but a Ctrl-C interrupts the closing
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -236,7 +236,7 @@ def test_an_interrupt_that_a_library_made_another_error_of_still_stops() -> None
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_comes_within_a_destructor_still_stops(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Python swallows what a destructor raises, and prints "Exception ignored"."""
+    """Python ignores an error that a destructor raises, and prints "Exception ignored"."""
 
     class Interrupted:
         def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""Every command has examples that work, names what its arguments take, and completes these names."""
+"""Every command has examples that work, lists the names that its arguments take, and completes these names."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_help_text_names_the_known_names_once(capsys: pytest.CaptureFixture[st
 
 
 def completed(line: str) -> set[str]:
-    """What the shell offers after a line, as argcomplete's protocol passes it: the answer comes on descriptor 8."""
+    """The words that the shell offers after a line, by argcomplete's protocol: the answer comes on descriptor 8."""
     environment = {
         **os.environ,
         "_ARGCOMPLETE": "1",

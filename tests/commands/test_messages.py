@@ -1,4 +1,4 @@
-"""`-v`, `-q` and `--log-file`: who reads what a command says beside its result."""
+"""`-v`, `-q` and `--log-file`: which messages of a command go to the terminal, and which to the log file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_retriever.progress import progress_bar
 
 
 def speaking(args: argparse.Namespace, console: Console) -> int:
-    """A command that says something in every way."""
+    """A command that writes a message of every kind."""
     console.print(for_rich("a note [of] ours"))
     with progress_bar(console, "step", 2, text="0/2") as bar:
         bar.move_to(2, "2/2")

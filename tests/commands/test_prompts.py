@@ -1,4 +1,4 @@
-"""`lora-retriever prompts` shows the prompts of a profile's rows, and loads no weights."""
+"""`lora-retriever prompts` shows the prompts of a profile's rows, and loads no model weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = [("one", "what is </s> ?"), ("two", "a \x1b[31mred\x1b[0m lamp"), ("two",
 
 @pytest.fixture
 def profile(tmp_path: Path) -> str:
-    """A profile whose base has a tokenizer and no weights, with three rows of two tasks."""
+    """A profile whose base has a tokenizer and no model weights, with three rows of two tasks."""
     tokenizer = byte_level()
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(tmp_path / "base")
@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line(
 def test_of_a_base_on_the_hub_only_the_tokenizer_is_fetched(
     profile: str, template: str, more: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One more file would change the hash of a base, so the chat template is fetched only where the profile uses it."""
+    """The chat template would change the base's hash, so this file is fetched only if the profile uses the template."""
     asked: list[set[str]] = []
 
     def fetched(name: str, allow_patterns: list[str], **_: object) -> str:

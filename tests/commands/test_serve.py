@@ -1,4 +1,4 @@
-"""`serve` and `ask` as a user calls them: messages, signals, exit statuses."""
+"""`serve` and `ask`, called as by a user: messages, signals, exit statuses."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_signal_lets_a_running_answer_end_and_refuses_others(capsys: pytest.Ca
             except httpx.TransportError:
                 found["refused"] = "no connection"
         finally:
-            if "last" not in found and not ended.is_set():  # the test has failed; the server still ends
+            if "last" not in found and not ended.is_set():  # the test has failed, but the server must end
                 os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=ask)

@@ -1,7 +1,8 @@
 """Tiny models, random adapters and the dense reference that the composition tests share.
 
 The reference uses nothing of the package under test: upstream PEFT reads an adapter's A, B and scaling, the update is
-multiplied out into a full matrix by the formula, merged into a copy of the base, and each row is run through it alone.
+multiplied out into a full matrix by the formula and added to the matrices of a copy of the base, and this copy reads
+each row alone.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def dense_update(parts: Sequence[Parts], weights: Sequence[float], mode: str, mo
 
 
 def merged(base: nn.Module, parts: Sequence[Parts], weights: Sequence[float], mode: str) -> Any:
-    """Return a copy of the base with one composition merged into its weights, and into no weight tied to them."""
+    """Return a copy of the base with one composition added to its matrices. Parameters that are tied to these stay."""
     model = deepcopy(base)
     for name in {name for part in parts for name in part}:
         update = dense_update(parts, weights, mode, name)
@@ -115,7 +116,7 @@ def merged(base: nn.Module, parts: Sequence[Parts], weights: Sequence[float], mo
 
 
 def dense_logits(base: nn.Module, parts: Sequence[Parts], weights: Tensor, mode: str, ids: Tensor) -> Tensor:
-    """Logits [batch, length, vocabulary], each row run alone through its own merged model."""
+    """Logits [batch, length, vocabulary], each row read alone by its own dense model."""
     rows = [merged(base, parts, w.tolist(), mode)(input_ids=ids[i : i + 1]).logits for i, w in enumerate(weights)]
     return torch.cat(rows).detach()
 

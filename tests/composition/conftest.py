@@ -1,4 +1,4 @@
-"""Fixtures of the composition tests: one tiny base and a pool of adapters that differ in all that adapters may."""
+"""Fixtures of the composition tests: one tiny base, and a pool of adapters that differ in every possible setting."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parts(base: LlamaForCausalLM, folders: dict[str, Path]) -> dict[str, Parts]:
 
 @pytest.fixture(scope="session")
 def on_meta() -> LlamaForCausalLM:
-    """The tiny base without weights."""
+    """The tiny base without model weights."""
     with torch.device("meta"):
         return tiny_llama()
 

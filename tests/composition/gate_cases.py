@@ -24,14 +24,15 @@ NAMES = ["wide", "narrow", "elsewhere"]
 OWN = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.5, -1.0, 0.0]])
 PROMPTS = prompts_of([9, 5, 7, 1])
 
-# The gates of these tests, each with what it does written out for one row: from the row's inputs [n, d_in], the A's of
-# the adapters offered and the length of its prompt, to the weights [n, offered].
+# Each gate of these tests stands beside a plain function that computes the same weights for one row. The function gets
+# the row's inputs [n, d_in], the A's of the adapters offered and the length of the prompt, and gives the weights [n,
+# offered].
 Plain = Callable[[Tensor, Sequence[Tensor], int], Tensor]
 
 
 @dataclass(frozen=True)
 class ByContent:
-    """A softmax of how much a token agrees with the sum of an adapter's A."""
+    """A softmax over the inner products of a token with the sum of the rows of each adapter's A."""
 
     def prepare(self, offered: Offered) -> Tensor:
         return offered.down.sum(dim=1)  # [P, d_in]
@@ -47,7 +48,7 @@ def by_content(x: Tensor, downs: Sequence[Tensor], prompt: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ByPrompt(ByContent):
-    """The same of the mean of the prompt, for all its tokens and for those that follow."""
+    """The weights of `ByContent` for the mean of the prompt, at all tokens of the prompt and of the answer."""
 
     def weights(self, prepared: Tensor, tokens: Tokens) -> Tensor:
         if tokens.first:
@@ -67,7 +68,7 @@ GATES: dict[str, tuple[ByContent, Plain]] = {"content": (ByContent(), by_content
 
 @dataclass(eq=False)
 class Seeing:
-    """Weighs nothing, and notes what it is given."""
+    """Gives every adapter weight 0, and notes its arguments."""
 
     seen: list[Tokens] = field(default_factory=list)
     offers: list[Offered] = field(default_factory=list)
@@ -116,7 +117,10 @@ def gated_module(
     prompt: int,
     seen: list[Tensor] | None,
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A hook that adds the update of rows alike: `chosen` are columns, A, B, scalings and the row's own weights."""
+    """A hook that adds the update of one row:
+
+    `chosen` has column, A, B, scaling and the row's weight of each adapter.
+    """
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         x = args[0].reshape(-1, args[0].shape[-1])

@@ -1,7 +1,7 @@
-"""Tiny random models of the families that people adapt, and what the tests of families share.
+"""Tiny random models of the families that people adapt, and the functions that the tests of families share.
 
-Each has two layers, and weights so large that its greedy tokens differ between compositions. Windows are shorter than
-the prompts, so a row's cache is cut while others' padding is still in it.
+Each model has two layers, and parameters so large that its greedy tokens differ between compositions. Attention windows
+are shorter than the prompts, so a row's cache is cut while the padding of other rows is still in the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LLAMA_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model: how its configuration differs from `COMMON`, and where LoRA usually sits in it."""
+    """One kind of model: its differences from the configuration `COMMON`, and the usual target modules of adapters."""
 
     model_type: str
     targets: tuple[str, ...] = LLAMA_ATTENTION
@@ -69,10 +69,10 @@ T5 = Family(
 
 
 class InDouble(ExitStack):
-    """Keeps float64 where a model's code turns to float32 for its norms and softmaxes.
+    """Keeps float64 where a model's code changes to float32 for its norms and softmaxes.
 
-    Their rounding would hide small differences; and a mask of the lowest float64 becomes -inf and NaN in float32.
-    Replaces the functions with which the models turn to float32: a TorchFunctionMode sees every function, and is slow.
+    Rounding to float32 would hide small differences, and a mask of the lowest float64 becomes -inf and NaN in float32.
+    The class replaces the functions that change the dtype, because a TorchFunctionMode sees every function and is slow.
     """
 
     def __enter__(self) -> InDouble:
@@ -82,7 +82,7 @@ class InDouble(ExitStack):
 
 
 def _in_double(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of a tensor that leaves a tensor of float64 in float64 where float32 is asked for."""
+    """The function, but a tensor of float64 stays in float64 where the caller asks for float32."""
 
     @wraps(function)
     def wrapper(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The composition benchmark compares like with like, and writes what it promises. No time is asserted on."""
+"""The composition benchmark compares equal computations, and writes the promised figures. No test depends on a time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def pool() -> Pool:
 
 
 def dense_logits(pool: Pool, asked: Composition, mode: str, ids: Tensor) -> Tensor:
-    """Logits [batch, length, vocabulary], each row run alone through a base into which its update is merged."""
+    """Logits [batch, length, vocabulary].
+
+    A copy of the base that has the row's update in its matrices reads each row alone.
+    """
     adapters = [pool.adapter(number) for number in asked.adapters]
     rows = []
     for row, weights in enumerate(asked.weights.tolist()):

@@ -1,4 +1,4 @@
-"""Composition on bases that are quantised, compiled, tied or spread, and the refusal of those it would be wrong on."""
+"""Composition on bases that are quantised, compiled, tied or spread; a base on which it would be wrong is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def loaded(base: Any, adapters: list[Path]) -> ComposableModel:
 
 
 class Int8Linear(nn.Module):
-    """Weight-only int8 as quantisation libraries keep it: one scale for each output, and no parameters."""
+    """An int8 module like those of quantisation libraries: one scale for each output, and no parameters."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_on_a_quantised_base_the_update_is_exact_and_the_base_its_own(adapters, 
     parts = [parts_of(adapter, tiny_llama()) for adapter in adapters]
     base = quantise(tiny_llama())
     model = loaded(base, adapters)
-    seen: dict[str, tuple[Tensor, Tensor]] = {}  # by module: its input, and its output, in the composed pass
+    seen: dict[str, tuple[Tensor, Tensor]] = {}  # by module: input and output in the composed pass
     targets = {name for part in parts for name in part}
     for name in targets:
 
@@ -124,7 +124,7 @@ def test_on_a_quantised_base_the_update_is_exact_and_the_base_its_own(adapters, 
     assert seen.keys() == targets
     for name, (x, y) in seen.items():
         with torch.no_grad():
-            expected = base.get_submodule(name)(x)  # whatever the quantised module makes of it
+            expected = base.get_submodule(name)(x)  # the output of the quantised module itself
         for row, weights in enumerate(WEIGHTS):
             update = dense_update(parts, weights.tolist(), mode, name)
             assert update is not None
@@ -174,7 +174,7 @@ def small_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits_of_steps(base: Any, adapter: Path, steps: list[Tensor | None]) -> list[Tensor]:
-    """Logits of one batch after another, each with its weights or plain; composed ones go on with two of their rows."""
+    """The logits of each step: a plain pass, or a composed pass, which goes on with two of its rows."""
     model = ComposableModel(base)
     model.load_adapter(adapter, "small")
     ids, logits = some_ids(3), []
@@ -200,7 +200,8 @@ def logits_of_steps(base: Any, adapter: Path, steps: list[Tensor | None]) -> lis
     ],
 )
 def test_a_compiled_base_is_composed_as_an_uncompiled_one(small_adapter, compile_it, first):
-    # Code compiled without a composition must not serve one, nor code compiled with one the plain base.
+    # Code that was compiled without a composition must not be used for a composition, and code that was compiled with a
+    # composition must not be used for the plain base.
     plain: list[Tensor | None] = [None, None]
     composed: list[Tensor | None] = [SMALL_WEIGHTS, SMALL_WEIGHTS.flip(0)]
     steps = [*plain, *composed, *plain] if first == "plain" else [*composed, *plain, *composed]
@@ -267,7 +268,7 @@ def test_an_adapter_that_keeps_head_and_embedding_tied_is_refused(tmp_path):
 
 
 def test_an_adapter_on_a_module_that_two_others_share_is_refused(tmp_path):
-    # PEFT adapts it in one of them alone.
+    # PEFT adapts a shared module in one of its parents alone.
     base = tiny_llama()
     base.model.layers[1].self_attn.v_proj = base.model.layers[0].self_attn.v_proj
     folder = write_adapter(tmp_path, base, seed=1)
@@ -290,7 +291,7 @@ def test_a_layer_that_runs_twice_is_composed_as_peft_does(tmp_path):
 
 
 class Experts(nn.Module):
-    """An MLP of two experts, of which the first is given all positions: the last first."""
+    """An MLP of experts in which the first expert gets all positions in reverse order."""
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
@@ -317,7 +318,8 @@ def test_an_expert_is_composed_for_one_row_and_refused_for_several(tmp_path):
 
 
 def test_an_input_on_another_device_than_the_module_is_moved_to_it():
-    # Where accelerate spreads a base, it moves inputs inside a module's forward. The meta device stands for another.
+    # On a base that accelerate spreads, accelerate moves inputs inside a module's forward. Here the meta device stands
+    # for the other device.
     pair = Pair(torch.zeros(2, 3, 8, device="meta"), torch.zeros(2, 3, 5, device="meta"))
     y = add_pair(torch.zeros(2, 4, 8), torch.zeros(2, 4, 5, device="meta"), pair)
     assert (y.shape, y.device.type) == ((2, 4, 5), "meta")

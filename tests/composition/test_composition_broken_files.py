@@ -297,7 +297,7 @@ def _overlap(header: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_a_header_that_cannot_be_true(base, on_meta, folder, spoil):
     spoil(folder)
-    # Which of two tensors that overlap is named, differs from call to call.
+    # If two tensors overlap, the message names one of the two; the choice differs from call to call.
     refused_everywhere(base, on_meta, folder, WEIGHTS, "not a readable safetensors file", in_one_text=False)
 
 

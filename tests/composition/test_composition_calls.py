@@ -1,4 +1,4 @@
-"""Loading, unloading and calling: what a user may do, what is refused, and that the base is never left altered."""
+"""Loading, unloading and calling: allowed calls, refused calls, and a base that is never left changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ["plain", "rank2"]
 
 
 def hooks_on(module: nn.Module) -> int:
-    """How much is attached to a model: hooks, and forwards that are not their class's own."""
+    """The number of hooks of a model, and of modules whose `forward` is not the `forward` of their class."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in module.modules())
 
 
@@ -85,7 +85,7 @@ def test_an_unloaded_adapters_place_is_taken_without_a_trace(base, folders):
     ids = some_ids(2)
 
     def logits(model, *names):
-        # Fusion would show a trace of the former adapter in its cross terms.
+        # The cross terms of a fusion would show a trace of the adapter that was unloaded.
         with model.composed(names, [[1.0] * len(names), [0.5] * len(names)], "fusion"):
             return model(input_ids=ids).logits
 
@@ -110,12 +110,13 @@ def test_an_unloaded_adapters_place_is_taken_without_a_trace(base, folders):
 
 
 def test_the_cost_does_not_grow_with_the_resident_adapters(base, folders, model):
-    # The A's and B's in use are all that a forward pass pays for: here two of rank at most 4, of ten resident.
+    # A forward pass computes with the A's and B's in use alone: here two adapters of rank at most 4, of ten resident
+    # adapters.
     few = ComposableModel(base)
     for name in NAMES:
         few.load_adapter(folders[name], name)
     for composable in (few, model):
-        for mode, shape in (("mixture", (2 * 4, 16)), ("fusion", (2, 4, 16))):  # shared by two rows; a pair for each
+        for mode, shape in (("mixture", (2 * 4, 16)), ("fusion", (2, 4, 16))):  # two rows share the mixture's A's
             with composable.composed(NAMES, HALF, mode):
                 assert {tuple(update.down.shape) for update in composable._live._updates.values()} == {shape}
 
@@ -224,7 +225,7 @@ def test_a_composition_inside_another_is_refused_and_the_outer_one_goes_on(model
 
 
 def test_a_module_that_sees_positions_out_of_order_is_refused(model):
-    # What a mixture-of-experts layer does: only some positions, so that rows cannot be told apart.
+    # A mixture-of-experts layer calls a module with some positions only, so that rows cannot be told apart.
     with model.composed(["plain"], [[1.0], [0.0]]), torch.no_grad():
         model(input_ids=some_ids(2))
         with pytest.raises(CompositionError, match=r"'model.layers.0.self_attn.q_proj'.*cannot be told apart"):

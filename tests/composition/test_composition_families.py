@@ -26,7 +26,7 @@ FAMILIES = {**DECODERS, "t5": T5}
 
 
 class Adapted:
-    """A tiny model of one family, two adapters of it, and the dense models that they stand for."""
+    """A tiny model of one family, two adapters of this model, and the dense models of their compositions."""
 
     def __init__(self, family: Family, folder: Path) -> None:
         self.base = family.build()
@@ -44,7 +44,7 @@ class Adapted:
             self.model.load_adapter(adapter, name)
 
     def dense(self, row: int, mode: str) -> Any:
-        """The model with one row's composition merged into its weights."""
+        """The model with one row's composition added to its matrices."""
         return merged(self.base, self._parts, WEIGHTS[row].tolist(), mode)
 
 
@@ -152,7 +152,7 @@ def test_an_encoder_decoders_composition_is_saved_and_read_by_peft(adapted, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("adapted", FAMILIES, indirect=True)
 def test_an_adapter_of_another_family_is_refused(adapted, tmp_path):
-    # GPT-NeoX shares the names of its modules with Falcon, and Llama with OPT, though not where they are.
+    # GPT-NeoX and Falcon have modules of the same names at other paths; so have Llama and OPT.
     for other in ("gpt_neox", "gpt2", "llama", "t5"):
         if other.split("_")[0] in type(adapted.base).__name__.lower():
             continue

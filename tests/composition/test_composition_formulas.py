@@ -1,4 +1,4 @@
-"""What is composed is what the formulas say, row by row, against dense matrices merged into the base."""
+"""Compositions equal the formulas, row by row, computed with dense matrices that are added to the base's matrices."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def test_fault_7_generation_beams_included_equals_each_row_alone_on_its_merged_m
 
 
 def test_several_sampled_sequences_keep_their_rows_weights(model):
-    # With one token to choose, sampling from the top 1 is greedy: every returned sequence must be its row's own.
+    # Sampling from the top 1 has one token to choose from, so it is greedy: every returned sequence must be the
+    # sequence of its own row.
     ids, options = some_ids(3), {"max_new_tokens": 4}
     with model.composed(["plain", "alpha32", "rank2"], torch.eye(3)):
         greedy = model.generate(ids, do_sample=False, **options)

@@ -1,4 +1,4 @@
-"""Whatever the files of an adapter hold, reading them ends in an adapter or in an `AdapterError`."""
+"""Reading any files as an adapter ends in an adapter or in an `AdapterError`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def sound(folders) -> tuple[bytes, bytes]:
 
 
 def reads(folder: Path, files: tuple[bytes, bytes], base: Any, on_meta: Any) -> None:
-    """Read an adapter of these files in every way. Any exception but `AdapterError` goes through."""
+    """Read an adapter of these files by every reading function. Any exception except `AdapterError` is raised."""
     for name, content in zip((CONFIG, WEIGHTS), files, strict=True):
         (folder / name).write_bytes(content)
     loaded = []

@@ -1,4 +1,4 @@
-"""A gate weighs the adapters of every token as loops over rows, tokens and adapters do."""
+"""A gate weighs the adapters for every token; loops over rows, tokens and adapters give the same result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLOSE = {"atol": 1e-10, "rtol": 0}
 
 @pytest.fixture(scope="module", params=list(SETTINGS))
 def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Adapted:
-    """Ranks 4, 2 and 3, on modules that differ: one of each adapter's is not another's."""
+    """Three adapters of ranks 4, 2 and 3. Each adapter has a module that another adapter lacks."""
     return adapted_by(request.param, tmp_path_factory.mktemp(request.param))
 
 
@@ -82,7 +82,7 @@ def test_rows_may_be_read_in_parts_and_leave(llama, kind):
             caches.append(DynamicCache(config=llama.base.config))
             with llama.model.only_rows(part):
                 note(llama.model(**prompt_inputs(part), past_key_values=caches[-1]).logits, range(4)[part])
-        # The second part goes on alone, in the other order; then one of its rows.
+        # The second part goes on alone, in the other order. Then one row of this part goes on alone.
         cache, rows, staying = caches[1], [3, 2], [3, 2]
         mask = prompt_inputs(slice(2, 4))["attention_mask"][[1, 0]]
         cache.batch_select_indices(torch.tensor([1, 0]))
@@ -110,10 +110,10 @@ def test_generation_is_what_full_passes_without_a_cache_say(adapted, kind):
     gate, plain = GATES[kind]
     ids, mask = left_padded(PROMPTS)
     with adapted.model.composed(NAMES, OWN, "fusion", gate), InDouble():
-        for _ in range(2):  # the second generation remembers nothing of the first
+        for _ in range(2):  # the gate's memory of the first generation must not count in the second
             answers = adapted.model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
             ids, mask, answers = ids.flip(0), mask.flip(0), answers[:, -NEW:]
-    # What was given the second time, upside down, had the weights of the other end.
+    # The second generation has the prompts in reverse order: row i has prompt 3 − i and the weights of row i.
     for row, own in enumerate(range(4)):
         prompt = list(PROMPTS[3 - row])
         model, answer = adapted.plain(OWN[own], "fusion", plain, len(prompt)), list(prompt)
@@ -138,7 +138,7 @@ def test_beams_are_weighed_token_by_token_too(adapted, options):
     assert torch.equal(together, torch.cat(expected))
 
 
-# What a gate is given and leaves
+# Arguments and memory of a gate
 
 
 def test_rows_remember_beside_the_rows_that_remembered_before():
@@ -192,7 +192,7 @@ def test_a_gate_sees_the_adapters_in_loading_order_and_what_each_row_is_offered(
 
 
 def sorted_by_call(adapted: Adapted, offers: dict[str, Offered]) -> list[Offered]:
-    """What the modules offer, in the order in which a forward pass calls them: that in which they are defined."""
+    """The offers of the modules in the order of the calls in a forward pass, which is the order of the definitions."""
     return [offers[name] for name, _ in adapted.base.named_modules() if name in offers]
 
 
@@ -246,11 +246,11 @@ def test_a_gate_is_known_by_value_where_it_has_one_and_else_no_longer_than_it_li
 
 
 class State:
-    """What a gate prepared; unlike None, a weak reference can tell whether it is gone."""
+    """The prepared state of a gate. A weak reference shows whether the state is gone, which is impossible with None."""
 
 
 class Preparing(Seeing):
-    """Prepares a `State`, and holds the last of them weakly."""
+    """Prepares a `State`, and holds a weak reference to the last `State`."""
 
     def prepare(self, offered: Offered) -> Any:
         super().prepare(offered)
@@ -345,7 +345,7 @@ def test_usage_is_the_mean_over_real_tokens_and_modules_and_rows_that_left_keep_
 
 
 def test_usage_by_hand():
-    """Two modules, two adapters, three rows: the first has one token, the second is padding, the third has two."""
+    """Two modules, two adapters and three rows. The rows have one token, no token (only padding) and two tokens."""
     tallies = [Tally.empty(3, 2, torch.zeros(())) for _ in range(2)]
     real = torch.tensor([[False, True], [False, False], [True, True]])
     weights = torch.tensor([[[9.0, 9.0], [0.5, 0.5]], [[9.0, 9.0], [9.0, 9.0]], [[1.0, 0.0], [0.0, 0.0]]])
@@ -390,7 +390,7 @@ def test_usage_is_asked_for_within_a_gated_composition(model):
 
 
 class Learned(nn.Module):
-    """A softmax of what one matrix for all modules makes of x A^T, here of its first two numbers."""
+    """A softmax of the first two numbers of x A^T, multiplied with one matrix for all modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -437,7 +437,7 @@ def test_a_gate_prepared_in_inference_mode_can_be_trained_after(model):
 
 @dataclass(frozen=True)
 class Constant:
-    """A half of every adapter, with this number of dimensions."""
+    """Gives every adapter weight ½, in a tensor of this number of dimensions."""
 
     dimensions: int = 3
 

@@ -1,4 +1,4 @@
-"""The recorded outputs of the original implementation, and the adapters it gets wrong, against dense matrices."""
+"""Dense matrices against the recorded outputs of the original, and against adapters that the original gets wrong."""
 
 from __future__ import annotations
 

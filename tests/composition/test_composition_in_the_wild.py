@@ -1,4 +1,4 @@
-"""Adapters as people have them: what upstream PEFT makes of a sound file is what is composed here from an odd one."""
+"""Adapters of other programs: the composition of an odd file equals the result of upstream PEFT with a sound file."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_text_model_that_transformers_has_moved_is_found(tmp_path, build, toda
     edit_config(folder, target_modules=QV)
     rename(folder, lambda key: key.replace(f"base_model.model.{today}", f"base_model.model.{before}"))
     composes(base, folder, expected)
-    if build is not qwen2_vl:  # PEFT 0.21 leaves the names of Qwen2-VL as they are, and then loads nothing
+    if build is not qwen2_vl:  # PEFT 0.21 does not change the names of Qwen2-VL, and then loads nothing
         torch.testing.assert_close(logits_of_peft(base, folder), expected)
     with torch.device("meta"):
         header = inspect_adapter(folder, "moved", build())
@@ -289,7 +289,7 @@ def test_a_byte_order_mark_and_whole_ranks_written_as_floats_are_read(base, fold
     composes(base, folder, logits_of_peft(base, folders["plain"]))
 
 
-# What a user should know
+# Notes for the user
 
 
 def zero(folder: Path, half: str) -> Path:

@@ -1,4 +1,4 @@
-"""Rows that join and leave an open batch get what dense matrices give each of them alone, in every mode."""
+"""Rows that join and leave an open batch get the logits that dense matrices give each row alone, in every mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def double(folders) -> ComposableModel:
 
 @pytest.fixture(scope="module")
 def other(folders) -> ComposableModel:
-    """The same on a base of its own."""
+    """The same adapters on another copy of the base."""
     return loaded(folders)
 
 
@@ -167,7 +167,7 @@ def test_rows_move_to_the_places_in_which_they_are_wanted(rows):
 
 
 def test_what_a_gate_remembers_follows_its_rows():
-    values, sums = torch.arange(6.0).reshape(3, 2), torch.arange(12.0).reshape(3, 4)  # of three rows, as composed
+    values, sums = torch.arange(6.0).reshape(3, 2), torch.arange(12.0).reshape(3, 4)  # of three composed rows
     factor, weight, offer = torch.zeros(1, 2), torch.ones(2, 1), torch.ones(2, 1, dtype=torch.bool)
     present = torch.tensor([2, 0])  # one row has left, and the others have changed places
     tally = Tally(sums.clone())
@@ -233,14 +233,14 @@ def test_rows_that_share_adapters_stay_right_when_rows_leave_and_when_all_have_l
         pool.keep_rows(torch.tensor([2, 0]))
         check(pool, [members[2], members[0]])
         pool.keep_rows(torch.tensor([], dtype=torch.long))
-        pool.unload_adapter("head")  # no row shares it any more
+        pool.unload_adapter("head")  # no row shares this adapter any more
         pool.load_adapter(folders["head"], "head")
         pool.add_rows(names, weights[1:])
         check(pool, members[1:])
 
 
 def test_rows_that_fail_while_they_join_leave_the_batch_as_it_was():
-    """The pairs have joined when the weights of the shared adapters turn out to be of another shape."""
+    """The pairs have already joined when the weights of the shared adapters fail, because their shape is wrong."""
     pair = Pair(torch.ones(2, 1, 3), torch.ones(2, 1, 3))
     shared = SharedAdapters(torch.ones(4, 3), torch.ones(4, 3), torch.ones(2, 1, 4))
     batch = OpenRows()

@@ -1,4 +1,4 @@
-"""Modules are matched as PEFT matches them, whatever expression a configuration holds, and within a time limit."""
+"""Modules are matched by PEFT's rules for every expression of a configuration, and within a time limit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LAYERS = st.none() | st.integers(-1, 11) | st.lists(st.integers(0, 11), max_size
 
 
 def outcome(call: Any) -> Any:
-    """What a call gives, or that its expression is none."""
+    """The result of a call, or "no expression" if its expression is refused."""
     try:
         return call()
     except (re.error, PatternError, RecursionError, OverflowError):

@@ -71,7 +71,7 @@ def test_the_least_recently_used_makes_room(alike: dict[str, Path]) -> None:
     logits(model, ["a0", "a2"])
     logits(model, ["a7"])
     assert model.resident_adapters == ["a3", "a0", "a2", "a7"]
-    with model.composed(["a1", "a0"], [[0.0, 1.0]]):  # a weight of zero brings nothing in
+    with model.composed(["a1", "a0"], [[0.0, 1.0]]):  # an adapter of weight 0 is not brought into memory
         assert model.resident_adapters == ["a3", "a2", "a7", "a0"]
 
 
@@ -179,7 +179,7 @@ def test_memory_that_runs_out_while_a_stack_grows_leaves_it_as_it_was(
     model, enlarged, calls = ComposableModel(tiny_llama()), pairs._enlarged, iter(range(100))
 
     def refused_once(*args: object) -> Tensor:
-        if next(calls) == 1:  # the second half of the first stack
+        if next(calls) == 1:  # B of the first stack, after A has grown
             raise torch.OutOfMemoryError("out of memory")
         return enlarged(*args)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Merges are what PEFT makes of the same adapters, row by row, and what plain loops over dense matrices say."""
+"""Merges equal PEFT's merges of the same adapters, row by row, and plain loops over dense matrices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MERGES = [
     (Svd(rank=2), {"combination_type": "svd", "svd_rank": 2}),
 ]
 COMPOSERS = [composer for composer, _ in MERGES]
-# Rank and scaling of one adapter after the other. A fifth targets another module: it has weights, and no part here.
+# Rank and scaling of four adapters. A fifth adapter has weights, and targets another module, so it takes no part here.
 SHAPES = [(4, 2.0), (4, 0.5), (2, 3.0), (3, -1.5)]
 WEIGHTS = torch.tensor(
     [
@@ -51,7 +51,7 @@ def random(*shape, generator):
 
 
 def factors():
-    """A [r, d_in], B [d_out, r] and s of each adapter that has a part, by its column of weights."""
+    """A [r, d_in], B [d_out, r] and s of each adapter that takes part, by its column of the weights."""
     seeded = {"generator": torch.Generator().manual_seed(0)}
     return {c: (random(r, D_IN, **seeded), random(D_OUT, r, **seeded), s) for c, (r, s) in enumerate(SHAPES)}
 
@@ -65,14 +65,14 @@ def stack_of(parts, slots, dtype=F64):
 
 
 def updates(composer, parts, weights, slots=(1, 2, 3, 4, 5)):
-    """What the composer makes for each row, multiplied out: [batch, d_out, d_in]."""
+    """The composed update of each row, multiplied out: [batch, d_out, d_in]."""
     active = active_slots(slots, weights)
     pair = composer(stack_of(parts, slots), active)
     return pair.up.mT @ pair.down
 
 
 def in_loops(parts, row, keep, majority):
-    """One row's update from merged factors, entry by entry in Python's numbers; `keep` says what pruning leaves."""
+    """One row's update from merged factors, entry by entry with Python's numbers; `keep` prunes a factor."""
     used = [(column, *parts[column], w) for column, w in enumerate(row) if w != 0 and column in parts]
     rank = max((a.shape[0] for _, a, *_ in used), default=1)
     down, up = torch.zeros(rank, D_IN, dtype=F64), torch.zeros(rank, D_OUT, dtype=F64)
@@ -116,7 +116,7 @@ def exact(exact_base, folders):
 
 
 def merged_by_peft(base, folders, weights, options):
-    """Upstream PEFT with one merged adapter active, of those adapters whose weight is not zero."""
+    """Upstream PEFT with one active adapter, merged from the adapters whose weight is not zero."""
     used = {name: weight for name, weight in weights.items() if weight}
     first, *others = used
     peft = PeftModel.from_pretrained(deepcopy(base), str(folders[first]), first)
@@ -129,7 +129,7 @@ def merged_by_peft(base, folders, weights, options):
 
 
 def have_peft_drop_as(dare, monkeypatch):
-    """Replace PEFT's draw of masks by those of `dare`, looked up by where the factor lies in memory."""
+    """Replace PEFT's masks by the masks of `dare`. The address of a factor in memory identifies the factor."""
     add_weighted_adapter = LoraModel.add_weighted_adapter
     factor_at = {}
 
@@ -360,7 +360,8 @@ def test_a_composer_says_its_options_and_travels():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_float32(mode, dtype):
     parts, slots = factors(), (1, 2, 3, 4, 5)
-    # Rounded first: the tie of two entries may decide what is trimmed, and rounding must not make one.
+    # The factors are rounded first. Otherwise rounding could make two entries equal, and equal entries change the
+    # trimming.
     parts = {column: (a.to(dtype).double(), b.to(dtype).double(), s) for column, (a, b, s) in parts.items()}
     active = active_slots(slots, WEIGHTS)
     half = MODES[mode](stack_of(parts, slots, dtype), active)

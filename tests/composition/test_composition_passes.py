@@ -1,4 +1,4 @@
-"""What a gate is told of a forward pass: which tokens are padding, and whether it reads the prompts."""
+"""The information of a gate about a forward pass: which tokens are padding, and whether the pass reads the prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
 
 @pytest.mark.slow
 def test_a_head_that_sees_the_last_positions_alone_knows_which_are_real(llama):
-    # The shortest prompt's padding is at every place but the last, which is all that the head is given.
+    # The head gets the last two positions. In the row of the shortest prompt, only the last position is no padding.
     gate = Seeing()
     with torch.no_grad(), llama.model.composed(NAMES, OWN, gate=gate), InDouble():
         llama.model(**prompt_inputs(), logits_to_keep=2)

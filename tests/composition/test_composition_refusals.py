@@ -1,4 +1,7 @@
-"""What cannot be composed exactly is refused by name, module and reason, and nothing is half-loaded."""
+"""An adapter that cannot be composed exactly is refused.
+
+The message has name, module and reason; nothing is half-loaded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ KEY = f"base_model.model.{Q1}.lora_A.weight"
 
 
 def refused(base, folders, folder, *said: str) -> None:
-    """Assert that loading raises an error that says all of `said`, and that the model is left as it was."""
+    """Assert that loading raises an error with all words of `said`, and that the model has not changed."""
     model = ComposableModel(base)
     model.load_adapter(folders["alike"], "alike")
     ids = some_ids(1)
@@ -220,7 +223,8 @@ def test_values_that_overflow_in_the_dtype_of_the_base(folders, folder):
     with pytest.raises(AdapterError, match=rf"adapter 'spoilt', module '{Q1}': .*overflow"):
         model.load_adapter(folder, "spoilt")
     assert model.adapters == []
-    # The first layer was sound. Had it stayed, the next adapter, which does not target it, would act there.
+    # The tensors of the first layer were sound. If these tensors stayed in the slot, they would act as a part of the
+    # next adapter, which does not target the first layer.
     model.load_adapter(folders["regex"], "regex")
     fresh = ComposableModel(model.base)
     fresh.load_adapter(folders["regex"], "regex")

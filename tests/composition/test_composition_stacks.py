@@ -111,7 +111,7 @@ def test_a_stack_follows_its_module_to_another_device_and_dtype():
 @pytest.mark.parametrize("composer", COMPOSERS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_composed_lies_on_the_modules_device_in_its_dtype(composer, dtype):
-    """A base may be spread over devices. The weights lie on the CPU, and so does what a module receives."""
+    """A base may be spread over devices. The weights and the input of a module lie on the CPU."""
     stacks = [stack_of(torch.float32), stack_of(dtype, META, "elsewhere")]
     for weights in (WEIGHTS, WEIGHTS[:1], torch.eye(3)):
         here, elsewhere = row_updates(composer, stacks, [1, 2, 3], weights).values()

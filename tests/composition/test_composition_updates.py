@@ -1,4 +1,4 @@
-"""What the rows of a batch share: one pair, if they are alike, or a mixture's adapters. It equals a pair for each."""
+"""Equal rows share one pair, and rows of a mixture share the adapters. Both equal a pair for each row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ CLOSE = {"atol": 1e-10, "rtol": 0}
 
 
 def stack_of(adapters: int, dtype: torch.dtype = torch.float64) -> ModuleStack:
-    """A stack of 6 → 5 with adapters of ranks 2 and 3 in turn in slots 1, 2, ...; slot 2 is not targeted."""
+    """A stack of a module 6 → 5.
+
+    Adapters in slots 1, 2, … have ranks 3 and 2 in turn; the adapter of slot 2 has no part.
+    """
     stack = ModuleStack("module", 6, 5, torch.device("cpu"), dtype)
     generator = torch.Generator().manual_seed(1)
     for slot in range(1, adapters + 1):
@@ -32,7 +35,7 @@ WEIGHTS = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.0, 1.0, 0.0, -0.5], [0.0, 0.0
 
 
 def updated(update: Any, x: Tensor, rows: int, length: int) -> Tensor:
-    """A module's output of ones after the update, for an input of any layout."""
+    """An output of ones with the update added, for an input of any layout."""
     with torch.no_grad():
         added: Tensor = update.add(x, torch.ones(*x.shape[:-1], 5, dtype=x.dtype), Pass(rows, length))
     return added
@@ -105,8 +108,8 @@ def test_what_is_weighed_in_float32_is_added_in_the_modules_16_bits(gradients):
 @pytest.mark.parametrize(
     ("weights", "form"),
     [
-        ([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]], SharedAdapters),  # 4 adapters are twice the 2 of a row
-        ([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], Pairs),  # 5 are more
+        ([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]], SharedAdapters),  # the batch has 4 adapters, twice the 2 of a row
+        ([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], Pairs),  # 5 adapters: more than twice
         ([[1, 1, 1, 0, 0]], Pairs),
         ([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]], Pairs),  # one pair for both rows
     ],

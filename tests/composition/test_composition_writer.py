@@ -1,4 +1,4 @@
-"""Compositions written without the base's weights: the very tensors that the model in memory would save."""
+"""Compositions written without the base's model weights: the same tensors as from the model in memory."""
 
 from __future__ import annotations
 

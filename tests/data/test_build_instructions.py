@@ -2,7 +2,7 @@
 source is unusable.
 
 The sources are made here: their texts are numbered words, so that a test finds the case of an input without the code
-under test. The real sources are read where they lie beside the repository.
+under test. The real sources are also read if they lie beside the repository.
 """
 
 from __future__ import annotations

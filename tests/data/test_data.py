@@ -1,4 +1,4 @@
-"""Benchmark and pool files: both forms are read, and what is wrong is named by file and row."""
+"""Benchmark and pool files: both forms are read, and a message names the file and the row of a mistake."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The official files are found, checked and laid out, or nothing is written and one message says what is off.
+"""The official files are found, checked and written; or nothing is written, and one message says what is wrong.
 
-All local: small folders made here, a stand-in for the Hub, and the real files where they are beside the repository.
+The tests use no network: they use small folders made here, a stand-in for the Hub, and the real files if they lie
+beside the repository.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def small_rows() -> Records:
 
 
 def small_pool(*further: str) -> Records:
-    """An entry of two samples for every task, and for further ones of domain `other`."""
+    """An entry of two samples for every task, and for every name in `further`, of the domain `other`."""
     domains = {task: domain for task, (domain, _) in TASKS.items()} | dict.fromkeys(further, "other")
     return [
         {
@@ -87,14 +88,14 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the files go, while the small benchmark stands for the official one."""
+    """The output folder. The small benchmark stands for the official benchmark."""
     monkeypatch.setattr(official, "OFFICIAL", SMALL)
     return tmp_path / "official"
 
 
 @pytest.fixture
 def the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that stands for the Hub: a repository is in it or does not exist. Every call is noted in `calls`."""
+    """A folder that stands for the Hub and holds its repositories. The file `calls` has a line for every call."""
     folder = tmp_path / "hub"
     folder.mkdir()
 
@@ -103,7 +104,7 @@ def the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             calls.write(f"{repository} {options.get('repo_type')} {options['revision']}\n")
         there = folder / repository / "snapshots" / COMMIT
         if not there.is_dir():
-            response: Any = SimpleNamespace(headers={}, request=None)  # of whichever HTTP library the Hub's uses
+            response: Any = SimpleNamespace(headers={}, request=None)  # a response of any HTTP library
             raise RepositoryNotFoundError(f"404: {repository} not found", response=response)
         return str(there)
 
@@ -117,7 +118,7 @@ def evaluation_set(the_hub: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str | Path) -> str:
-    """What the command says when it ends with 2 and has written nothing."""
+    """The message of a command that ends with status 2 and writes nothing."""
     assert main([*map(str, arguments), "--out", str(out)]) == 2
     assert not out.exists()
     message = capsys.readouterr().err
@@ -288,7 +289,7 @@ def test_an_evaluation_set_that_is_absent_or_empty_is_named(
 @pytest.mark.slow
 def test_adapters_in_the_source_are_checked_recorded_and_copied(source: Path, out: Path, tmp_path: Path) -> None:
     adapter(source / "llama2_7b_lora-rte", "adapter_config.json", "adapter_model.safetensors", "optimizer.bin")
-    adapter(source / "llama2_13b_lora-rte", "adapter_config.json")  # of the other size: does not count
+    adapter(source / "llama2_13b_lora-rte", "adapter_config.json")  # an adapter of the other size does not count
     adapter(source / "adapters" / "cb", "adapter_config.json", "adapter_model.safetensors")
     adapter(source / "mine-lora-dart", "adapter_config.json", "adapter_model.safetensors")
     copies = tmp_path / "copies"

@@ -1,4 +1,4 @@
-"""JSON files as people have them are read, and every other file is refused by one message that says what to do."""
+"""JSON files of all usual forms are read. Every other file is refused with one message that says what to do."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_a_state_file_cannot_lead_out_of_its_folder(saved: Path) -> None:
 
 
 def data_files(folder: Path) -> Path:
-    """A data set as the Hub has them, with a script that must not run."""
+    """A data set like those on the Hub, with a script that must not run."""
     folder.mkdir()
     write_csv(folder / "test.csv", CELLS[:2])
     write_csv(folder / "train.csv", CELLS[2:])

@@ -1,4 +1,4 @@
-"""The bundled miniature is what its README says: complete, small, free of leaks and pickles, made by its generator."""
+"""The bundled miniature is as its README says: complete, small, without leaks and pickles, made by its generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""YAML files give plain values, and what would surprise or explode is refused by line or field."""
+"""YAML files give plain values.
+
+Surprising or very large values are refused, and the message names the line or field.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark that is inconsistent is refused before anything is loaded, and all that is wrong is said at once."""
+"""An inconsistent benchmark is refused before anything is loaded. One message names all problems."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_tasks_without_an_adapter_and_other_domains_are_warned_of(tmp_path: Path
 
 
 def test_all_problems_are_one_message_and_nothing_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of rows that a limit leaves out."""
+    """Rows that a limit leaves out are checked, too."""
     rows = [row("a"), row("a", 1, "bleu"), row("B", 2)]
     (tmp_path / "rows.json").write_text(json.dumps([one.model_dump() for one in rows]))
     (tmp_path / "pool.json").write_text(json.dumps([entry.model_dump() for entry in pool_of("b", "../..")]))

@@ -1,4 +1,4 @@
-"""The section `data` of a profile: rows under other names, a pool drawn from training data, and what a record keeps."""
+"""The section `data` of a profile: rows under other names, a pool drawn from training data, and the run's record."""
 
 from __future__ import annotations
 

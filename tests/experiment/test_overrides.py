@@ -120,7 +120,7 @@ def test_an_alias_of_the_file_keeps_its_other_places(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_records_what_was_set_as_it_records_the_files_values(tmp_path: Path) -> None:
-    """The configuration is that of a profile's file with the same value."""
+    """The configuration equals the configuration of a profile's file with the same value."""
     same = write_profile(tmp_path, generation={"max_new_tokens": 3})
     arguments = ["run", "--only", "base", "--limit", "1", "--results"]
     assert main([*arguments, str(tmp_path / "set"), "--set", "generation.max_new_tokens=3"]) == 0

@@ -1,4 +1,4 @@
-"""Profiles: those that come with the package hold together, and a wrong field is named."""
+"""Profiles: the profiles of the package are consistent, and a wrong field is named."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def examples_of(entry: PoolEntry, metric: str = "em") -> tuple[Row, ...]:
 
 @pytest.mark.slow
 def test_fault_1_the_loss_is_per_example_and_not_per_batch(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
-    """The original divides the batches' mean losses by the number of examples: one batch of five gives a fifth."""
+    """The original divides the sum of the batches' losses by the number of examples: a batch of five gives a fifth."""
     samples, name = tiny_pool[0].sample[:5], tiny_pool[0].model_name
     small, large = (generator.settings.model_copy(update={"batch_size": size}) for size in (1, 5))
     losses = [answer_loss(generator.model, generator.tokenizer, [name], samples, s)([0.7]) for s in (small, large)]
@@ -122,7 +122,10 @@ def test_fault_2_the_base_is_not_changed_by_loading_and_learning(
 def test_fault_3_a_decoder_only_base_and_an_encoder_decoder_base_are_both_learned(
     generator: Generator, tiny_pool: list[PoolEntry], tmp_path: Path
 ) -> None:
-    """The original is for encoder-decoder models only. On both kinds, the base's loss is that of a forward pass."""
+    """The original is for encoder-decoder models only.
+
+    On both kinds of bases, the loss equals the loss of a forward pass.
+    """
     t5 = tiny_t5(tmp_path / "base")
     write_adapter(tmp_path / "one", t5, seed=1, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
     settings = GenerationSection(template="none", max_prompt_tokens=64)
@@ -154,7 +157,7 @@ def plain_loss(generator: Generator, samples: Sequence[Sample]) -> float:
 def test_fault_4_adapters_of_other_ranks_and_modules_are_taken_from_local_folders(
     generator: Generator, tiny_pool: list[PoolEntry], tmp_path: Path
 ) -> None:
-    """The original gives all modules the scaling and the targets of the first; the fusion here has each one's own."""
+    """The original gives all adapters the scaling and the targets of the first. Here every adapter has its own."""
     base = AutoModelForCausalLM.from_pretrained(TINY / "base")
     wide = write_adapter(tmp_path / "wide", base, seed=1, r=8, lora_alpha=4, target_modules=["q_proj", "down_proj"])
     narrow = write_adapter(tmp_path / "narrow", base, seed=2, r=8, lora_alpha=16, target_modules=["v_proj", "q_proj"])
@@ -226,7 +229,10 @@ def test_options_are_compared_by_likelihood(generator: Generator) -> None:
 
 @pytest.mark.slow
 def test_a_planted_sum_of_two_adapters_is_recovered(generator: Generator, tiny_pool: list[PoolEntry]) -> None:
-    """The examples' answers are those of two adapters' fusion; the learned weights answer as well as the planted."""
+    """A fusion of two adapters made the examples' answers.
+
+    The learned weights answer as well as the planted weights.
+    """
     one, two, three = (entry.model_name for entry in tiny_pool[:3])
     inputs = [sample for entry in tiny_pool[:2] for sample in entry.sample[:3]]
     asked = rows_of(inputs, "planted", "few", "em")
@@ -346,7 +352,7 @@ def test_answers_of_other_code_or_another_configuration_are_not_shown_as_up_to_d
     hold_to(tmp_path, {"draws": 1}, {"a.py": "1", "b.py": "3"})
     file = tmp_path / "learned" / "fewshot" / "experiment.json"
     assert json.loads(file.read_text())["kept"] == [{"a.py": "1", "b.py": "2"}]
-    file.write_text('{"draws": 1}')  # of an earlier version
+    file.write_text('{"draws": 1}')  # a record of an earlier version
     with pytest.raises(UserError, match="changed since: not known"):
         hold_to(tmp_path, {"draws": 1}, {"a.py": "1"})
     file.write_text("[]")
@@ -450,7 +456,7 @@ def test_a_base_or_a_profile_is_needed(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_arguments_offer_every_choice() -> None:
-    """The arguments are shown before slow packages are imported, so they write the names once more."""
+    """The arguments repeat the names of the choices, because help is shown before slow packages are imported."""
     parser = argparse.ArgumentParser()
     arguments.add_arguments(parser)
     offered = {action.dest: action.choices for action in parser._actions}

@@ -18,7 +18,7 @@ RUNS = ["zero_shot", "in_context", "mixture", "lora", "lorahub_1", "lorahub_2", 
 
 @pytest.fixture(scope="session")
 def task_files(tiny_pool: list[PoolEntry], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks of the miniature, one in the form of BBH's files and one in lines."""
+    """Two tasks of the miniature: one file in the form of BBH's files, and one file of JSON lines."""
     folder = tmp_path_factory.mktemp("few") / "tasks"
     folder.mkdir()
     first, second = (
@@ -101,7 +101,7 @@ def test_a_stopped_experiment_goes_on_to_the_same_files(
 
 @pytest.mark.slow
 def test_fault_5_a_draw_is_chosen_by_the_examples_and_never_by_the_test(finished: Path, task_files: Path) -> None:
-    """The original's best of five draws is picked on the test set."""
+    """The original picks the best of five draws by the test set."""
     for file in task_files.iterdir():
         folder = finished / "learned" / "fewshot"
         values = {
@@ -122,7 +122,7 @@ def test_fault_5_a_draw_is_chosen_by_the_examples_and_never_by_the_test(finished
 def test_a_profile_names_base_adapters_encoder_and_pool(
     task_files: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the profile's own prompts set as the arguments have them, every answer is the same."""
+    """If the profile's settings of prompts equal the defaults of the arguments, every answer is the same."""
     results = tmp_path / "results"
     fields = ("generation.max_prompt_tokens=512", "generation.max_new_tokens=4", "generation.batch_size=8")
     arguments = [

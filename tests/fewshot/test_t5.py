@@ -124,7 +124,7 @@ def test_a_server_gives_the_answers_of_transformers(profile: Path) -> None:
 
 @pytest.mark.slow
 def test_weights_are_learned_on_the_loss_of_transformers(profile: Path, tmp_path: Path) -> None:
-    """The recorded losses are those of transformers' own forward pass, with the saved fusion and without."""
+    """The recorded losses equal the losses of transformers' own forward pass, with the saved fusion and without."""
     examples = [{"inputs": text, "targets": target} for text, target in zip(TEXTS[:3], TEXTS[3:6], strict=True)]
     (tmp_path / "few.json").write_text(json.dumps(examples))
     out = tmp_path / "learned"

@@ -1,4 +1,4 @@
-"""What differs between a base model and its tokenizer is said, one line for each difference."""
+"""Every difference between a base model and its tokenizer is named in one line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_token_outside_the_vocabulary_is_said_with_the_padding_that_is_used_in
 
 
 def test_what_the_tokenizer_puts_behind_a_text_and_a_missing_bos_token_are_said() -> None:
-    tokenizer = unigram()  # `</s>` behind every text, no `<s>` before it
+    tokenizer = unigram()  # `</s>` behind every text, and no `<s>` before the text
     config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
     ending, bos = differences(config, None, tokenizer)
     assert ending == "the tokenizer puts 2 ('</s>') behind every text; prompts are made without this ending"
@@ -59,7 +59,7 @@ def test_another_bos_token_is_said() -> None:
 
 def test_a_family_without_a_bos_token_before_texts_is_no_difference() -> None:
     tokenizer = byte_level()
-    tokenizer.bos_token = tokenizer.eos_token  # as GPT-2 has it
+    tokenizer.bos_token = tokenizer.eos_token  # as in GPT-2
     tokenizer.backend_tokenizer.post_processor = None
     config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=2)
     assert differences(config, None, tokenizer) == []

@@ -23,7 +23,8 @@ def test_a_spread_base_answers_as_one_in_one_piece(tiny: Profile, tiny_rows: lis
     adapters = {name: TINY / "adapters" / name for name in names}
     load = partial(load_composable, TINY / "base", adapters, torch.float32)
     whole, spread = load("cpu"), load("balanced")
-    # As on several GPUs, where `balanced` wraps every module's forward; on a CPU alone it does not.
+    # On several GPUs, `balanced` wraps every module's forward. On a CPU alone `balanced` wraps nothing, so the test
+    # does this.
     places = {f"model.layers.{place}": "cpu" for place in range(len(whole.base.model.layers))}
     places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     dispatch_model(spread.base, places, main_device="cpu", force_hooks=True)

@@ -1,4 +1,4 @@
-"""Encoder-decoder bases: answers are transformers' own, losses and likelihoods are those of a plain forward pass."""
+"""Encoder-decoder bases: answers equal transformers' answers; losses and likelihoods equal a plain forward pass."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _dense(base: Path, weights: tuple[tuple[str, float], ...]) -> Any:
 
 
 def generated(base: Path, composition: Composition, ids: Sequence[int]) -> list[int]:
-    """What transformers' `generate` gives for one prompt alone, without the start token."""
+    """The answer of transformers' `generate` to one prompt alone, without the start token."""
     with torch.no_grad():
         tokens = dense(base, composition).generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)
     return [int(token) for token in tokens[0, 1:]]
@@ -142,7 +142,7 @@ def test_rows_of_the_loop_keep_their_batch_and_get_the_answers_of_each_row_alone
 def test_rows_that_lost_their_batch_go_on_where_they_were(
     base: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory runs out at the third token; smaller batches read the prompts again, with the tokens so far."""
+    """Memory runs out at the third token. Smaller batches then read the prompts again, with the tokens so far."""
     prompts = make_prompts(TEXTS[:3], generator.tokenizer, generator.settings)
     loop = Loop(generator, 1000)
     assert loop._apart is not None

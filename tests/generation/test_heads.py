@@ -1,4 +1,4 @@
-"""The output layer's input lies in one piece, and the logits are those of the plain model."""
+"""The output layer's input lies in one piece of memory, and the logits equal the logits of the plain model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C library is told to keep freed memory, or to give it back, where it can be told so."""
+"""Freed memory is kept, or given back to the operating system, where the C library allows the choice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_memory_that_nothing_uses_is_given_back() -> None:
     size, count = 50_000, 2_000
     blocks = [bytearray(b"x" * size) for _ in range(count)]
-    last = blocks[-1]  # glibc gives memory above the last block that is used back by itself
+    last = blocks[-1]  # glibc itself gives back the memory above the last used block
     del blocks
     before = resident()
     give_back_freed_memory()

@@ -1,4 +1,4 @@
-"""Bases as people bring them: what cannot be loaded is one line, and no code of a checkpoint is run."""
+"""Loading of any base: a base that cannot be loaded gives one line, and no code of a checkpoint is run."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_base_with_a_weight_that_is_no_number_is_named(base: Path, value: floa
 
 @pytest.mark.slow
 def test_a_base_that_lacks_weights_is_named(base: Path) -> None:
-    """transformers fills them with random numbers."""
+    """transformers fills missing tensors with random numbers."""
 
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.layers.2.mlp.up_proj.weight"]
@@ -250,7 +250,7 @@ def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused_by_name(base: P
 def test_logits_that_are_no_numbers_fail_the_row(
     generator: Generator, value: float, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the first token of an answer, and at a later one."""
+    """The wrong logits come at the first token of an answer, or at a later token."""
     model, calls = generator.model, 0
 
     def spoil(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:

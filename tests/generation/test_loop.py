@@ -1,4 +1,4 @@
-"""The loop continues every prompt as the prompt is continued alone, whatever joins and leaves beside it."""
+"""The loop gives every prompt the same tokens as alone, whichever rows join and leave beside the prompt's row."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_batch_costs_what_its_rows_need():
 
 @pytest.mark.slow
 def test_prompts_of_several_modes_are_read_in_parts_of_similar_length(model):
-    """Parts within each mode would be four passes."""
+    """If the prompts of each mode were read apart, there would be four passes."""
     prompts, modes = prompts_of((12, 4, 12, 4), seed=5), ("fusion", "fusion", "mixture", "mixture")
     jobs = [Job(prompt, COMPOSITIONS[2], mode, Sampling(3)) for prompt, mode in zip(prompts, modes, strict=True)]
     expected, shapes = [alone(model, job) for job in jobs], []

@@ -1,4 +1,4 @@
-"""Prompts keep the template whole, and answers are what follows it."""
+"""Prompts keep the template whole, and the answer is the text after the template."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_long_input_loses_its_end_and_never_the_templates(
     empty = tokenizer(ALPACA.format(inputs=""))["input_ids"]
     ending = tokenizer("\n\n### Response:\n", add_special_tokens=False)["input_ids"]
     prompt = encode_prompt(tokenizer, ALPACA, inputs, max_tokens)
-    assert len(prompt.token_ids) == max_tokens  # nothing is given away: a token is a word here
+    assert len(prompt.token_ids) == max_tokens  # the full length is used, because a token is a word here
     assert prompt.token_ids[-len(ending) :] == ending
     kept = max_tokens - len(empty)
     assert prompt.token_ids[: len(empty) - len(ending) + kept] == whole[: len(empty) - len(ending) + kept]
@@ -52,7 +52,10 @@ def test_a_limit_below_the_template_is_refused(tokenizer: PreTrainedTokenizerBas
     ],
 )
 def test_the_answer_is_what_follows_the_last_response_mark(generated: str, answer: str) -> None:
-    """As the original cuts `template + generated`, but for nothing generated, which there is the whole prompt."""
+    """The original cuts `template + generated` in the same way.
+
+    If nothing was generated, the original gives the whole prompt.
+    """
     assert extract_answer(generated) == answer
     if generated:
         assert (ALPACA + generated).strip().split("### Response:\n")[-1].strip() == answer

@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens come: in pieces as a whole, and cut before stop texts."""
+"""The text of an answer while its tokens come: the pieces give the whole text, which is cut before stop texts."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """What the tokenizer itself makes of a text, without the tokens that it puts behind the text."""
+    """The tokenizer's own tokens of a text, without the tokens that the tokenizer puts behind the text."""
     ids: list[int] = tokenizer(text)["input_ids"]
     return ids[: len(ids) - len(frame_of(tokenizer).after)]
 
@@ -120,7 +120,7 @@ def test_no_bos_token_is_added_where_the_tokenizer_adds_none() -> None:
 
 
 def test_a_tokenizer_that_adds_an_eos_token_does_not_end_prompts(tmp_path: Path) -> None:
-    """As tokenizers of fine-tuned models are often saved."""
+    """Tokenizers of fine-tuned models are often saved in this form."""
     plain = AutoTokenizer.from_pretrained(TINY / "base")
     plain.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -147,12 +147,12 @@ def test_a_target_with_tags_is_trained_as_text(tokenizer: PreTrainedTokenizerBas
 
 @pytest.mark.parametrize("text", ["a </s> b", "</s>", "<pad> x", "plain text", "é <extra_id_0>"])
 def test_a_tokenizer_written_in_python_keeps_text_as_text(text: str) -> None:
-    """ByT5's: a token for each byte, and `</s>` behind every text."""
+    """The tokenizer of ByT5 has a token for each byte, and puts `</s>` behind every text."""
     tokenizer = ByT5Tokenizer()
     assert not tokenizer.is_fast
     text_as_bytes = [byte + 3 for byte in text.encode()]
     assert text_tokens(tokenizer, text) == text_as_bytes
     before, after = [byte + 3 for byte in b"say "], [byte + 3 for byte in b" now"]
     assert prompt_tokens(tokenizer, "say {inputs} now", text) == before + text_as_bytes + after
-    # This tokenizer's `</s>` takes the white space around it.
+    # The `</s>` of this tokenizer removes the white space around itself.
     assert prompt_tokens(tokenizer, "say </s> {inputs} now", text) == [*before[:-1], 1, *text_as_bytes, *after]

@@ -1,4 +1,4 @@
-"""What the tests of methods share: a method's view of an evaluation of the bundled miniature."""
+"""Fixtures of the tests of methods: a method's view of an evaluation of the bundled miniature."""
 
 from __future__ import annotations
 

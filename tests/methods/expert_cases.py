@@ -1,7 +1,8 @@
-"""What the tests of MoE and SMEAR share: tiny experts, random matrices, and a dense reference in float64.
+"""Helpers of the tests of MoE and SMEAR: tiny experts, random matrices, and a dense reference in float64.
 
-The reference uses nothing of the package under test: every row is run alone and without padding through a copy of the
-base whose modules add what a plain function makes of their input, with full matrices A and B read by upstream PEFT.
+The reference uses nothing of the package under test: every row is read alone and without padding by a copy of the base.
+Each module of the copy adds an update, which a plain function computes from the module's input, with full matrices A
+and B read by upstream PEFT.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Case:
         self.matrices = Matrices("of the test", tuple(EXPERTS), self.by_module)
 
     def dense(self, offered: Sequence[float], added: Added) -> Any:
-        """A copy of the base to which `added` adds its share; `offered` are one row's weights, 0 or 1."""
+        """A copy of the base whose modules add the result of `added`; `offered` are one row's weights, 0 or 1."""
         model = deepcopy(self.base)
         for name, matrix in self.by_module.items():
             experts = [
@@ -72,7 +73,7 @@ def _added_to(forward: Any, matrix: Tensor, experts: list[Adapter | None], added
 
 
 def softmax(scores: dict[int, float]) -> dict[int, float]:
-    """Of a few numbers, by name."""
+    """The softmax of a few numbers, by name."""
     powers = {name: torch.tensor(score, dtype=torch.float64).exp().item() for name, score in scores.items()}
     return {name: power / sum(powers.values()) for name, power in powers.items()}
 

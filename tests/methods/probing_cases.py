@@ -1,4 +1,4 @@
-"""The probing pass by loops, and settings to probe, which the tests of the methods that read its signals share.
+"""The probing pass by loops, and settings for probing, for the tests of the methods that read the signals.
 
 The reference reads adapters' files, multiplies each update out, and runs every input alone through the plain base.
 """
@@ -17,7 +17,7 @@ from lora_retriever.generation.generator import Generator, make_prompts
 from lora_retriever.methods.context import Context
 
 LAST_QUERY = "model.layers.3.self_attn.q_proj"
-"""Of the miniature's base, which has four blocks."""
+"""The query projection of the last block: the miniature's base has four blocks."""
 
 
 def signals_by_loops(context: Context, generator: Generator) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def full_updates(folder: Path) -> dict[str, Tensor]:
 
 
 def inputs_of_modules(base: nn.Module, token_ids: list[int]) -> dict[str, Tensor]:
-    """What every linear module of the base sees of one prompt, [tokens, d_in] in float64."""
+    """The input of every linear module of the base for one prompt, [tokens, d_in] in float64."""
     seen: dict[str, Tensor] = {}
 
     def noting(name: str) -> Any:

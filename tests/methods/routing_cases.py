@@ -27,14 +27,14 @@ POOL: dict[str, dict[str, Any]] = {
 ROWS = [[7, 3, 9, 21, 4, 40, 2], [5, 6], [11, 30, 8, 8]]
 """Token ids of three prompts that differ in length."""
 
-# Given the updates of the adapters to choose from and a token's input x [d_in]: their weights.
+# From the updates of the offered adapters and a token's input x [d_in] to the weights of these adapters.
 Weigh = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, float]]
 
 
 def model_with_pool(
     folder: Path, pool: Mapping[str, dict[str, Any]] = POOL
 ) -> tuple[ComposableModel, dict[str, Parts]]:
-    """A random Llama in float64 with a pool of adapters, and these as upstream PEFT reads them."""
+    """A random Llama in float64 with a pool of adapters, and the same adapters read by upstream PEFT."""
     base = tiny_llama().double()
     folders = {name: write_adapter(folder / name, base, 10 + i, **pool[name]) for i, name in enumerate(pool)}
     model = ComposableModel(base)

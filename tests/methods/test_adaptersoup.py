@@ -17,7 +17,7 @@ ContextOf = Callable[..., Context]
 
 
 def plain_ranking(context: Context) -> list[tuple[str, float]]:
-    """All adapters with their cosines to the mean of the rows, the best first; one number after the other."""
+    """All adapters with their cosines to the mean of the rows, the best first, computed number by number."""
     profile, rows = context._profile, context.queries.astype(np.float64)
     encoder = load_encoder(context._resources.benchmark.encoder, profile.encoder.layout, profile.encoder.instruction)
     mean = sum(rows) / len(rows)
@@ -47,7 +47,7 @@ def test_the_next_best_takes_the_place_of_a_masked_adapter(context_of: ContextOf
     for row, composition in zip(context.rows, AdapterSoup().route(context), strict=True):
         assert list(composition.adapters) == [name for name in ranking if name != row.task][:3]
         changed[composition.adapters] += 1
-    assert len(changed) == 4  # one of the three is left out, or none
+    assert len(changed) == 4  # one of the three is masked, or no adapter
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every registered method from inputs to scores on the miniature, and what must hold of any: OOD, gates, resuming."""
+"""Every registered method on the miniature, from inputs to scores; rules for all: masking, gates, resuming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = {
     "layerwise": {"samples": 1},
 }
 STATIC = ("adaptersoup", "lorahub", "uniform")
-"""These give all rows one composition, whatever they ask."""
+"""These methods give all rows one composition, whatever the inputs."""
 
 METHODS = list(registered().values())
 EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -101,7 +101,10 @@ def test_methods_that_read_the_input_do_not(results: Path) -> None:
 
 @GATED
 def test_a_gates_weights_sum_to_one_and_its_entropy_is_recorded(results: Path, method: Method) -> None:
-    """At a token and module the weights sum to 1, and so do the means. `layerwise` leaves some modules to the base."""
+    """The weights at a token and module sum to 1, so the means sum to 1.
+
+    `layerwise` leaves some modules to the base.
+    """
     for line in lines_of(results, method.name):
         total = sum(line["weights"])
         assert 0 < total < 1.001 if method.plain_name == "layerwise" else total == pytest.approx(1, abs=1e-3)
@@ -119,7 +122,7 @@ def test_runs_without_a_gate_record_no_entropy(results: Path) -> None:
 
 
 def test_the_summary_shows_every_run_with_intervals(results: Path, tmp_path: Path) -> None:
-    """With a row a task only the intervals over tasks: rows cannot be drawn within their task."""
+    """With one row for each task, only intervals over tasks are possible: rows cannot be drawn within their task."""
     out = tmp_path / "summary.json"
     assert main(["summarize", str(results), "--by-run", "--format", "json", "--output", str(out)]) == 0
     content = json.loads(out.read_text())
@@ -131,7 +134,7 @@ def test_the_summary_shows_every_run_with_intervals(results: Path, tmp_path: Pat
         low, high = run["intervals"]["mean_over_tasks"]
         assert low <= run["mean"] <= high
         scores = {run["tasks"][task][main_score(metric)] for task, metric in metrics.items()}
-        assert (low < high) == (len(scores) > 1)  # only tasks of equal scores leave nothing to draw
+        assert (low < high) == (len(scores) > 1)  # tasks of equal scores do not vary
 
 
 def test_the_table_by_run_has_a_line_for_each(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def test_fewer_adapters_than_top_k_are_all_taken(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_logits_are_those_of_upstream_peft(tmp_path: Path) -> None:
-    """A gap between the singular values, or PEFT's 15 power iterations would not have found the vector yet."""
+    """The singular values get a gap; without this gap, PEFT's 15 power iterations would not find the vector."""
     base = tiny_llama()
     folders = [write_adapter(tmp_path / f"adapter{i}", base, seed=i) for i in range(5)]
     for folder in folders:
@@ -156,7 +156,8 @@ def test_what_is_rounded_to_16_bit_is_weighed_in_float32() -> None:
             a, b = down[p].double(), up[p].double().T
             values, directions = torch.linalg.svd(b @ a)[1:]
             for n in range(5):
-                # A x is given rounded, so V^T x is what V^T makes of the x in A's rows that has this A x.
+                # The gate gets a rounded A x. The expected V^T x is therefore computed from the x in the row space of A
+                # that has this A x.
                 within = torch.linalg.pinv(a) @ tokens.inner[0, n, p].double()
                 along = directions[:4] @ within
                 if isinstance(gate, Arrow):

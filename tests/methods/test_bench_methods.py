@@ -1,4 +1,4 @@
-"""The benchmark of methods, in small: its figures are of the methods asked for, the base's ratio is 1."""
+"""The benchmark of methods, in small: figures for the methods that are asked for, and the ratio 1 for the base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_retriever.running.results_folder import locked
 
 @pytest.mark.slow
 def test_every_method_asked_for_has_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that gives every method's answers of a round their seconds: a ratio is of seconds of one round."""
+    """A made-up clock sets the seconds of every method and round: a ratio compares seconds of one round."""
     seconds = {"base": [2.0, 20.0, 4.0], "mixture": [3.0, 40.0, 4.0], "arrow": [10.0, 50.0, 8.0]}
     mib = {"base": 5.0, "mixture": 7.0, "arrow": 5.5}
     answer, clock, left = bench_methods.answered, [0.0], {name: iter(values) for name, values in seconds.items()}

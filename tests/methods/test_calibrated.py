@@ -1,4 +1,4 @@
-"""Mixtures by calibrated probabilities: the weights against a plain loop, and what they come to on the miniature."""
+"""Mixtures by calibrated probabilities: the weights against a plain loop, and the weights on the miniature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ContextOf = Callable[..., Context]
 
 
 def plain_weights(chances: list[float], presence: float, router: Calibrated) -> list[float]:
-    """The formula of the module's docstring, one number after the other."""
+    """The formula of the module's docstring, computed number by number."""
     there = router.trust * presence
     m = min(router.nearest, len(chances))
     weights = [there * chance + ((1 - there) / m if place < m else 0) for place, chance in enumerate(chances)]
@@ -38,7 +38,7 @@ def plain_weights(chances: list[float], presence: float, router: Calibrated) -> 
 )
 def test_weights_are_those_of_a_plain_loop(router: Calibrated) -> None:
     random = np.random.default_rng(0)
-    chances = -np.sort(-random.dirichlet(np.full(8, 0.3), size=50), axis=1)[:, :6]  # what lies beyond is not found
+    chances = -np.sort(-random.dirichlet(np.full(8, 0.3), size=50), axis=1)[:, :6]  # the other two are not found
     presence = random.uniform(size=50)
     found = router.weights(chances, presence)
     for row, (row_chances, row_presence) in enumerate(zip(chances.tolist(), presence.tolist(), strict=True)):

@@ -121,7 +121,7 @@ def test_what_is_learned_depends_on_what_it_says_it_uses_and_may_read_nothing_el
     folder = context.learned("thing", {}, learn, uses={use})
     assert json.loads((folder / "record.json").read_text())["seen"] == read(context)
     assert context.learned("thing", {}, learn, uses={use}) == folder
-    read(context)  # outside of learning nothing is held back
+    read(context)  # outside of learning, a method may read everything that it declares
     context = learner(**change)
     other = context.learned("thing", {}, learn, uses={use})
     assert other != folder
@@ -145,7 +145,7 @@ def test_a_draw_needs_the_seed(learner: Callable[..., Context]) -> None:
     context.learned("thing", {}, lambda folder: {"seed": context.seed})
 
 
-# What routers and gates give
+# Results of routers and gates
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def assert_same_logits(case: Case, gate: Any, weigh: Any) -> None:
 
 
 def adapter_and_module(parts: Mapping[str, Parts], update: Tensor) -> tuple[str, str]:
-    """Whose update a full matrix is, and where."""
+    """The adapter and the module whose update equals a full matrix."""
     for adapter in parts:
         for module, other in updates_of(parts[adapter]).items():
             if other.shape == update.shape and torch.equal(other, update):
@@ -93,7 +93,7 @@ def test_seqr_takes_the_adapter_that_is_longest_by_its_own_measure(case: Case) -
 
 
 def test_layerwise_weighs_by_the_cosines_of_mean_updates(case: Case) -> None:
-    """The reference adds the updates of whole prompts, so it has its own hooks."""
+    """The reference needs the updates of whole prompts, so this test has its own hooks."""
     model, parts = case
     measured, names = measured_at_random(parts), list(parts)
     actual = gated_logits(model, names, torch.ones(len(ROWS), len(names)), Prototypes(measured, top_k=2))

@@ -1,4 +1,4 @@
-"""A method is one file: whoever reads a method's file reads the whole method, and may delete the file alone."""
+"""A method is one file: the file has the whole method, and the file alone can be deleted."""
 
 from __future__ import annotations
 

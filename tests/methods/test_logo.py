@@ -1,4 +1,4 @@
-"""LoGo: its signals are those of dense matrices on the plain base, its weights these signals, and it probes once."""
+"""LoGo: its signals equal dense matrices on the plain base, its weights are the signals, and it probes once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ def test_a_route_does_not_depend_on_the_batch(
 def test_the_prompts_are_read_once_for_all_methods_that_probe(
     context_of: Any, benchmark: Benchmark, batches: list[int]
 ) -> None:
-    """Masked or not, by LoGo or by weights; and a row whose input another has takes that one's signals."""
+    """Masked and unmarked runs of LoGo and `nearest_weights` share the signals.
+
+    Rows with equal inputs share them, too.
+    """
     rows = [*benchmark.rows[:3], benchmark.rows[1].model_copy(update={"id": 99})]
     context = context_of(rows=rows)
     routes = {method.name: method.router.route(context) for method in find_methods(["logo", "nearest_weights"])}
@@ -129,7 +132,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_signals(
     batches: list[int],
     step: str,
 ) -> None:
-    """While the third batch is read, or while its signals are saved: they are written, but not in their place yet."""
+    """The interruption comes while the third batch is read, or after its signals are written, before the renaming."""
     whole = probe(in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "whole")))
     interrupted = in_batches_of(2, context_of(rows=benchmark.rows[:6], results=tmp_path / "interrupted"))
     module = {"read": probing, "replace": os}[step]
@@ -261,12 +264,15 @@ def test_another_error_is_not_taken_for_want_of_memory(
 
 
 def decoding_at_most(rows: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a probing pass of more rows fail once it has read them; returns the sizes of the batches that were tried."""
+    """Let a probing pass of more than `rows` rows fail after reading.
+
+    Returns the sizes of the batches that were tried.
+    """
     read_prompts, sizes = probing.read_prompts, []
 
     def refusing(model: Any, prompts: Any, pad_id: int) -> None:
         sizes.append(len(prompts))
-        read_prompts(model, prompts, pad_id)  # so that the gate has noted them
+        read_prompts(model, prompts, pad_id)  # so that the gate has noted the prompts
         if len(prompts) > rows:
             raise error
 

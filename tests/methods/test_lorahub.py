@@ -40,7 +40,7 @@ QUICK = LoraHub(adapters=3, samples=1, steps=6)
 
 
 class Quadratic:
-    """A loss whose least value is 1, at planted weights. It counts its calls, and can be made to fail at one."""
+    """A loss with the minimum 1, at planted weights. The object counts its calls, and can fail at a given call."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.calls = 0
@@ -80,7 +80,7 @@ def test_a_penalty_shrinks_the_weights() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == pytest.approx(1.6, abs=0.02)
     assert sizes[-1] == 0
-    # The least of (w - p)² + |w| α/4 lies at |p| - α/8, and at 0 where that is below it.
+    # The minimum of (w - p)² + |w| α/4 is at |w| = |p| - α/8, or at 0 if this number is negative.
     best = [max(abs(planted) - 1 / 8, 0) for planted in PLANTED]
     least = 1 + sum((size - abs(planted)) ** 2 + size / 4 for size, planted in zip(best, PLANTED, strict=True))
     assert min(Search(l1=1).objective(step) for step in learned[1].steps) == pytest.approx(least, abs=0.02)
@@ -105,7 +105,7 @@ def test_a_loss_that_is_no_number_counts_as_a_bad_one() -> None:
 
 @pytest.mark.slow
 def test_no_weights_are_tried_twice(tmp_path: Path) -> None:
-    """COBYLA begins anew where it has converged, and asks again about the weights that it began with before."""
+    """When COBYLA has converged, it begins anew, and asks again for the loss of its first weights."""
     calls: list[tuple[float, ...]] = []
     log = tmp_path / "steps.jsonl"
 
@@ -170,7 +170,10 @@ def test_adapters_are_drawn_by_the_seed() -> None:
 
 
 def plain_loss(tokenizer: PreTrainedTokenizerBase, weights: dict[str, float], samples: Sequence[Sample]) -> float:
-    """Token by token and example by example, without padding, in float64, the fusion added to the base's matrices."""
+    """The loss in float64 by loops over examples and tokens, without padding.
+
+    The base's matrices contain the fusion.
+    """
     model = AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float64).eval()
     downs: dict[str, torch.Tensor] = {}
     ups: dict[str, torch.Tensor] = {}
@@ -210,7 +213,7 @@ def test_the_loss_is_that_of_a_plain_loop_over_examples(
 
 
 def test_padding_on_the_left_shifts_no_position() -> None:
-    """GPT-2's positions are absolute: counted with the padding, they would be others."""
+    """GPT-2's positions are absolute: if padding counted, the positions would be wrong."""
     model = ComposableModel(tiny_gpt2().double())
     examples = [
         {"input_ids": [5, 9, 31, 17, 22, 40, 8], "labels": [*[IGNORED] * 4, 22, 40, 8]},

@@ -1,4 +1,7 @@
-"""Merging methods: what their routers hand to the composers. The composers' formulas have tests of their own."""
+"""Merging methods: the weights that their routers give to the composers.
+
+The composers' formulas have tests of their own.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def test_merges_take_the_papers_adapters_and_weigh_them_for_their_composer(
 def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_where_nothing_is_pruned(
     generator: Generator, name: str
 ) -> None:
-    """The weights alone make of three equal adapters the adapter itself."""
+    """Without pruning, the merge of three equal adapters is the adapter itself."""
     method = registered()[name].with_options({"density": 1.0})
     first = generator.model.adapters[0]
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -59,7 +62,7 @@ def test_a_merge_of_one_adapter_three_times_over_is_that_adapter_where_nothing_i
 @pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, 0.8])
 def test_dare_keeps_its_share_of_entries_and_is_the_adapter_in_expectation(density: float) -> None:
-    """Over many seeds: what is kept of each factor, the factors as merged, and their product, as masks are apart."""
+    """Means over many seeds: the masks, the merged factors, and their product, because A and B have separate masks."""
     draw, seeds = torch.Generator().manual_seed(0), range(3000)
     down, up = (torch.randn(2, width, generator=draw, dtype=torch.float64) for width in (5, 4))  # A, B^T
     stack = ModuleStack("block.q_proj", 5, 4, torch.device("cpu"), torch.float64)
@@ -76,6 +79,6 @@ def test_dare_keeps_its_share_of_entries_and_is_the_adapter_in_expectation(densi
 
 
 def assert_mean(samples: Tensor, expected: Tensor) -> None:
-    """That of samples [n, ...], within five standard errors."""
+    """Assert that the mean of samples [n, ...] is within five standard errors of `expected`."""
     error = samples.std(dim=0) / len(samples) ** 0.5
     assert ((samples.mean(dim=0) - expected).abs() < 5 * error).all()

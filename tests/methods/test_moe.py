@@ -103,7 +103,10 @@ def test_an_adapter_that_is_no_expert_is_refused(case: Case) -> None:
 
 @pytest.mark.slow
 def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
-    """The teacher gives every token the expert that it names; trained on its outputs, the gate chooses the same."""
+    """A teacher gives every token a planted expert.
+
+    A gate that is trained on the teacher's outputs chooses the same expert.
+    """
     base = tiny_llama(layers=1)
     base.requires_grad_(False)
     model = ComposableModel(base)
@@ -111,7 +114,7 @@ def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
     for seed, name in enumerate(names):
         model.load_adapter(write_adapter(tmp_path / name, base, seed, target_modules=["v_proj"]), name=name)
     vocabulary = torch.arange(1, 13)  # [12]
-    planted = vocabulary % 3  # the expert of each
+    planted = vocabulary % 3  # the expert of each word
     draw = torch.Generator().manual_seed(0)
 
     class Teacher:
@@ -140,7 +143,7 @@ def test_a_planted_expert_is_found_for_every_token(tmp_path: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
     layer = base.model.layers[0]
-    x = layer.input_layernorm(base.model.embed_tokens(vocabulary))  # [12, d]: all that v_proj knows of a token
+    x = layer.input_layernorm(base.model.embed_tokens(vocabulary))  # [12, d]: the input of v_proj for each token
     assert (x @ matrix.T).argmax(dim=1).tolist() == planted.tolist()
 
 
@@ -213,7 +216,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_it_would_have(
     with pytest.raises(KeyboardInterrupt):
         CHEAP.fit(context)
     matrices, losses = trained(context)
-    assert len(batches) == 8 + 4  # of ten steps, six were saved
+    assert len(batches) == 8 + 4  # six of ten steps were saved
     assert losses == whole[1]
     assert matrices.by_module.keys() == whole[0].by_module.keys()
     assert all(torch.equal(matrix, whole[0].by_module[module]) for module, matrix in matrices.by_module.items())

@@ -1,4 +1,4 @@
-"""Nearest by weights: the adapter of the largest share by dense matrices answers alone, and never a masked one."""
+"""Nearest by weights: the adapter with the largest share by dense matrices answers alone; no masked adapter answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The register of methods: what is in it, how options reach a method, and how a user's own gets in."""
+"""The register of methods: its methods, how options reach a method, and how a user's own method is added."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from lora_retriever.running.sweep import expand
 
 EIGHT = ["base", "selection", "selection_ood", "fusion", "fusion_ood", "mixture", "mixture_ood", "best_selection"]
 
-# A method as a user would write it, in a file beside the profile.
+# A user's own method, in a file beside the profile.
 TOY = """
     from dataclasses import dataclass
 
@@ -128,11 +128,11 @@ def test_all_stands_for_every_registered_method_and_paper_for_its_eight() -> Non
 def test_every_method_says_what_it_is_and_where_it_is_described(name: str) -> None:
     method = registered()[name]
     assert method.name == name
-    assert re.fullmatch(r"[a-z0-9_]+", name)  # of a file, and with a sweep's @k=2 after it
+    assert re.fullmatch(r"[a-z0-9_]+", name)  # the name of a file; a sweep adds @k=2
     for text in (method.summary, method.citation):
         assert text.strip() == text != ""
         assert "\n" not in text
-        assert not text.endswith(".")  # the table's line goes on
+        assert not text.endswith(".")  # the line of the table goes on after this text
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_two_files_that_register_one_name_are_refused(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_results_are_read_without_torch() -> None:
-    """To print a table need not wait for it; so nothing on that path may import a method's file."""
+    """Printing a table must not wait for the import of torch, so no module on this path may import a method's file."""
     check = "import sys, lora_retriever.analysis.runs, lora_retriever.analysis.summary; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
@@ -341,7 +341,7 @@ def test_code_of_a_user_that_has_changed_is_another_configuration(toy: Path) -> 
         evaluate(load_profile(path), None, toy / "results", 1, QUIET)
 
 
-# Methods as they are run
+# Runs of methods
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ def made(name: str, router: Router, masked: bool = False) -> Method:
 def test_a_method_that_cannot_be_planned_costs_the_others_nothing(
     tiny: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A router that gives masked rows their own adapters, and one that forgets a row; the oracle comes after them."""
+    """One router gives masked rows their own adapters, one router forgets a row; the oracle comes after these two."""
     methods = [made("leak", Own(), masked=True), made("short", Short()), registered()["best_selection"]]
     monkeypatch.setattr(evaluate_module, "methods_of", lambda profile, names=None: methods)
     with pytest.raises(UserError) as error:
@@ -404,7 +404,7 @@ def test_weights_of_other_number_types_become_floats() -> None:
 
 
 def test_options_are_recorded_as_they_will_be_read_again() -> None:
-    """A tuple comes back from JSON as a list, and a finished run must not be refused for that."""
+    """JSON turns a tuple into a list, and a finished run must not be refused because of this difference."""
     assert made("tuples", Layers((1, 2))).describe()["router"]["layers"] == [1, 2]
     with pytest.raises(UserError, match="method sets: its options cannot be recorded as JSON"):
         made("sets", Layers(frozenset({1}))).describe()

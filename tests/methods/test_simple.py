@@ -1,4 +1,4 @@
-"""Uniform and random: what any router has to beat."""
+"""Uniform and random: the floors that every router should beat."""
 
 from __future__ import annotations
 

@@ -69,12 +69,15 @@ def test_the_prompts_weights_hold_while_rows_end_and_leave(case: Case) -> None:
     found = continued_together(case.model, PROMPTS, [end], 8, compositions, "fusion", gate)
     assert found == [until(answer, end) for answer in answers]
     with case.model.composed(list(EXPERTS), OFFERED, "fusion", gate=gate):
-        case.model(**padded(PROMPTS[::-1]))  # what an earlier pass has remembered does not count
+        case.model(**padded(PROMPTS[::-1]))  # the memory of an earlier pass does not count
         assert generated(case.model, PROMPTS, [end], 8) == found
 
 
 def test_training_sees_the_weights_that_the_answer_is_made_with(case: Case) -> None:
-    """Read in one go with the answer behind it, the prompt alone decides; and gradients reach every matrix."""
+    """One pass reads the prompt and the answer.
+
+    The prompt alone decides the weights, and gradients reach every matrix.
+    """
     gate = GateInTraining(prompt_weights)
     row, prompt = PROMPTS[3], 5
     with case.model.composed(list(EXPERTS), OFFERED[:1], "fusion", gate=gate):
@@ -89,7 +92,7 @@ def test_training_sees_the_weights_that_the_answer_is_made_with(case: Case) -> N
         ).logits
     torch.testing.assert_close(logits.detach(), expected, atol=1e-9, rtol=1e-9)
     for module, parameter in gate.parameters.items():
-        alone = sum(module in parts for parts in case.parts.values()) == 1  # an expert alone has weight 1 in any case
+        alone = sum(module in parts for parts in case.parts.values()) == 1  # a single expert always has weight 1
         assert parameter.grad is not None
         assert parameter.grad.any() != alone
 

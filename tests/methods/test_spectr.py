@@ -50,7 +50,7 @@ def test_each_token_is_weighed_as_by_dense_decompositions(
 
 
 def offered_of(pairs: list[tuple[Tensor, Tensor]], rank: int) -> Offered:
-    """What a module offers, of A [r, d_in] and B [d_out, r] each, zero-padded to a rank."""
+    """The offer of a module: pairs of A [r, d_in] and B [d_out, r], padded with zeros to a rank."""
     down = torch.zeros(len(pairs), rank, pairs[0][0].shape[1], dtype=torch.float64)
     up = torch.zeros(len(pairs), rank, pairs[0][1].shape[0], dtype=torch.float64)
     for place, (a, b) in enumerate(pairs):
@@ -59,7 +59,7 @@ def offered_of(pairs: list[tuple[Tensor, Tensor]], rank: int) -> Offered:
 
 
 def test_the_spectrum_is_that_of_the_full_matrix_whatever_its_rank() -> None:
-    """Full rank, padded, with directions that A or B has twice, and an untrained one, whose B is 0."""
+    """Adapters of full rank, with padding, with a direction twice in A or B, and an untrained adapter, whose B is 0."""
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -88,7 +88,7 @@ def test_the_spectrum_is_that_of_the_full_matrix_whatever_its_rank() -> None:
 
 
 def test_directions_that_16_bit_cannot_tell_from_rounding_count_as_none() -> None:
-    """A's third direction is 2^-8 of its first: bfloat16 rounds x to about as much, float16 to a quarter of it."""
+    """A's third direction is 2^-8 of its first. bfloat16 rounds x by about 2^-8, float16 by a quarter of this."""
     a, b = torch.zeros(3, 12), torch.eye(9)[:, :3]
     a[0, 0], a[1, 1], a[2, 2] = 1, 2**-2, 2**-8
     for dtype, rank in ((torch.bfloat16, 2), (torch.float16, 3), (torch.float32, 3)):
@@ -101,7 +101,7 @@ def test_scaling_counts_only_with_singular_values() -> None:
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((4, 12), (9, 4)))
     inner = torch.randn(1, 3, 2, 4, generator=draw, dtype=torch.float64)
-    inner[:, :, 1] = inner[:, :, 0]  # the two adapters are one, but for the scaling
+    inner[:, :, 1] = inner[:, :, 0]  # the two adapters differ in the scaling alone
     offered = offered_of([(a, b), (a, 8 * b)], 4)
     for singular_values, times in ((False, 1), (True, 8)):
         scores = lengths(SpectR(singular_values=singular_values).prepare(offered), inner)  # [1, 3, 2]

@@ -1,4 +1,4 @@
-"""The softmax over what is offered: what a loop over rows says, and finite gradients whatever is offered."""
+"""The softmax over the offered adapters: equal to a loop over rows, and with finite gradients for every offer."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_a_metric_in_a_local_folder_scores_the_rows_that_name_it(tmp_path: Path,
     (run,) = summarize(read_runs(tmp_path / "results"), allowing(tmp_path, "standard"))
     assert run.scored.main_scores() == {"mine": 50.0}
     statistics = run.scored.tasks["mine"].parts[0][1]
-    assert statistics == pytest.approx(np.array([[100, 1], [100, 1], [0, 1], [0, 1]]))  # a mean: its rows' own scores
+    assert statistics == pytest.approx(np.array([[100, 1], [100, 1], [0, 1], [0, 1]]))  # a mean of row scores
     (interval,) = {interval for quantity, interval in run.intervals.items() if quantity.level == "task"}
     assert interval[0] < 50 < interval[1]
 
@@ -130,7 +130,7 @@ def test_a_metric_in_a_folder_that_is_not_allowed_never_runs(tmp_path: Path) -> 
         with pytest.raises(UserError, match=f"from allowed folders.*--allow-metrics {tmp_path}.*`metrics: "):
             score_run(run, scoring)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(UserError, match="cannot be loaded"):  # it is no metric, but now it has run
+    with pytest.raises(UserError, match="cannot be loaded"):  # the module is no metric, but ran
         score_run(run, allowing(tmp_path))
     assert (tmp_path / "ran").exists()
 

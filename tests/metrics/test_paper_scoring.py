@@ -1,4 +1,4 @@
-"""The paper's scores, against plain computations of their definitions."""
+"""The paper's scores against plain computations by the definitions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_bleu_is_the_geometric_mean_of_clipped_precisions_with_the_brevity_penal
     precisions = [
         sum((ngrams(ANSWER, n) & ngrams(TARGET, n)).values()) / sum(ngrams(ANSWER, n).values()) for n in (1, 2, 3)
     ]
-    # No 4-gram is shared and nothing is smoothed, so the answer scores next to nothing; up to three it counts.
+    # No 4-gram is shared, and there is no smoothing, so BLEU is nearly 0; the n-grams up to three words are shared.
     assert bleu(TARGET, ANSWER)["bleu"] < 1e-60
     longer = "the old town of Ostia lies by the sea"
     precisions = [
@@ -103,7 +103,7 @@ def test_the_length_of_a_subsequence_is_that_of_the_table(x: list[str], y: list[
 
 
 def walked(x: list[str], y: list[str]) -> set[str]:
-    """The words on the way that the package takes back through its table."""
+    """The words on the package's path back through its table."""
     i, j, found = len(x), len(y), set()
     while i and j:
         if x[i - 1] == y[j - 1]:
@@ -155,7 +155,10 @@ def test_a_target_of_any_length_is_scored() -> None:
 
 
 def test_rouge_is_the_harmonic_mean_of_precision_and_recall() -> None:
-    """The package counts distinct n-grams, and in rouge-l distinct words, against the longest common subsequence."""
+    """The package counts distinct n-grams.
+
+    For rouge-l it compares distinct words with the longest common subsequence.
+    """
     scores = rouge(TARGET, ANSWER)
     for n in (1, 2):
         target, answer = set(ngrams(TARGET, n)), set(ngrams(ANSWER, n))
@@ -189,7 +192,7 @@ def test_of_several_targets_the_best_counts_for_each_row() -> None:
 
 
 def test_bleu_takes_several_targets_at_once() -> None:
-    """Clipped by the target with the most of an n-gram; the brevity penalty is of the target nearest in length."""
+    """The target with most copies of an n-gram clips it; the target nearest in length gives the brevity penalty."""
     targets = ["a b c d x x x x", "y c d e f y"]
     answer = "a b c d e f"
     counts = [ngrams(target, n) for n in (1, 2, 3, 4) for target in targets]

@@ -1,4 +1,4 @@
-"""Scores of plans: KAS against recorded scores of the published scorer, the others against computations by hand."""
+"""Scores of plans: KAS against recorded scores of the published code, other scores against computations by hand."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_chunks_join_movements_and_drop_what_says_little(step: str, expected: st
 
 def test_a_reference_of_several_turns_loses_every_other_turn() -> None:
     assert kas("turn left turn right take mug", "turn left turn right take mug") == pytest.approx(1, abs=1e-6)
-    # {turn right, take, mug} is left on one side, and {take, mug} on the other
+    # {turn right, take, mug} remains of the target, and {take, mug} of the answer
     assert kas("turn left turn right take mug", "turn right take mug") == pytest.approx(1, abs=1e-6)
     assert kas("turn left turn right take mug", "turn left take mug cup") == pytest.approx(2 / 3, abs=1e-6)
 
@@ -78,7 +78,7 @@ def test_a_short_plan_is_padded_and_further_steps_are_ignored() -> None:
 
 
 def best_pairing(wanted: list[set[str]], given: list[set[str]]) -> int:
-    """The most shared chunks over all pairings that keep the order, by trying all."""
+    """The maximum number of shared chunks over all pairings that keep the order, by trying all pairings."""
     best = 0
     for size in range(min(len(wanted), len(given)) + 1):
         for left in itertools.combinations(wanted, size):
@@ -108,7 +108,7 @@ def test_f1_counts_all_steps_and_alignment_finds_the_best_pairing() -> None:
 
 
 def slow_cider(references: list[str], answers: list[str]) -> float:
-    """CIDEr-D of steps with one reference each, by its definition: tf × idf vectors of n-grams, n = 1 to 4, σ = 6."""
+    """CIDEr-D by its definition, for steps with one reference each: tf × idf vectors of n-grams, n = 1 to 4, σ = 6."""
     total = 0.0
     for n in range(1, 5):
         grams = [

@@ -1,4 +1,4 @@
-"""Standard scoring: against the libraries' own scores, SQuAD's rules by hand, and the figures known of real answers."""
+"""Standard scoring against the libraries' own scores, SQuAD's rules by hand, and known figures of real answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ WORDS = st.lists(st.sampled_from(["the", "old", "town", "sea", "lies", "by", "qu
 
 @pytest.mark.parametrize("seed", range(20))
 def test_bleu_and_chrf_of_any_rows_are_sacrebleus(seed: int) -> None:
-    """The statistics are taken once; any choice of rows, with repetitions, scores as sacrebleu scores those rows."""
+    """The statistics of any choice of rows, with repetitions, give the scores that sacrebleu gives these rows."""
     generator = np.random.default_rng(seed)
     rows = generator.integers(0, len(TARGETS), generator.integers(1, 7))
     targets, answers = [TARGETS[row] for row in rows], [ANSWERS[row] for row in rows]
@@ -214,7 +214,7 @@ def test_a_metric_that_fails_or_gives_no_number_names_the_row() -> None:
         ("答案。", "答案", 1, 1),
         ("今天 天气", "今天天气", 1, 1),
         ("很好", "好", 0, 2 / 3),
-        ("the", "", 1, 1),  # an article alone is nothing
+        ("the", "", 1, 1),  # an article alone counts as no word
         ("no no no", "no", 0, 2 * 1 * (1 / 3) / (1 + 1 / 3)),
     ],
 )
@@ -277,7 +277,7 @@ def test_every_exact_match_task_of_the_benchmark_has_a_kind(official: Path) -> N
 
 @pytest.mark.long
 def test_the_official_answers_score_as_measured(official_answers: Path) -> None:
-    """Figures taken for this project with other code: per-task scores, averaged over the tasks that have them."""
+    """Other code measured the expected figures: each score is averaged over the tasks that have this score."""
     scoring = Scoring("standard")
     summary = to_json(summarize(read_runs(official_answers), scoring), scoring)
     tasks = summary["runs"]["selection"]["tasks"].values()
@@ -293,7 +293,7 @@ def test_both_scorings_stand_side_by_side(official_answers: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(",base paper,base paper low,base paper high,base standard")
     chrf = next(line for line in lines if line.startswith("translation chrf"))
-    assert chrf.split(",")[1:4] == ["", "", ""]  # the paper's scoring has none
+    assert chrf.split(",")[1:4] == ["", "", ""]  # paper scoring has no chrF
     assert main(["summarize", str(official_answers), "--scoring", "both", "--format", "json"]) == 0
     both = json.loads(capsys.readouterr().out)
     assert set(both["scorings"]) == {"paper", "standard"}

@@ -1,4 +1,4 @@
-"""Texts as they are compared: forms, line ends, and words of every script."""
+"""The forms in which texts are compared: Unicode forms, line ends, and words of every script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_retriever.metrics.texts import in_one_form, main_script, split_charact
         ("yes\r\n\r\nbecause", "yes\n\nbecause"),
         ("a\rb\x85c\u2028d\u2029e", "a\nb\nc\nd\ne"),
         ("\ufeffyes", "yes"),
-        ("x²  ½ ﬁ Ａ", "x²  ½ ﬁ Ａ"),  # what a reader tells apart stays apart
+        ("x²  ½ ﬁ Ａ", "x²  ½ ﬁ Ａ"),  # characters that readers distinguish stay different
         ("half a pair \ud83d", "half a pair \ud83d"),
     ],
 )
@@ -84,9 +84,9 @@ def test_only_scripts_without_spaces_are_parted() -> None:
         (["오늘 날씨가 좋다"], "Hangul"),
         (["วันนี้อากาศดี"], "Thai, Lao, Khmer or Myanmar"),
         (["the word 好 in an English sentence"], None),
-        (["今天", "OK"], None),  # as many letters of either kind
+        (["今天", "OK"], None),  # equally many letters of both kinds
         (["好"], "Han"),
-        (["今天天气", "OK", "hi"], None),  # four letters of either kind
+        (["今天天气", "OK", "hi"], None),  # four letters of both kinds
         (["今天天气很", "OK", "hi"], "Han"),
         (["今天天气很好很好好", "の"], "kana"),  # one letter of ten is kana
         (["今天天气很好很好好天", "の"], "Han"),  # one of eleven

@@ -1,4 +1,4 @@
-"""Plans step by step: what is asked, when a plan ends, what an adapter learns; and the miniature as a whole."""
+"""Plans step by step: the questions, the end of a plan, the examples of an adapter; and the whole miniature."""
 
 from __future__ import annotations
 

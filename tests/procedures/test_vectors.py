@@ -1,4 +1,4 @@
-"""Vectors of passages from a base: each is the mean over its own tokens, whatever stands beside it in the batch."""
+"""Vectors of passages from a base: each vector is the mean over its passage's tokens, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TEXTS = ["what does Karin wear?", "the crop", "what is the crop of Ister and of 
 
 @pytest.mark.slow
 def test_a_vector_is_the_mean_of_the_last_hidden_states_of_its_passage(tmp_path: Path) -> None:
-    """Passages of different lengths in one batch, against one pass for each; the file keeps the passages' order."""
+    """Passages of different lengths in one batch equal one pass for each passage.
+
+    The file keeps the passages' order.
+    """
     lines = [{"sentText": text, "relationMentions": [], "negativeLabels": [], "fold": 1} for text in TEXTS]
     (tmp_path / "passages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     call = ["--knowledgenet", str(tmp_path / "passages.jsonl"), "--base", str(TINY / "base")]

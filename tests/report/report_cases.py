@@ -1,4 +1,4 @@
-"""A results folder of the paper's size, made up: 2,395 rows of 48 tasks under 12 runs, a sweep over k among them."""
+"""A made-up results folder of the paper's size: 2,395 rows of 48 tasks under 12 runs, with a sweep over k."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ RUNS = {
     "base": 0, "selection": 1, "selection_ood": 1, "fusion": 3, "fusion_ood": 3, "mixture": 3, "mixture_ood": 3,
     "best_selection": 1, "fusion@k=1": 1, "fusion@k=8": 8, "mixture@k=1": 1, "mixture@k=8": 8,
 }  # fmt: skip
-"""How many adapters each run gives a row."""
+"""Number of adapters of a row, by run."""
 NOT_RETRIEVING = ("base", "best_selection")
 SKILL = {"base": 0.1, "fusion": 0.8, "mixture": 0.95}
 HOSTILE = '</script><script>document.title = "taken over"</script><img src=x onerror="document.title=\'taken over\'">'
-"""The answer of the first row's first run: a page that took it for markup would show it in its title."""
+"""The first run's answer to the first row. A page that takes this answer for markup changes its own title."""
 
 
 STAGED = ("mixture", 7)
@@ -48,7 +48,7 @@ STAGES = [
 
 
 def write_full_size(folder: Path, words: Sequence[str]) -> None:
-    """Write the runs, their texts being random `words`; every call writes the same."""
+    """Write the runs, with texts of random `words`. Every call writes the same files."""
     dice = random.Random(0)
     rows = [_row(task, dice, words) for task in DOMAIN for _ in range(45 if task == "cb" else 50)]
     ranked = [_ranked(row["task"], dice) for row in rows]
@@ -84,7 +84,10 @@ def _row(task: str, dice: random.Random, words: Sequence[str]) -> dict[str, Any]
 
 
 def _ranked(task: str, dice: random.Random) -> list[tuple[str, float]]:
-    """All adapters with their scores, best first: the own one most likely, then those of its domain."""
+    """All adapters with their scores, best first.
+
+    Most often the own adapter is first, followed by adapters of its domain.
+    """
     score = {
         name: dice.gauss(0, 0.12) + 0.45 + 0.25 * (name == task) + 0.12 * (domain == DOMAIN[task])
         for name, domain in DOMAIN.items()

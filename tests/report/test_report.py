@@ -1,4 +1,4 @@
-"""The report: its figures against loops over the files, and a page that holds any text and nothing else."""
+"""The report: its figures against loops over the files, and a page that shows any text as plain text."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write(folder: Path, name: str, lines: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Five runs of six rows: a sweep over k, to which plain `mixture` belongs by its record."""
+    """Five runs of six rows. The record of plain `mixture` makes this run a part of the sweep over k."""
     folder = tmp_path / "results"
     folder.mkdir()
     for name in ANSWERS:
@@ -80,7 +80,7 @@ def content_of(folder: Path, index: AdapterIndex | None = None) -> ReportContent
 
 
 class Page(HTMLParser):
-    """The elements of a page and the text of its scripts, as a browser's parser would find them."""
+    """The elements of a page, and the text of its scripts, by the rules of a browser's parser."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_similarity_is_the_cosine_of_mean_embeddings_in_the_domains_order(result
 def test_without_an_index_tasks_are_compared_by_what_was_retrieved(results: Path) -> None:
     found = content_of(results).similarity
     assert found
-    assert "shares in which mixture retrieved" in found.title  # the first of those with most adapters a row
+    assert "shares in which mixture retrieved" in found.title  # the first run of those with most adapters a row
     assert "--index" in found.title
     counts = {task: Counter[str]() for task in ("sky", "rain", "song")}
     for id, (task, *_) in enumerate(ROWS):
@@ -378,7 +378,7 @@ HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u206
 
 
 def escaped(text: str) -> str:
-    """The text with Python's escapes for what must not be shown as it is, character by character."""
+    """The text, with Python's escape in place of every hidden character."""
     return "".join(ascii(character)[1:-1] if HIDDEN.match(character) else character for character in text)
 
 
@@ -446,7 +446,7 @@ def test_characters_without_a_font_are_named_in_one_line(
 def test_characters_that_another_font_has_are_drawn_in_it(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """matplotlib brings STIX, which has 𝔄 (U+1D504); DejaVu Sans has it not or as well, but nothing may be missing."""
+    """matplotlib's own font STIX has 𝔄 (U+1D504), and DejaVu Sans may lack it; no character may be missing."""
     write_named(results, "𝔄 \u2a0c \u29eb")
     save_plots(content_of(results), tmp_path / "plots")
     assert capsys.readouterr().err == ""

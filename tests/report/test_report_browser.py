@@ -1,4 +1,4 @@
-"""The report of the paper's size in a real browser: it loads and filters at once, and everything in it works.
+"""The report of the paper's size in a real browser: the page loads and filters quickly, and every part works.
 
 It needs Chromium (`browsers`). With REPORT_SCREENSHOTS=docs/report the documentation's pictures are made
 anew.
@@ -28,7 +28,7 @@ from lora_retriever.metrics import Scoring
 
 pytestmark = pytest.mark.long
 
-LIMIT = 5000  # milliseconds; a quiet machine takes a tenth, a test must not fail on a busy one
+LIMIT = 5000  # milliseconds; a quiet machine takes a tenth, and a test must not fail on a busy machine
 ROWS = 2395
 
 # In the page: do something, wait for the next frame, and tell how long both took.
@@ -58,7 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_rows: list[Row]) -> P
 
 @pytest.fixture(scope="module")
 def answers(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every run's lines, as the files have them."""
+    """The lines of every run's file."""
     return {
         name: [json.loads(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in RUNS
@@ -70,13 +70,13 @@ Opened = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def complaints() -> list[str]:
-    """What any page wrote to the console, threw, or asked the network for."""
+    """Messages on the console, errors, and requests to the network, of any page."""
     return []
 
 
 @pytest.fixture(scope="module")
 def open_page(browser: Browser, results: Path, complaints: list[str]) -> Opened:
-    """Opens the report, at an address within it, with options of the browser's page."""
+    """A function that opens the report at an address within the page, with options of the browser's page."""
     report = (results / "report.html").as_uri()
 
     def opened(address: str = "", **options: Any) -> Page:
@@ -93,7 +93,7 @@ def open_page(browser: Browser, results: Path, complaints: list[str]) -> Opened:
 
 @pytest.fixture
 def opened(open_page: Opened, browser: Browser, shared: Page, complaints: list[str]) -> Iterator[Opened]:
-    """For tests that need a fresh page or several; afterwards nothing may have gone wrong."""
+    """A function that opens new pages, for a test that needs its own pages. At the end, no page may have complaints."""
     yield open_page
     for context in browser.contexts:
         if context != shared.context:
@@ -108,7 +108,10 @@ def shared(open_page: Opened) -> Page:
 
 @pytest.fixture
 def page(shared: Page, complaints: list[str]) -> Iterator[Page]:
-    """The page that tests share, with no filter set and the first row shown; afterwards nothing may have gone wrong."""
+    """The page that tests share, without a filter and with the first row.
+
+    At the end, the page may have no complaints.
+    """
     shared.evaluate("document.activeElement.blur(); location.hash = '#reader?row=0'")
     wait_until(shared, f"document.getElementById('filter-count').textContent === '{ROWS} of {ROWS} rows'")
     wait_until(shared, "document.querySelector('#detail h3')?.textContent.startsWith('Row 0 ')")
@@ -310,7 +313,7 @@ def test_a_row_shows_every_runs_answer_with_what_was_used(page: Page, answers: d
     ]  # fmt: skip
     page.locator("#detail summary").click()
     assert page.locator("#detail .prompt").text_content() == ALPACA.replace("{inputs}", answers["base"][1234]["inputs"])
-    found = page.locator("#detail .found li").all_text_contents()  # with the row's own adapter, and masked
+    found = page.locator("#detail .found li").all_text_contents()  # hits with the row's own adapter, and masked
     for start, name in ((0, "selection"), (8, "mixture_ood")):
         kept = answers[name][1234]["retrieved"]
         wanted = zip(kept["adapters"], kept["scores"], kept["probabilities"], strict=True)
@@ -369,7 +372,7 @@ def test_the_reader_works_by_keyboard(page: Page) -> None:
     assert selected.get_attribute("aria-posinset") == str(ROWS)
     assert selected.get_attribute("id") == page.get_attribute("#list", "aria-activedescendant")
     assert selected.is_visible()
-    assert page.locator("#list .item").count() < 60  # what is out of view does not exist
+    assert page.locator("#list .item").count() < 60  # the page has no element that is out of view
     page.keyboard.press("/")
     page.keyboard.type("jk")  # letters in the search are letters
     assert page.input_value("#filter-text") == "jk"
@@ -379,7 +382,7 @@ def test_the_reader_works_by_keyboard(page: Page) -> None:
 
 def test_the_address_brings_back_the_row_and_the_filters(opened: Opened) -> None:
     page = opened()
-    assert "#" not in page.url  # opening a report says nothing yet
+    assert "#" not in page.url  # a page that was just opened has no choice to keep
     page.select_option("#filter-domain", "nli")
     page.select_option("#filter-run", label="mixture@k=8")
     page.fill("#filter-text", "a & b=c #")
@@ -415,7 +418,7 @@ def test_it_prints_on_white_with_all_tables_and_without_the_reader(opened: Opene
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("#reader").is_hidden()
     assert page.locator("#tables table").nth(1).is_visible()
-    assert page.locator("table.heat").count() == 2  # printing draws what was not looked at yet
+    assert page.locator("table.heat").count() == 2  # printing draws the maps that were not in view yet
 
 
 def test_hidden_characters_are_shown_as_escapes(browser: Browser, tmp_path: Path) -> None:
@@ -443,7 +446,7 @@ def test_a_report_without_adapters_opens_too(
     browser: Browser, answers: dict[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lora_retriever.resampling.DRAWS", 200)
-    original = ("inputs", "targets", "metric", "domain", "task", "predicted_answer")  # what the original's files hold
+    original = ("inputs", "targets", "metric", "domain", "task", "predicted_answer")  # as in the original's files
     for name in ("base", "selection"):
         lines = [{key: line[key] for key in original} for line in answers[name][::25]]
         lines[1]["predicted_answer"] = "\n"

@@ -1,4 +1,4 @@
-"""Temperatures and calibration error on data of known truth."""
+"""Temperatures and calibration error on data whose right result is known."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def test_the_temperature_that_made_the_data_is_found(scale: float) -> None:
 
 
 def planted_presence(samples: int, seed: int) -> HeldOut:
-    """Scores [samples, 4] whose best one and its lead are normal, with one covariance, by whether the own is masked.
-
-    There they have the means 3.2 and 1.2, masked 2 and 1; the covariance is [[1, 0.02], [0.02, 0.04]].
+    """Scores [samples, 4]. The best score and its lead over the next score follow a normal distribution of two
+    dimensions: with the own adapter in the pool, the means are 3.2 and 1.2; with the own adapter masked, 2 and 1. The
+    covariance is always [[1, 0.02], [0.02, 0.04]].
     """
     random = np.random.default_rng(seed)
 
     def lead(best: np.ndarray, mean_best: float, mean: float) -> np.ndarray:
-        """Of the best score over the next, [samples]: regressed on it, with the rest of its variance as noise."""
+        """The lead of the best score over the next score, [samples]: a part that follows the best score, and noise."""
         return mean + 0.02 * (best - mean_best) + random.normal(scale=np.sqrt(0.04 - 0.02**2), size=samples)
 
     own = random.normal(3.2, size=samples)
-    first = own - lead(own, 3.2, 1.2)  # of the others: variance 1 + 0.04 - 2 * 0.02
+    first = own - lead(own, 3.2, 1.2)  # the best other adapter: variance 1 + 0.04 - 2 * 0.02
     second = first - lead(first, 2.0, 1.0)
     scores = np.column_stack([own, first, second, second - 1])
-    places = random.permuted(np.tile(np.arange(4), (samples, 1)), axis=1)  # where each of them stands
+    places = random.permuted(np.tile(np.arange(4), (samples, 1)), axis=1)  # the adapter that gets each score
     shuffled = np.empty_like(scores)
     np.put_along_axis(shuffled, places, scores, axis=1)
     return HeldOut(shuffled, places[:, 0])
@@ -49,7 +49,7 @@ def planted_presence(samples: int, seed: int) -> HeldOut:
 
 @pytest.mark.slow
 def test_presence_is_the_posterior_of_the_planted_scores() -> None:
-    """Of two normals with one covariance it is logistic: w = Σ⁻¹ (μ₁ - μ₀), w₀ = -w (μ₁ + μ₀) / 2."""
+    """For two normals with one covariance, the posterior is logistic: w = Σ⁻¹ (μ₁ - μ₀), w₀ = -w (μ₁ + μ₀) / 2."""
     slopes = np.linalg.solve([[1, 0.02], [0.02, 0.04]], np.array([3.2 - 2, 1.2 - 1]))
     constant = -slopes @ np.array([3.2 + 2, 1.2 + 1]) / 2
     presence = fit_presence(planted_presence(40_000, seed=0))
@@ -84,12 +84,12 @@ def test_three_adapters_are_enough_for_presence() -> None:
 
 
 def test_the_order_of_the_adapters_does_not_matter_to_presence() -> None:
-    """Of many adapters, where a partial sort leaves the best scores in any order unless they are asked for."""
+    """With many adapters, a partial sort leaves the best scores in no fixed order, unless the call wants an order."""
     random = np.random.default_rng(4)
     scores, own = random.normal(size=(300, 80)), random.integers(80, size=300)
     scores[np.arange(300), own] += 1
     order = random.permutation(80)
-    there = np.argsort(order)  # where each adapter stands in the other order
+    there = np.argsort(order)  # the place of each adapter in the other order
     first, second = fit_presence(HeldOut(scores, own)), fit_presence(HeldOut(scores[:, order], there[own]))
     assert first.weights == pytest.approx(second.weights, rel=1e-9)
 
@@ -127,7 +127,7 @@ def temperature_by_hand(scores: np.ndarray, own: np.ndarray, rivals: int) -> flo
 def test_of_a_large_pool_the_best_rivals_and_the_own_adapter_count(
     monkeypatch: pytest.MonkeyPatch, rivals: int
 ) -> None:
-    """Six adapters; own adapters of every rank, so also one that is the last of the best or outside of them."""
+    """With six adapters, the own adapter has every rank: also the last rank of the best, and ranks below the best."""
     monkeypatch.setattr("lora_retriever.retrieval.calibration.RIVALS", rivals)
     generator = np.random.default_rng(5)
     scores = generator.normal(size=(120, 6))
@@ -140,7 +140,7 @@ def test_of_a_large_pool_the_best_rivals_and_the_own_adapter_count(
 def test_a_temperature_far_below_the_spread_of_the_scores_is_found() -> None:
     generator = np.random.default_rng(6)
     scores = np.column_stack([generator.normal(scale=0.02, size=(20_000, 2)), np.full((20_000, 2), -10.0)])
-    first = 1 / (1 + np.exp((scores[:, 1] - scores[:, 0]) / 0.01))  # the two others have no chance
+    first = 1 / (1 + np.exp((scores[:, 1] - scores[:, 0]) / 0.01))  # the other two adapters have probability 0
     own = np.where(generator.random(20_000) < first, 0, 1)
     assert fit_temperature(HeldOut(scores, own)) == pytest.approx(0.01, rel=0.1)
 

@@ -1,4 +1,4 @@
-"""The cache gives back the bits that were encoded, whoever else uses it and whatever has become of its file."""
+"""The cache gives back exactly the embeddings that were encoded, also with other users of the file and after damage."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TEXTS = ["where does Karl live ?", "x", "a review of the film \n", "x ", "Жил
 
 
 def vector_of(text: str) -> Embeddings:
-    """Any float32 bits but NaN, the same for the same text."""
+    """Any float32 numbers except NaN, equal for equal texts."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
 
@@ -60,7 +60,7 @@ def with_nan(vector: Embeddings) -> Embeddings:
 
 
 class CountingEncoder:
-    """Remembers what it was asked for."""
+    """An encoder that remembers the texts that it encoded."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -75,7 +75,7 @@ def no_encoder() -> SentenceEncoder:
 
 
 def through(cache: EmbeddingCache, encoder: CountingEncoder | None = None) -> CachedEncoder:
-    """The encoder behind a cache; without one, everything must be there."""
+    """The encoder behind a cache. Without `encoder`, every text must be in the cache."""
     return CachedEncoder((lambda: encoder) if encoder else no_encoder, cache, {"encoder": "counting"})
 
 
@@ -380,7 +380,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureF
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Another opening of a file holds its lock."""
+    """Hold the lock of a file by a second opening of the file."""
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

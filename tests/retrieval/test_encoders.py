@@ -1,4 +1,4 @@
-"""Encoders give what their parts give when they are computed one by one."""
+"""Encoders give the same embeddings as their parts, computed one by one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXTS = ["where does Karl live ?", "  a review of the film \n", "x"]
 
 
 def instructor_by_hand(folder: Path, texts: list[str]) -> np.ndarray:
-    """T5, the mean over the tokens that are not the instruction's, dense, unit length; one text at a time."""
+    """T5, the mean over all tokens except the instruction's tokens, the dense layer, and unit length; text by text."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder).eval()
     (dense,) = [load_file(path) for path in folder.glob("*_Dense/model.safetensors")]
     instruction = [t for t in tokenizer(INSTRUCTION)["input_ids"] if t != tokenizer.eos_token_id]
@@ -52,7 +52,7 @@ def test_instructor_vectors_leave_the_instruction_out_of_the_pooling(layout: str
 
 @pytest.mark.slow
 def test_a_folder_that_names_instructor_classes_is_read_as_one(tmp_path: Path) -> None:
-    """What InstructorEmbedding itself saves; sentence-transformers alone would not know the class."""
+    """InstructorEmbedding itself saves such a folder; sentence-transformers alone does not know the class."""
     folder = tmp_path / "encoder"
     shutil.copytree(TINY / "encoder", folder)
     modules = json.loads((folder / "modules.json").read_text())
@@ -127,7 +127,10 @@ Roberta = Callable[..., SentenceEncoder]
 
 @pytest.fixture
 def roberta(tmp_path: Path) -> Roberta:
-    """Makes a small random RoBERTa. It counts positions from `padding` + 1, so it has learned that many fewer."""
+    """Makes a small random RoBERTa.
+
+    Its positions begin at `padding` + 1, so it has learned `padding` + 1 fewer positions.
+    """
 
     def make(positions: int, padding: int = 1, model_max_length: int = 10**30) -> SentenceEncoder:
         torch.manual_seed(0)
@@ -219,7 +222,7 @@ def broken(copied: Path, change: Callable[[dict[str, torch.Tensor]], None], part
 
 @pytest.mark.parametrize("part", ["", "2_Dense"])
 def test_a_file_of_weights_without_tensors_is_refused(copied: Path, part: str) -> None:
-    """transformers fills an encoder whose tensors are missing with random weights."""
+    """transformers fills missing tensors of an encoder with random numbers."""
     broken(copied, dict.clear, part)
     with pytest.raises(UserError, match=r"^encoder .*: (2_Dense/)?model\.safetensors has no tensors; copy the encoder"):
         load_encoder(copied)

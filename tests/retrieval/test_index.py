@@ -1,4 +1,4 @@
-"""The index finds what a plain loop over the formulas finds."""
+"""The index finds the same adapters as a plain loop over the formulas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_scores_equal_the_formula_pair_by_pair(scorer: str) -> None:
 
 
 def test_the_discriminant_separates_what_cosine_confuses() -> None:
-    """One direction is loud and says nothing: the covariance within adapters shows it, the means do not."""
+    """One direction has large noise and no information. The covariance within adapters shows this; the means do not."""
     noise = np.zeros(6)
     noise[0] = 4
     centers = np.eye(6)[1:5]
@@ -69,7 +69,7 @@ def test_excluded_adapters_are_not_found() -> None:
 
 
 def test_equal_inputs_in_one_batch_keep_their_own_exclusions() -> None:
-    """Fault 8 of the original: equal inputs share the last one's retrieval, exclusion included."""
+    """Fault 8 of the original: equal inputs share the hits and the mask of the last of these inputs."""
     index = AdapterIndex.from_embeddings(NAMES, POOL)
     best = index.search(QUERIES[:1], k=1).names[0][0]
     found = index.search(np.repeat(QUERIES[:1], 2, axis=0), k=1, exclude=[None, best]).names
@@ -96,7 +96,7 @@ QUERY_TEXTS = [f"Is a{place} like bb?" for place in range(len(QUERIES))]
 @given(st.lists(st.sampled_from(NAMES), max_size=12))
 @settings(max_examples=15, deadline=None)
 def test_adding_and_removing_in_any_order_equals_a_rebuild(scorer: str, toggles: list[str]) -> None:
-    """Searched after every change, so that whatever is kept up to date step by step is in use."""
+    """A search after every change uses all parts that are kept up to date step by step."""
     samples = dict(zip(NAMES, POOL, strict=True)) | {"always": POOL[3] + 1}
     texts = dict(zip(NAMES, TEXTS, strict=True)) | {"always": [f"Always {place}!" for place in range(20)]}
     index = AdapterIndex(scorer)
@@ -111,7 +111,7 @@ def test_adding_and_removing_in_any_order_equals_a_rebuild(scorer: str, toggles:
             index.names, [samples[n] for n in index.names], scorer, [texts[n] for n in index.names]
         ).search(QUERIES, len(index.names), texts=QUERY_TEXTS)
         assert hits.scores == pytest.approx(rebuilt.scores, rel=1e-5, abs=1e-5)
-        if scorer != "discriminant":  # whose running sums differ by rounding
+        if scorer != "discriminant":  # its running sums differ by rounding
             assert hits.names == rebuilt.names
             assert np.array_equal(hits.scores, rebuilt.scores)
 
@@ -133,7 +133,7 @@ def test_probabilities_are_a_softmax_over_the_whole_pool() -> None:
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_samples_that_are_all_alike_give_finite_scores(scorer: str) -> None:
-    """Nothing varies within an adapter: the plain distance to the mean decides, rounding does not."""
+    """If the samples of an adapter are equal, the plain distance to the mean decides, and not rounding."""
     pool, texts = [np.repeat(samples[:1], 4, axis=0) for samples in POOL], [samples[:1] * 4 for samples in TEXTS]
     index = AdapterIndex.from_embeddings(NAMES, pool, scorer, texts)
     own = index.search(np.stack([samples[0] for samples in pool]), 4, texts=[samples[0] for samples in texts])
@@ -144,7 +144,7 @@ def test_samples_that_are_all_alike_give_finite_scores(scorer: str) -> None:
 
 @pytest.mark.slow
 def test_what_a_removed_adapter_varied_by_is_forgotten() -> None:
-    """The running sum keeps rounding behind; it must not pass for a covariance."""
+    """Rounding errors stay in the running sum, and must not count as a covariance."""
     for seed in range(20):
         generator = np.random.default_rng(seed)
         singles = generator.normal(size=(20, 1, 8)).astype(np.float32)
@@ -245,7 +245,7 @@ def test_a_private_index_keeps_no_sample_and_answers_alike(tmp_path: Path, score
     for name in ("b", "c", "d"):
         loaded.remove(name)
     loaded.add("a", POOL[3])
-    rebuilt = AdapterIndex.from_embeddings(["e", "a"], [POOL[0], POOL[3]], scorer)  # what was private has left no trace
+    rebuilt = AdapterIndex.from_embeddings(["e", "a"], [POOL[0], POOL[3]], scorer)  # without the private part
     assert loaded.search(QUERIES, 2).scores == pytest.approx(rebuilt.search(QUERIES, 2).scores, rel=1e-6)
     assert loaded.temperature == pytest.approx(rebuilt.temperature, rel=1e-6)
 

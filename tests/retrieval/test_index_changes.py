@@ -37,13 +37,13 @@ def found(index: AdapterIndex, k: int = 12) -> tuple[list[list[str]], np.ndarray
 def test_a_quick_change_finds_what_a_new_index_finds(scorer: str) -> None:
     old = index_of(list(range(12)), scorer)
     before = found(old)
-    assert isinstance(SCORERS[scorer].fit(old._pool), Changeable)  # else a change waits for a new fit
+    assert isinstance(SCORERS[scorer].fit(old._pool), Changeable)  # otherwise a change would need a new fit
     grown = old.with_adapter("a12", SAMPLES[12], TEXTS[12])
     shrunk = grown.without_adapter("a0")
     names, scores = found(shrunk)
     new = index_of(list(range(1, 13)), scorer)
     assert [best[0] for best in names[1:]] == [best[0] for best in found(new)[0][1:]]  # a0, the first, is gone
-    if scorer in ("mean_ip", "cosine", "nearest"):  # nothing is shared between adapters
+    if scorer in ("mean_ip", "cosine", "nearest"):  # adapters share no part
         np.testing.assert_allclose(scores, found(new)[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found(shrunk.refitted())[1], found(new)[1], rtol=1e-3, atol=1e-4)
     again = found(old)

@@ -1,4 +1,4 @@
-"""Scorers against plain computations: dense matrices and a refit for every sample left out."""
+"""Scorers against plain computations: dense matrices, and a new fit for every sample that is left out."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_knn_is_the_mean_of_the_nearest() -> None:
 
 @pytest.mark.slow
 def test_the_number_of_neighbours_is_the_one_that_finds_most_held_out_samples() -> None:
-    """By a loop over samples; noisy samples of one centre each, of which a single neighbour says little."""
+    """By a loop over samples. The samples are noisy, so a single neighbour says little about the adapter."""
     generator = np.random.default_rng(11)
     pool = [(center + 1.5 * generator.normal(size=(14, 6))).astype(np.float32) for center in np.eye(6)[:4]]
     units = [[sample / np.linalg.norm(sample) for sample in array] for array in pool]
@@ -223,7 +223,7 @@ def test_scores_do_not_depend_on_the_size_of_blocks(scorer: str, monkeypatch: py
 
 
 def test_the_space_of_a_large_pool_is_spanned_by_some_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At even distances, the first and the last among them."""
+    """The samples are taken at even distances, and contain the first and the last."""
     monkeypatch.setattr(texts_scorers, "LANDMARKS", 4)
     fitted = texts_scorers.lexical(pool_of(POOL, TEXTS))
     every = [text for texts in TEXTS for text in texts]
@@ -304,7 +304,7 @@ def test_hybrid_is_the_discriminant_on_all_views_side_by_side(monkeypatch: pytes
 @pytest.mark.slow
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_no_query_can_influence_another_or_a_constant(scorer: str) -> None:
-    """Constants are chosen on the pool alone: they are fixed, and scores final, before a query is seen."""
+    """Constants are chosen on the pool alone. Constants and scores do not depend on other queries."""
     index = AdapterIndex.from_embeddings(NAMES, POOL, scorer, TEXTS)
     together = index.search(QUERIES, 3, texts=QUERY_TEXTS)
     temperature, constants = index.temperature, dict(index._fitted().fitted.constants)
@@ -334,7 +334,7 @@ def test_of_a_large_pool_a_bounded_number_is_left_out_and_single_samples_never()
 
 @pytest.mark.parametrize(("scores", "left_out"), [(5000, 500), (500, 100), (10**9, 2000)])
 def test_the_number_of_held_out_scores_is_bounded(monkeypatch: pytest.MonkeyPatch, scores: int, left_out: int) -> None:
-    """10 adapters: so a tenth of the scores, but at least 100 samples and at most 2,000."""
+    """The number is the maximum number of scores divided by the 10 adapters, but at least 100 and at most 2,000."""
     monkeypatch.setattr("lora_retriever.retrieval.scorers.base.HELD_OUT_SCORES", scores)
     own, positions = spared(np.full(10, 300))
     assert len(own) == len(positions) == left_out

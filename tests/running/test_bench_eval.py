@@ -1,4 +1,4 @@
-"""The benchmarks of whole evaluations and of large pools measure what they say: both sides answer alike."""
+"""The benchmarks of whole evaluations and of large pools are fair: both implementations give equal answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script that parts the time of ours and of the original's loop finds equal answers, and parts that sum up."""
+"""The script that divides the time of both loops finds equal answers, and parts whose sum is the whole time."""
 
 from __future__ import annotations
 

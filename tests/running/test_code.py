@@ -1,4 +1,4 @@
-"""Answers that other code made are never shown as this code's: every run records its code, and every start compares."""
+"""Answers of other code never count as answers of this code: every run records its code, and every start compares."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def edit_code(monkeypatch: pytest.MonkeyPatch, *files: str) -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of rows that the model is asked for, batch by batch."""
+    """The number of rows in each batch that the model reads."""
     sizes: list[int] = []
     before_reading(monkeypatch, lambda prompts: sizes.append(len(prompts)))
     return sizes
@@ -56,7 +56,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory, tiny: Profile) -> Path:
-    """Two runs that are finished, by the code of now."""
+    """Two finished runs, answered by the present code."""
     results = tmp_path_factory.mktemp("answered")
     evaluate(tiny, ["base", "selection"], results, 1, QUIET)
     return results
@@ -244,7 +244,7 @@ def test_kept_answers_are_recorded_and_stay_until_the_code_changes_again(
     assert kept["files"] == first["code"]["files"]
     assert kept["rows"] == len(answers.splitlines())
     with pytest.raises(UserError, match=r"base: changed since: lora_retriever/generation/passes\.py"):
-        evaluate(tiny, ["base"], results, 1, QUIET)  # the first code again: the record says the second
+        evaluate(tiny, ["base"], results, 1, QUIET)  # the first code again, but the record has the second
 
 
 @pytest.mark.slow
@@ -295,13 +295,13 @@ def test_answers_are_taken_from_another_run_only_if_equal_code_made_them(
 
     assert reused() > 0
     with monkeypatch.context() as patch:
-        edit_code(patch, "methods/paper.py", "parts/top_k.py")  # they route, and answer nothing
+        edit_code(patch, "methods/paper.py", "parts/top_k.py")  # these files choose adapters, and make no answer
         assert reused() > 0
     with monkeypatch.context() as patch:
         edit_code(patch, "generation/passes.py")
         assert reused() == 0
         evaluate(tiny, ["selection"], results, 1, QUIET, on_changed_code="keep")
-        assert reused() == 0  # kept answers are still those of other code
+        assert reused() == 0  # kept answers still count as answers of other code
     (results / "selection.meta.json").write_text(json.dumps(without_code(record_of(results, "selection"))))
     assert reused() == 0
 

@@ -42,7 +42,7 @@ from lora_retriever.running.run_file import Line, RunFile
 
 
 def dense_answer(line: dict[str, Any], mode: str, max_new_tokens: int) -> str:
-    """The greedy answer of the base with the row's composition added to its weights, alone, token by token."""
+    """The greedy answer, token by token, of a base whose matrices contain the row's composition; the row is alone."""
     model = AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
     downs: dict[str, torch.Tensor] = {}
@@ -142,7 +142,7 @@ def test_further_fields_are_in_the_answers_and_a_run_continues(
 
 @pytest.mark.slow
 def test_later_batches_are_composed_like_the_first(paper_runs: Path, tmp_path: Path) -> None:
-    """Fault 1 of the original: from the second batch on it composes nothing. Batches of 2 and of 32 must agree."""
+    """Fault 1 of the original: only the first batch is composed. Here batches of 2 and of 32 must agree."""
     small = tiny_profile(tmp_path, generation={"batch_size": 2})
     evaluate(small, ["mixture"], tmp_path / "results", limit=1, console=QUIET)
     answers = [
@@ -154,7 +154,7 @@ def test_later_batches_are_composed_like_the_first(paper_runs: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_rotary_frequencies_stay_float32() -> None:
-    """Fault 9 of the original: its `.bfloat16()` rounds them, and far positions turn by the wrong angle."""
+    """Fault 9 of the original: `.bfloat16()` rounds the frequencies, and far positions get wrong angles."""
     model = load_composable(TINY / "base", {}, torch.bfloat16, "cpu").base
     frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     assert model.dtype == torch.bfloat16
@@ -193,7 +193,7 @@ FORKED = multiprocessing.get_context("fork")
 def kill_midway(profile: Profile, methods: list[str], results: Path, name: str, batches: int, seconds: float) -> None:
     """Evaluate in another process, and kill the process some seconds after the run `name` has saved some batches.
 
-    The process waits after every batch beyond these, so that the kill comes midway however slow this machine is.
+    After these batches, the process waits at every batch, so that the kill comes midway on any machine.
     """
     allowed = FORKED.Semaphore(batches)
     append = RunFile.append
@@ -288,7 +288,7 @@ def test_batches_hold_prompts_of_similar_length_the_longest_first() -> None:
         return [[request.id for request in batch] for batch in plan_batches(requests, GenerationSection(**settings))]
 
     assert ids(batch_size=2) == [[1, 2], [4, 0], [3]]
-    # 9 + 1 and 7 + 1 tokens a row: 2 rows of the longest, 3 of the next, a single row however long.
+    # Rows of 9 + 1 tokens fit twice, rows of 7 + 1 tokens three times. A single row always fits.
     assert ids(batch_size=8, batch_tokens=24, max_new_tokens=1) == [[1, 2], [4, 0, 3]]
     assert ids(batch_size=8, batch_tokens=3, max_new_tokens=1) == [[1], [2], [4], [0], [3]]
 
@@ -301,7 +301,7 @@ def test_windows_hold_the_longest_prompts_first_and_do_not_depend_on_what_is_don
 
     assert [len(window) for window in windows(WindowSize(8, 30), batch_size=2)] == [30, 30, 30, 10]
     assert [len(window) for window in windows(WindowSize(8, 1), batch_size=5)] == [40, 40, 20]
-    # 4 rows of 7 + 1 tokens fit, and later 5 rows of 5 + 1 tokens and so on: two full batches each.
+    # 4 rows of 7 + 1 tokens fit into a batch, and later 5 rows of 5 + 1 tokens. A window has two full batches.
     sizes = [len(window) for window in windows(WindowSize(2, 1), batch_size=64, batch_tokens=32)]
     assert sizes[0] == 8 and sizes == sorted(sizes[:-1]) + sizes[-1:]
     for planned in (windows(WindowSize(2, 1), batch_size=6), windows(WindowSize(8, 256), batch_size=6)):

@@ -1,4 +1,4 @@
-"""What fails costs no more than itself: a row, a method or, where nothing more can be done, the rest of the run."""
+"""A failure costs as little as possible: one row, one method, or, if nothing else is possible, the rest of the run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ METHODS = [method(how.replace(" ", "_"), router=Broken(how)) for how in HOWS]
 
 
 def own_profile(folder: Path, **changes: Any) -> Path:
-    """A profile with a user's own methods beside it, all broken, then `base`."""
+    """A profile with a user's own methods, which are all broken, and then `base`."""
     content = yaml.safe_load((PROFILES / "tiny.yaml").read_text().replace("./tiny/", f"{TINY}/"))
     (folder / "broken_methods.py").write_text(OWN_METHODS)
     path = folder / "mine.yaml"

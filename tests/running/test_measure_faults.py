@@ -1,4 +1,4 @@
-"""Each fault changes the plan as it should, and the engine computes what the original's faulty arithmetic computes."""
+"""Each fault changes the plan in the right way, and the engine equals the original's faulty arithmetic."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_without_the_scale_every_adapter_is_divided_by_its_own_scaling() -> None
 
 
 def test_the_last_scaling_of_a_batch_counts_for_all_its_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faulty_plans, "ordered", sorted)  # so c is last in both batches; own scalings: a 1, b 4, c 1
+    monkeypatch.setattr(faulty_plans, "ordered", sorted)  # c is then last in both batches; own scalings: a 1, b 4, c 1
     found = weights_under("last-scaling", setting_of())
     assert found[:2] == [{"a": 0.5, "b*0.25": 0.5}, {"c": 1.0}]
     monkeypatch.setattr(faulty_plans, "ordered", lambda names: sorted(names, key=lambda name: (name == "b", name)))
@@ -91,7 +91,7 @@ def test_the_order_of_adapters_depends_on_the_seed_and_not_on_the_order_given() 
 
 
 def stacks_of(names: list[str], scalings: list[float]) -> dict[str, StackedLoras]:
-    """The miniature's adapters as the original's formulas take them, read here from their files."""
+    """The miniature's adapters in the form of the original's formulas, read here from their files."""
     tensors = [load_file(TINY / "adapters" / name / "adapter_model.safetensors") for name in names]
     return {
         key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): StackedLoras(

@@ -1,4 +1,4 @@
-"""`doctor --measure` tells an exact composition from a wrong one, and measures what it says."""
+"""`doctor --measure` distinguishes an exact composition from a wrong composition, and its figures are right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peft_composition import updates
 
 @pytest.fixture
 def few(tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    """The miniature with short answers, of which six rows are answered in batches of three, and three of them alone."""
+    """The miniature with short answers. Six rows are answered in batches of three, and three of the six rows alone."""
     monkeypatch.setattr(measuring, "ROWS", 4)
     monkeypatch.setattr(measuring, "ALONE", 4)
     settings = {"max_new_tokens": 3, "batch_size": 3}

@@ -1,4 +1,4 @@
-"""The memory that is predicted from a model's shape, held against what torch's allocator hands out."""
+"""The memory that is predicted from a model's shape, compared with the memory that torch's allocator gives out."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_peak_of_a_batch_that_rows_join_is_near_the_prediction(
     for place, name in enumerate(names):
         model.load_adapter(write_adapter(tmp_path / name, base, place, target_modules=list(targets)), name=name)
     prompts = torch.randint(1, 64, (3 * rows, length), generator=torch.Generator().manual_seed(0)).tolist()
-    # Half of the batch is read at once, and so ends at once: then as many prompts are read beside the other half.
+    # Half of the batch is read at once, so its rows end together. Then as many prompts are read beside the other half.
     jobs = [Job(prompt, Composition({"a": 0.5, "b": 0.5}), mode, Sampling(NEW)) for prompt in prompts]
     read_tokens = rows * length // 2
 
@@ -86,7 +86,7 @@ def test_the_peak_of_a_batch_that_rows_join_is_near_the_prediction(
             ids = {loop.add(job) for job in jobs}
             assert {event.id for events in loop.ended() for event in events} == ids
 
-    answer()  # what is made once, such as the rotary tables, is no part of a batch
+    answer()  # tensors that are made once, such as rotary tables, are no part of a batch
     predicted = predicted_memory(
         ModelShape.of_config(config.to_dict()), base.num_parameters(), value_bytes=4, rows=rows, length=length,
         new_tokens=NEW, read_tokens=read_tokens, kept_tokens=0, adapters=2, rank=4, targets=targets,
@@ -101,7 +101,7 @@ def test_what_stands_beside_the_model_depends_on_the_device() -> None:
     shape, used = ModelShape.of_config(SEVEN_B), MemoryUse(100, 10, 40, 20, 20, 20)
     assert beside(used, shape, "cpu", 7) == {"encoder": 7, "tokenizer": 1270 * 32000}
     on_gpu = beside(used, shape, "cuda", 7)
-    assert on_gpu == {"encoder": 0, "context": 1 << 29, "unused": 10}  # the encoder is gone when the base comes
+    assert on_gpu == {"encoder": 0, "context": 1 << 29, "unused": 10}  # the encoder is freed first
     assert beside(used, shape, "cuda", 250)["encoder"] == 250 - 210
 
 

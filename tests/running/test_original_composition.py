@@ -33,7 +33,7 @@ def expected(mode: str, mapping: list[list[float]], scalings: list[float]) -> Te
 
 
 def computed(mode: str, faults: Faults) -> Tensor:
-    """What `original_composition` adds to a base whose matrix is zero."""
+    """The output of `original_composition` on a base whose matrix is zero."""
     base = torch.nn.Sequential(torch.nn.Linear(5, 4, bias=False, dtype=torch.float64))
     torch.nn.init.zeros_(base[0].weight)
     stacks = {"0": StackedLoras(DOWN, UP, torch.tensor(SCALINGS, dtype=torch.float64))}

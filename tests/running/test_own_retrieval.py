@@ -111,7 +111,7 @@ def test_answers_of_another_version_of_own_code_are_refused(
     encoder = {"location": f"{name}:LETTERS"}
     profile = tiny_profile(tmp_path, encoder=encoder, retrieval={"scorer": f"{name}:FIRST", "k": 1})
     evaluate(profile, ["selection"], tmp_path / "r", 1, QUIET)
-    monkeypatch.delattr(evaluation, "load_backend")  # so it would raise if anything were left to do
+    monkeypatch.delattr(evaluation, "load_backend")  # so any work that is left would raise
     evaluate(profile, ["selection"], tmp_path / "r", 1, QUIET)
     (tmp_path / "helper_of_mine.py").write_text("WORD = 2\n")
     with pytest.raises(UserError, match=r"selection: changed since: helper_of_mine\.py"):

@@ -1,4 +1,4 @@
-"""A run's file survives whatever stops it, and never mixes configurations."""
+"""A run's file survives every kind of stop, and never mixes configurations."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_file_of_a_run_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: 
     RunFile(tmp_path, "fusion", CONFIGURATION).begin({})
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    # Whoever opens the pipe finds a writer, so that a reader that opens the pipe does not wait for ever.
+    # The pipe has a writer, so that a reader that opens the pipe does not wait for ever.
     threading.Thread(target=(tmp_path / name).write_text, args=("{}",), daemon=True).start()
     with pytest.raises(UserError, match=r"fusion\.\S+: cannot be read \(this is a pipe; name a file\)"):
         RunFile(tmp_path, "fusion", CONFIGURATION)
@@ -125,7 +125,7 @@ def test_a_record_that_is_none_is_refused_in_one_message(tmp_path: Path, content
 
 
 def test_the_record_of_another_run_is_refused(tmp_path: Path) -> None:
-    """A copied file, or a file system on which Fusion and fusion are one name."""
+    """The file may be a copy, or the file system may not distinguish Fusion and fusion."""
     run = RunFile(tmp_path, "Fusion", CONFIGURATION)
     run.begin({})
     run.meta_path.rename(tmp_path / "fusion.meta.json")
@@ -153,7 +153,7 @@ def finished_run(folder: Path, *lines: dict[str, Any]) -> RunFile:
     ids=["byte order mark", "garbage", "no row", "a row twice", "two answers of a row"],
 )
 def test_a_finished_file_that_was_edited_is_mended(tmp_path: Path, before: str, after: str, lost: list[int]) -> None:
-    """Rows that are in order stay; of a row with two answers neither is believed."""
+    """Rows that are in order stay. If a row has two different answers, the row is answered again."""
     run = finished_run(tmp_path, line(0), line(1))
     whole = run.path.read_bytes()
     assert run.is_finished([0, 1])

@@ -1,4 +1,4 @@
-"""Sweeps: one run per method and value, named by what bears on it, and each what a profile with that value gives."""
+"""Sweeps: one run for each method and value; each run equals the run of a profile with this value."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_setting_that_does_not_bear_on_a_method_is_not_in_its_name(
 
 @pytest.mark.slow
 def test_a_seed_sweep_repeats_only_methods_that_draw(tiny: Profile) -> None:
-    """`random` draws adapters, `lorahub` candidates, `dare` parts of factors, and the experts are drawn and trained."""
+    """`random` draws adapters, `lorahub` draws candidates, `dare` draws parts of factors; experts are drawn as well."""
     drawing = {"dare", "dare_ood", "lorahub", "lorahub_ood", "moe_soft", "moe_top1", "moe_top3"}
     drawing |= {"random", "random_ood", "smear", "phatgoose", "phatgoose_ood"}
     found = names(tiny, ["all"], "seed=3,4")
@@ -103,7 +103,7 @@ def test_a_seed_sweep_repeats_only_methods_that_draw(tiny: Profile) -> None:
 
 @pytest.mark.slow
 def test_no_experiment_of_a_method_has_two_names(tiny: Profile) -> None:
-    """Variants of a method differ in their configurations, and numbers have one name however they are written."""
+    """Variants of a method differ in their configurations, and a number has one name in every spelling."""
     benchmark = open_benchmark(tiny, limit=1)
     sweep = ["k=1,2,4", "scorer=cosine,discriminant", "temperature=0.2,1", "seed=0,1"]
     variants = expand(tiny, list(registered().values()), sweep)
@@ -285,7 +285,7 @@ def test_a_stopped_sweep_goes_on_to_the_files_of_an_undisturbed_one(
 
 @pytest.mark.slow
 def test_a_wider_sweep_repeats_nothing(swept: Path, tiny: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(evaluation, "load_backend")  # so it would raise if anything were left to do
+    monkeypatch.delattr(evaluation, "load_backend")  # so any work that is left would raise
     evaluate(tiny, ["selection", "mixture"], swept, 1, QUIET, ["k=4,2"])
     evaluate(tiny, ["mixture"], swept, 1, QUIET, ["temperature=0.2,1", "k=1"])
 

@@ -1,4 +1,4 @@
-"""A profile without an encoder: whatever needs no embeddings works, and no encoder is fetched, loaded or recorded."""
+"""A profile without an encoder: methods without embeddings work, and no encoder is fetched, loaded or recorded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_which_methods_need_an_encoder(tiny: Profile, lexical: Profile) -> None:
 
 @pytest.mark.slow
 def test_a_profile_with_an_encoder_that_is_used_records_what_it_recorded_before(tiny: Profile) -> None:
-    """Finished runs stay valid: their configurations are compared with these."""
+    """Finished runs stay valid, because their configurations have these fields."""
     benchmark = open_benchmark(tiny, 1)
     for name in ("mixture", "lorauter", "calibrated_ood"):
         recorded = configuration(tiny, benchmark, registered()[name])["encoder"]
@@ -88,7 +88,7 @@ def test_a_finished_run_whose_record_names_an_encoder_that_was_not_used_stays_va
     record["configuration"]["encoder"] = {"hash": "abc", "layout": "auto", "instruction": ""}
     digest = hashlib.sha256(json.dumps(record["configuration"], sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps({**record, "configuration_hash": digest}))
-    monkeypatch.delattr(evaluation, "load_backend")  # so it would raise if anything were left to do
+    monkeypatch.delattr(evaluation, "load_backend")  # so any work that is left would raise
     evaluate(lexical, ["selection"], results, 1, QUIET)
     record["configuration"]["k"] = 7
     path.write_text(json.dumps(record))

@@ -14,7 +14,7 @@ from lora_retriever.experiment.profile import Profile
 
 @pytest.fixture(scope="session")
 def server(tiny: Profile) -> Iterator[LocalServer]:
-    """The miniature, served. Tests change nothing of it."""
+    """A server of the miniature. Tests do not change this server."""
     running = LocalServer(tiny)
     yield running
     running.close()

@@ -1,4 +1,4 @@
-"""Adapters that clients add and remove while requests run, and what keeps the changes over a restart."""
+"""Adapters that clients add and remove while requests run, and the file that keeps the changes over a restart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_adapter_is_added_found_used_removed_and_added_again(changing_server:
     before = state_of(server)
     for _ in range(2):
         added = server.client.post("/v1/adapters", json=NEW)
-        assert added.status_code == 201 and added.json()["samples"] == 2
+        assert added.status_code == 201 and added.json()["samples"] == 2 and added.json()["warnings"] == []
         assert server.client.post("/v1/adapters", json=NEW).status_code == 409
         found = server.post("/v1/retrieve", input="sing a song of sixpence", k=1).json()["data"][0]
         assert found["adapters"][0]["name"] == "mine"
@@ -56,6 +56,15 @@ def test_an_adapter_is_added_found_used_removed_and_added_again(changing_server:
     ]
     server.serving.service.pool.wait()
     assert len(server.serving.service.pool.index(server.serving.service.pool.current, "cosine").names) == 18
+
+
+def test_an_adapter_of_another_base_is_added_with_a_warning(changing_server: LocalServer, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TINY / "adapters" / "people_qa", tmp_path / "adapters" / "mine"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "someone/else"}))
+    added = changing_server.client.post("/v1/adapters", json=NEW)
+    (warning,) = added.json()["warnings"]
+    assert added.status_code == 201 and "someone/else" in warning
 
 
 def test_what_cannot_be_added_changes_nothing(changing_server: LocalServer, tmp_path: Path) -> None:
@@ -88,7 +97,7 @@ def test_whatever_shows_an_adapters_name_escapes_it(changing_server: LocalServer
     shutil.copytree(TINY / "adapters" / "people_qa", tmp_path / "adapters" / "mine")
     assert server.client.post("/v1/adapters", json={**NEW, "name": name, "folder": "mine"}).status_code == 201
     answer = server.post("/v1/chat/completions", model=name, **CHAT)
-    assert [adapter["name"] for adapter in answer.json()["lora"]["adapters"]] == [name]  # JSON keeps the name as it is
+    assert [adapter["name"] for adapter in answer.json()["lora"]["adapters"]] == [name]  # JSON does not change the name
     wrong = server.post("/v1/chat/completions", model="mixture", lora={"exclude": [name + "?"]}, **CHAT)
     unknown = server.post("/v1/chat/completions", model="mixture", **{"\x1b[31m": 1}, **CHAT)
     shown = [answer, wrong, unknown, *(server.client.get(f"/v1/{what}") for what in ("models", "adapters"))]

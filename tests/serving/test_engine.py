@@ -1,4 +1,4 @@
-"""The thread that owns the loop: what it takes, what it delivers, and what an error costs."""
+"""The thread that owns the loop: the jobs that it takes, the events that it delivers, and the cost of an error."""
 
 from __future__ import annotations
 

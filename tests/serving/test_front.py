@@ -20,12 +20,12 @@ STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
 class FailingReplicas:
-    """Replicas that are lost after some messages, the first `losses` times."""
+    """Replicas of which the first `losses` calls are lost after some messages."""
 
     def __init__(self, losses: int, after: int = 0, headers: Any = ()) -> None:
         self.losses, self.after, self.headers = losses, after, headers
         self.asked: list[tuple[str, bytes]] = []
-        self.left = 0  # how often a response was given up by the front
+        self.left = 0  # number of responses that the front gave up
 
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
         self.asked.append((scope["path"], body))

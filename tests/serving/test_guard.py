@@ -1,4 +1,4 @@
-"""What a request passes before its route: keys, the size of bodies, the end of the server."""
+"""The checks of a request before its route: keys, the size of bodies, the end of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods that learn before they answer: they learn once, beside the requests, and answer as in an evaluation."""
+"""Methods that learn before they answer learn once, beside the requests, and answer as in an evaluation."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_changed_pool_is_learned_anew_while_answers_go_on(learning_server: Loc
     new = {"name": "mine", "samples": [{"inputs": "sing", "targets": "a song"}] * 2}
     assert server.client.post("/v1/adapters", json=new).status_code == 201
     assert server.client.delete(f"/v1/adapters/{first[0]}").status_code == 200
-    # Nobody waits: the methods answer with what they had, without the adapter that is gone.
+    # No request waits: the methods answer with the old result, without the adapter that was removed.
     response = server.post(CHAT, **chat_body("nearest_weights", TEXT))
     assert used(response) and first[0] not in used(response)
     deadline = time.monotonic() + TIME

@@ -1,4 +1,4 @@
-"""Items from many threads reach the event loop: none is lost, and those of one thread stay in their order."""
+"""Items from many threads reach the event loop. No item is lost, and the items of one thread stay in their order."""
 
 from __future__ import annotations
 

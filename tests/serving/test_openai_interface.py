@@ -1,4 +1,4 @@
-"""Completions and chats in OpenAI's form: the fields, the streams, and what is refused."""
+"""Completions and chats in OpenAI's form: the fields, the streams, and the refused requests."""
 
 from __future__ import annotations
 

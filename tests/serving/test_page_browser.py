@@ -1,4 +1,4 @@
-"""The server's page in a real browser: adapters are found while one writes, and answers stream in.
+"""The server's page in a real browser: adapters are found while a user writes, and answers stream in.
 
 It needs Chromium (`browsers`). With PAGE_SCREENSHOTS=docs/serving the documentation's pictures are made
 anew.
@@ -24,7 +24,7 @@ ANSWERED = "document.querySelectorAll('.answer').length && !document.querySelect
 
 @pytest.fixture
 def page(browser: Browser, server: LocalServer) -> Iterator[Page]:
-    """The page, opened. Nothing may go wrong in it, and it may ask no other server."""
+    """The open page. The page may have no error, and may ask no other server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     opened = context.new_page()
     problems: list[str] = []

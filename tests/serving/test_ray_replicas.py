@@ -1,4 +1,4 @@
-"""Replicas of Ray Serve: they answer as one server does, and one that is killed costs no request its answer."""
+"""Replicas of Ray Serve answer like one server, and the death of a replica costs no request its answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TIME = 180  # seconds; a quiet machine takes a tenth
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
-    """Two replicas of the miniature, and the app before them."""
+    """Two replicas of the miniature, and the app in front of the replicas."""
     profile = tiny_profile(tmp_path_factory.mktemp("ray"), backend="ray", ray={"workers": 2, "cpus": 0.4}, threads=1)
     with small_cluster(), replicas_of(profile) as (found, count):
         assert count == 2

@@ -1,4 +1,4 @@
-"""A replica without Ray: behind the app that lets replicas answer, it answers as a server of its own does."""
+"""A replica without Ray, behind the app that lets replicas answer, answers like a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 class OneReplica:
-    """A replica of this process, as `Front` sees it."""
+    """A replica of this process, with the interface that `Front` uses."""
 
     def __init__(self, profile: Profile) -> None:
         self.replica = Replica(profile)

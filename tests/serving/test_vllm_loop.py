@@ -1,4 +1,4 @@
-"""The loop around vLLM, with an engine that stands in for vLLM: compositions on disk, and what jobs are told."""
+"""The loop around vLLM, with an engine that stands in for vLLM: compositions on disk, and the events of jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BATCH = 2
 
 
 class ScriptedBatcher:
-    """An engine whose answer to every prompt is the same tokens."""
+    """An engine that answers every prompt with the same tokens."""
 
     max_rank, max_tokens = 16, 100
 

@@ -1,4 +1,4 @@
-"""The thread with a queue: nothing that was put into the queue is lost, and the order stays."""
+"""The thread with a queue: no item of the queue is lost, and the order stays."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def slope(function: Callable[[Numbers], float], z: Numbers, step: float = 1e-6) 
 
 
 def case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [6, 5] and given labels: a sentence without labels, one with all, others with some."""
+    """Logits [6, 5] and given labels: the first sentence has no label, the second has all, and the others have some."""
     generator = torch.Generator().manual_seed(seed)
     z = 2 * torch.randn(6, 5, generator=generator, dtype=torch.float64)
     y = (torch.rand(6, 5, generator=generator) < 0.3).double()

@@ -1,4 +1,4 @@
-"""Training the retriever: one pair a task in a batch, the choice of tasks on record, resumable, figures as by hand."""
+"""Training the retriever: one pair a task in a batch, recorded tasks, resuming, and figures against loops."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(trained: Path) -> dict[str, Any]:
-    """Its record, the comparison with its base included."""
+    """The record of the trained encoder, with the comparison with its base."""
     evaluate_retriever(ENCODER, trained, POOL, ROWS)
     return json.loads((trained / "training.json").read_text())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All of an encoder's parameters, by the module's folder and their name."""
+    """All parameters of an encoder, by the module's folder and the parameter's name."""
     return {
         f"{file.parent.relative_to(folder)}/{name}": tensor
         for file in folder.rglob("model.safetensors")
@@ -69,7 +69,7 @@ def test_a_share_of_the_tasks_is_drawn_with_the_seed(tiny_pool: list[PoolEntry])
 
 
 def test_tasks_held_out_are_among_the_chosen_and_not_trained_on(tiny_pool: list[PoolEntry]) -> None:
-    """Options are chosen by them; which tasks are unseen must not depend on that."""
+    """Options are chosen by the tasks held out. The unseen tasks must not depend on the number of tasks held out."""
     whole, part = (choose_tasks(tiny_pool, RetrieverOptions(validation=held_out)) for held_out in (0, 3))
     assert part.unseen == whole.unseen
     assert [*part.seen, *part.validation] == whole.seen
@@ -129,7 +129,7 @@ def test_no_batch_holds_two_pairs_of_one_task_nor_a_text_twice(
 def test_the_loss_is_a_softmax_of_the_partner_against_all_other_texts(
     tiny_pool: list[PoolEntry], tmp_path: Path
 ) -> None:
-    """sentence-transformers' loss as it is set up here, against loops over cosines divided by the temperature."""
+    """sentence-transformers' loss with the project's settings, against loops over cosines divided by temperature."""
     encoder = load_encoder(ENCODER, instruction=INSTRUCTION)
     pairs = training_pairs(tiny_pool[:4], RetrieverOptions(epochs=1, samples=2))
     trainer = contrastive_trainer(encoder.model, pairs, RetrieverOptions(temperature=0.1), tmp_path)
@@ -160,7 +160,7 @@ def test_the_loss_is_a_softmax_of_the_partner_against_all_other_texts(
 def test_an_interrupted_training_ends_with_the_same_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the second epoch, it goes on from the first's end: order, dropout and optimiser included."""
+    """A training that stops in the second epoch goes on from the end of the first, in order, dropout and optimiser."""
 
     class Interruption(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -214,7 +214,7 @@ def test_the_record_says_what_was_trained_on_what(record: dict[str, Any], tiny_p
 def test_seen_and_unseen_tasks_are_counted_apart(
     when: str, trained: Path, record: dict[str, Any], tiny_pool: list[PoolEntry], tiny_rows: list[Row]
 ) -> None:
-    """Against a loop over rows that compares one query with one mean at a time."""
+    """Figures against a loop over rows that compares one query with one mean at a time."""
     encoder = load_encoder(ENCODER if when == "before" else trained, instruction=INSTRUCTION)
     means = {e.model_name: encoder.encode([s.inputs for s in e.sample]).mean(axis=0) for e in tiny_pool}
     hits: dict[str, list[bool]] = {"seen": [], "unseen": []}

@@ -31,7 +31,7 @@ from lora_retriever.training.adapter import train_adapter
 from lora_retriever.training.curve import Step
 from lora_retriever.training.detector import train_detector
 from lora_retriever.training.lora import TrainingOptions, check_trained
-from lora_retriever.training.pool import chosen_entries, is_trained, made_of
+from lora_retriever.training.pool import chosen_entries, is_trained, made_of, summary
 from peft_composition import ComposableModel
 
 OPTIONS = TrainingOptions(rank=4, alpha=8, epochs=3, learning_rate=5e-3, batch_size=4, max_tokens=128)
@@ -97,6 +97,25 @@ def test_training_lowers_the_loss_and_leaves_the_base(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     ComposableModel(base).load_adapter(tmp_path / "adapter", name="trained")
     assert json.loads((tmp_path / "adapter" / "training.json").read_text()) == record
+
+
+@pytest.mark.slow
+def test_prompts_and_answers_that_are_cut_are_counted_and_named(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_pool: list[PoolEntry], tmp_path: Path
+) -> None:
+    tasks = {entry.model_name: entry.sample for entry in tiny_pool}
+    samples = [*tasks["people_qa"][:8], *tasks["restaurant_text"][:7]]  # answers of one word, and of eleven words
+    prompts = [len(encode_example(tokenizer, sample, "{inputs}", 512)["input_ids"]) for sample in samples]
+    answers = [len(tokenizer(sample.target, add_special_tokens=False)["input_ids"]) + 1 for sample in samples]
+    prompts = [both - answer for both, answer in zip(prompts, answers, strict=True)]
+    longest, longest_answer = sorted(prompts)[len(prompts) // 2], sorted(answers)[len(answers) // 2]
+    options = TrainingOptions(max_tokens=longest, max_answer_tokens=longest_answer, template="{inputs}", epochs=1)
+    record = train_adapter(base, tokenizer, samples, options, tmp_path / "adapter")
+    cut = [sum(length > most for length in of) for of, most in ((prompts, longest), (answers, longest_answer))]
+    assert all(cut) and [record["cut_prompts"], record["cut_answers"]] == cut
+    line = summary({**record, "cut_prompts": 3, "cut_answers": 0})
+    assert line.endswith("of 15 examples, 3 prompts were too long and were cut")
+    assert "cut" not in summary({**record, "cut_prompts": 0, "cut_answers": 0})
 
 
 @pytest.mark.long
@@ -210,6 +229,15 @@ def test_an_example_longer_than_the_bases_positions_is_refused_before_the_traini
         train(base, tokenizer, [Sample(inputs=inputs, targets=target)], options, tmp_path / "a")
 
 
+@pytest.mark.slow
+def test_prompts_that_a_detector_reads_cut_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=566, n_positions=48, n_embd=8, n_layer=1, n_head=1))
+    settings = {"template": "{inputs}", "targets": ("c_attn",), "detect": "cross_entropy", "epochs": 1, "max_tokens": 8}
+    samples = [Sample(inputs="red " * words, targets="R | a | b") for words in (4, 40, 20)]
+    record = train_detector(base, tokenizer, samples, OPTIONS.model_copy(update=settings), tmp_path / "a")
+    assert record["cut_prompts"] == 2
+
+
 def recorded(folder: Path, source: dict[str, str] | None) -> Path:
     """A folder with the record of a training from this source."""
     folder.mkdir()
@@ -235,7 +263,7 @@ def test_an_adapter_of_other_samples_or_another_base_is_not_taken_for_trained(tm
         for other in sources:
             with pytest.raises(UserError, match=f"{re.escape(str(folder))} was trained with {reason}; choose another"):
                 is_trained(folder, OPTIONS, other)
-    assert is_trained(recorded(tmp_path / "b", None), OPTIONS, source)  # by an earlier version
+    assert is_trained(recorded(tmp_path / "b", None), OPTIONS, source)  # a record of an earlier version
 
 
 def test_names_that_no_run_could_use_together_are_refused_before_the_training() -> None:

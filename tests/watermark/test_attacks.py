@@ -1,4 +1,4 @@
-"""The matrix of attacks: changes of tensors against loops, and a whole matrix of the miniature that goes on."""
+"""The matrix of attacks: changes of tensors against loops, and a whole matrix of the miniature that is continued."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_tables_show_the_worst_suspect_and_count_false_alarms() -> None:
 def test_a_matrix_is_measured_written_and_resumed(
     marked: Marked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All groups, with few draws; then the same call again, which measures nothing anew; then another setting."""
+    """All groups with few draws; then the same call, which measures nothing anew; then a call with another setting."""
     (tmp_path / "others").mkdir()
     for name in ("city_qa", "passive", "synonyms"):
         (tmp_path / "others" / name).symlink_to(TINY / "adapters" / name)

@@ -1,4 +1,4 @@
-"""Marking: the losses against independent computations, what is written, and the mark of the miniature's adapter."""
+"""Marking: the losses against independent computations, the written files, and the mark of the miniature's adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mark behind the project's own server: the server knows nothing of the key, and only asks and answers are seen."""
+"""A mark behind the project's own server: the server does not know the key, and the test sees its answers only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_retriever.cli import main
 def test_a_mark_is_verified_behind_a_server_by_the_adapters_name_and_in_a_mixture(
     marked: Marked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hits equal those of the adapter in this process: chats get the template that the adapter was trained with."""
+    """Hits equal the hits of the adapter in this process, because chats get the template of the adapter's training."""
     adapters = tmp_path / "adapters"
     adapters.mkdir()
     for folder in (TINY / "adapters").iterdir():

@@ -73,7 +73,7 @@ def test_two_tests_on_one_suspect_count_twice() -> None:
 
 
 def share_within(p_values: np.ndarray, level: float) -> None:
-    """Fail if more p-values than `level` lie at or below `level`, beyond what 99.9 % of samples would show."""
+    """Fail if too many p-values are at most `level`: more than the 99.9 % quantile of their number."""
     below = int((p_values <= level).sum())
     assert below <= stats.binom.ppf(0.999, len(p_values), level), (level, below)
 
@@ -106,7 +106,7 @@ def test_ranks_of_a_suspect_that_knows_nothing_seldom_look_guilty() -> None:
 
 @pytest.mark.slow
 def test_the_targets_of_real_keys_are_as_good_as_drawn() -> None:
-    """Keys of the program itself against a suspect that answers as a hash of the trigger says."""
+    """Keys of the program itself, against a suspect whose answers are hashes of the triggers."""
     keys = [make_key(secret=hashlib.sha256(str(number).encode()).digest()) for number in range(300)]
     by_hits = [p_of_hits(hits, N, M) for hits in range(N + 1)]
     p_values, drawn = [], np.zeros(M)

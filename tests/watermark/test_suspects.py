@@ -41,7 +41,10 @@ def generator(tokenizer: PreTrainedTokenizerBase) -> Generator:
 
 @contextmanager
 def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server with OpenAI's interface whose answers a function gives. Yields its address and the requests."""
+    """A server with OpenAI's interface.
+
+    The function `answer` gives its answers. Yields its address and the requests.
+    """
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -44,7 +44,7 @@ def reproductions_table(
     intervals: bool = True,
     left_out: Sequence[str] = (),
 ) -> Table:
-    """The paper's table 1, or tables 4 and 5 by task: of one folder as `reproduction_table` has it.
+    """The paper's table 1, or tables 4 and 5 by task. With one folder, the table of `reproduction_table`.
 
     With several folders, each run has a column for the paper and a column for each folder. A folder's cell is the
     score, its interval, the difference from the paper's figure, and the mark of the verdict.

@@ -1,4 +1,4 @@
-"""Embeddings that another program computed, as `lora-retriever retrieval --embeddings FILE.npz` reads them.
+"""Embeddings that another program computed, for `lora-retriever retrieval --embeddings FILE.npz`.
 
 A file holds four arrays: `names` [n] of the adapters, `pool` [n, m, d] of their samples' embeddings, `tasks` [q] of the
 rows, `queries` [q, d] of their inputs' embeddings. No pickle is read, so a file cannot bring code. Sizes are read from

@@ -2,7 +2,8 @@
 
 A benchmark such as FLAN fills about ten templates per task with its examples. A retriever that knows a template finds
 the task without understanding the input. So retrieval is reported separately for rows whose template occurs in no
-sample of their own adapter. The templates are not known; they are found in the words that inputs of one task share:
+sample of their own adapter. The templates are not known. The module finds the templates in the words that inputs of one
+task share:
 
 1. The words of a template are at the beginnings and ends of lines. The *pieces* of an input are the first and the last
    1 to `LONGEST` words (and punctuation marks) of each of its lines.
@@ -36,7 +37,7 @@ from scipy.spatial.distance import squareform
 LONGEST = 8  # Maximum length of a piece, in words.
 ALIKE = 0.4  # Minimum mean similarity of two groups that become one.
 FEWEST = 3  # Minimum number of inputs in a group.
-MOST_LINES = 400  # Maximum number of lines of an input, half of them from either end, that pieces are taken from.
+MOST_LINES = 400  # Maximum number of lines of an input from which pieces are taken, half of the lines from either end.
 LONGEST_LINE = 10_000  # Maximum length of a line, in characters; of a longer line only the two ends are read.
 MOST_PAIRS = 60_000  # Maximum number of pairs of equal words by which two texts are matched word by word.
 GAP = "…"

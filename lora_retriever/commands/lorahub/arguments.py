@@ -31,7 +31,7 @@ OF_PROFILES: dict[str, Any] = {
     "dtype": "float32",
     "device": "auto",
 }
-"""What a profile says in place of the arguments."""
+"""The defaults of arguments whose values a profile can give."""
 OF_EXAMPLES: dict[str, Any] = {"out": None, "seed": 0}
 OF_TASKS: dict[str, Any] = {
     "results": None,

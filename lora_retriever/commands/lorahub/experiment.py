@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Run the experiment, or go on with it, and print its tables. Returns the exit status."""
+    """Run or continue the experiment, and print its tables. Returns the exit status."""
     from lora_retriever.fewshot.experiment import Design, check_own_adapters
     from lora_retriever.fewshot.tasks import Division, read_tasks
 
@@ -47,7 +47,7 @@ def _compute(
     tasks: Sequence[FewShotTask],
     console: Console,
 ) -> None:
-    """Compute what the results folder does not have yet."""
+    """Compute the results that the results folder does not have yet."""
     from lora_retriever.fewshot.experiment import (
         Experiment,
         code_of,

@@ -99,7 +99,7 @@ def _of_profile(args: argparse.Namespace, retrieves: bool, console: Console) -> 
 
     profile = profile_of(args)
     notes: list[str] = []
-    rows = [] if isinstance(profile.data.pool, str) else read_rows(profile.rows_source)  # a drawn pool leaves them out
+    rows = [] if isinstance(profile.data.pool, str) else read_rows(profile.rows_source)  # a drawn pool lacks these
     pool = pool_of(profile, rows, notes)
     for note in notes:
         console.print(for_rich(f"warning: {note}"), soft_wrap=True)

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's parts."""
     parts = parser.add_subparsers(required=True, metavar="PART")
     for name, part in PARTS.items():
-        one: Any = parts.add_parser(  # of the class that shows examples
+        one: Any = parts.add_parser(  # the parser's class shows examples
             name, help=part.HELP, description=part.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         beginning = f"lora-retriever watermark {name} "

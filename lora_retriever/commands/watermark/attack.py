@@ -1,4 +1,4 @@
-"""`lora-retriever watermark attack`: what is left of a mark after compositions, changes, training and other prompts."""
+"""`lora-retriever watermark attack`: measures a mark after compositions, changes, training and other prompts."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HELP = "train the mark of a key into a copy of an adapter"
 UNMARKED = "-unmarked"
-"""What the name of the unmarked adapter has at its end, if the command trains that adapter, too."""
+"""The end of the unmarked adapter's name, if the command trains this adapter, too."""
 SHARED = ("template", "system", "max_tokens", "seed")
 """Options of the training of a task that the marking has as well."""
 
@@ -162,7 +162,7 @@ def _trained(
     console: Console,
     base_hash: str,
 ) -> Path:
-    """The folder of the unmarked adapter, trained now unless it exists.
+    """The folder of the unmarked adapter, which is trained now unless the folder exists.
 
     Raises:
         UserError: the adapter cannot be trained, or exists with other options or from another source.

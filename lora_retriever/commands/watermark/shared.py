@@ -1,4 +1,4 @@
-"""Arguments that several parts of `lora-retriever watermark` share, and the models that they name."""
+"""Arguments that several parts of `lora-retriever watermark` share, and the models that these arguments name."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def template_and_system(args: argparse.Namespace, adapter: Path | None) -> tuple
 
 
 def training_options_of(adapter: Path | None) -> dict[str, str]:
-    """The texts among the options of an adapter's training, as its record tells them; empty if there is no record."""
+    """The options of an adapter's training that are texts, from the adapter's record; empty if there is no record."""
     from lora_retriever.files import read_bytes
     from lora_retriever.training.lora import RECORD_FILE
 
@@ -90,7 +90,7 @@ def training_options_of(adapter: Path | None) -> dict[str, str]:
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments for the base and where it computes."""
+    """Add the arguments for the base and for the device."""
     parser.add_argument("--base", help="base model: a folder or a Hub id (default: the one that the adapter names)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: a GPU if there is one")

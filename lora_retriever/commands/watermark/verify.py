@@ -102,7 +102,7 @@ def _local(args: argparse.Namespace) -> Suspect:
 
 
 def _report(key: Key, suspect: Suspect, evidence: Evidence, level: float) -> dict[str, Any]:
-    """The result. It has no trigger and no target: a report may be shown while the key stays secret."""
+    """The result. A report has no trigger and no target, so the report may be shown while the key stays secret."""
     from lora_retriever.resampling import wilson_interval
 
     return {

@@ -18,8 +18,8 @@ class Everything:
     def route(self, context: Context) -> list[Composition]:
         """The whole pool, in its order, for every row.
 
-        A masked adapter is named with weight 0. What a gate prepares is kept for each set of adapters that batches
-        offer. With masked adapters left out, the sets would differ from batch to batch.
+        A masked adapter is named with weight 0. The prepared state of a gate is kept for each set of adapters that
+        batches offer. If masked adapters were left out, the sets would differ from batch to batch.
         """
         names = tuple(context.names)
         return [Composition({name: float(name != own) for name in names}) for own in context.masked_adapters]

@@ -30,7 +30,7 @@ class Experts:
     """One adapter of every domain, drawn with the seed and offered to every row. A gate weighs these experts."""
 
     def route(self, context: Context) -> list[Composition]:
-        """The experts, each with weight 1. A row whose own adapter is masked is not offered that adapter."""
+        """The experts, each with weight 1. A row whose own adapter is masked does not get this expert."""
         experts = experts_of(context.pool, context.seed)
         return [Composition.of({name: 1.0 for name in experts if name != own}) for own in context.masked_adapters]
 
@@ -69,5 +69,5 @@ class Training:
 
     @property
     def options(self) -> Training:
-        """The options of the training alone, without those of the gate."""
+        """The options of the training alone, without the options of the gate."""
         return Training(**{option.name: getattr(self, option.name) for option in fields(Training)})

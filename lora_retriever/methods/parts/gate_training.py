@@ -59,7 +59,7 @@ class Matrices:
     a run in every batch.
     """
 
-    digest: str  # of the file
+    digest: str  # SHA-256 of the file
     experts: tuple[str, ...]
     by_module: Mapping[str, Tensor] = field(compare=False, repr=False)  # G [experts, d_in], float32
 
@@ -86,8 +86,7 @@ class Matrices:
     def of(self, offered: Offered) -> Tensor:
         """The G [P, d_in] of the adapters that a module is offered, on its device.
 
-        Raises:
-            CompositionError: one of the adapters is not an expert.
+        Raises: CompositionError: an adapter is not an expert.
         """
         strange = [name for name in offered.adapters if name not in self.experts]
         if strange:
@@ -143,7 +142,10 @@ class GateInTraining:
         self._weigh = weigh
 
     def prepare(self, offered: Offered) -> str:
-        """The module's name. The parameters cannot be returned: they change, and the returned object is kept."""
+        """The module's name.
+
+        The parameters cannot be returned, because parameters change, and the returned object is kept.
+        """
         self.experts = offered.adapters
         if offered.module not in self.parameters:
             zeros = torch.zeros(len(offered.adapters), offered.down.shape[-1], device=offered.down.device)
@@ -159,9 +161,9 @@ class GateInTraining:
 def train(
     context: Context, options: Training, mode: str, weigh: Weigh, folder: Path, adapter: str | None = None
 ) -> dict[str, Any]:
-    """Train the matrices, or continue an interrupted training, and write them to `folder`. Returns the record.
+    """Train the matrices, or continue an interrupted training, and write the matrices to `folder`. Returns the record.
 
-    An interrupted training ends with the same matrices as an uninterrupted one. The base comes back unchanged.
+    An interrupted training ends with the same matrices as an uninterrupted training. The base comes back unchanged.
 
     Args:
         adapter: the only adapter that is weighed, on its own samples. None: the experts, on the samples of all tasks.
@@ -270,7 +272,7 @@ class _State:
 
 
 def _prompts(batch: Mapping[str, Any]) -> Tensor:
-    """The tokens [batch, length] that belong to prompts, neither to padding nor to answers: bool."""
+    """Which tokens belong to prompts, and not to padding or answers: bool [batch, length]."""
     prompts: Tensor = batch["attention_mask"].bool()  # [batch, length]
     kept = batch["labels"].shape[1]
     prompts[:, -kept:] &= batch["labels"] == IGNORED
@@ -316,7 +318,7 @@ def _save(file: Path, gate: GateInTraining, state: _State, optimizer: torch.opti
 
 
 def _write(file: Path, tensors: dict[str, Tensor], experts: Sequence[str], state: _State) -> None:
-    """Write tensors, experts and the state of the training, as `_read` reads them, in one atomic step."""
+    """Write tensors, experts and the state of the training in one atomic step, in the form that `_read` reads."""
     # One entry of metadata: safetensors writes several in a changing order, and equal content must give equal files.
     write_bytes(file, save(tensors, {"training": json.dumps({"experts": list(experts), "state": vars(state)})}))
 
@@ -326,7 +328,7 @@ def _read(file: Path) -> tuple[tuple[str, ...], _State, dict[str, Tensor], dict[
     parts: dict[str, dict[str, Tensor]] = {"matrix": {}, "optimizer": {}}
     with safe_open(file, "pt") as content:
         training = json.loads(content.metadata()["training"])
-        for key in content.keys():  # noqa: SIM118 - it is no dictionary
+        for key in content.keys():  # noqa: SIM118 - the file is no dictionary
             part, _, name = key.partition(".")
             parts[part][name] = content.get_tensor(key)
     return tuple(training["experts"]), _State(**training["state"]), parts["matrix"], parts["optimizer"]

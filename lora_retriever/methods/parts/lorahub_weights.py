@@ -128,7 +128,7 @@ class Learned:
             "loss": self.loss,
             "base_loss": self.base_loss,
             "losses": [step.loss for step in self.steps],
-            "seconds": round(sum(step.seconds for step in self.steps), 1),  # with the steps before an interruption
+            "seconds": round(sum(step.seconds for step in self.steps), 1),  # steps before an interruption count
             "versions": {package: version(package) for package in ("nevergrad", "scipy", "torch", "transformers")},
         }
 
@@ -144,8 +144,8 @@ def learn_weights(
     """The weights with the least sum of loss and penalty, of all weights that the optimisation tried.
 
     Args:
-        loss: a function of weights, one for each of `names`. It is called at most `search.steps` times, and once for
-            the same weights. (COBYLA asks for the same weights again when it has converged and begins anew.)
+        loss: a function of weights, one for each of `names`. `loss` is called at most `search.steps` times, and only
+            once for the same weights. (When COBYLA has converged, it begins anew, and asks for the same weights again.)
         seed: the seed of an optimiser that draws.
         log: a JSON-lines file of the steps. Steps that the file has from before an interruption are not computed again,
             because an optimisation that gets the same losses asks for the same weights.
@@ -153,7 +153,7 @@ def learn_weights(
     """
     known = _read_steps(log) if log and log.exists() else []
     tried: list[Step] = []
-    losses: dict[tuple[float, ...], float] = {}  # of the weights in `tried`
+    losses: dict[tuple[float, ...], float] = {}  # losses of the weights in `tried`
     optimizer = _optimizer(len(names), search, seed)
     try:
         with progress_bar(console, "learning weights", search.steps) as bar, warnings.catch_warnings():
@@ -170,7 +170,7 @@ def learn_weights(
                         write_text(log, "".join(json.dumps(asdict(step)) + "\n" for step in tried))
                 losses[weights] = tried[-1].loss
                 optimizer.tell(asked, search.objective(tried[-1]))
-                move = bar.restart_at if known else bar.move_to  # steps of an earlier start took no time now
+                move = bar.restart_at if known else bar.move_to  # steps of an earlier start take no time now
                 move(len(tried), f"{len(tried)}/{search.steps} loss {min(step.loss for step in tried):.4f}")
     finally:
         del optimizer  # COBYLA runs in a thread that ends with this object
@@ -190,7 +190,7 @@ def _optimizer(weights: int, search: Search, seed: int) -> Any:
 
 
 def adapter_folders(named: Sequence[str], folder: Path | None) -> tuple[list[str], list[Path]]:
-    """The adapters that a user named one by one, and the adapters within a `folder`.
+    """The adapters that a user named singly, and the adapters within a `folder`.
 
     Returns:
         The locations of the adapters, and the folders within `folder` that have no `adapter_config.json`.
@@ -244,8 +244,8 @@ def answer_loss(
 
     Raises:
         UserError: the template alone is too long, the tokenizer has no EOS token, or a sample has a token that the
-            base lacks, or more tokens than the base has positions. The function itself raises it if the batches or the
-            adapters do not fit into memory.
+            base lacks, or more tokens than the base has positions. The returned function raises UserError, too, if the
+            batches or the adapters do not fit into memory.
     """
     template = settings.template_for(tokenizer)
     try:
@@ -289,11 +289,12 @@ def learn_checkpoint(
 ) -> Learned:
     """Learn the weights of adapters from the examples of a new task, and save the fusion.
 
-    `out` becomes an ordinary PEFT checkpoint. Its `lorahub.json` records how the checkpoint was made.
+    `out` becomes an ordinary PEFT checkpoint. The file `lorahub.json` of this checkpoint records how the checkpoint was
+    made.
 
     Args:
         names: the adapters, which the generator's model has loaded.
-        loss: what is minimised, a function of the weights of `names`.
+        loss: the function of the weights of `names` that is minimised.
         chosen: further choices for the record.
 
     Raises:

@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 FILE = "own_samples.safetensors"
 SEPARATOR = "\0"
-"""Stands between an adapter's name, a module's name and what was measured, in the names of the file's tensors."""
+"""The separator in the names of the file's tensors: adapter, module, and kind of measurement."""
 
 
 @dataclass(frozen=True)
 class OwnSamples:
     """The measurements, by adapter and module. Two objects are equal if they were read from equal files."""
 
-    digest: str  # of the file
+    digest: str  # SHA-256 of the file
     tensors: Mapping[str, Tensor] = field(compare=False, repr=False)  # float64, by adapter, module and kind
 
     def of(self, offered: Offered) -> tuple[Tensor, Tensor, Tensor]:
         """Mean [P] and deviation [P] of ‖s B A x‖, and the mean of A x [P, r], of a module's adapters: float64.
 
-        They are 0 for an adapter that does not target the module.
+        For an adapter that does not target the module, all numbers are 0.
         """
         count, rank, _ = offered.down.shape
         norms, inner = torch.zeros(2, count, dtype=torch.float64), torch.zeros(count, rank, dtype=torch.float64)
@@ -70,7 +70,7 @@ def own_samples(context: Context, samples: int) -> OwnSamples:
 
 
 class _Measure:
-    """A gate that gives its only adapter weight 0, and sums what it measures by module."""
+    """A gate that gives its only adapter weight 0, and sums its measurements by module."""
 
     def __init__(self) -> None:
         self.norms: dict[str, Tensor] = {}  # number of tokens, sum and sum of squares of ‖s B A x‖: [3]

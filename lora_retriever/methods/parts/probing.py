@@ -1,6 +1,6 @@
 """The responses of adapters to a prompt, measured while the base model reads the prompt: one pass for all adapters.
 
-Every adapter of the pool is offered to a gate that gives all of them weight 0, so the base alone runs. The gate notes
+Every adapter of the pool is offered to a gate that gives every adapter weight 0, so the base alone runs. The gate notes
 how each adapter responds to the inputs. The pass costs about as much as reading the prompts. The measurements are
 written to the results folder batch by batch, and all methods that use measurements share the same file. The module
 registers no method. The pass uses no tasks and no answers; `responses.py` turns responses into compositions.
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FILE = "signals.safetensors"
 QUERY = "q_proj"
 SMALLEST = 1e-6
-"""Added to an entropy, in nats, before it is inverted."""
+"""The number that is added to an entropy before the division 1 / entropy, in nats."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Signals:
     """The responses of the pool's adapters to the rows' prompts: float32 [rows, adapters], in the pool's order.
 
     `norm` and `certainty` describe an adapter's output o = s B A x for the last token of the prompt at one module, the
-    query projection of the last block. They are 0 for an adapter that does not target this module. If no adapter
+    query projection of the last block. Both are 0 for an adapter that does not target this module. If no adapter
     targets a module named `q_proj`, the last module of the last block that adapters target is used.
 
     Attributes:
@@ -115,7 +115,7 @@ class Probe:
         return torch.zeros_like(responses)
 
     def take(self, batch: int) -> dict[str, Tensor]:
-        """Return the signals of a batch by name, float32 [batch, P] on the CPU, and forget them."""
+        """Return the signals of a batch by name, float32 [batch, P] on the CPU, and forget the responses."""
         norm, certainty, shares, modules = torch.zeros(4, batch, len(self.adapters))
         for rows, *values in self._last:
             norm[rows.cpu()], certainty[rows.cpu()] = (value.float().cpu() for value in values)

@@ -2,14 +2,14 @@
 
 The updates are never multiplied out. With the Gram matrices G_A = A A^T and G_B = (s B)^T (s B) of a rank-r adapter,
 both [r, r], the matrix G_A^½ G_B G_A^½ = W S² W^T has the squares of the update's singular values, and
-V^T = W^T G_A^-½ A, because v^T v = 1 and A^T G_B A v = σ² v. So V^T x is a product with A x, which a gate gets. All of
-this is computed in float64 on the CPU, so that it is the same on every device.
+V^T = W^T G_A^-½ A, because v^T v = 1 and A^T G_B A v = σ² v. So V^T x is a product with A x, which a gate gets. All
+these matrices are computed in float64 on the CPU, so that they are the same on every device.
 
 A x (`tokens.inner`, which SpectR and LoGo use) is rounded to the dtype of the model's products, with a relative error
 of 2^-7 in bfloat16 and 2^-10 in float16. In V^T x, and so in SpectR's scores, G_A^-½ enlarges this error along the
 directions in which A is small. Directions in which A's singular value is below eps times the largest would be rounding
-errors only, so they are left out. LoGo's ‖s B A x‖ needs no inverse, and has the error of A x. Arrow uses x itself, and
-its prototypes are rounded to float32 only.
+errors only, so these directions are left out. LoGo's ‖s B A x‖ needs no inverse, and has the error of A x. Arrow uses x
+itself, and its prototypes are rounded to float32 only.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NEGLIGIBLE = 1e-12
 class Spectrum:
     """The updates' singular values, largest first, and the coordinates of an input along their right singular vectors.
 
-    An update of a rank below r, for example because of padding, has singular values of 0 and rows of zeros. So has a
-    direction that the dtype of A x cannot resolve.
+    An update of a rank below r, for example because of padding, has singular values of 0 and rows of zeros. A direction
+    that the dtype of A x cannot resolve has a singular value of 0, too.
     """
 
     values: Tensor  # S, [P, r] float64

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 RECORDED = 8
 """Minimum number of adapters of a search that a run records, also if the method uses fewer."""
 RETRIEVAL: frozenset[Reads] = frozenset({"adapters", "pool"})
-"""What a method reads that searches by the profile's scorer. Whether it needs an encoder, the scorer decides."""
+"""The parts that a method reads if it searches by the profile's scorer.
+
+The scorer decides whether the method needs an encoder.
+"""
 EMBEDDED: frozenset[Reads] = RETRIEVAL | {"encoder"}
-"""What a method reads that reads embeddings under any profile."""
+"""The parts that a method reads if it reads embeddings under every profile."""
 SCORED: frozenset[Settings] = frozenset({"scorer"})
 TOP_K: frozenset[Settings] = frozenset({"k", "scorer", "temperature"})
 
@@ -41,7 +44,7 @@ class Nearest:
 
 
 def recorded(k: int, context: Context) -> int:
-    """The number of adapters to search for, if `k` are used. A run records more adapters than it uses."""
+    """The number of adapters to search for, if `k` are used. A run records more adapters than the run uses."""
     return max(k, min(RECORDED, context.available))
 
 

@@ -1,4 +1,4 @@
-"""How gates turn scores into weights: by a softmax over the adapters that a row is offered, or by the best of them.
+"""How gates turn scores into weights: by a softmax over the offered adapters of a row, or by the best offered adapter.
 
 The module computes with tensors only, and registers no method.
 """
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None, temperature: float = 1.0) -> Tensor:
-    """Weights [..., P]: the softmax, at a temperature, of the `top_k` best scores [..., P] offered; the others get 0.
+    """Weights [..., P]: the softmax, at a temperature, of the `top_k` best offered scores [..., P]; other adapters
+    get 0.
 
-    `offered` [..., P] bool may be broadcast. If fewer than `top_k` adapters are offered, all of them are kept. `top_k`
-    None keeps all. The weights of a row that is offered no adapter have no meaning, but they and all gradients are
+    `offered` [..., P] bool may be broadcast. If fewer than `top_k` adapters are offered, all offered adapters are kept.
+    `top_k` None keeps all. The weights of a row without offered adapters have no meaning, but weights and gradients are
     finite.
     """
     import torch
@@ -30,7 +31,7 @@ def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None
 
 
 def best_of_offered(scores: Tensor, offered: Tensor) -> Tensor:
-    """One-hot weights [..., P]: 1 for the best of the scores [..., P] offered, 0 for the others.
+    """One-hot weights [..., P]: 1 for the best of the offered scores [..., P], and 0 for all other scores.
 
     `offered` [..., P] bool may be broadcast. Of equal scores the first counts.
     """

@@ -1,4 +1,4 @@
-"""`starts_with`: whether the answer begins with the target, so that a right label with further words is right."""
+"""`starts_with`: whether the answer begins with the target, so that a right answer with further words is right."""
 
 from __future__ import annotations
 

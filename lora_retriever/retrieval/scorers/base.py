@@ -19,7 +19,7 @@ from lora_retriever.escaping import quoted
 Array = NDArray[np.floating]
 Positions = NDArray[np.int64]
 Weights = Literal["cosine", "probability"]
-"""What weights are made of: `Scorer.weights`."""
+"""The numbers of which weights are made: `Scorer.weights`."""
 
 HELD_OUT = 2000
 """Maximum number of pool samples that are left out in turn."""
@@ -30,7 +30,7 @@ FEWEST_HELD_OUT = 100
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts as scorers read them: `embeddings` [n, dim], and the `texts` themselves if they are known.
+    """Texts in the form that scorers read: `embeddings` [n, dim], and the `texts` themselves if known.
 
     Where no encoder has read the texts, dim is 0.
     """
@@ -77,7 +77,7 @@ class Fitted(Protocol):
 @runtime_checkable
 class Changeable(Protocol):
     """A fitted scorer that can add or remove an adapter without a new fit. The parts that all adapters share, such as a
-    covariance, stay as they were fitted.
+    covariance, are not fitted again.
     """
 
     def with_adapter(self, samples: Samples) -> Fitted:
@@ -134,7 +134,7 @@ class Linear:
 
 
 class Pool(Protocol):
-    """The part of a pool that a scorer may read. `AdapterIndex` holds a pool and keeps it up to date."""
+    """The part of a pool that a scorer may read. `AdapterIndex` holds a pool and keeps the pool up to date."""
 
     @property
     def means(self) -> Array:
@@ -171,8 +171,8 @@ class Scorer:
         needs_samples: whether the scorer needs the samples (a private index keeps means and covariance only).
         needs_texts: whether the scorer reads the texts of samples and queries.
         needs_embeddings: whether the scorer reads embeddings. If not, no encoder is loaded for the scorer.
-        weights: what `retrieval.temperature` makes weights of: the scores themselves if the scores are cosines, or the
-            calibrated probabilities.
+        weights: the numbers of which `retrieval.temperature` makes weights: the scores themselves if the scores are
+            cosines, or the calibrated probabilities.
     """
 
     name: str
@@ -222,7 +222,7 @@ def as_scorer(scorer: str | Scorer) -> Scorer:
     """The scorer itself, or the project's scorer of this name.
 
     Raises:
-        ValueError: there is no such scorer, or a scorer of a user's own has the name of one of the project's.
+        ValueError: there is no such scorer, or a scorer of a user's own has the name of a scorer of the project.
     """
     if isinstance(scorer, Scorer):
         if SCORERS.get(scorer.name, scorer) != scorer:
@@ -243,7 +243,7 @@ def spared(counts: Positions) -> tuple[Positions, Positions]:
     """Pool samples to leave out in turn: the index of each sample's adapter, and its position among all samples.
 
     Both are in the samples' order. An adapter with a single sample keeps the sample. If there are more samples than the
-    maximum, they are taken at even distances.
+    maximum, samples at even distances are taken.
     """
     own = np.repeat(np.arange(len(counts)), counts)
     positions = np.flatnonzero(counts[own] > 1)

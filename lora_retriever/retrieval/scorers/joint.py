@@ -33,11 +33,11 @@ class Joint:
         return np.asarray(np.sum([standardised(part.score(queries)) for part in self.parts], axis=0))
 
     def with_adapter(self, samples: Samples) -> Joint:
-        """The scorer with one more adapter, in the last place. What all adapters share stays as it is."""
+        """The scorer with one more adapter, in the last place. The parts that all adapters share do not change."""
         return Joint(tuple(part.with_adapter(samples) for part in self.parts))
 
     def without_adapter(self, position: int) -> Joint:
-        """The scorer without the adapter at a place. What all adapters share stays as it is."""
+        """The scorer without the adapter at a place. The parts that all adapters share do not change."""
         return Joint(tuple(part.without_adapter(position) for part in self.parts))
 
     def held_out(self) -> HeldOut | None:

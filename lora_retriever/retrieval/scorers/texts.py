@@ -2,8 +2,8 @@
 
 A *view* turns samples into vectors of length 1. Views are joined with equal weights: the similarity of two samples is
 the mean of their similarities in the views. The discriminant distinguishes the adapters in the space of this
-similarity. Its shrinkage is chosen by leaving samples out. The views were chosen on the official benchmark, with
-knowledge of its test figures (docs/results/retrieval.md).
+similarity. The discriminant's shrinkage is chosen by leaving samples out. The views were chosen on the official
+benchmark, with knowledge of its test figures (docs/results/retrieval.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lora_retriever.retrieval.scorers.base import (
 from lora_retriever.retrieval.scorers.discriminant import Statistics, fit_features
 
 LANDMARKS = 2000
-"""Maximum number of samples that span the space; in a larger pool they are taken at even distances (Nyström)."""
+"""Maximum number of samples that span the space. In a larger pool, samples at even distances are taken (Nyström)."""
 BLOCK = 1024
 """Maximum number of samples that are compared with the landmarks at once."""
 TOKEN = r"\w+|[^\w\s]|\n"
@@ -41,7 +41,7 @@ Matrix = Any
 
 
 class View(Protocol):
-    """A view: it turns samples into vectors."""
+    """A view, which turns samples into vectors."""
 
     def fit(self, samples: Samples) -> Matrix:
         """Learn the features of a pool's samples; give the samples' vectors."""
@@ -207,7 +207,7 @@ def _fit(space: Space, seen: Sequence[Matrix], counts: Positions) -> Linear:
 
 
 def _blocks(counts: Positions) -> Iterator[slice]:
-    """All adapters in their order, as many at a time as have at most `BLOCK` samples together, and at least one."""
+    """All adapters in their order, in blocks with at most `BLOCK` samples together, or with a single adapter."""
     start, held = 0, 0
     for place, count in enumerate(counts.tolist()):
         if held and held + count > BLOCK:

@@ -1,4 +1,4 @@
-"""`/v1/adapters`: the pool. With `--allow-changes`, clients add adapters to it and remove them."""
+"""`/v1/adapters`: the pool. With `--allow-changes`, clients add adapters to the pool and remove adapters."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ async def adapters(request: Request) -> Json:
 
 @router.post("/v1/adapters", response_class=Json, status_code=201)
 async def add(body: NewAdapter, request: Request) -> Json:
-    """Verify, load and find one more adapter. Requests that run are not disturbed."""
-    entry = await asyncio.to_thread(_changing(serving_of(request)).add, body)
+    """Verify, load and find one more adapter. Requests that run are not disturbed.
+
+    The field `warnings` of the response says what the client should know, such as that the adapter names another base.
+    """
+    entry, notes = await asyncio.to_thread(_changing(serving_of(request)).add, body)
     request.state.noted["adapter"] = entry.model_name
-    return Json(_described(entry), status_code=201)
+    return Json({**_described(entry), "warnings": list(notes)}, status_code=201)
 
 
 @router.delete("/v1/adapters/{name:path}", response_class=Json)
 async def remove(name: str, request: Request) -> Json:
-    """Take an adapter out of the pool. Requests that use it end as they began."""
+    """Remove an adapter from the pool. Requests that use the adapter end with the adapter."""
     serving = serving_of(request)
     await asyncio.to_thread(_changing(serving).remove, name)
     serving.metrics.forget(name)

@@ -37,7 +37,7 @@ Body = dict[str, Any]
 
 @router.post("/v1/completions", response_class=Json)
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue prompts, which are taken as they are."""
+    """Continue prompts, which do not change."""
     make = serving_of(request).prompts.of_completion
     prompts = await asyncio.to_thread(lambda: [make(prompt) for prompt in body.prompts])
     return await _respond(_Completion(body, request, prompts, body.max_tokens, body.logprobs))
@@ -60,7 +60,7 @@ class _Form(ABC):
 
     Attributes:
         prefix: how the ids of responses begin.
-        object, chunk: what OpenAI calls a response, and an event of a stream.
+        object, chunk: OpenAI's names of a response, and of an event of a stream.
     """
 
     prefix: str
@@ -125,7 +125,7 @@ class _Form(ABC):
         return described(self.asked, choice, self.domains)
 
     def finish(self, answers: Answering) -> None:
-        """Count and log what was answered."""
+        """Count and log the answers."""
         metrics, usage = self.serving.metrics, usage_of(answers.choices)
         kind = "method" if self.asked.method or self.asked.name in self.serving.service.methods else "composition"
         for choice in answers.choices:
@@ -240,7 +240,7 @@ async def _respond(form: _Form) -> Response:
 
 
 async def _events(form: _Form, answers: Answering) -> AsyncIterator[Body]:
-    """The events of a stream: first what was found, then the text as it comes, then the usage if it is wanted."""
+    """The events of a stream: first the adapters found, then the text piece by piece, then the usage if wanted."""
     head = {**form.head, "object": form.chunk}
     for choice in answers.choices:
         first = form.first(choice) or form.part(choice, "", [])

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what a request can name as its model: the methods, and the pool's adapters."""
+"""`GET /v1/models`: the models that a request can name: the methods, and the pool's adapters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _models(serving: Serving) -> list[dict[str, Any]]:
 def _described(method: Method, service: Service) -> dict[str, Any]:
     """The description of a method for a client.
 
-    `takes` says which wishes change its answers, and `ready` whether it has learned, if it learns.
+    `takes` says which wishes change the method's answers, and `ready` says whether a method that learns has learned.
     """
     k, learned = service.profile.retrieval.k, learns(method)
     takes = {setting: not learned and method.depends_on(setting, k) for setting in ("k", "scorer", "temperature")}

@@ -31,7 +31,7 @@ async def script() -> Response:
 
 @router.get("/dom.js", include_in_schema=False)
 async def shared_script() -> Response:
-    """What the page shares with the report: texts become text nodes, and hidden characters visible."""
+    """The script that page and report share: texts become text nodes, and hidden characters become visible."""
     return _file("dom.js", "text/javascript", REPORT)
 
 

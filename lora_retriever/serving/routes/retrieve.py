@@ -1,4 +1,7 @@
-"""`POST /v1/retrieve`: the adapters for texts, without answers. `GET /v1/scorers`: by what they can be ordered."""
+"""`POST /v1/retrieve`: the adapters for texts, without answers.
+
+`GET /v1/scorers`: the scorers that can order the adapters.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ async def scorers(request: Request) -> Json:
 
 @router.post("/v1/retrieve", response_class=Json)
 async def retrieve(body: RetrieveRequest, request: Request) -> Json:
-    """The best k adapters of each text, with scores, and with probabilities where the pool allows to calibrate them.
+    """The best k adapters of each text, with scores, and with probabilities if the pool allows a calibration.
 
     `presence` is the probability that the pool has the text's own adapter at all.
     """

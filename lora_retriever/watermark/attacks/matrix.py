@@ -45,7 +45,7 @@ def run_matrix(
     Args:
         groups: names of `GROUPS`, and `harm`.
         out: folder of the results; a stopped matrix goes on there.
-        identity: what the results depend on. A folder with results of another identity is refused.
+        identity: everything on which the results depend. A folder with results of another identity is refused.
 
     Returns:
         The results of all attacks in the folder, in the order in which they were measured.
@@ -72,7 +72,7 @@ def run_matrix(
 
 
 def _attacks(scene: Scene, group: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """The attacks of a group by their names, and functions that give what a line of the results says about them."""
+    """The attacks of a group by their names, and functions that give the fields of an attack's line in the results."""
     if group == HARM:
         yield HARM, lambda: {"harm": asdict(measure_harm(scene))}
         return
@@ -112,7 +112,7 @@ def summary(line: Mapping[str, Any]) -> str:
 
 
 def attack_table(results: Sequence[Mapping[str, Any]], level: float) -> Table:
-    """One line for each attack: what is left of the mark."""
+    """One line for each attack: the evidence of the mark."""
     rows: list[tuple[str, list[Cell | str | None]]] = []
     for line in results:
         if line["group"] in (HARM, "innocents") or not line["measured"]:

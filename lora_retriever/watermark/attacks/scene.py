@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 MARKED = "the marked adapter"
 """The name under which the marked adapter is loaded."""
 CHANGED = "a changed adapter"
-"""The name under which a changed copy of the marked adapter is loaded, while it is asked."""
+"""The name under which a changed copy of the marked adapter is loaded for its triggers."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One suspect's evidence, as the matrix keeps it.
+    """One suspect's evidence, in the form of the matrix.
 
     Attributes:
         note: the things that were drawn, such as the names of the other adapters, or a figure beside the evidence.
@@ -103,15 +103,12 @@ class Routing:
 class Scene:
     """Everything that attacks work with.
 
-    Attributes:
-        generator: the base with the adapters: `MARKED`, the unmarked one, and the others.
-        adapter: folder of the marked adapter.
-        unmarked: name of the unmarked adapter in the generator. None: it is not at hand.
-        others: names of the other adapters.
-        rows: rows of the task, on which its score is measured with and without the mark.
-        draws: number of draws of an attack that draws.
-        decoys: number of keys that the adapter does not know, for the false alarms.
-        scratch: folder for changed copies of the adapter; they are removed after use.
+    Attributes: generator: the base with the adapters: `MARKED`, the unmarked adapter, and other adapters. adapter:
+        folder of the marked adapter. unmarked: name of the unmarked adapter in the generator. None: there is no
+        unmarked adapter. others: names of the other adapters. rows: rows of the task, on which its score is measured
+        with and without the mark. draws: number of draws of an attack that draws. decoys: number of keys that the
+        adapter does not know, for the false alarms. scratch: folder for changed copies of the adapter; they are removed
+        after use.
     """
 
     key: Key = field(repr=False)
