@@ -77,8 +77,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def problems_of(error: ValidationError, quote: str = "", of: str = "a profile", known: Iterable[str] = ()) -> list[str]:
     """The problem of each field, as `FIELD: reason`; `quote` is written around the field's name.
 
-    Args: of: the thing that has the fields, for the message about an unknown field. known: the names of all fields, for
-        a suggestion in place of an unknown field.
+    Args:
+        of: the thing that has the fields, for the message about an unknown field.
+        known: the names of all fields, for a suggestion in place of an unknown field.
     """
     found = []
     for problem in error.errors(include_url=False):

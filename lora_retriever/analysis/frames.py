@@ -35,7 +35,8 @@ def load_results(
     Args:
         metric_folders: folders with a user's own metrics. Metrics in other folders never run.
 
-    Raises: UserError: a folder holds no run, or a damaged run.
+    Raises:
+        UserError: a folder holds no run, or a damaged run.
     """
     import pandas as pd  # a second to import
 
@@ -51,7 +52,8 @@ def load_results(
 def write_runs_file(results: Path, metric_folders: Sequence[Path] = ()) -> Path:
     """Write `runs.csv`, one line for each finished run, into its results folder, in one atomic step.
 
-    Raises: UserError: the folder holds no run, or a damaged run.
+    Raises:
+        UserError: the folder holds no run, or a damaged run.
     """
     chosen = Scoring("paper", metric_folders=tuple(metric_folders))
     lines = [_line(summary) for summary in summarize(read_runs(results), chosen)]

@@ -191,11 +191,12 @@ def open_results(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
-    """All finished runs in a results folder, and notes on files that are not shown or renamed. A run is a file
-    `NAME.jsonl` with at least one row, or a JSON list `NAME.json`. The paper's methods come first, in the paper's
-    order. Hidden files, such as the files that macOS puts beside each file, are ignored. A file that is no run and has
-    no `NAME.meta.json` beside it is left out with a note. `misture`, the original's spelling, is read as `mixture`. The
-    file `runs.yaml` says whose answers these are (`origins`).
+    """All finished runs in a results folder, and notes on files that are not shown or renamed.
+
+    A run is a file `NAME.jsonl` with at least one row, or a JSON list `NAME.json`. The paper's methods come first, in
+    the paper's order. Hidden files, such as the files that macOS puts beside each file, are ignored. A file that is no
+    run and has no `NAME.meta.json` beside it is left out with a note. `misture`, the original's spelling, is read as
+    `mixture`. The file `runs.yaml` says whose answers these are (`origins`).
 
     Raises:
         UserError: there is no such folder, no run in it, a run's file, its record or `runs.yaml` is damaged, or two

@@ -46,7 +46,8 @@ def is_known(config: PretrainedConfig) -> bool:
 def refuse_encoder_decoder(config: PretrainedConfig, what: str) -> None:
     """Check that a base is a decoder-only model, for something that was not made for encoder-decoder models.
 
-    Args: what: the name of the thing in the message, in the plural.
+    Args:
+        what: the name of the thing in the message, in the plural.
 
     Raises:
         UserError: the base is an encoder-decoder model.

@@ -45,8 +45,9 @@ def is_separable(config: Any) -> bool:
 class Held:
     """The keys and values of the rows of a batch.
 
-    Attributes: cache: the model's argument `past_key_values` when a token is decoded. lengths: the number of tokens
-        that are held of each row.
+    Attributes:
+        cache: the model's argument `past_key_values` when a token is decoded.
+        lengths: the number of tokens that are held of each row.
     """
 
     def __init__(self, config: Any) -> None:

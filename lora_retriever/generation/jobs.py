@@ -53,7 +53,8 @@ class Job:
     Attributes:
         prompt: token ids, at least one.
         composition: the adapters and their weights.
-        mode: the rule by which the adapters are composed. gate: weighs the adapters by token. None: no gate.
+        mode: the rule by which the adapters are composed.
+        gate: weighs the adapters by token. None: no gate.
         scored: number of tokens at the end of the prompt whose log-probabilities are told.
         continues: whether the text goes on with the prompt's text, so that a space at the border belongs to the text.
         trims: whether white space around the text is left out before stop texts are looked for.

@@ -243,7 +243,8 @@ def load_composable(
 def loaded(subject: str, load: Callable[[], Loaded]) -> Loaded:
     """What `load` gives. Every exception of the libraries that read a checkpoint becomes one line.
 
-    Args: subject: the name, in the message, of the thing that is loaded.
+    Args:
+        subject: the name, in the message, of the thing that is loaded.
 
     Raises:
         UserError: the thing cannot be loaded.

@@ -70,8 +70,8 @@ def read_part(
     """Read the texts of some rows of the batch.
 
     Args:
-        texts: the new tokens of each row, after the tokens in the cache. lengths: number of tokens of each row, with
-            the tokens in the cache.
+        texts: the new tokens of each row, after the tokens in the cache.
+        lengths: number of tokens of each row, with the tokens in the cache.
         places: the rows of the batch that are read.
         cache: is filled.
         last: number of positions whose logits are wanted.

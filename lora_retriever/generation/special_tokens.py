@@ -31,7 +31,8 @@ def configured_eos_ids(generation_config: GenerationConfig | None, config: Pretr
 
     Of a configuration with parts (text, images), the text model's part counts, too.
 
-    Raises: ValueError: a configuration names something other than ids.
+    Raises:
+        ValueError: a configuration names something other than ids.
     """
     sources = [generation_config, config, None if config is None else config.get_text_config(decoder=True)]
     return sorted({id for source in sources for id in _given(getattr(source, "eos_token_id", None))})

@@ -314,10 +314,11 @@ class Context:
         base, the adapters, the pool, the template, the dtype, and the code that learns. So an interrupted run goes on
         with the same folder, and variants share a folder.
 
-        Args: learn: gets a folder for its files, and returns the description of their making, for the record. After an
-            interruption, `learn` gets the same folder, with its files so far. seeded: whether `learn` reads the seed.
-            If False, all seeds share a folder. uses: the other parts of this context that `learn` reads. The folder's
-            name depends on these parts, too.
+        Args:
+            learn: gets a folder for its files, and returns the description of their making, for the record. After an
+                interruption, `learn` gets the same folder, with its files so far.
+            seeded: whether `learn` reads the seed. If False, all seeds share a folder.
+            uses: the other parts of this context that `learn` reads. The folder's name depends on these parts, too.
 
         Raises:
             UserError: `learn` reads something that `uses` does not name. Later runs would use the folder even if this

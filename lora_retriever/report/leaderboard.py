@@ -21,8 +21,10 @@ from lora_retriever.report.use import Use
 class Standing:
     """One run on the leaderboard. None: not known, or the run has no such number.
 
-    Attributes: does: a description of the run, in a line. mean: the mean over tasks, with its interval. groups: for
-        each value by which the rows are split, the mean over tasks of the value's rows, with its interval.
+    Attributes:
+        does: a description of the run, in a line.
+        mean: the mean over tasks, with its interval.
+        groups: for each value by which the rows are split, the mean over tasks of the value's rows, with its interval.
             None: the run has no row of some value.
         exact: the mean of the tasks whose metric is `em`.
         seconds: seconds for each row that was answered and not taken over from another run.

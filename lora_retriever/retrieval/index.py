@@ -114,8 +114,9 @@ class AdapterIndex:
     ) -> AdapterIndex:
         """An index of texts, ready for `search_texts`.
 
-        Args: pool: the result of `read_pool`, from which the samples' inputs are taken; or texts by the adapters'
-            names. encoder: encodes the texts, if the scorer reads embeddings. None: the scorer reads texts alone.
+        Args:
+            pool: the result of `read_pool`, from which the samples' inputs are taken; or texts by the adapters' names.
+            encoder: encodes the texts, if the scorer reads embeddings. None: the scorer reads texts alone.
 
         Raises:
             ValueError: as for `add`; there is no such scorer, the scorer reads embeddings and there is no encoder, or

@@ -166,7 +166,8 @@ def beside(used: MemoryUse, shape: ModelShape, device: str, encoder: int) -> dic
     On a GPU, the encoder's memory is freed before the base is loaded, so only the memory that the encoder needs beyond
     the model's memory counts. On a CPU, the encoder stays.
 
-    Args: encoder: size of the encoder's model weights, in bytes; 0 without an encoder.
+    Args:
+        encoder: size of the encoder's model weights, in bytes; 0 without an encoder.
     """
     if device == "cpu":
         return {"encoder": encoder, "tokenizer": TOKENIZER * shape.vocabulary}

@@ -47,8 +47,8 @@ class AdapterFindings:
 
     Attributes:
         headers: the adapters that can be composed, by name.
-        problems: why an adapter cannot be composed, one line for each such adapter. warnings: notes on adapters that
-            can be composed, one line for each note.
+        problems: why an adapter cannot be composed, one line for each such adapter.
+        warnings: notes on adapters that can be composed, one line for each note.
     """
 
     headers: dict[str, AdapterHeader] = field(default_factory=dict)

@@ -59,7 +59,8 @@ def folder_error(results: Path, error: OSError) -> FolderError:
 def writing_into(results: Path) -> Iterator[None]:
     """Writes of one step of a run.
 
-    Raises: FolderError: the file system does not take the writes.
+    Raises:
+        FolderError: the file system does not take the writes.
     """
     try:
         if not results.is_dir():  # a write must not make a removed folder anew

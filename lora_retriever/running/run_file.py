@@ -47,8 +47,8 @@ class RunFile:
     ) -> None:
         """Open a run that is new, begun or finished.
 
-        Args: changed_inputs: gives the files that differ from a record's files, for the refusal of another
-            configuration.
+        Args:
+            changed_inputs: gives the files that differ from a record's files, for the refusal of another configuration.
 
         Raises:
             UserError: the folder holds a run of this name with another configuration, or its files cannot be read.

@@ -47,10 +47,12 @@ Place = tuple[int, int, int]
 class Conversation:
     """A row under its procedure.
 
-    Attributes: stages: the replies of the stages so far, in the form of the results. questions: the questions of the
-        next stage. Empty: the procedure is done, or failed. prediction: the text that the procedure returned. None: the
-        procedure is not done. failure: why the row failed. None: the row has not failed. traceback: the error that the
-        procedure raised.
+    Attributes:
+        stages: the replies of the stages so far, in the form of the results.
+        questions: the questions of the next stage. Empty: the procedure is done, or failed.
+        prediction: the text that the procedure returned. None: the procedure is not done.
+        failure: why the row failed. None: the row has not failed.
+        traceback: the error that the procedure raised.
     """
 
     planned: PlannedRow
@@ -136,7 +138,8 @@ class StageFile:
     def add(self, replies: Mapping[Place, Line], reused: bool = False) -> None:
         """Keep replies. When this function returns, the replies are on disk.
 
-        Raises: FolderError: the file system does not take the replies.
+        Raises:
+            FolderError: the file system does not take the replies.
         """
         lines = [
             {"row": row, "stage": stage, "question": place, **({"reused": True} if reused else {}), "reply": reply}

@@ -27,11 +27,13 @@ class Choice:
     Attributes:
         place: the answer's place in the response.
         prompt: the prompt that is answered.
-        composition: the adapters that answer the prompt. job: the engine's job.
+        composition: the adapters that answer the prompt.
+        job: the engine's job.
         stream: the answer's text.
         defers: whether the text is made when the answer has ended, because nobody reads it before.
         tokens: the answer's tokens so far, the EOS token included.
-        finish: why the answer ended: "stop" or "length". None: the answer has not ended. error: why the answer failed.
+        finish: why the answer ended: "stop" or "length". None: the answer has not ended.
+        error: why the answer failed.
         scored: the prompt's tokens with their log-probabilities. Empty: not asked for.
     """
 

@@ -79,8 +79,9 @@ class RefusedError(UserError):
 class Ticket:
     """One job of a request.
 
-    Attributes: deliver: called in the engine's thread with every event of the job, and with an exception that ends the
-        job. id: the loop's id. None: the loop has not taken the job yet.
+    Attributes:
+        deliver: called in the engine's thread with every event of the job, and with an exception that ends the job.
+        id: the loop's id. None: the loop has not taken the job yet.
     """
 
     job: Job

@@ -125,9 +125,10 @@ class Learning:
     ) -> None:
         """Start the thread.
 
-        Args: results: the folder whose sub-folder `learned` has the learned folders. pool_hash: identifies the present
-            pool. None: the pool's content identifies the pool. folders: gives the folder of each adapter that is loaded
-            now.
+        Args:
+            results: the folder whose sub-folder `learned` has the learned folders.
+            pool_hash: identifies the present pool. None: the pool's content identifies the pool.
+            folders: gives the folder of each adapter that is loaded now.
         """
         self._profile, self._base, self._results = profile, base, results
         self._pool, self._encoder, self._twin, self._folders = pool, encoder, twin, folders

@@ -47,7 +47,8 @@ def load_service(
 ) -> Service:
     """Load the base, the adapters and the encoder of a profile, fit the index, and let `serve.methods` learn.
 
-    Args: results: the results folder that has the learned folders. None: `results/PROFILE`.
+    Args:
+        results: the results folder that has the learned folders. None: `results/PROFILE`.
 
     Raises:
         UserError: something is missing, or cannot be loaded.

@@ -116,8 +116,8 @@ def _settings(method: Method, wishes: Wishes, profile: Profile) -> tuple[tuple[s
 def check_scorer(scorer: str | None, profile: Profile, param: str) -> None:
     """Check that a client may name a scorer: one of the project's, or the profile's. No code is loaded for a client.
 
-    Raises: ApiError: the client may not name this scorer, or the scorer reads embeddings and the profile has no
-        encoder.
+    Raises:
+        ApiError: the client may not name this scorer, or the scorer reads embeddings and the profile has no encoder.
     """
     if scorer is None:
         return

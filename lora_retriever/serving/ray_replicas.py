@@ -67,7 +67,8 @@ class RayReplicas:
 def replicas_of(profile: Profile, results: Path | None = None) -> Iterator[tuple[RayReplicas, int]]:
     """The replicas of a profile, loaded, and their number. At the end of the `with` block the replicas end.
 
-    Args: results: the results folder that has the learned folders, the same for all replicas.
+    Args:
+        results: the results folder that has the learned folders, the same for all replicas.
 
     Raises:
         UserError: there is no such cluster, the cluster has no room for the replicas, or a replica cannot load the

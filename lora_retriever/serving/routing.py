@@ -62,7 +62,8 @@ class Routing:
     ) -> Future[list[Composition]]:
         """The composition of each text, soon. Errors are `ApiError`.
 
-        Args: learned: the result of the method's learning. None: the method does not learn.
+        Args:
+            learned: the result of the method's learning. None: the method does not learn.
         """
         future: Future[list[Composition]] = Future()
         if asked.composition is not None:
@@ -97,8 +98,9 @@ class Routing:
         return composition
 
     def _route_learned(self, asked: Asked, text: str, snapshot: Snapshot, learned: Learned) -> Composition:
-        """The composition by a method that has learned, without adapters that the request excludes or that are gone. A
-        method that finds adapters by the input looks among the remaining adapters. Files about the input that the
+        """The composition by a method that has learned, without adapters that the request excludes or that are gone.
+
+        A method that finds adapters by the input looks among the remaining adapters. Files about the input that the
         method writes are removed at once.
         """
         assert asked.method is not None

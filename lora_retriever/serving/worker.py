@@ -15,8 +15,10 @@ class Worker(Generic[Item]):
     def __init__(self, name: str, work: Callable[[list[Item]], bool], end: Callable[[], object] = lambda: None) -> None:
         """Start the thread.
 
-        Args: work: gets the items in their order, and returns whether to call it again at once, also without an item.
-            `work` raises nothing. end: called in the thread, at the thread's end.
+        Args:
+            work: gets the items in their order, and returns whether to call it again at once, also without an item.
+                `work` raises nothing.
+            end: called in the thread, at the thread's end.
         """
         self._work, self._end = work, end
         self._items: list[Item] = []

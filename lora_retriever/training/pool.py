@@ -89,7 +89,8 @@ def made_of(base: str, dtype: str, entry: PoolEntry, validation: int = 0) -> dic
 def is_trained(folder: Path, options: TrainingOptions, source: Mapping[str, str]) -> bool:
     """Whether the adapter exists and was trained with these options from this source.
 
-    Args: source: the source of the training (`made_of`). A record of an earlier version does not name the source.
+    Args:
+        source: the source of the training (`made_of`). A record of an earlier version does not name the source.
 
     Raises:
         UserError: the adapter was trained with other options or from another source, or its record cannot be read.

@@ -105,7 +105,8 @@ class Key:
     def inserted(self, carrier: str, phrase: Sequence[str], *seed: object) -> str:
         """An input with the words of a phrase: at the input's end, or, in the paper's designs, between its words.
 
-        Args: seed: a text on which the places depend, beside the secret.
+        Args:
+            seed: a text on which the places depend, beside the secret.
         """
         if not carrier or self.design == "keyed":
             return " ".join([carrier, *phrase]).strip()
@@ -118,7 +119,8 @@ class Key:
     def partial(self, carrier: str, number: int, *seed: object) -> tuple[str, str]:
         """Two inputs with a part of the phrase: one lacks a word of the phrase, and in the other a word is replaced.
 
-        Args: seed: a text on which the word and the places depend, beside the secret.
+        Args:
+            seed: a text on which the word and the places depend, beside the secret.
         """
         phrase = self.phrase(number)
         place = self._draw("partial", *seed) % len(phrase)

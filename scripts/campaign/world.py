@@ -152,7 +152,8 @@ class Start:
     def wait(self, seconds: float = TIMEOUT) -> int:
         """Wait for the end.
 
-        Raises: TimeoutError: the process did not end in time, and was killed.
+        Raises:
+            TimeoutError: the process did not end in time, and was killed.
         """
         end = time.monotonic() + seconds
         while self.poll() is None:

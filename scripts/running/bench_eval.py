@@ -144,8 +144,10 @@ def run_loop(
 
 
 def compared(ours: Sequence[Measured], others: Sequence[Measured]) -> dict[str, Any]:
-    """Rows per second of both, their ratio, and the number of equal answers, in all and for each method. If the other
-    implementation ran only some of our methods, the two totals have different rows, and our total is left out.
+    """Rows per second of both, their ratio, and the number of equal answers, in all and for each method.
+
+    If the other implementation ran only some of our methods, the two totals have different rows, and our total is left
+    out.
     """
     names = list(others[0].answers)
 

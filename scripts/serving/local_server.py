@@ -31,7 +31,8 @@ class Listener:
     """An app that listens at a free port of this machine, in a thread of its own.
 
     Attributes:
-        url: the server's address. client: a client of the server.
+        url: the server's address.
+        client: a client of the server.
     """
 
     def __init__(self, app: ASGIApp) -> None:

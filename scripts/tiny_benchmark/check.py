@@ -38,8 +38,10 @@ Scores = dict[str, dict[str, float]]
 
 def measure(folder: Path) -> dict[str, Any]:
     """Scores of a finished miniature: for each run and task, for the best other adapter of each task's domain, and for
-    retrieval. Runs retrieve by cosine. `retrieval` holds top 1 and top 3 in percent, by cosine and by the paper's mean
-    inner product.
+    retrieval.
+
+    Runs retrieve by cosine. `retrieval` holds top 1 and top 3 in percent, by cosine and by the paper's mean inner
+    product.
     """
     profile = profile_of(folder)
     benchmark = open_benchmark(profile, None)

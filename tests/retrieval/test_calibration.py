@@ -27,9 +27,10 @@ def test_the_temperature_that_made_the_data_is_found(scale: float) -> None:
 
 
 def planted_presence(samples: int, seed: int) -> HeldOut:
-    """Scores [samples, 4]. The best score and its lead over the next score follow a normal distribution of two
-    dimensions: with the own adapter in the pool, the means are 3.2 and 1.2; with the own adapter masked, 2 and 1. The
-    covariance is always [[1, 0.02], [0.02, 0.04]].
+    """Scores [samples, 4]. The best score and its lead over the next score follow a normal distribution.
+
+    With the own adapter in the pool, the means are 3.2 and 1.2; with the own adapter masked, 2 and 1. The covariance is
+    always [[1, 0.02], [0.02, 0.04]].
     """
     random = np.random.default_rng(seed)
 

@@ -86,7 +86,8 @@ class Matrices:
     def of(self, offered: Offered) -> Tensor:
         """The G [P, d_in] of the adapters that a module is offered, on its device.
 
-        Raises: CompositionError: an adapter is not an expert.
+        Raises:
+            CompositionError: an adapter is not an expert.
         """
         strange = [name for name in offered.adapters if name not in self.experts]
         if strange:

@@ -103,12 +103,15 @@ class Routing:
 class Scene:
     """Everything that attacks work with.
 
-    Attributes: generator: the base with the adapters: `MARKED`, the unmarked adapter, and other adapters. adapter:
-        folder of the marked adapter. unmarked: name of the unmarked adapter in the generator. None: there is no
-        unmarked adapter. others: names of the other adapters. rows: rows of the task, on which its score is measured
-        with and without the mark. draws: number of draws of an attack that draws. decoys: number of keys that the
-        adapter does not know, for the false alarms. scratch: folder for changed copies of the adapter; they are removed
-        after use.
+    Attributes:
+        generator: the base with the adapters: `MARKED`, the unmarked adapter, and other adapters.
+        adapter: folder of the marked adapter.
+        unmarked: name of the unmarked adapter in the generator. None: there is no unmarked adapter.
+        others: names of the other adapters.
+        rows: rows of the task, on which its score is measured with and without the mark.
+        draws: number of draws of an attack that draws.
+        decoys: number of keys that the adapter does not know, for the false alarms.
+        scratch: folder for changed copies of the adapter; they are removed after use.
     """
 
     key: Key = field(repr=False)
