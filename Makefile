@@ -14,8 +14,7 @@ BIN = .venv/bin
 # Processes that run tests side by side: one for each core, at most four. All tests of a file run in one process.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The tests start many processes. Python keeps compiled modules even where the environment forbids: else each process
-# would compile all modules anew.
+# The tests start many processes. Under this variable, each process would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: eval serve test test-quick test-long lint mutants docs wheel campaign

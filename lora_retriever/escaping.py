@@ -1,6 +1,6 @@
-r"""Names and answers are data. The functions of this module make data a text of another language, one function per
-language.
+r"""Names and answers are data.
 
+The functions of this module make data a text of another language, one function per language.
 `visible` comes first in each: a control character, an escape sequence of a terminal, a change of the writing direction
 or half of a surrogate pair is shown as its escape (`\x1b`), so that nothing in a name acts on a terminal and every
 result can be written in UTF-8. HTML is escaped by jinja's autoescape (`report`).
@@ -187,9 +187,9 @@ def as_json(content: Any, indent: int | None = 1) -> str:
 
 
 def replace_unwritable() -> None:
-    """Let standard output and error replace characters that their encoding lacks, instead of failing. A command calls
-    this first.
+    """Let standard output and error replace characters that their encoding lacks, instead of failing.
 
+    A command calls this first.
     Under an encoding other than UTF-8, the signs of `_SIGNS`, which tables and messages use, become ASCII. Other
     characters that the encoding lacks become the letter without its accent, or `?`.
     """

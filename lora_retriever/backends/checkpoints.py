@@ -53,9 +53,9 @@ class Checkpoints:
     def written(
         self, key: Hashable, composition: Composition, mode: str | Composer, ranks: Sequence[int] = RANKS
     ) -> Served:
-        """The checkpoint of a composition, written now if the folder has no such checkpoint. The checkpoint of no
-        adapters adds zero.
+        """The checkpoint of a composition, written now if the folder has no such checkpoint.
 
+        The checkpoint of no adapters adds zero.
         Args:
             ranks: the ranks that the engine takes. The checkpoint is padded with zeros to one of these ranks.
 

@@ -1,5 +1,4 @@
-"""The fields of a profile in words: all fields with their possible values, and the fields of one profile with their
-sources.
+"""The fields of a profile in words: their possible values, and the source of each value of one profile.
 
 Everything comes from the classes of the profile: names, types, limits and defaults from the fields, meanings from the
 docstrings.

@@ -163,7 +163,7 @@ def forward_options(base: PreTrainedModel, mask: Tensor, kept: int) -> dict[str,
     if not bool(mask.all()):
         options["attention_mask"] = mask
     if "position_ids" in accepted:
-        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # positions without padding
+        options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # as if there were no padding
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = kept
     return options

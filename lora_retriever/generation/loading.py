@@ -41,9 +41,9 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The folders of a base model and its adapters, with the settings for loading. The object can be sent to another
-    process.
+    """The folders of a base model and its adapters, with the settings for loading.
 
+    The object can be sent to another process.
     Attributes:
         base: the folder of the base model and its tokenizer.
         adapters: the folder of each adapter, by the adapter's name.

@@ -1,6 +1,6 @@
-"""`Context`: the parts of an evaluation that a method may read. A method that reads an undeclared part is refused by
-name.
+"""`Context`: the parts of an evaluation that a method may read.
 
+A method that reads an undeclared part is refused by name.
 All methods of an evaluation share embeddings, indexes, the model and learned folders. `Resources` holds these objects,
 and makes each object when a method first asks for the object. A `Context` is one method's view of the resources.
 """
@@ -67,9 +67,9 @@ class Declaration:
 
 
 class Resources:
-    """The objects that all methods of one evaluation share. Each object is made when a method first asks for the
-    object.
+    """The objects that all methods of one evaluation share.
 
+    Each object is made when a method first asks for the object.
     Attributes:
         learned: the hashes of the learned folders that were used since this dictionary was last emptied, by name.
         kept_learned: the names of learned folders that are used though other code made them.

@@ -60,8 +60,7 @@ class TokenGate:
 
 
 def token_weights(matrix: Tensor, tokens: Tokens, top_k: int | None = None) -> Tensor:
-    """w = softmax(G x) over the offered experts, or over the `top_k` offered experts with the largest scores: [batch,
-    n, P].
+    """w = softmax(G x) [batch, n, P] over the offered experts, or over the `top_k` experts with the largest scores.
 
     The softmax over the kept scores is the softmax over all, its kept weights scaled to sum 1. Computed in the dtype of
     the matrix G [P, d_in], float32.

@@ -62,8 +62,7 @@ def compute(metric: Metric, *, predictions: Sequence[str], references: Sequence[
 def compared(
     predictions: Sequence[str], references: Sequence[Reference]
 ) -> tuple[list[str], list[list[str]]]:  # [rows], [rows][references of the row]
-    """Predictions and references in the form that metrics compare: one Unicode form, and every reference a list of
-    texts.
+    """Predictions and references for a metric: in one Unicode form, and every reference as a list of texts.
 
     Raises:
         RowError: a row has an empty list of references.

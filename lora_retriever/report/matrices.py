@@ -75,8 +75,8 @@ def adapter_similarity(index: AdapterIndex, tasks: Sequence[Task]) -> Matrix:
 
 def task_similarity(runs: Sequence[ScoredRun], tasks: Sequence[Task]) -> Matrix | None:
     """The similarity of tasks: the cosine between the shares with which a run retrieved each adapter for two tasks.
-    Needs no index.
 
+    Needs no index.
     The shares come from the run that retrieved most adapters per row. None if no run retrieved any adapter.
     """
     candidates = [run for run in runs if retrieves(run)]

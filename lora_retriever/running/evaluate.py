@@ -1,5 +1,4 @@
-"""The main path: rows and pool in; one file of answers out for each run (a method, or a variant of a method in a
-sweep).
+"""The main path: rows and pool in; one file of answers out for each run (a method, or a variant in a sweep).
 
     rows + pool ─► embeddings ─► index ─► compositions ─► batches ─► answers ─► RESULTS/NAME.jsonl
 

@@ -1,5 +1,4 @@
-"""`lora-retriever doctor --measure`: the exactness, speed and memory of composing and answering some rows on this
-device.
+"""`lora-retriever doctor --measure`: exactness, speed and memory of composing and answering on this device.
 
 The base and the adapters are loaded in the same way as by a run. Rows are answered as a mixture of three adapters: the
 own adapter of the row and two others. So no encoder is needed, and nothing is written.

@@ -163,9 +163,9 @@ class Changing:
             return entry, notes
 
     def remove(self, name: str) -> None:
-        """Remove an adapter from the pool. The adapter is unloaded when the last request that uses the adapter has
-        ended.
+        """Remove an adapter from the pool.
 
+        The adapter is unloaded when the last request that uses the adapter has ended.
         Raises:
             ApiError: there is no such adapter, or the change cannot be kept. Nothing has changed.
         """

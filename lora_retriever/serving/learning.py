@@ -57,8 +57,7 @@ class Learned:
 
 
 class Twin:
-    """A second view of the base, with the same model weights in memory, for methods that look into the model while the
-    engine answers.
+    """A second view of the base, with the same model weights, for methods that look into the model while it answers.
 
     Adapters are loaded at their first use, in addition to the engine's adapters.
     """

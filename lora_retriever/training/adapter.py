@@ -48,9 +48,9 @@ def train_adapter(
     on_step: Callable[[Step], None] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Train one adapter. Write the adapter, the record and the curve of its training to the folder `out` in one atomic
-    step.
+    """Train one adapter.
 
+    Write the adapter, the record and the curve of its training to the folder `out` in one atomic step.
     Args:
         base: the base model, which is frozen and comes back unchanged. The adapter of a 16-bit base is float32.
         samples: the examples trained on.

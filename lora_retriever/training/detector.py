@@ -110,9 +110,9 @@ def train_detector(
     on_step: Callable[[Step], None] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Train an adapter with a detection head. Write both, the record and the curve to the folder `out` in one atomic
-    step.
+    """Train an adapter with a detection head.
 
+    Write both, the record and the curve to the folder `out` in one atomic step.
     Args:
         base: the base model, which is frozen and comes back unchanged.
         samples: the examples; their targets are triples, one a line. Their relations are the head's labels.

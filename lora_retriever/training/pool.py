@@ -74,8 +74,7 @@ def _check_triples(entry: PoolEntry) -> None:
 
 
 def made_of(base: str, dtype: str, entry: PoolEntry, validation: int = 0) -> dict[str, str]:
-    """The source of an adapter's training, for its record: base, dtype, and the SHA-256 of the samples and their
-    division.
+    """The source of a training, for its record: base, dtype, and the SHA-256 of the samples and their division.
 
     Args:
         base: the SHA-256 of the base model.

@@ -106,9 +106,9 @@ def begins_a_word(text: str, words: Sequence[str]) -> bool:
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int] | None:
-    """The first token of each word. None: two words begin with the same token, so one token does not distinguish the
-    two.
+    """The first token of each word.
 
+    None: two words begin with the same token, so one token does not distinguish the two.
     Words that the tokenizer does not know begin with the same token, the unknown token.
     """
     tokens = [text_tokens(tokenizer, word)[0] for word in words]

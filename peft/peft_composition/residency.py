@@ -23,9 +23,9 @@ from peft_composition.pairs import EMPTY_SLOT, ModuleStack
 
 
 class Residency:
-    """The adapters of one base model, and the stacks of the adapters in memory. Only one thread may use this object at
-    a time.
+    """The adapters of one base model, and the stacks of the adapters in memory.
 
+    Only one thread may use this object at a time.
     Attributes:
         headers: the loaded adapters by name, in loading order.
         stacks: the tensors of the adapters in memory, by module name, for the modules that any adapter targets.

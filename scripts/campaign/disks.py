@@ -34,8 +34,7 @@ class Disks:
         self.log = log
 
     def at_operations(self, count: int | None = None, names: Sequence[str] = ()) -> None:
-        """Every operation of every scenario fails, reads included: the operation alone, and together with all later
-        operations.
+        """Every operation of every scenario fails, reads included: alone, and together with all later operations.
 
         The errors take turns, so that every operation fails with two errors.
 

@@ -1,5 +1,4 @@
-"""Bad inputs: a small benchmark that works, a table of ways to spoil the benchmark, and the message that a command must
-give.
+"""Bad inputs: a small benchmark that works, ways to spoil the benchmark, and the messages that commands must give.
 
 The promises for each case: the exit status of the table (2 in nearly all cases), one message that names the mistake, no
 traceback, no log of an unexpected error, no half-written file, and limited time and memory.

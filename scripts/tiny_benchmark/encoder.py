@@ -53,9 +53,9 @@ def train_encoder(
     seed: int,
     steps: int,
 ) -> list[float]:
-    """Train by contrast. Each step takes two inputs of each task, which must be nearer to each other than to other
-    inputs.
+    """Train by contrast.
 
+    Each step takes two inputs of each task, which must be nearer to each other than to other inputs.
     Args:
         samples: inputs of the tasks trained on, by task.
 

@@ -27,9 +27,9 @@ def vocabulary_of(texts: Iterable[str]) -> list[str]:
 
 
 def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word, punctuation mark or line break. It puts `<s>` first and pads on the
-    left.
+    """A tokenizer with one token for each word, punctuation mark or line break.
 
+    It puts `<s>` first and pads on the left.
     Decoding puts one space before a word, none before a punctuation mark, and none around a line break.
     """
     ids = {token: number for number, token in enumerate([*_SPECIAL, *vocabulary])}

@@ -98,9 +98,9 @@ def started_here(pid: int) -> bool:
 
 
 def test_a_signal_ends_a_run_on_ray_as_it_ends_any_run(tmp_path: Path) -> None:
-    """Ray installs its own signal handlers, which abort. This test runs first, because a fork cannot use its parent's
-    Ray.
+    """Ray installs its own signal handlers, which abort.
 
+    This test runs first, because a fork cannot use its parent's Ray.
     Ray ends a process with status 1 if one of its threads uses Ray, or drops a reference, after `ray.shutdown`. At the
     signal, a thread of Ray Data is slower than the two seconds that Ray Data itself waits.
     """

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def softmax_of_offered(scores: Tensor, offered: Tensor, top_k: int | None = None, temperature: float = 1.0) -> Tensor:
-    """Weights [..., P]: the softmax, at a temperature, of the `top_k` best offered scores [..., P]; other adapters
-    get 0.
+    """The softmax [..., P], at a temperature, of the `top_k` best offered scores [..., P]; other adapters get 0.
 
     `offered` [..., P] bool may be broadcast. If fewer than `top_k` adapters are offered, all offered adapters are kept.
     `top_k` None keeps all. The weights of a row without offered adapters have no meaning, but weights and gradients are

@@ -37,7 +37,7 @@ async def add(body: NewAdapter, request: Request) -> Json:
 
 @router.delete("/v1/adapters/{name:path}", response_class=Json)
 async def remove(name: str, request: Request) -> Json:
-    """Remove an adapter from the pool. Requests that use the adapter end with the adapter."""
+    """Remove an adapter from the pool. Running requests keep the adapter to their end."""
     serving = serving_of(request)
     await asyncio.to_thread(_changing(serving).remove, name)
     serving.metrics.forget(name)

@@ -37,7 +37,7 @@ Body = dict[str, Any]
 
 @router.post("/v1/completions", response_class=Json)
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue prompts, which do not change."""
+    """Continue prompts, without a template and without a change."""
     make = serving_of(request).prompts.of_completion
     prompts = await asyncio.to_thread(lambda: [make(prompt) for prompt in body.prompts])
     return await _respond(_Completion(body, request, prompts, body.max_tokens, body.logprobs))
